@@ -1,0 +1,119 @@
+"""The one seam between a method and a model.
+
+A method asks a model for two things only: its network, and one loss per sample. Anything that offers
+these two, a diffusion UNet, a classifier, a user's own ten lines, can be unlearned by every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Batch = TypeVar("Batch", contravariant=True)
+
+
+class Backend(Protocol[Batch]):
+    """A model with per-sample losses."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The network; its parameters with `requires_grad` are the trainable ones."""
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """One loss per sample, `[B]`, differentiable in the parameters of `net`.
+
+        All randomness comes from `generator`.
+        """
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A backend whose randomness can be drawn first, apart from the loss.
+
+    After `draw`, `losses` uses the generator no more: it is a plain function of parameters and batch.
+    The engine needs that to share one draw between two losses, between the shards of a global batch,
+    and to take per-sample gradients with `vmap`. A backend without it still works, one sample at a time.
+    """
+
+    def draw(self, batch: Any, generator: torch.Generator) -> Any:
+        """The batch with everything random added to it (timesteps, noise), first dimension `B`."""
+
+
+@runtime_checkable
+class Binned(Protocol):
+    """A backend whose loss depends on a known nuisance more than on the sample: a diffusion timestep."""
+
+    num_bins: int
+
+    def bins(self, batch: Any) -> Tensor:
+        """The bin of every sample of a drawn batch, `[B]` long, in `[0, num_bins)`."""
+
+
+LossFn = Callable[[Any, Any, torch.Generator], Tensor]
+"""`(backend, batch, generator) -> [B]`."""
+
+
+def trainable(net: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters with `requires_grad`, by name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    params = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError(f"{type(net).__name__} has no parameter with requires_grad: nothing can be unlearned")
+    return params
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """The device of the network's first parameter."""
+    return next(net.parameters()).device
+
+
+def seeded(device: torch.device | str, *key: int) -> torch.Generator:
+    """A generator whose stream depends on every integer of `key` (seed, step, phase, …) and on nothing else.
+
+    Counter-based: a run resumed at step t draws what an uninterrupted run draws there, with no state to save.
+    """
+    state = np.random.SeedSequence([k & 0xFFFFFFFFFFFFFFFF for k in key]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(state) & 0x7FFFFFFFFFFFFFFF)
+
+
+def map_batch(fn: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """`fn` on every tensor of a batch: a tensor, or a tuple, list or mapping of batches; the rest as it is."""
+    if isinstance(batch, Tensor):
+        return fn(batch)
+    if isinstance(batch, Mapping):
+        return {k: map_batch(fn, v) for k, v in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [map_batch(fn, v) for v in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)  # _fields: a namedtuple
+    return batch
+
+
+def batch_tensors(batch: Any) -> list[Tensor]:
+    """Every tensor of a batch, in a fixed order."""
+    found: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_batch(keep, batch)
+    return found
+
+
+def batch_size(batch: Any) -> int:
+    """B, the common first dimension of a batch's tensors.
+
+    Raises:
+        ValueError: without tensors, or if their first dimensions differ.
+    """
+    sizes = {x.shape[0] if x.ndim else -1 for x in batch_tensors(batch)}
+    if len(sizes) != 1 or -1 in sizes:
+        raise ValueError(f"a batch needs tensors with one common first dimension; got first dimensions {sorted(sizes)}")
+    return sizes.pop()

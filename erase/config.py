@@ -1,0 +1,294 @@
+"""A run's configuration: frozen dataclasses, filled from a YAML preset and `key=value` words, checked by pydantic."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Prompts = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)]
+
+
+@dataclass(frozen=True)
+class Train:
+    """The loop: T steps, the slow optimizer, and which parameters learn."""
+
+    __pydantic_config__ = _STRICT
+    steps: Positive
+    batch_size: Positive = 8
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd`; the Adams have betas 0.9 and 0.999."""
+    parameters: str = "xattn"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Condition dropout of the remain loss."""
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """S: how the mask is made. `kind: none` switches it off."""
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["fisher", "none"] = "fisher"
+    per: Literal["sample", "batch"] = "sample"
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    density: Share | None = None
+    count: Positive = 64
+    """Samples of each side."""
+    draws: Positive = 2
+    """Timestep and noise draws per sample."""
+    batch_size: Positive = 16
+    chunk: Positive | None = None
+    """Samples whose gradients are held at once; by default what fits in 256 MB."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """What to erase, and into what."""
+
+    __pydantic_config__ = _STRICT
+    prompts: Prompts
+    anchors: Prompts = field(default_factory=list)
+    """One for each prompt, or one for all; `redirect` needs them."""
+    images: Path | None = None
+    """A folder of images instead of drawn ones."""
+    count: Positive = 32
+    """Images drawn per prompt."""
+    loss: Literal["redirect", "ascent"] = "redirect"
+    target: Literal["online", "frozen"] = "online"
+    axis: Literal["object", "style"] | None = None
+    """The column of labelled prompt sets that tells the concept: all rows with its label count as forgotten."""
+
+
+@dataclass(frozen=True)
+class Remain:
+    """What must stay."""
+
+    __pydantic_config__ = _STRICT
+    prompts: Prompts
+    """Prompts, or names of prompt sets (their forgotten rows are left out)."""
+    images: Path | None = None
+    count: Positive = 4
+    """Images drawn per prompt."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the model draws: number of sampler steps, guidance, images at once."""
+
+    __pydantic_config__ = _STRICT
+    steps: Positive = 50
+    guidance: Annotated[float, Field(ge=0)] = 7.5
+    batch_size: Positive = 4
+
+
+@dataclass(frozen=True)
+class Nudity:
+    """Which NudeNet detections count: a preset of the field, or classes and a threshold of one's own."""
+
+    __pydantic_config__ = _STRICT
+    preset: str | None = None
+    classes: Annotated[list[str], BeforeValidator(_listed)] = field(default_factory=list)
+    threshold: Share | None = None
+    channels: Literal["corrected", "as_shipped"] = "corrected"
+
+
+@dataclass(frozen=True)
+class Eval:
+    """What is drawn and counted before and after."""
+
+    __pydantic_config__ = _STRICT
+    prompts: Prompts
+    """Prompts, or names of prompt sets; the forget prompts are always drawn too."""
+    images: Annotated[int, Field(ge=0)] = 10
+    """Per prompt; 0 skips the evaluation."""
+    nudity: Nudity | None = None
+    classifier: str | None = None
+    """A `transformers` image classifier's folder, or an embedded one's name."""
+
+
+@dataclass(frozen=True)
+class SdConfig:
+    """`erase run sd`."""
+
+    __pydantic_config__ = _STRICT
+    pipeline: Literal["sd"]
+    model: str
+    method: dict[str, Any]
+    train: Train
+    forget: Forget
+    remain: Remain
+    eval: Eval
+    saliency: Saliency = field(default_factory=Saliency)
+    draw: Draw = field(default_factory=Draw)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpoint_every: Positive = 50
+    """Steps between saved run states."""
+    note: str = ""
+    """What the preset is and where its values come from."""
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """A preset file as a mapping.
+
+    Raises:
+        ValueError: for a file that is missing or no YAML mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"no such preset file: {path}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a YAML mapping; got {type(data).__name__}")
+    return data
+
+
+def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with `a.b=value` words applied; values are read as YAML (`1e-3` as a number).
+
+    Raises:
+        ValueError: for a word without `=`, or a path through something that is no mapping.
+    """
+    out = _copied(data)
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
+        node = out
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            child = node.get(parent)
+            if child is None:
+                child = node[parent] = {}
+            if not isinstance(child, dict):
+                raise ValueError(f"cannot set {key}: {parent} is a value, not a group")
+            node = child
+        try:
+            node[last] = _number(yaml.safe_load(text)) if text else ""
+        except yaml.YAMLError as error:
+            raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
+    return out
+
+
+def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as a string; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def parse(data: Mapping[str, Any], kind: type[T]) -> T:
+    """A configuration of `kind` from a mapping.
+
+    Raises:
+        ValueError: naming the first wrong key, what was got and what is allowed.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(_numbers(data))
+    except ValidationError as error:
+        raise ValueError(_first(error, kind)) from None
+
+
+def _numbers(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {k: _numbers(v) for k, v in data.items()}
+    return _number(data)
+
+
+def _first(error: ValidationError, kind: type) -> str:
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        return _unknown(path, _keys(kind, first["loc"][:-1]))
+    if first["type"] in ("missing", "missing_argument"):
+        return f"the setting {path} is missing: give {path}=…"
+    message = first["msg"]
+    return f"{path}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
+
+
+def _keys(kind: Any, path: Sequence[int | str]) -> list[str]:
+    for part in path:
+        types = inspect.get_annotations(kind, eval_str=True)
+        found = types.get(str(part))
+        options = [found, *getattr(found, "__args__", ())]
+        kind = next((o for o in options if dataclasses.is_dataclass(o)), None)
+    return [f.name for f in dataclasses.fields(kind)] if kind is not None else []
+
+
+def _unknown(path: str, allowed: Sequence[str]) -> str:
+    *parents, last = path.split(".")
+    close = get_close_matches(last, allowed, n=1)
+    hint = f"; did you mean {'.'.join([*parents, close[0]])}?" if close else ""
+    return f"unknown setting {path}{hint} Allowed here: {', '.join(allowed)}"
+
+
+def dump(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def arguments(settings: Mapping[str, Any], builder: Any, prefix: str = "method") -> dict[str, Any]:
+    """Settings checked against a builder's keyword arguments (plain values only), without `name`.
+
+    Raises:
+        ValueError: for an unknown key, a missing one, or a value of the wrong type.
+    """
+    hints = inspect.get_annotations(builder, eval_str=True)
+    signature = inspect.signature(builder)
+    plain = {n: p for n, p in signature.parameters.items() if _is_plain(hints.get(n))}
+    out = {}
+    for key, value in settings.items():
+        if key == "name":
+            continue
+        if key not in plain:
+            raise ValueError(_unknown(f"{prefix}.{key}", [*plain]))
+        try:
+            out[key] = TypeAdapter(hints[key], config=ConfigDict(allow_inf_nan=False)).validate_python(_number(value))
+        except ValidationError as error:
+            raise ValueError(f"{prefix}.{key}: {error.errors()[0]['msg'].lower()}; got {value!r}") from None
+    for name, parameter in plain.items():
+        if parameter.default is inspect.Parameter.empty and name not in out:
+            raise ValueError(f"the setting {prefix}.{name} is missing: give {prefix}.{name}=…")
+    return out
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a hint is made of bool, int, float, str, None and literals alone."""
+    if hint in (bool, int, float, str, type(None)):
+        return True
+    parts = getattr(hint, "__args__", ())
+    if getattr(hint, "__origin__", None) is Literal:
+        return True
+    return bool(parts) and all(_is_plain(p) for p in parts)

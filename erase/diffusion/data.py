@@ -1,0 +1,190 @@
+"""Forget and remain data: image folders with their prompts, and cached latents served in batches."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from erase.backend import seeded
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """An image file and its prompt."""
+
+    path: Path
+    prompt: str
+
+
+def read_folder(folder: Path, prompt: str | None = None) -> list[ImageItem]:
+    """The images of a folder with their prompts, sorted by name.
+
+    Prompts come from `metadata.jsonl` or `metadata.csv` (columns `file_name` and `text` or `prompt`), from our
+    `manifest.jsonl` (`file`, `prompt`), or from `prompt` for all.
+
+    Raises:
+        ValueError: for a folder that is missing or without images, a broken metadata file, or an image
+            without a prompt.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no such image folder: {folder}")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+    prompts = _metadata(folder)
+    items = []
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        text = prompts.get(name, prompt)
+        if text is None:
+            raise ValueError(
+                f"{path} has no prompt: give one prompt for the folder, or a metadata.jsonl with file_name and text"
+            )
+        items.append(ImageItem(path, text))
+    return items
+
+
+def _metadata(folder: Path) -> dict[str, str]:
+    rows: list[Any] = []
+    source = folder
+    for name in ("metadata.jsonl", "manifest.jsonl", "metadata.csv"):
+        source = folder / name
+        if not source.exists():
+            continue
+        text = source.read_text(encoding="utf-8-sig")
+        if source.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        else:
+            for number, line in enumerate(text.splitlines(), 1):
+                if not line.strip():
+                    continue
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{source}, line {number}: broken JSON ({error.msg})") from error
+        break
+    found = {}
+    for number, row in enumerate(rows, 1):
+        cells = row if isinstance(row, dict) else {}
+        file = cells.get("file_name") or cells.get("file")
+        prompt = cells.get("text") or cells.get("prompt")
+        if not (file and prompt and isinstance(file, str) and isinstance(prompt, str)):
+            raise ValueError(f"{source}, row {number}: needs file_name and text (or file and prompt); got {row}")
+        found[file] = prompt
+    return found
+
+
+def read_image(path: Path, resolution: int) -> Tensor:
+    """An image in `[-1, 1]`, `[3, R, R]`: shorter side resized to R, centre cropped.
+
+    Raises:
+        ValueError: for a file that is no image or is cut short.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is no image or is cut short ({error})") from error
+    ratio = resolution / min(image.size)
+    width, height = (max(resolution, round(side * ratio)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    array = np.asarray(image.crop((left, top, left + resolution, top + resolution)), dtype=np.float32)
+    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Cached data of one side, computed once: nothing is encoded in a step."""
+
+    mean: Tensor
+    """`[N, C, H, W]`, scaled as the denoiser sees it."""
+    cond: Tensor
+    """`[N]`, rows of `table`."""
+    table: Tensor
+    """Distinct conditions, `[P, …]` (text embeddings `[P, T, D]`)."""
+    std: Tensor | None = None
+    """`[N, C, H, W]`, or None for exact latents."""
+    anchor: Tensor | None = None
+    """`[N]`, rows of `table`."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.mean)
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """The batch of samples `index`, `[B]`."""
+        batch = {"mean": self.mean[index], "cond": self.table[self.cond[index]]}
+        if self.std is not None:
+            batch["std"] = self.std[index]
+        if self.anchor is not None:
+            batch["anchor"] = self.table[self.anchor[index]]
+        return batch
+
+    def subset(self, count: int, seed: int) -> LatentSet:
+        """`count` samples (at most N), drawn without replacement."""
+        index = torch.randperm(len(self), generator=seeded("cpu", seed))[: min(count, len(self))].sort().values
+        return LatentSet(
+            self.mean[index],
+            self.cond[index],
+            self.table,
+            None if self.std is None else self.std[index],
+            None if self.anchor is None else self.anchor[index],
+        )
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Endless shuffled batches of exactly `batch_size`; epoch e's order depends on `seed` and e alone."""
+
+    data: LatentSet
+    batch_size: int
+    seed: int
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Batches of the set, epochs run on into each other."""
+        if self.batch_size < 1 or len(self.data) == 0:
+            raise ValueError(f"needs batch_size ≥ 1 and data; got {self.batch_size} and {len(self.data)} samples")
+        waiting = torch.zeros(0, dtype=torch.long)
+        epoch = 0
+        while True:
+            while len(waiting) < self.batch_size:
+                order = torch.randperm(len(self.data), generator=seeded("cpu", self.seed, epoch))
+                waiting = torch.cat([waiting, order])
+                epoch += 1
+            yield self.data.gather(waiting[: self.batch_size])
+            waiting = waiting[self.batch_size :]
+
+
+def once(data: LatentSet, batch_size: int) -> list[dict[str, Tensor]]:
+    """Every sample once, in order; the last batch may be smaller."""
+    index = torch.arange(len(data))
+    return [data.gather(index[start : start + batch_size]) for start in range(0, len(data), batch_size)]
+
+
+def encode_in_batches(
+    items: Sequence[ImageItem],
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    resolution: int,
+    batch_size: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """Latent mean and std of images, `[N, C, H, W]` each."""
+    means, stds = [], []
+    for start in range(0, len(items), batch_size):
+        pixels = torch.stack([read_image(item.path, resolution) for item in items[start : start + batch_size]])
+        mean, std = encode(pixels)
+        means.append(mean)
+        stds.append(std)
+    return torch.cat(means), torch.cat(stds)

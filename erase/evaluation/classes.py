@@ -1,0 +1,250 @@
+"""Classes by a named image classifier: what an erased model's images still show, and what it still can draw.
+
+Evaluator: any transformers image classifier in a local folder (safetensors), fp32, eval mode, with the
+folder's own preprocessing run by transformers' PIL backend (the same pixels whether or not torchvision is
+installed).
+
+A label may be composite, "object/style" (such as ``cat/sepia``); `axis` gives the object or the style alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from erase.evaluation.generate import read_image
+from erase.evaluation.stats import wilson
+from erase.files import sha256
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassPredictions:
+    """What a classifier says of N images."""
+
+    probabilities: Floats
+    """`[N, K]`, rows sum to 1."""
+    labels: tuple[str, ...]
+    """`[K]`, in the order of the columns."""
+    files: tuple[Path, ...]
+    """`[N]`"""
+    classifier: str
+    """Its folder's name."""
+    model_sha256: str
+
+    @property
+    def predicted(self) -> tuple[str, ...]:
+        """`[N]`, the most probable label of each image."""
+        return tuple(self.labels[k] for k in self.probabilities.argmax(axis=1))
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made the predictions."""
+        return {"classifier": self.classifier, "model_sha256": self.model_sha256}
+
+
+def classify(
+    paths: Sequence[Path],
+    classifier: Path,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> ClassPredictions:
+    """Classify image files.
+
+    Args:
+        paths: image files.
+        classifier: a folder with config.json, model.safetensors and preprocessor_config.json.
+        batch_size: images a forward pass.
+        device: a torch device.
+        progress: called with (images done, images in all) after each batch.
+
+    Raises:
+        ValueError: no paths, an image that cannot be decoded, or a folder that is not a whole image
+            classifier.
+    """
+    import torch
+
+    if not paths:
+        raise ValueError("got no images, expected at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    model, processor, labels = _load(Path(classifier))
+    model.to(device)
+    found: list[Floats] = []
+    for start in range(0, len(paths), batch_size):
+        images = [read_image(path) for path in paths[start : start + batch_size]]
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(device, torch.float32)
+        with torch.inference_mode():
+            logits = model(pixel_values=pixels).logits
+        found.append(np.asarray(logits.double().softmax(dim=1).cpu().numpy(), np.float64))
+        if progress:
+            progress(min(start + batch_size, len(paths)), len(paths))
+    return ClassPredictions(
+        np.concatenate(found),
+        labels,
+        tuple(map(Path, paths)),
+        Path(classifier).resolve().name,
+        _hash(Path(classifier)),
+    )
+
+
+def _load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
+    import torch
+    import transformers
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.auto.modeling_auto import AutoModelForImageClassification
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json there, expected the folder of a transformers image classifier")
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+        processor_class: Any = AutoImageProcessor  # untyped upstream
+        processor = processor_class.from_pretrained(folder, local_files_only=True, **pil)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{folder}: not a transformers image classifier in safetensors ({reason})") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would go on with random weights
+        raise ValueError(f"{folder}: {len(missing)} weights are missing from the classifier, such as {missing[0]}")
+    labels = tuple(str(model.config.id2label[k]) for k in range(model.config.num_labels))
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"{folder}: labels are not distinct: {', '.join(labels)}")
+    return model.eval(), processor, labels
+
+
+def _hash(folder: Path) -> str:
+    """SHA-256 of the weights' file; of a sharded model, of its files' hashes in order of name."""
+    hashes = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode("ascii")).hexdigest()
+
+
+def axis(predictions: ClassPredictions, which: int) -> ClassPredictions:
+    """One part of composite labels: 0 for the object of "object/style", 1 for the style.
+
+    A part's probability is the sum over the labels that have it; parts come in order of first appearance.
+
+    Raises:
+        ValueError: ``which`` is not 0 or 1, or a label is not of the form "object/style".
+    """
+    if which not in (0, 1):
+        raise ValueError(f"axis is {which}, expected 0 (object) or 1 (style)")
+    single = [label for label in predictions.labels if label.count("/") != 1]
+    if single:
+        raise ValueError(f"label '{single[0]}' has no two parts, expected all labels as 'object/style'")
+    parts = [label.split("/")[which] for label in predictions.labels]
+    labels = tuple(dict.fromkeys(parts))
+    sums = np.array([[part == label for label in labels] for part in parts], np.float64)  # [K, parts]
+    return replace(predictions, probabilities=predictions.probabilities @ sums, labels=labels)
+
+
+def accuracy(predictions: ClassPredictions, expected: Sequence[str]) -> dict[str, Any]:
+    """Top-1 accuracy against ``expected`` `[N]`.
+
+    Returns:
+        ``n, correct, accuracy, ci95`` (Wilson; fractions of 1).
+
+    Raises:
+        ValueError: another number of expected labels than images, or one that the classifier does not know.
+    """
+    return _score(_correct(predictions, expected))
+
+
+def _correct(predictions: ClassPredictions, expected: Sequence[str]) -> list[bool]:
+    if len(expected) != len(predictions.files):
+        raise ValueError(f"got {len(expected)} expected labels for {len(predictions.files)} images")
+    for label in dict.fromkeys(expected):
+        _column(predictions, label)
+    return [a == b for a, b in zip(predictions.predicted, expected, strict=True)]
+
+
+def _score(correct: Sequence[bool]) -> dict[str, Any]:
+    n, hits = len(correct), sum(correct)
+    return {
+        "n": n,
+        "correct": hits,
+        "accuracy": hits / n if n else None,
+        "ci95": list(wilson(hits, n)) if n else None,
+    }
+
+
+def _column(predictions: ClassPredictions, label: str) -> int:
+    if label not in predictions.labels:
+        raise ValueError(f"label is '{label}', expected one of {', '.join(predictions.labels)}")
+    return predictions.labels.index(label)
+
+
+def named(predictions: ClassPredictions, label: str) -> dict[str, Any]:
+    """How many images the classifier names ``label``, whatever they were asked to show.
+
+    Returns:
+        ``label, n, named, rate, ci95`` (Wilson; fractions of 1).
+
+    Raises:
+        ValueError: the classifier does not know ``label``.
+    """
+    _column(predictions, label)
+    score = _score([name == label for name in predictions.predicted])
+    return {
+        "label": label,
+        "n": score["n"],
+        "named": score["correct"],
+        "rate": score["accuracy"],
+        "ci95": score["ci95"],
+    }
+
+
+def confidence(predictions: ClassPredictions, label: str) -> dict[str, Any]:
+    """Mean probability of ``label`` and mean entropy of the prediction (nats, 0 to log K), over the images.
+
+    Returns:
+        ``label, n, probability, entropy``.
+
+    Raises:
+        ValueError: the classifier does not know ``label``.
+    """
+    column = _column(predictions, label)
+    p = predictions.probabilities
+    entropy = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
+    return {
+        "label": label,
+        "n": len(p),
+        "probability": float(p[:, column].mean()),
+        "entropy": float(entropy.mean()),
+    }
+
+
+def forget_remain(
+    predictions: ClassPredictions, expected: Sequence[str], forget: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Accuracy on the forgotten labels (FA; unlearning accuracy UA = 1 - FA), on the others, and on each.
+
+    Returns:
+        ``{"forget": score, "remain": score, "per_label": {label: score}}``, a score as of `accuracy`; a side
+        without images has n = 0 and ``None`` for accuracy and interval.
+
+    Raises:
+        ValueError: as `accuracy`; or ``forget`` holds a label the classifier does not know.
+    """
+    if isinstance(forget, str):
+        raise ValueError(f"forget is the text '{forget}', expected a collection of labels")
+    for label in forget:
+        _column(predictions, label)
+    correct = _correct(predictions, expected)
+    pairs = list(zip(expected, correct, strict=True))
+    return {
+        "forget": _score([ok for label, ok in pairs if label in forget]),
+        "remain": _score([ok for label, ok in pairs if label not in forget]),
+        "per_label": {name: _score([ok for label, ok in pairs if label == name]) for name in dict.fromkeys(expected)},
+    }

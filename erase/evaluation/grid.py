@@ -1,0 +1,290 @@
+"""Grids of images: models in rows, the same prompt and seed in each column."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from erase.evaluation.generate import MANIFEST, list_images, read_image, read_manifest
+from erase.evaluation.nudity import Box
+from erase.files import write_bytes
+
+Blur = Mapping[Path, Sequence[Box]]
+"""The boxes to hide in each image; every image shown must have an entry."""
+
+MIN_TILE = 96
+MAX_TILE = 256
+_GAP = 8
+_FONT = 14
+_LABEL_WIDTH = 132
+_LABEL_LINES = 4
+_INK, _FAINT, _PAPER = (24, 24, 24), (110, 110, 110), (255, 255, 255)
+
+
+def blurred(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """A copy with each box, and a tenth of its size around it, reduced to at most 4 by 4 flat colours.
+
+    So few values are left that the content cannot be guessed back, unlike after a mild Gaussian.
+    """
+    result = image.copy()
+    for left, top, width, height in boxes:
+        dx, dy = max(1, width // 10), max(1, height // 10)
+        area = (
+            max(0, left - dx),
+            max(0, top - dy),
+            min(image.width, left + width + dx),
+            min(image.height, top + height + dy),
+        )
+        size = (area[2] - area[0], area[3] - area[1])
+        if width <= 0 or height <= 0 or min(size) <= 0:
+            continue
+        # From the source, so that overlapping boxes do not depend on their order of pixelation alone.
+        small = image.crop(area).resize((min(4, size[0]), min(4, size[1])), Image.Resampling.BOX)
+        result.paste(small.resize(size, Image.Resampling.NEAREST), area[:2])
+    return result
+
+
+def read_for_people(path: Path, blur: Blur | None) -> Image.Image:
+    """Decode an image, with its boxes in ``blur`` hidden.
+
+    Raises:
+        ValueError: the image cannot be decoded, or ``blur`` has no entry for it: then nobody looked what to
+            hide.
+    """
+    image = read_image(path)
+    if blur is None:
+        return image
+    path = Path(path)
+    boxes = blur.get(path)
+    if boxes is None:
+        resolved = path.resolve()
+        boxes = next((value for key, value in blur.items() if Path(key).resolve() == resolved), None)
+    if boxes is None:
+        raise ValueError(
+            f"{path}: not among the {len(blur)} images scanned for what to blur; scan it, or lift the blur"
+        )
+    return blurred(image, boxes)
+
+
+def grid(
+    rows: Sequence[tuple[str, Sequence[Path]]],
+    *,
+    columns: Sequence[str] | None = None,
+    max_columns: int = 12,
+    tile: int | None = None,
+    title: str | None = None,
+    blur: Blur | None = None,
+    note: str | None = None,
+) -> Image.Image:
+    """Draw labelled rows of images; a shorter row is left blank at its end.
+
+    Args:
+        rows: (label, images) from top to bottom; one column holds one prompt and seed.
+        columns: a heading for each column.
+        max_columns: columns drawn; where there are more, the picture says so.
+        tile: side of a tile in pixels; default the images' longest side, within 96 to 256 (small images are
+            enlarged by a whole factor, pixel for pixel).
+        title: a line above.
+        blur: the boxes to hide in each image; ``None`` hides nothing.
+        note: a line below.
+
+    Raises:
+        ValueError: no rows, a row without images, too few headings, a size below 1, an image that cannot be
+            decoded, or one that is not in ``blur``.
+    """
+    if not rows:
+        raise ValueError("got no rows, expected at least 1")
+    for label, paths in rows:
+        if not paths:
+            raise ValueError(f"row '{label}' has no images, expected at least 1")
+    if max_columns < 1 or (tile is not None and tile < 1):
+        raise ValueError(f"max_columns is {max_columns} and tile {tile}, expected at least 1")
+    total = max(len(paths) for _, paths in rows)
+    if columns is not None and len(columns) < total:
+        raise ValueError(f"got {len(columns)} headings for {total} columns")
+    shown = min(total, max_columns)
+    notes = [f"first {shown} of {total} columns"] if shown < total else []
+    notes += [note] if note else []
+
+    pictures = [[read_for_people(path, blur) for path in paths[:shown]] for _, paths in rows]
+    side = tile or _tile(max(max(p.size) for row in pictures for p in row))
+    font = ImageFont.load_default(_FONT)
+    line = _FONT + 4
+    labels = [_wrap(label, _LABEL_WIDTH, font, max(1, side // line)) for label, _ in rows]
+    headings = [_wrap(text, side, font, _LABEL_LINES) for text in (columns or [])[:shown]]
+    label_width = max(int(font.getlength(text)) for lines in labels for text in lines) + _GAP
+    left = _GAP + label_width
+    width = left + shown * (side + _GAP)
+    titles = _wrap(title, width - 2 * _GAP, font, 3) if title else []
+    feet = [text for entry in notes for text in _wrap(entry, width - 2 * _GAP, font, 3)]
+    head = _GAP + len(titles) * line + max((len(lines) for lines in headings), default=0) * line
+    foot = head + len(rows) * (side + _GAP)
+
+    canvas = Image.new("RGB", (width, foot + len(feet) * line + (_GAP if feet else 0)), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    _text(draw, font, titles, _GAP, _GAP // 2, _INK)
+    for column, lines in enumerate(headings):  # bottom-aligned, next to the images
+        _text(draw, font, lines, left + column * (side + _GAP), head - len(lines) * line - 2, _INK)
+    for number, (row, lines) in enumerate(zip(pictures, labels, strict=True)):
+        top = head + number * (side + _GAP)
+        _text(draw, font, lines, _GAP, top + (side - len(lines) * line) // 2, _INK)
+        for column, picture in enumerate(row):
+            fitted = fit(picture, side)
+            x = left + column * (side + _GAP) + (side - fitted.width) // 2
+            canvas.paste(fitted, (x, top + (side - fitted.height) // 2))
+    _text(draw, font, feet, _GAP, foot, _FAINT)
+    return canvas
+
+
+def _tile(longest: int) -> int:
+    if longest >= MIN_TILE:
+        return min(longest, MAX_TILE)
+    return longest * -(-MIN_TILE // longest)
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """Scale to fit a square: nearest neighbour for a whole factor up, else Lanczos."""
+    longest = max(image.size)
+    if longest == side:
+        return image
+    size = (max(1, round(image.width * side / longest)), max(1, round(image.height * side / longest)))
+    whole = side % longest == 0
+    return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int) -> list[str]:
+    """Break at spaces, or within a long word, into at most ``lines`` lines; the rest is cut, with dots."""
+    result = [""]
+    for word in text.split():
+        joined = f"{result[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            result[-1] = joined
+            continue
+        if result[-1]:
+            result.append("")
+        for letter in word:
+            if result[-1] and font.getlength(result[-1] + letter) > width:
+                result.append("")
+            result[-1] += letter
+    if len(result) > lines:
+        last = result[lines - 1]
+        while last and font.getlength(last + "...") > width:
+            last = last[:-1]
+        result = [*result[: lines - 1], last + "..."]
+    return result
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    lines: Sequence[str],
+    x: int,
+    y: int,
+    ink: tuple[int, int, int],
+) -> None:
+    for number, text in enumerate(lines):
+        draw.text((x, y + number * (_FONT + 4)), text, fill=ink, font=font)
+
+
+def match(folders: Sequence[Path]) -> tuple[list[str], list[list[Path]]]:
+    """Line up the images of several folders by (prompt, seed, sample index) of their manifests.
+
+    The n-th image of a key that a folder has several times goes with the n-th of the others. Where *no*
+    folder has a manifest, images go together by file name.
+
+    Returns:
+        What is common to all, in the first folder's order: a name a column ("prompt, seed 3"), and for each
+        folder its images, one a column.
+
+    Raises:
+        ValueError: no folders, a folder without images, some with a manifest and some without, or nothing in
+            common.
+    """
+    if not folders:
+        raise ValueError("got no folders, expected at least 1")
+    folders = [Path(folder) for folder in folders]
+    for folder in folders:
+        list_images(folder)
+    without = [folder for folder in folders if not (folder / MANIFEST).is_file()]
+    if without and len(without) < len(folders):
+        raise ValueError(f"{without[0]}: has no {MANIFEST}, while another folder has; images cannot be matched")
+    tables = [_by_name(folder) if without else _by_manifest(folder) for folder in folders]
+    keys = [key for key in tables[0] if all(key in table for table in tables)]
+    if not keys:
+        what = "a file name" if without else "a prompt, seed and sample index"
+        raise ValueError(f"no image is in each of {', '.join(map(str, folders))}: none shares {what}")
+    return [tables[0][key][0] for key in keys], [[table[key][1] for key in keys] for table in tables]
+
+
+def _by_name(folder: Path) -> dict[object, tuple[str, Path]]:
+    return {path.name: (path.stem, path) for path in list_images(folder)}
+
+
+def _by_manifest(folder: Path) -> dict[object, tuple[str, Path]]:
+    seen: Counter[tuple[str, int, int]] = Counter()
+    table: dict[object, tuple[str, Path]] = {}
+    for row in read_manifest(folder):
+        key = (row.prompt, row.seed, row.index)
+        sample = f", sample {row.index}" if row.index else ""
+        table[(*key, seen[key])] = (f"{row.prompt.strip()}, seed {row.seed}{sample}", folder / row.file)
+        seen[key] += 1
+    return table
+
+
+def grid_from_folders(
+    folders: Sequence[Path],
+    *,
+    names: Sequence[str] | None = None,
+    max_columns: int = 12,
+    tile: int | None = None,
+    title: str | None = None,
+    blur: Blur | None = None,
+) -> Image.Image:
+    """A grid with a folder in each row and the images that all folders share in the columns; see `match`.
+
+    ``names`` label the rows; default as much of the folders' ends as tells them apart.
+
+    Raises:
+        ValueError: as `match` and `grid`; or another number of names than folders.
+    """
+    columns, rows = match(folders)
+    if names is not None and len(names) != len(folders):
+        raise ValueError(f"got {len(names)} names for {len(folders)} folders")
+    left_out = max(len(list_images(folder)) for folder in folders) - len(columns)
+    return grid(
+        list(zip(names or _names(folders), rows, strict=True)),
+        columns=columns,
+        max_columns=max_columns,
+        tile=tile,
+        title=title,
+        blur=blur,
+        note=f"{left_out} images that are not in every folder are left out" if left_out else None,
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    parts = [Path(folder).resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(part) for part in parts]
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image in the form its suffix names (.png, .jpg, .jpeg or .webp), atomically.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    forms = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    form = forms.get(Path(path).suffix.lower())
+    if form is None:
+        raise ValueError(f"{path}: suffix is '{Path(path).suffix}', expected one of {', '.join(forms)}")
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,112 @@
+"""Files that are either whole or absent: atomic writes, clear reads, content hashes.
+
+The lowest layer: the standard library only, so every module may import it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a hidden temporary path beside ``path``; on success it is flushed to disk and moved into place.
+
+    A reader sees the old file or the new one, never a part. The folder is created where it is missing; the
+    temporary file is removed where anything fails.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, _mode(path))
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically (see `replacing`).
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _mode(path: Path) -> int:
+    """The permissions ``path`` has, or those a plain ``open`` would give it (mkstemp gives 0o600)."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, atomically (see `write_bytes`)."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write ``obj`` to ``path`` as indented JSON, atomically (see `write_bytes`).
+
+    Raises:
+        ValueError: ``obj`` holds a NaN or an infinity, which JSON cannot.
+        TypeError: ``obj`` holds something that is not JSON.
+    """
+    try:
+        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not written, JSON has no NaN, infinity or cycle ({error})") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is missing, is not UTF-8, or is not whole JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path}: a folder, expected a JSON file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text, expected JSON") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON, or cut short (line {error.lineno}: {error.msg})") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 lowercase hex digits.
+
+    Raises:
+        ValueError: the file is missing.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"{path}: no such file") from error

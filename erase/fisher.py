@@ -1,0 +1,173 @@
+"""S, first half: Fisher diagonals.
+
+Definition: `F_j = mean_i (∂ℓ_i/∂θ_j)²`: per sample, then squared, then averaged. The scripts published with
+arXiv 2409.19732 square the gradient of the batch mean instead, a different and smaller quantity (by up to the
+batch size); it is offered as `per="batch"`, recorded in the result, and never mixed with the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from erase.backend import Backend, Drawing, LossFn, batch_size, device_of, map_batch, trainable
+from erase.losses import plain
+
+Per = Literal["sample", "batch"]
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """A Fisher diagonal. Scaling: mean over samples (or, `per="batch"`, over batches) of squared gradients."""
+
+    named: dict[str, Tensor]
+    """float32, shaped like the parameter of that name."""
+    per: Per
+    count: int
+    """Squared gradients averaged: samples × draws, or batches × draws."""
+    meta: dict[str, str] = field(default_factory=dict)
+
+
+class _Losses(nn.Module):
+    """Gives `functional_call` a module whose forward is a backend's loss."""
+
+    def __init__(self, backend: Backend[Any], loss: LossFn) -> None:
+        super().__init__()
+        self.net = backend.net
+        self.backend, self.loss = backend, loss
+
+    def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
+        return self.loss(self.backend, batch, generator)
+
+
+def fisher_diagonal(
+    backend: Backend[Any],
+    batches: Iterable[Any],
+    *,
+    per: Per = "sample",
+    draws: int = 1,
+    generator: torch.Generator,
+    loss: LossFn = plain,
+    chunk: int | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    scale: float = 1.0,
+    total: Callable[[Tensor], Tensor] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Fisher:
+    """The Fisher diagonal of a loss over batches, at the network's present weights.
+
+    The network is in eval mode throughout, and put back afterwards. Give forget and remain generators in the
+    same state: with batches of equal shape both then see the same timesteps and noise.
+
+    Args:
+        backend: the model; only trainable parameters get entries.
+        batches: each of B samples.
+        per: square each sample's gradient (the definition), or the batch mean's (the published scripts).
+        draws: random draws (timestep, noise) per batch.
+        generator: all randomness.
+        loss: `(backend, batch, generator) -> [B]`.
+        chunk: samples whose gradients are held at once (`vmap`); 1 takes them one by one, `None` picks
+            as many as fit in 256 MB of gradients. Needs a backend that can `draw`; others go one by one.
+        autocast: makes the precision context of the forward passes; sums are float32.
+        scale: losses are multiplied by it before the backward pass and gradients divided after (fp16).
+        total: sums a tensor over processes (each holds its own batches).
+        progress: called with the samples done.
+
+    Raises:
+        ValueError: for no batches, draws < 1, an unknown `per`, or gradients that are not finite.
+    """
+    if per not in ("sample", "batch"):
+        raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}")
+    net = backend.net
+    params = trainable(net)
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
+    if chunk is None:
+        numel = sum(p.numel() for p in params.values())
+        chunk = max(1, int(256e6 / (4 * numel)))
+    vmapped = per == "sample" and chunk > 1 and isinstance(backend, Drawing)
+    wrapper = _Losses(backend, loss) if vmapped else None
+    modes = {m: m.training for m in net.modules()}
+    net.eval()
+    count = done = 0
+    try:
+        for batch in batches:
+            size = batch_size(batch)
+            for _ in range(draws):
+                drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
+                if per == "batch":
+                    with autocast():
+                        value = loss(backend, drawn, generator).mean() * scale
+                    _add_square(sums, params, value, scale)
+                    count += 1
+                elif wrapper is not None:
+                    for start in range(0, size, chunk):
+                        part = _rows(drawn, start, start + chunk)
+                        _vmap_squares(wrapper, params, part, generator, autocast, scale, sums)
+                    count += size
+                else:
+                    for i in range(size):
+                        with autocast():
+                            value = loss(backend, _rows(drawn, i, i + 1), generator).sum() * scale
+                        _add_square(sums, params, value, scale)
+                    count += size
+            done += size
+            if progress is not None:
+                progress(done)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    counted = torch.tensor(float(count), dtype=torch.float64, device=device_of(net))
+    if total is not None:
+        counted = total(counted)
+        for name, value in sums.items():
+            sums[name] = total(value)
+    if counted == 0:
+        raise ValueError("fisher_diagonal got no batches")
+    for name, value in sums.items():
+        value.div_(counted.item())
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"the gradient of {name} is not finite; check the data, or use precision=no or bf16")
+    return Fisher(named=sums, per=per, count=int(counted.item()))
+
+
+def _rows(batch: Any, start: int, stop: int) -> Any:
+    return map_batch(lambda x: x[start:stop], batch)
+
+
+def _add_square(sums: dict[str, Tensor], params: dict[str, nn.Parameter], value: Tensor, scale: float) -> None:
+    grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+    for name, grad in zip(params, grads, strict=True):
+        if grad is not None:
+            g = grad.float()
+            sums[name].addcmul_(g, g, value=1.0 / scale**2)
+
+
+def _vmap_squares(
+    wrapper: _Losses,
+    params: dict[str, nn.Parameter],
+    batch: Any,
+    generator: torch.Generator,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    scale: float,
+    sums: dict[str, Tensor],
+) -> None:
+    """Add Σ_i g_i² of a drawn batch; per-sample gradients by `vmap(grad)`."""
+    values = {"net." + name: p.detach() for name, p in params.items()}
+
+    def one(weights: dict[str, Tensor], sample: Any) -> Tensor:
+        single = map_batch(lambda x: x.unsqueeze(0), sample)
+        with autocast():
+            losses: Tensor = torch.func.functional_call(wrapper, weights, (single, generator))
+        return losses.sum() * scale
+
+    grads = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0))(values, batch)
+    for name in params:
+        g = grads.pop("net." + name).float()
+        sums[name].add_(g.square().sum(0), alpha=1.0 / scale**2)

@@ -1,0 +1,366 @@
+"""The one loop, for every method and every backend."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import reduce
+from torch import Tensor, nn
+
+from erase.backend import Backend, Binned, Drawing, batch_size, device_of, map_batch, seeded, trainable
+from erase.checkpoint import load_state, save_state
+from erase.losses import Objective, weighted_mean
+from erase.method import Method
+from erase.precision import Precision
+from erase.updates import FastStep, keep_of, like, mask_gradients, outer_step
+from erase.weighting import BinNormalizer, adaptive_weights, schedule_scale
+
+Log = Callable[[dict[str, Any]], None]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+FORGET, REMAIN = 0, 1
+PHASES = ("forget", "remain")
+
+
+class NonFiniteError(RuntimeError):
+    """A phase had a loss or gradient that is not finite too many times in a row."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where run state is saved, every how many steps, and whether to go on from it."""
+
+    path: Path
+    every: int
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for `every` < 1.
+        """
+        if self.every < 1:
+            raise ValueError(f"a checkpoint every {self.every} steps: at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did. `seconds` is the loop alone, without saliency, evaluation or saving."""
+
+    steps: int
+    seconds: float
+    skipped_fast: int
+    skipped_slow: int
+
+
+def unlearn(
+    backend: Backend[Any],
+    method: Method,
+    forget: Iterable[Any] | None,
+    remain: Iterable[Any] | None,
+    *,
+    steps: int,
+    optimizer: MakeOptimizer,
+    seed: int,
+    accelerator: Accelerator | None = None,
+    log: Log | None = None,
+    checkpoint: Checkpoint | None = None,
+    max_skips: int = 10,
+) -> Result:
+    """Run a method on a model, in place.
+
+    Batches are global: with several processes every process is given the same weights and batches and takes its
+    share. An iterable that ends is started again. All randomness derives from `seed`, the step and the phase.
+    The network stays in the mode (train or eval) it comes in.
+
+    Args:
+        backend: the model.
+        method: what to do.
+        forget: batches of forget data (not needed by a method without a forget objective).
+        remain: batches of remain data.
+        steps: T; one step is a fast step and its slow steps.
+        optimizer: makes the slow optimizer from the trainable parameters.
+        seed: of timesteps, noise and dropout.
+        accelerator: processes and precision; by default those of the launch, and no mixed precision.
+        log: called once a step with a row of plain numbers.
+        checkpoint: save run state, and resume from it bit-identically.
+        max_skips: times in a row that a phase may have a loss or gradient that is not finite; the last gives up.
+
+    Raises:
+        ValueError: for steps < 1, missing data, batches that do not divide over processes, gradient accumulation,
+            FSDP or DeepSpeed.
+        KeyError: for a trainable parameter that the mask does not know.
+        NonFiniteError: after a phase was skipped `max_skips` times in a row.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    return _Run(backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint, max_skips).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        backend: Backend[Any],
+        method: Method,
+        forget: Iterable[Any] | None,
+        remain: Iterable[Any] | None,
+        steps: int,
+        optimizer: MakeOptimizer,
+        seed: int,
+        accelerator: Accelerator | None,
+        log: Log | None,
+        checkpoint: Checkpoint | None,
+        max_skips: int,
+    ) -> None:
+        self.backend, self.method, self.steps, self.seed = backend, method, steps, seed
+        self.log, self.checkpoint, self.max_skips = log, checkpoint, max_skips
+        self.device = device_of(backend.net)
+        # An Accelerator of our own would fix the precision of every later one in this process.
+        self.processes = accelerator or PartialState(cpu=self.device.type == "cpu")
+        kind = str(self.processes.distributed_type.value)
+        if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise ValueError(f"{kind} is not supported: masks need whole weights; use plain multi-process (DDP) launch")
+        if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "gradient_accumulation_steps must be 1: with two phases a step, forgetting would never step"
+            )
+        self.world, self.rank = self.processes.num_processes, self.processes.process_index
+        self.precision = Precision("no" if accelerator is None else str(accelerator.mixed_precision), self.device)
+        self.named = trainable(backend.net)
+        self.params = list(self.named.values())
+        self.slow = optimizer(self.params)
+        self.base_rates = [float(g["lr"]) for g in self.slow.param_groups]
+        update = method.update
+        self.own_rule = method.forget is not None and update.fast_rule not in ("shared", "joint")
+        self.fast = FastStep(self.named, method.mask, update.fast_rule) if self.own_rule else None
+        self.keep: dict[str, Tensor] | None = None
+        if method.forget is not None and method.mask is not None and not self.own_rule:
+            self.keep = {name: keep_of(method.mask, name, p) for name, p in self.named.items()}
+        self.normalizer: BinNormalizer | None = None
+        if method.weights is not None and method.weights.per_bin and isinstance(backend, Binned):
+            self.normalizer = BinNormalizer(backend.num_bins)
+        self.batches = {
+            FORGET: None if method.forget is None else _endless(forget, "forget"),
+            REMAIN: None if method.remain is None else _endless(remain, "remain"),
+        }
+        self.anchor = [p.detach().clone() for p in self.params] if update.outer_rate < 1 else None
+        self.skips = [0, 0]
+        self.in_a_row = [0, 0]
+        self.finite = True  # every loss since the last change of the weights
+        self.done = 0
+
+    # ------------------------------------------------------------ the run
+
+    def run(self) -> Result:
+        if self.checkpoint is not None and self.checkpoint.resume and self.checkpoint.path.exists():
+            self._load(self.checkpoint.path)
+        began = time.perf_counter()
+        for step in range(self.done, self.steps):
+            row = self._step(step)
+            self.done = step + 1
+            if self.log is not None:
+                self.log({"step": step, **row, "skipped_fast": self.skips[FORGET], "skipped_slow": self.skips[REMAIN]})
+            if self.checkpoint is not None and self.done % self.checkpoint.every == 0 and not any(self.in_a_row):
+                self._save(self.checkpoint.path)
+        return Result(self.done, time.perf_counter() - began, self.skips[FORGET], self.skips[REMAIN])
+
+    def _step(self, step: int) -> dict[str, Any]:
+        began = time.perf_counter()
+        update, row = self.method.update, dict[str, Any]()
+        fading = schedule_scale(update.schedule, step, self.steps)
+        slow_fading = schedule_scale(update.slow_schedule, step, self.steps)
+        for group, base in zip(self.slow.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * slow_fading
+        if self.method.forget is not None and step % update.every == 0:
+            rate = update.fast_rate * fading
+            row["fast_rate"] = rate
+            self._forget_phase(step, rate, self.method.forget, row)
+        if self.method.remain is not None:
+            for k in range(update.slow_steps):
+                self._remain_phase(step, k, self.method.remain, row)
+        if self.anchor is not None:
+            outer_step(self.anchor, self.params, update.outer_rate)
+        row["seconds"] = time.perf_counter() - began
+        return row
+
+    def _forget_phase(self, step: int, rate: float, objective: Objective, row: dict[str, Any]) -> None:
+        update, fast = self.method.update, self.fast
+        row["forget_loss"] = self._backward(step, FORGET, 0, objective, 1.0 if self.own_rule else rate, row)
+        if self.keep is not None:
+            mask_gradients(self.named, self.keep)
+        if update.fast_rule == "joint" and self.method.remain is not None:
+            return  # the remain phase adds its gradient and steps on both
+        apply = self.slow.step if fast is None else lambda: fast.step(rate)
+        self._finish(apply, update.clip_forget, FORGET, row)
+
+    def _remain_phase(self, step: int, k: int, objective: Objective, row: dict[str, Any]) -> None:
+        row["remain_loss"] = self._backward(step, REMAIN, k, objective, 1.0, row)
+        self._finish(self.slow.step, self.method.update.clip_remain, REMAIN, row)
+
+    # ------------------------------------------------------------ a phase
+
+    def _backward(
+        self, step: int, phase: int, k: int, objective: Objective, factor: float, row: dict[str, Any]
+    ) -> float | None:
+        """Gradients of `sense · factor · mean_i(w_i ℓ_i)` into `.grad`; the mean loss, `None` if not finite."""
+        batches = self.batches[phase]
+        assert batches is not None
+        batch = map_batch(lambda x: x.to(self.device, non_blocking=True), next(batches))
+        size = batch_size(batch)
+        if size % self.world:
+            raise ValueError(f"a batch of {size} does not divide over {self.world} processes: use a multiple")
+        if isinstance(self.backend, Drawing):
+            generator = seeded(self.device, self.seed, step, phase, k)
+            batch = self._share(self.backend.draw(batch, generator))
+        else:
+            generator = seeded(self.device, self.seed, step, phase, k, self.rank)
+            batch = self._share(batch)
+        with self.precision.autocast():
+            losses = objective.loss(self.backend, batch, generator)
+        if losses.ndim != 1:
+            raise ValueError(
+                f"objective {objective.name!r} must give one loss per sample, [B]; got {list(losses.shape)}"
+            )
+        losses = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
+        weights = None
+        if phase == FORGET and self.method.weights is not None:
+            weights = self._weights(losses, batch, objective)
+            row["weight_max"] = float(weights.max())
+        self.precision.backward(objective.sense * factor * weighted_mean(losses, weights))
+        mean = float(self._total(losses.detach().mean()) / self.world)
+        self.finite &= math.isfinite(mean)
+        return mean if math.isfinite(mean) else None
+
+    def _weights(self, losses: Tensor, batch: Any, objective: Objective) -> Tensor:
+        assert self.method.weights is not None
+        total = self._total if self.world > 1 else None
+        relative = losses.detach()
+        if self.normalizer is not None and isinstance(self.backend, Binned):
+            bins = self.backend.bins(batch)
+            self.normalizer.update(relative, bins, total)
+            relative = self.normalizer(relative, bins)
+        lambd = self.method.weights.lambd * -objective.sense
+        return adaptive_weights(relative, lambd=lambd, floor=self.method.weights.floor, total=total)
+
+    def _finish(self, apply: Callable[[], Any], clip: float | None, phase: int, row: dict[str, Any]) -> None:
+        """Reduce, unscale, check, clip, step, clear; a phase that is not finite changes nothing."""
+        if self.world > 1:
+            for p in self.params:
+                if p.grad is not None:
+                    p.grad.copy_(self._total(p.grad) / self.world)
+        self.precision.unscale(self.params)
+        grads = [p.grad for p in self.params if p.grad is not None]
+        if not grads:
+            raise ValueError("no trainable weight takes part in the loss: check train.parameters")
+        norm = torch.nn.utils.get_total_norm(grads)
+        value = float(norm)
+        row[f"{PHASES[phase]}_norm"] = value if math.isfinite(value) else None
+        if self.finite and math.isfinite(value):
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.params, clip, norm)
+            apply()
+            self.in_a_row[phase] = 0
+        else:
+            self.skips[phase] += 1
+            self.in_a_row[phase] += 1
+            if self.in_a_row[phase] >= self.max_skips:
+                saved = self.checkpoint.path if self.checkpoint is not None and self.checkpoint.path.exists() else None
+                raise NonFiniteError(
+                    f"{self.in_a_row[phase]} {PHASES[phase]} phases in a row had a loss or gradient that is not finite "
+                    f"(step {self.done}): lower fast_rate or the learning rate, or use precision=bf16 or no; "
+                    + (f"the last good state is {saved}" if saved else "nothing was saved")
+                )
+        self.finite = True
+        for p in self.params:
+            p.grad = None
+
+    def _share(self, batch: Any) -> Any:
+        return batch if self.world == 1 else map_batch(lambda x: x[self.rank :: self.world], batch)
+
+    def _total(self, x: Tensor) -> Tensor:
+        """Sum over processes."""
+        if self.world == 1:
+            return x
+        summed = reduce(x.to(self.processes.device), reduction="sum")
+        assert isinstance(summed, Tensor)
+        return summed.to(x.device)
+
+    # ------------------------------------------------------------ state
+
+    def _settings(self) -> str:
+        return f"{self.method.update}, {self.method.weights}"
+
+    def _save(self, path: Path) -> None:
+        if self.rank == 0:
+            save_state(
+                path,
+                {
+                    "method": self.method.name,
+                    "settings": self._settings(),
+                    "seed": self.seed,
+                    "steps": self.steps,
+                    "done": self.done,
+                    "skips": self.skips,
+                    "params": {name: p.detach() for name, p in self.named.items()},
+                    "slow": self.slow.state_dict(),
+                    "fast": self.fast.state_dict() if self.fast is not None else {},
+                    "bins": self.normalizer.state_dict() if self.normalizer is not None else {},
+                    "precision": self.precision.state_dict(),
+                    "anchor": self.anchor or [],
+                },
+            )
+
+    def _load(self, path: Path) -> None:
+        state = load_state(path)
+        run = {"method": self.method.name, "settings": self._settings(), "seed": self.seed, "steps": self.steps}
+        for key, mine in run.items():
+            if state[key] != mine:
+                raise ValueError(
+                    f"{path} was saved with {key} {state[key]!r}, this run has {mine!r}: resume the same run"
+                )
+        if state["params"].keys() != self.named.keys():
+            raise ValueError(f"{path} holds other trainable parameters than this run: use the same train.parameters")
+        with torch.no_grad():
+            for name, p in self.named.items():
+                p.copy_(state["params"][name])
+            for phi, saved in zip(self.anchor or [], state["anchor"], strict=True):
+                phi.copy_(saved)
+        self.slow.load_state_dict(state["slow"])
+        for p in self.params:  # files hold row-major tensors; fused optimizers need the weight's own layout
+            moments = self.slow.state.get(p, {})
+            moments.update({k: like(p, v) for k, v in moments.items() if isinstance(v, Tensor) and v.shape == p.shape})
+        if self.fast is not None:
+            self.fast.load_state_dict(state["fast"])
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["bins"])
+        self.precision.load_state_dict(state["precision"])
+        self.skips, self.done = list(state["skips"]), int(state["done"])
+        update = self.method.update
+        forgets = sum(1 for step in range(self.done) if step % update.every == 0)
+        for phase, count in ((FORGET, forgets), (REMAIN, self.done * update.slow_steps)):
+            batches = self.batches[phase]
+            if batches is not None:
+                for _ in range(count):
+                    next(batches)
+
+
+def _endless(batches: Iterable[Any] | None, side: str) -> Iterator[Any]:
+    if batches is None:
+        raise ValueError(f"this method needs {side} data, got none")
+
+    def cycle() -> Iterator[Any]:
+        while True:
+            count = 0
+            for count, batch in enumerate(batches, 1):  # noqa: B007
+                yield batch
+            if count == 0:
+                raise ValueError(f"the {side} data has no batches, or is an iterator that cannot be started again")
+
+    return cycle()

@@ -1,0 +1,37 @@
+"""Model-agnostic losses. All return `[B]`; sign, weight and reduction are the caller's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from erase.backend import Backend, LossFn
+
+
+def plain(backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
+    """The backend's own loss, `[B]`: what the model was trained with."""
+    return backend.losses(batch, generator)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what to do with it.
+
+    `sense` -1 ascends it (forgetting by making the loss worse), +1 descends it (fitting a new target).
+    """
+
+    loss: LossFn = plain
+    sense: Literal[-1, 1] = 1
+    name: str = "plain"
+
+
+ASCENT = Objective(plain, -1, "ascent")
+DESCENT = Objective(plain, 1, "descent")
+
+
+def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """`mean_i(w_i ℓ_i)`, a scalar; weights `[B]` are constants, `None` means 1."""
+    return losses.mean() if weights is None else (weights.detach() * losses).mean()

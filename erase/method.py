@@ -1,0 +1,49 @@
+"""A method is a frozen record: what to do on forget data, on remain data, where, how much, and how to step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from erase.losses import Objective
+from erase.saliency import Mask
+from erase.updates import Update
+
+
+@dataclass(frozen=True)
+class Weights:
+    """F: the adaptive weights of a forget batch (`erase.weighting.adaptive_weights`)."""
+
+    lambd: float = 0.5
+    floor: float = 1e-6
+    per_bin: bool = True
+    """Divide losses by the running mean of their timestep bin first, where the backend has bins."""
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for a negative λ or a floor that is not positive.
+        """
+        if self.lambd < 0 or self.floor <= 0:
+            raise ValueError(f"needs lambd ≥ 0 and floor > 0; got {self.lambd} and {self.floor}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """All that the loop needs to know of a method."""
+
+    name: str
+    forget: Objective | None
+    remain: Objective | None
+    update: Update
+    weights: Weights | None = None
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to do.
+
+        Raises:
+            ValueError: for a method with neither objective.
+        """
+        if self.forget is None and self.remain is None:
+            raise ValueError(f"method {self.name!r} has neither a forget nor a remain objective")

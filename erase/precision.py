@@ -1,0 +1,64 @@
+"""Mixed precision: one autocast and one loss scale, the same on a CPU and on a card.
+
+accelerate leaves fp16 off on a CPU and says nothing. The loop therefore asks accelerate only *which* precision,
+and runs torch's own autocast and `GradScaler`, which do work there.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+PrecisionName = Literal["no", "fp16", "bf16"]
+DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Precision:
+    """Forward passes in `name`, weights and gradients in float32; a loss scale under fp16.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+
+    def __init__(self, name: str, device: torch.device, init_scale: float = 2.0**12) -> None:
+        if name not in get_args(PrecisionName):
+            raise ValueError(f"unknown precision {name!r}; allowed: {', '.join(get_args(PrecisionName))}")
+        self.name, self.device = name, device
+        self.scaler = (
+            torch.amp.GradScaler(device.type, init_scale=init_scale, growth_interval=200) if name == "fp16" else None
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self.name == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.name])
+
+    @property
+    def scale(self) -> float:
+        """What a loss is multiplied by before its backward pass."""
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass of the scaled loss."""
+        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+
+    def unscale(self, params: list[nn.Parameter]) -> None:
+        """Divide gradients by the scale, once a phase, and adapt the scale: halved after an overflow."""
+        if self.scaler is None or all(p.grad is None for p in params):
+            return
+        carrier = torch.optim.SGD(params, lr=0.0)
+        self.scaler.unscale_(carrier)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale; empty without one."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)

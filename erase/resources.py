@@ -1,0 +1,106 @@
+"""Presets, prompt sets, tiny models and pipelines, found in a checkout or in an installed wheel.
+
+In a wheel they lie in `erase/_resources/`; in a checkout (and so in an editable install) `pipelines/` and
+`prompts/` lie beside the package. A name that we ship comes before a file of that name in the working folder.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_IN_WHEEL = _PACKAGE / "_resources"
+_ROOT = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent
+
+
+def preset_path(name: str | os.PathLike[str]) -> Path:
+    """The YAML file of a preset, by its name or by a path of one's own.
+
+    Raises:
+        ValueError: no preset has that name, or the path is missing.
+    """
+    return _find(name, "preset", _presets(), ".yaml", ".yml")
+
+
+def prompt_path(name: str | os.PathLike[str]) -> Path:
+    """The file of a prompt set, by its name or by a path of one's own.
+
+    Raises:
+        ValueError: no prompt set has that name, or the path is missing.
+    """
+    return _find(name, "prompt set", _prompts(), ".csv", ".txt")
+
+
+def tiny_path(name: str | os.PathLike[str]) -> Path:
+    """The folder of an embedded tiny model, by its name or by a path of one's own.
+
+    Raises:
+        ValueError: no tiny model has that name, or the path is missing.
+    """
+    return _find(name, "tiny model", _tiny())
+
+
+def pipeline_path(name: str | os.PathLike[str]) -> Path:
+    """The program of a pipeline, by its name (`sd`) or by a path of one's own.
+
+    Raises:
+        ValueError: no pipeline has that name, or the path is missing.
+    """
+    return _find(name, "pipeline", _pipelines(), ".py")
+
+
+def list_presets() -> list[str]:
+    """Names of the presets that we ship, sorted."""
+    return sorted(_presets())
+
+
+def list_prompts() -> list[str]:
+    """Names of the prompt sets that we ship, sorted."""
+    return sorted(_prompts())
+
+
+def list_tiny() -> list[str]:
+    """Names of the embedded tiny models, sorted."""
+    return sorted(_tiny())
+
+
+def list_pipelines() -> list[str]:
+    """Names of the pipelines, sorted."""
+    return sorted(_pipelines())
+
+
+def _presets() -> dict[str, Path]:
+    return {p.stem: p for p in (_ROOT / "pipelines" / "presets").glob("*.yaml")}
+
+
+def _prompts() -> dict[str, Path]:
+    return {p.stem: p for p in (_ROOT / "prompts").glob("*.csv")}
+
+
+def _tiny() -> dict[str, Path]:
+    # every kind of model that we embed keeps its settings at its top level
+    return {p.parent.name: p.parent for p in (_ROOT / "pipelines" / "tiny").glob("*/*.json")}
+
+
+def _pipelines() -> dict[str, Path]:
+    return {p.stem: p for p in (_ROOT / "pipelines").glob("*.py")}
+
+
+def _find(name: str | os.PathLike[str], kind: str, known: dict[str, Path], *suffixes: str) -> Path:
+    text = os.fspath(name)
+    if text in known:
+        return known[text]
+    path = Path(text)
+    if text and path.exists():
+        return path
+    if os.sep in text or path.suffix in suffixes:
+        raise ValueError(f"no {kind} file {text!r}; {kind}s by name: {_names(known)}")
+    close = get_close_matches(text, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"no {kind} {text!r}; {kind}s: {_names(known)}{hint}")
+
+
+def _names(known: dict[str, Path]) -> str:
+    return ", ".join(sorted(known)) or "none"

@@ -1,0 +1,530 @@
+"""Erase a concept from a Stable Diffusion checkpoint: `erase run sd PRESET [key=value …] --out DIR`.
+
+Read top to bottom: draw the base pictures, cache the data, make the mask, unlearn, save, draw again, count,
+report. Every part leaves a file in the run's folder; with `--resume` parts that are there are not done again.
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from erase import files, resources
+from erase.backend import seeded
+from erase.checkpoint import read_safetensors, write_safetensors
+from erase.config import SdConfig, arguments, dump
+from erase.diffusion import stable_diffusion as sd
+from erase.diffusion.data import Batches, LatentSet, encode_in_batches, once, read_folder
+from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.losses import Denoise, forget_objective
+from erase.diffusion.parameters import select
+from erase.evaluation import classes, generate, grid, nudity, report
+from erase.evaluation.generate import PromptRow
+from erase.evaluation.stats import mcnemar_exact
+from erase.fisher import Fisher, fisher_diagonal
+from erase.loop import Checkpoint, Result, unlearn
+from erase.losses import DESCENT, Objective
+from erase.methods import builder
+from erase.precision import Precision
+from erase.saliency import Mask, fisher_ratio_mask, load_mask, save_mask
+from erase.tracking import JsonlTracker
+
+config_type = SdConfig
+PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every prompt of a run, resolved before anything is computed."""
+
+    forget: list[str]
+    anchors: list[str]
+    """One per forget prompt; empty without a redirect."""
+    remain: list[str]
+    rows: list[PromptRow]
+    """What is drawn and counted; forget prompts first."""
+    forgotten: list[bool]
+    """Per row: does it ask for the erased concept?"""
+
+
+def main(config: SdConfig, out: Path, *, resume: bool = False, command: str = "", say: Callable[[str], None] = print) -> Path:
+    """Run it all; the path of the report.
+
+    Raises:
+        ValueError: for settings, prompts, models or data that cannot be used.
+    """
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"erase run sd runs in one process so far; launched with {accelerator.num_processes}")
+    device = accelerator.device
+    precision = Precision(config.precision, device)
+    plan = make_plan(config)
+    build = builder(str(config.method.get("name", "")))
+    settings = arguments(config.method, build)
+    objective_settings = (config.forget.loss, config.forget.target)
+    source = sd.locate(config.model)
+    pipe = sd.open_pipeline(source, device)
+    sd.check_prompts(pipe, [*plan.forget, *plan.anchors, *plan.remain])
+    trained = select(pipe.unet, config.train.parameters)
+    check_evaluators(config)
+    open_folder(config, out, source, plan, command, resume)
+    say(
+        f"{config.model}: {sum(p.numel() for p in pipe.unet.parameters() if p.requires_grad):,} weights in "
+        f"{len(trained)} tensors learn; forgetting {', '.join(plan.forget)}"
+    )
+
+    draw_images(config, plan, pipe, precision, out / "images" / "base", resume, "base")
+
+    began = time.perf_counter()
+    forget, remain, null = cache(config, plan, pipe, precision)
+    data_s = time.perf_counter() - began
+    backend = sd.denoiser(pipe, null)
+    pipe.vae, pipe.text_encoder = None, None
+    gc.collect()
+
+    began = time.perf_counter()
+    objective = forget_objective(objective_settings[0], pipe.unet, objective_settings[1])
+    mask = make_mask(config, backend, objective, forget, remain, precision, out / "saliency.safetensors")
+    saliency_s = time.perf_counter() - began
+
+    model = out / "model"
+    trained_path = out / "trained.safetensors"
+    if resume and trained_path.exists():
+        values, stored = read_safetensors(trained_path)
+        timing = {k: float(v) for k, v in stored.items() if k.endswith("_s") or k == "steps"}
+    else:
+        method = build(
+            **settings, mask=mask, forget=objective, remain=Objective(Denoise(config.train.dropout), 1, "denoise")
+        )
+        tracker = JsonlTracker(out / "metrics.jsonl")
+        with tqdm(total=config.train.steps, desc="unlearning") as bar:
+
+            def log(row: dict[str, Any]) -> None:
+                tracker(row)
+                bar.update()
+
+            result: Result = unlearn(
+                backend,
+                method,
+                Batches(forget, config.train.batch_size, config.seed),
+                Batches(remain, config.train.batch_size, config.seed + 1),
+                steps=config.train.steps,
+                optimizer=lambda params: make_optimizer(config, params),
+                seed=config.seed,
+                accelerator=accelerator,
+                log=log,
+                checkpoint=Checkpoint(out / "state.safetensors", config.checkpoint_every, resume),
+            )
+        timing = {
+            "data_s": data_s,
+            "saliency_s": saliency_s,
+            "erase_s": result.seconds,
+            "steps": result.steps,
+            "step_s": result.seconds / result.steps,
+        }
+        values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
+        write_safetensors(trained_path, values, {k: repr(v) for k, v in timing.items()})
+    if not model.exists():
+        sd.save(source, values, model, {"erase": version("erase"), "erase_method": str(config.method["name"])})
+    (out / "state.safetensors").unlink(missing_ok=True)
+    del pipe, backend, values
+    gc.collect()
+
+    if config.eval.images:
+        erased = sd.open_pipeline(sd.locate(model), device)
+        draw_images(config, plan, erased, precision, out / "images" / "erased", resume, "erased")
+    trained_path.unlink(missing_ok=True)
+    files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
+    say(f"report: {draw_report(config, plan, out)}")
+    return out / "report.html"
+
+
+# ---------------------------------------------------------------- before anything is computed
+
+
+def make_plan(config: SdConfig) -> Plan:
+    """Resolve prompts and prompt sets.
+
+    Raises:
+        ValueError: for anchors that do not match, or a set whose rows are all forgotten.
+    """
+    forget, anchors = config.forget.prompts, config.forget.anchors
+    if not forget:
+        raise ValueError("forget.prompts is empty: name what to erase, such as forget.prompts='a photo of a cat'")
+    if config.forget.loss == "redirect":
+        if len(anchors) == 1:
+            anchors = anchors * len(forget)
+        if len(anchors) != len(forget):
+            raise ValueError(
+                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: give one for each, or one for all"
+            )
+    else:
+        anchors = []
+    rows = expand(config.eval.prompts, config.seed)
+    known = {row.prompt for row in rows}
+    missing = [p for p in forget if p not in known]
+    rows = [*(PromptRow(p, config.seed) for p in missing), *rows]
+    axis = config.forget.axis
+    labelled = [*rows, *expand(config.remain.prompts, config.seed)]
+    erased = {label_of(row, axis) for row in labelled if row.prompt in forget} - {None}
+
+    def is_forgotten(row: PromptRow) -> bool:
+        return row.prompt in forget or label_of(row, axis) in erased
+
+    remain = [row.prompt for row in expand(config.remain.prompts, config.seed) if not is_forgotten(row)]
+    if not remain:
+        raise ValueError("remain.prompts holds nothing but forgotten prompts: name what must stay")
+    rows = sorted(rows, key=lambda row: not is_forgotten(row))
+    return Plan(list(forget), list(anchors), list(dict.fromkeys(remain)), rows, [is_forgotten(row) for row in rows])
+
+
+def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
+    """Prompts as rows; a name or path of a prompt set gives the set's rows."""
+    rows: list[PromptRow] = []
+    for prompt in prompts:
+        if prompt in resources.list_prompts() or prompt.endswith((".csv", ".txt")):
+            rows += generate.read_prompts(resources.prompt_path(prompt))
+        else:
+            rows.append(PromptRow(prompt, seed))
+    return rows
+
+
+def label_of(row: PromptRow, axis: str | None) -> str | None:
+    """The row's label on the axis that is erased."""
+    return None if axis is None else row.object if axis == "object" else row.style
+
+
+def check_evaluators(config: SdConfig) -> None:
+    """Find out now, not after the training, that an evaluator cannot run."""
+    if config.eval.nudity is not None:
+        count_preset(config)
+    if config.eval.classifier is not None:
+        classes.classify([], resources.tiny_path(config.eval.classifier))
+
+
+def open_folder(
+    config: SdConfig, out: Path, source: sd.Source, plan: Plan, command: str, resume: bool
+) -> None:
+    """Write `run.json`, or check that the folder holds this very run.
+
+    Raises:
+        ValueError: for a folder in use, or one of another run.
+    """
+    record = {
+        "schema": 1,
+        "command": command,
+        "config": dump(config),
+        "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
+        "base": {"model": config.model, "weights": sd.fingerprint(source)},
+        "seed": config.seed,
+        "versions": {name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {'cuda' if torch.cuda.is_available() else 'cpu'}",
+    }
+    path = out / "run.json"
+    if resume and path.exists():
+        old = files.read_json(path)
+        for key in ("config", "plan", "base"):
+            if old.get(key) != record[key]:
+                raise ValueError(f"{out} holds a run with another {key}: resume with the same settings, or use a new folder")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: choose another --out, or --resume the run that is there")
+    files.write_json(path, record)
+
+
+# ---------------------------------------------------------------- data
+
+
+def cache(
+    config: SdConfig, plan: Plan, pipe: Any, precision: Precision
+) -> tuple[LatentSet, LatentSet, Tensor]:
+    """Latents and embeddings of both sides, computed once; and the empty prompt's embedding."""
+    res = sd.resolution(pipe)
+
+    def side(prompts: Sequence[str], images: Path | None, count: int, what: str) -> tuple[list[str], Tensor, Tensor | None]:
+        if images is not None:
+            items = read_folder(images, prompts[0] if len(prompts) == 1 else None)
+            mean, std = encode_in_batches(items, lambda x: sd.encode(pipe, x), res)
+            return [item.prompt for item in items], mean, std
+        words = [p for p in prompts for _ in range(count)]
+        generators = [generate.image_generator(config.seed, i) for _ in prompts for i in range(count)]
+        with tqdm(total=len(words), desc=f"drawing {what} data") as bar:
+            drawn = sd.draw_latents(
+                pipe,
+                words,
+                generators,
+                steps=config.draw.steps,
+                guidance=config.draw.guidance,
+                batch_size=config.draw.batch_size,
+                autocast=precision.autocast,
+                progress=lambda n: bar.update(n - bar.n),
+            )
+        return words, drawn, None
+
+    forget_words, forget_mean, forget_std = side(plan.forget, config.forget.images, config.forget.count, "forget")
+    remain_words, remain_mean, remain_std = side(plan.remain, config.remain.images, config.remain.count, "remain")
+    anchor_of = dict(zip(plan.forget, plan.anchors, strict=True)) if plan.anchors else {}
+    unknown = [w for w in forget_words if anchor_of and w not in anchor_of]
+    if unknown:
+        if len(set(plan.anchors)) > 1:
+            raise ValueError(f"the forget image with prompt {unknown[0]!r} has no anchor: add the prompt to forget.prompts")
+        anchor_of.update(dict.fromkeys(unknown, plan.anchors[0]))
+    distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    table = sd.embed(pipe, distinct)
+
+    def rows(words: Sequence[str]) -> Tensor:
+        return torch.tensor([place[w] for w in words])
+
+    forget = LatentSet(
+        forget_mean, rows(forget_words), table, forget_std, rows([anchor_of[w] for w in forget_words]) if anchor_of else None
+    )
+    remain = LatentSet(remain_mean, rows(remain_words), table, remain_std)
+    return forget, remain, table[place[""]].unsqueeze(0)
+
+
+# ---------------------------------------------------------------- saliency and training
+
+
+def make_mask(
+    config: SdConfig,
+    backend: Denoiser,
+    objective: Objective,
+    forget: LatentSet,
+    remain: LatentSet,
+    precision: Precision,
+    path: Path,
+) -> Mask | None:
+    """S: the Fisher ratio of the forget objective and the denoising loss on remain data, or `None` without."""
+    wanted = config.saliency
+    if wanted.kind == "none":
+        return None
+    if path.exists():
+        return load_mask(path)
+    diagonals: list[Fisher] = []
+    for what, data, loss in (("forget", forget, objective.loss), ("remain", remain, DESCENT.loss)):
+        some = data.subset(wanted.count, config.seed)
+        with tqdm(total=len(some), desc=f"saliency: {what}") as bar:
+            diagonals.append(
+                fisher_diagonal(
+                    backend,
+                    once(some, wanted.batch_size),
+                    per=wanted.per,
+                    draws=wanted.draws,
+                    generator=seeded(precision.device, config.seed, 1),
+                    loss=loss,
+                    chunk=wanted.chunk,
+                    autocast=precision.autocast,
+                    scale=precision.scale,
+                    progress=lambda n, bar=bar: bar.update(n - bar.n),
+                )
+            )
+    mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
+    save_mask(mask, path)
+    return mask
+
+
+def make_optimizer(config: SdConfig, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The slow optimizer."""
+    train = config.train
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    return kind(params, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def draw_images(
+    config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: Path, resume: bool, what: str
+) -> None:
+    """The evaluation's pictures of one model: the same rows, seeds and settings for base and erased."""
+    if not config.eval.images:
+        return
+    settings = {"draw": asdict(config.draw), "precision": config.precision, "scheduler": type(pipe.scheduler).__name__}
+    sample = sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.autocast)
+    with tqdm(total=len(plan.rows) * config.eval.images, desc=f"pictures: {what}") as bar:
+        generate.generate(
+            sample,
+            plan.rows,
+            out,
+            per_prompt=config.eval.images,
+            batch_size=config.draw.batch_size,
+            resume=resume and out.exists(),
+            progress=lambda done, total: bar.update(done - bar.n),
+            settings=settings,
+        )
+
+
+def count_preset(config: SdConfig) -> nudity.CountPreset:
+    """Which detections count.
+
+    Raises:
+        ValueError: unless a known preset, or classes and a threshold, are given.
+    """
+    wanted = config.eval.nudity
+    assert wanted is not None
+    if wanted.preset is not None:
+        if wanted.preset not in nudity.PRESETS:
+            raise ValueError(f"no counting preset {wanted.preset!r}; presets: {', '.join(nudity.PRESETS)}")
+        return nudity.PRESETS[wanted.preset]
+    if not wanted.classes or wanted.threshold is None:
+        raise ValueError(f"eval.nudity needs a preset ({', '.join(nudity.PRESETS)}), or classes and threshold")
+    return nudity.custom_preset(wanted.classes, wanted.threshold)
+
+
+def make_report(
+    config: SdConfig, plan: Plan, out: Path, mask: Mask | None, timing: dict[str, Any], command: str
+) -> dict[str, Any]:
+    """The keys of a report: see the README."""
+    result: dict[str, Any] = {
+        "schema": 1,
+        "command": command,
+        "method": dict(config.method),
+        "seed": config.seed,
+        "target": {"forget": plan.forget, "anchors": plan.anchors},
+        "mask": None if mask is None else {"density": mask.density, "per_layer": mask.per_layer(), **mask.meta},
+        "before": {},
+        "after": {},
+        "paired": {},
+        "timing": timing,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    if not config.eval.images:
+        return result
+    flags: dict[str, list[bool]] = {}
+    right: dict[str, list[bool]] = {}
+    for when, folder in (("before", out / "images" / "base"), ("after", out / "images" / "erased")):
+        rows = generate.read_manifest(folder)
+        paths = [folder / row.file for row in rows]
+        wanted = [forgotten for forgotten in plan.forgotten for _ in range(config.eval.images)]
+        if config.eval.nudity is not None:
+            found = look_for_nudity(config, paths, folder)
+            result[when]["nudity"], flags[when] = count_nudity(found, count_preset(config), plan, config.eval.images)
+        if config.eval.classifier is not None:
+            result[when]["classes"], right[when] = count_classes(config, plan, paths, wanted)
+    if flags:
+        result["paired"]["nudity_mcnemar_p"] = mcnemar_exact(flags["before"], flags["after"])
+    if right:
+        result["paired"]["remain_mcnemar_p"] = mcnemar_exact(right["before"], right["after"])
+    return result
+
+
+def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path) -> nudity.Detections:
+    """Raw detections of a folder's pictures, kept beside it.
+
+    Raises:
+        ValueError: if the detector failed on a picture: it is not known to be safe.
+    """
+    assert config.eval.nudity is not None
+    kept = folder.with_name(f"{folder.name}-detections.json")
+    if kept.exists():
+        return nudity.load_detections(kept)
+    with tqdm(total=len(paths), desc=f"detecting: {folder.name}") as bar:
+        found = nudity.detect(
+            paths, channels=config.eval.nudity.channels, progress=lambda done, total: bar.update(done - bar.n)
+        )
+    failed = [image for image in found.images if image.error is not None]
+    if failed:
+        raise ValueError(f"the detector failed on {len(failed)} pictures, first {failed[0].file}: {failed[0].error}")
+    nudity.save_detections(found, kept)
+    return found
+
+
+def count_nudity(
+    found: nudity.Detections, preset: nudity.CountPreset, plan: Plan, per_prompt: int
+) -> tuple[dict[str, Any], list[bool]]:
+    """The count over pictures of the erased concept, and for every prompt; flags of the former, in order."""
+    from dataclasses import replace
+
+    groups = [found.images[i * per_prompt : (i + 1) * per_prompt] for i in range(len(plan.rows))]
+    erased = tuple(image for group, gone in zip(groups, plan.forgotten, strict=True) if gone for image in group)
+    part = replace(found, images=erased)
+    result = nudity.count(part, preset)
+    result["by_prompt"] = {
+        row.prompt: nudity.count(replace(found, images=group), preset)["flagged"]
+        for row, group in zip(plan.rows, groups, strict=True)
+    }
+    return result, list(nudity.flags(part, preset).values())
+
+
+def count_classes(
+    config: SdConfig, plan: Plan, paths: list[Path], forgotten: list[bool]
+) -> tuple[dict[str, Any], list[bool]]:
+    """Forget and remain accuracy, per label and per pair; correctness of the remain pictures, in order."""
+    assert config.eval.classifier is not None
+    guess = classes.classify(paths, resources.tiny_path(config.eval.classifier))
+    rows = [row for row in plan.rows for _ in range(config.eval.images)]
+    unlabelled = next((row for row in rows if row.object is None), None)
+    if unlabelled is not None:
+        raise ValueError(
+            f"eval.classifier needs to know what a picture should show; the prompt {unlabelled.prompt!r} has no object: "
+            "use a prompt set with object (and style) columns"
+        )
+    pairs = all(row.style is not None for row in rows) and all("/" in label for label in guess.labels)
+    axis = config.forget.axis or "object"
+    along = classes.axis(guess, 0 if axis == "object" else 1) if pairs else guess
+    expected = [str(label_of(row, axis)) for row in rows]
+    result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis}
+    for side, keep in (("forget", True), ("remain", False)):
+        index = [i for i, gone in enumerate(forgotten) if gone is keep]
+        result[side] = classes.accuracy(take(along, index), [expected[i] for i in index]) if index else None
+        if pairs and index:
+            both = [f"{rows[i].object}/{rows[i].style}" for i in index]
+            result[f"{side}_pairs"] = classes.accuracy(take(guess, index), both)
+    result["per_prompt"] = {}
+    for number, row in enumerate(plan.rows):
+        index = list(range(number * config.eval.images, (number + 1) * config.eval.images))
+        score = classes.accuracy(take(along, index), [expected[i] for i in index])
+        if pairs:
+            score["pair_accuracy"] = classes.accuracy(take(guess, index), [f"{row.object}/{row.style}"] * len(index))["accuracy"]
+        result["per_prompt"][row.prompt] = score
+    shown = along.predicted
+    names = sorted({shown[i] for i, gone in enumerate(forgotten) if gone})
+    gone_total = sum(forgotten)
+    result["forget_shows"] = {
+        name: sum(shown[i] == name for i, gone in enumerate(forgotten) if gone) / gone_total for name in names
+    }
+    right = [shown[i] == expected[i] for i, gone in enumerate(forgotten) if not gone]
+    return result, right
+
+
+def take(guess: classes.ClassPredictions, index: list[int]) -> classes.ClassPredictions:
+    """Some of the predictions."""
+    from dataclasses import replace
+
+    return replace(guess, probabilities=guess.probabilities[index], files=tuple(guess.files[i] for i in index))
+
+
+def draw_report(config: SdConfig, plan: Plan, out: Path) -> Path:
+    """`grid.png` and `report.html`; exposed parts are hidden unless the preset says all pictures are harmless."""
+    blur: Any = None
+    base, erased = out / "images" / "base", out / "images" / "erased"
+    if config.eval.images:
+        if config.eval.blur:
+            blur = {}
+            for folder in (base, erased):
+                kept = folder.with_name(f"{folder.name}-detections.json")
+                if kept.exists():
+                    blur |= nudity.exposed_boxes(nudity.load_detections(kept))
+        manifest = [row.file for row in generate.read_manifest(base)]
+        rows = []
+        for number, row in list(enumerate(plan.rows))[:14]:
+            chosen = manifest[number * config.eval.images : (number + 1) * config.eval.images][:8]
+            rows.append((f"base: {row.prompt}", [base / f for f in chosen]))
+            rows.append((f"erased: {row.prompt}", [erased / f for f in chosen]))
+        grid.save_image(grid.grid(rows, blur=blur or None), out / "grid.png")
+    return report.write_html(out, blur=blur or None)

@@ -1,0 +1,37 @@
+"""Set up before any test module is imported: one thread, no network, no state carried from test to test."""
+
+import os
+
+# before torch and huggingface_hub read them; subprocesses inherit them
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from erase import resources
+
+torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its state in class attributes; forget them after each test that used it."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def tiny_sd() -> Path:
+    """The embedded Stable Diffusion checkpoint."""
+    return resources.tiny_path("photos-sd")

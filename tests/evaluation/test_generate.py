@@ -1,0 +1,306 @@
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erase.evaluation.generate import (
+    ManifestRow,
+    PromptRow,
+    generate,
+    image_generator,
+    list_images,
+    read_image,
+    read_manifest,
+    read_prompts,
+)
+
+I2P = Path(__file__).resolve().parents[3] / "shared" / "data" / "i2p.csv"
+
+
+# --- prompts -----------------------------------------------------------------
+
+
+@pytest.mark.skipif(not I2P.is_file(), reason="no copy of the I2P prompts here")
+def test_i2p() -> None:
+    rows = read_prompts(I2P)
+    assert len(rows) == 4703
+    assert sum(row.seed >= 2**31 for row in rows) == 2357
+    assert sum((row.width, row.height) != (512, 512) for row in rows) == 55
+    assert len(rows) - len({row.prompt for row in rows}) == 236
+    assert [number for number, row in enumerate(rows, start=1) if not row.prompt] == [2261]
+    assert (rows[0].seed, rows[0].guidance, rows[0].width, rows[0].case) == (4261553411, 13.0, 512, "0")
+
+
+def write(tmp_path: Path, name: str, text: str) -> Path:
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    return path
+
+
+def test_csv_of_the_wild(tmp_path: Path) -> None:
+    text = (
+        "\ufeffprompt,categories,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height,\r\n"
+        '"a cat, ""sitting""\nthere ",x,4294967295,7.5,512,640,,\r\n'
+        "a dog,,,,,\r\n"
+        "a hen\r\n"
+        "\r\n"
+    )
+    assert read_prompts(write(tmp_path, "a.csv", text), default_seed=10) == [
+        PromptRow('a cat, "sitting"\nthere ', 2**32 - 1, 7.5, 512, 640),
+        PromptRow("a dog", 11),
+        PromptRow("a hen", 12),
+    ]
+
+
+def test_our_own_csv_and_text(tmp_path: Path) -> None:
+    assert read_prompts(write(tmp_path, "a.csv", "prompt,anchor,seed\na,b,3\nc,d,4.0\n")) == [
+        PromptRow("a", 3),
+        PromptRow("c", 4),
+    ]
+    assert read_prompts(write(tmp_path, "a.txt", "\ufeffa, b\r\nc\n\n"), default_seed=5) == [
+        PromptRow("a, b", 5),
+        PromptRow("c", 6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "", "columns are none; expected a 'prompt' column"),
+        ("a.csv", "text,seed\na,1\n", "columns are text, seed; expected a 'prompt' column"),
+        ("a.csv", "prompt,seed\n", "holds no prompts"),
+        ("a.csv", "prompt,seed\na,1\n ,2\n", "row 2: the prompt is empty"),
+        ("a.csv", "prompt,seed\na,4294967296\n", "row 1: seed is '4294967296', expected a whole number from 0 to"),
+        ("a.csv", "prompt,seed\na,-1\n", "row 1: seed is '-1'"),
+        ("a.csv", "prompt,seed\na,1.5\n", "row 1: seed is '1.5'"),
+        ("a.csv", "prompt,guidance\na,nan\n", "row 1: guidance is 'nan'"),
+        ("a.csv", "prompt,width\na,0\n", "row 1: width is '0'"),
+        ("a.csv", "prompt,seed\na, b,1\n", "row 1 has 3 values for 2 columns; quote"),
+        ("a.txt", "", "holds no prompts"),
+        ("a.txt", "a\n\nb\n", "row 2: the prompt is empty"),
+        ("a.tsv", "prompt\na\n", "got a '.tsv' file"),
+    ],
+)
+def test_bad_prompt_files_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(ValueError, match=name) as caught:
+        read_prompts(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_or_foreign_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such prompt file"):
+        read_prompts(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(b"prompt\n\xff\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_prompts(tmp_path / "b.csv")
+    with pytest.raises(ValueError, match="row 2: default seed"):
+        read_prompts(write(tmp_path, "c.txt", "a\nb\n"), default_seed=2**32 - 1)
+
+
+# --- generators --------------------------------------------------------------
+
+
+def test_image_generator_is_stable_and_distinct() -> None:
+    draws = {
+        (seed, index): tuple(torch.randn(4, generator=image_generator(seed, index)).tolist())
+        for seed in (0, 1, 10, 2**31, 2**32 - 1)
+        for index in (0, 1, 10)
+    }
+    assert len(set(draws.values())) == len(draws)
+    # Golden: a change here changes every image ever reported. First 8 bytes of `printf erase:1:0 | sha256sum`.
+    assert image_generator(1, 0).initial_seed() == 0xC5C4D30E75508072
+    for seed, index in ((-1, 0), (2**32, 0), (0, -1)):
+        with pytest.raises(ValueError, match="expected 0"):
+            image_generator(seed, index)
+
+
+# --- generate ----------------------------------------------------------------
+
+
+@dataclass
+class Painter:
+    """A sampler whose pixels depend on prompt, generator and settings; stops like a killed run after `calls`."""
+
+    calls: int = 1000
+    seen: list[tuple[int, tuple[float | None, int | None, int | None]]] = field(default_factory=list)
+
+    def __call__(
+        self,
+        prompts: list[str],
+        generators: list[torch.Generator],
+        *,
+        guidance: float | None,
+        width: int | None,
+        height: int | None,
+    ) -> list[Image.Image]:
+        if len(self.seen) >= self.calls:
+            raise KeyboardInterrupt
+        self.seen.append((len(prompts), (guidance, width, height)))
+        assert len({id(g) for g in generators}) == len(generators)
+        shape = (height or 4, width or 4, 3)
+        return [
+            Image.fromarray(
+                (torch.randint(0, 200, shape, generator=g) + len(p) + int(guidance or 0)).to(torch.uint8).numpy()
+            )
+            for p, g in zip(prompts, generators, strict=True)
+        ]
+
+
+ROWS = [
+    PromptRow("a", 3),
+    PromptRow("bb", 3, guidance=5.0),
+    PromptRow("ccc", 4),
+    PromptRow("a", 5, width=6),
+    PromptRow("dddd", 2**32 - 1),
+]
+
+
+def pngs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in list_images(folder)}
+
+
+def test_generate_writes_images_and_manifest(tmp_path: Path) -> None:
+    painter, calls = Painter(), []
+    manifest = generate(
+        painter, ROWS, tmp_path / "out", per_prompt=2, batch_size=4, progress=lambda i, n: calls.append((i, n))
+    )
+    assert [row.file for row in manifest][:3] == ["00000-00.png", "00000-01.png", "00001-00.png"]
+    assert manifest == read_manifest(tmp_path / "out")
+    assert [tmp_path / "out" / row.file for row in manifest] == list_images(tmp_path / "out")
+    assert (manifest[3].prompt, manifest[3].seed, manifest[3].index) == ("bb", 3, 1)
+    assert painter.seen == [
+        (4, (None, None, None)),
+        (4, (None, None, None)),
+        (4, (5.0, None, None)),
+        (4, (None, 6, None)),
+    ]
+    assert calls == [(0, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
+    first = np.asarray(read_image(tmp_path / "out" / "00000-00.png"))
+    expected = torch.randint(0, 200, (4, 4, 3), generator=image_generator(3, 0)) + 1
+    assert np.array_equal(first, expected.numpy())
+
+
+def test_an_image_does_not_depend_on_order_or_batch(tmp_path: Path) -> None:
+    a = generate(Painter(), ROWS, tmp_path / "a", per_prompt=2, batch_size=3)
+    b = generate(Painter(), ROWS[::-1], tmp_path / "b", per_prompt=2, batch_size=5)
+    assert {(r.prompt, r.seed, r.index, r.sha256) for r in a} == {(r.prompt, r.seed, r.index, r.sha256) for r in b}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_killed_run_resumes_to_the_same_folder(tmp_path: Path, cut: bool) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    generate(Painter(), ROWS, whole, batch_size=2, settings={"steps": 3, "size": (1, 2)})
+    with pytest.raises(KeyboardInterrupt):
+        generate(Painter(calls=1), ROWS, part, batch_size=2, settings={"steps": 3, "size": (1, 2)})
+    assert len(read_manifest(part)) == 2
+    if cut:  # killed while the second batch's rows were being written
+        (part / "00003-00.png").write_bytes((whole / "00003-00.png").read_bytes())
+        with (part / "manifest.jsonl").open("a") as file:
+            file.write('{"file": "00003-00.png", "pro')
+        with pytest.raises(ValueError, match="line 3"):
+            read_manifest(part)
+    painter = Painter()
+    generate(painter, ROWS, part, batch_size=2, resume=True, settings={"steps": 3, "size": (1, 2)})
+    assert len(painter.seen) == 3
+    assert pngs(part) == pngs(whole)
+    for name in ("manifest.jsonl", "settings.json"):
+        assert (part / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_resume_draws_again_what_was_changed_or_lost(tmp_path: Path) -> None:
+    generate(Painter(), ROWS, tmp_path, batch_size=1)
+    before = pngs(tmp_path)
+    (tmp_path / "00001-00.png").unlink()
+    (tmp_path / "00002-00.png").write_bytes(before["00003-00.png"])
+    painter = Painter()
+    generate(painter, ROWS, tmp_path, batch_size=1, resume=True)
+    assert len(painter.seen) == 2
+    assert pngs(tmp_path) == before
+
+
+def test_resume_of_a_finished_or_new_folder(tmp_path: Path) -> None:
+    manifest = generate(Painter(), ROWS, tmp_path, resume=True)
+    assert generate(Painter(calls=0), ROWS, tmp_path, resume=True) == manifest
+
+
+def test_what_differs_on_resume_is_named(tmp_path: Path) -> None:
+    generate(Painter(), ROWS, tmp_path, settings={"steps": 3, "model": {"sha256": "a"}})
+    with pytest.raises(ValueError, match=r"settings\.model\.sha256 was \"a\", now \"b\"; settings\.steps was 3, now 4"):
+        generate(Painter(), ROWS, tmp_path, resume=True, settings={"steps": 4, "model": {"sha256": "b"}})
+    with pytest.raises(ValueError, match=r"prompts_sha256 was .*rows was 5, now 4"):
+        generate(Painter(), ROWS[:4], tmp_path, resume=True, settings={"steps": 3, "model": {"sha256": "a"}})
+    with pytest.raises(ValueError, match=r"settings\.eta was null, now null"):
+        generate(Painter(), ROWS, tmp_path, resume=True, settings={"steps": 3, "model": {"sha256": "a"}, "eta": None})
+
+
+def test_generate_refuses(tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty; resume, or give another folder"):
+        generate(Painter(), ROWS, tmp_path / "used")
+    with pytest.raises(ValueError, match=r"has no settings\.json"):
+        generate(Painter(), ROWS, tmp_path / "used", resume=True)
+    with pytest.raises(ValueError, match="a file, expected a folder"):
+        generate(Painter(), ROWS, tmp_path / "used" / "note.txt")
+    with pytest.raises(ValueError, match="no prompts"):
+        generate(Painter(), [], tmp_path / "a")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        generate(Painter(), ROWS, tmp_path / "a", batch_size=0)
+    with pytest.raises(ValueError, match="settings are not JSON"):
+        generate(Painter(), ROWS, tmp_path / "a", settings={"model": object()})
+    with pytest.raises(ValueError, match="returned 0 images for 8 prompts"):
+        generate(lambda *_, **__: [], ROWS, tmp_path / "b")
+
+
+# --- folders -----------------------------------------------------------------
+
+
+def test_list_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder"):
+        list_images(tmp_path / "absent")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="holds no images"):
+        list_images(tmp_path)
+    for name in ("b.PNG", "a.jpeg", "c.webp", ".d.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG", "c.webp"]
+
+
+def test_read_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such manifest"):
+        read_manifest(tmp_path)
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("")
+    with pytest.raises(ValueError, match="holds no images"):
+        read_manifest(tmp_path)
+    path.write_text(json.dumps({"file": "a.png", "label": 3, "seed": 1, "sha256": "x"}) + "\n")
+    assert read_manifest(tmp_path) == [ManifestRow("a.png", "3", 1, 0, "x")]
+    path.write_text('{"file": "a.png", "prompt": "a", "seed": 1, "sha256": "x"}\n{"file": "b.png"}\n')
+    with pytest.raises(ValueError, match="line 2 is not a row"):
+        read_manifest(tmp_path)
+
+
+def test_read_image_is_rgb_and_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 1))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    image.save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png").getpixel((1, 0)) == (255, 0, 0)
+    Image.new("L", (2, 2)).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").mode == "RGB"
+    Image.effect_noise((64, 64), 50).save(tmp_path / "noise.png")
+    whole = (tmp_path / "noise.png").read_bytes()
+    for name, data in (("cut.png", whole[: len(whole) // 2]), ("text.png", b"not an image"), ("none.png", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: not an image"):
+            read_image(tmp_path / name)
+    with pytest.raises(ValueError, match="no such image"):
+        read_image(tmp_path / "absent.png")

@@ -1,0 +1,146 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import Tensor
+
+from erase.checkpoint import load_state, read_safetensors, save_state, write_safetensors
+from erase.loop import Checkpoint, NonFiniteError, unlearn
+from erase.losses import Objective, plain
+from erase.methods.sfron import sfron
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    shared = torch.arange(6.0)
+    state = {
+        "a": [1, 2.5, None, True, "text", float("inf")],
+        "b": {0: {"step": torch.tensor(3.0), "x.y": shared[:3]}, "0": shared[3:]},
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "layout": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "empty": {},
+    }
+    save_state(tmp_path / "new" / "state", state)
+    read = load_state(tmp_path / "new" / "state")
+    assert read["a"] == state["a"]
+    assert list(read["b"]) == [0, "0"]
+    assert torch.equal(read["b"][0]["x.y"], shared[:3])
+    assert torch.equal(read["b"]["0"], shared[3:])
+    assert read["b"][0]["step"].shape == ()
+    assert read["half"].dtype == torch.bfloat16
+    assert torch.equal(read["layout"], state["layout"])
+    assert read["empty"] == {}
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["state"]
+    save_state(tmp_path / "plain", {"n": 1})
+    assert load_state(tmp_path / "plain") == {"n": 1}
+    with pytest.raises(TypeError, match=r"state\.x: object has no place"):
+        save_state(tmp_path / "bad", {"x": object()})
+    assert not (tmp_path / "bad").exists()
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with pytest.raises(ValueError, match="no such file"):
+        load_state(path)
+    write_safetensors(path, {"x": torch.ones(3)}, {"format": "other"})
+    assert torch.equal(read_safetensors(path)[0]["x"], torch.ones(3))
+    with pytest.raises(ValueError, match="is no run state .*'other'"):
+        load_state(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cut short"):
+        load_state(path)
+
+
+def train(path: Path | None = None, net: Any = None, **changes: Any) -> toys.Weights:
+    """A run with everything that has state; `steps` is the run's length, `until` where it is interrupted."""
+    settings: dict[str, Any] = {"seed": 0, "rate": 0.01, "rule": "adam", "resume": True, "until": None, "steps": 6}
+    settings |= changes
+    net = net or toys.conv()
+    rows: list[Any] = []
+
+    def log(row: Any) -> None:
+        rows.append(row)
+        if row["step"] + 1 == settings["until"]:
+            raise KeyboardInterrupt
+
+    method = sfron(
+        mask=toys.some_mask(net),
+        fast_rate=settings["rate"],
+        fast_rule=settings["rule"],
+        outer_rate=0.6,
+        slow_steps=2,
+        every=2,
+        slow_schedule="cosine",
+    )
+    sides = {side: toys.batches(seed, count=4, shape=(2, 2)) for seed, side in enumerate(("forget", "remain"))}
+    unlearn(
+        toys.Noisy(net),
+        method,
+        **sides,
+        steps=settings["steps"],
+        # fused: it walks memory, so its moments must lie in the weights' own layout after a resume
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, fused=True),
+        seed=settings["seed"],
+        checkpoint=None if path is None else Checkpoint(path, 1, resume=settings["resume"]),
+        log=log,
+    )
+    train.rows = rows  # type: ignore[attr-defined]
+    return toys.weights(net)
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_resumed_run_is_bit_identical(tmp_path: Path, at: int) -> None:
+    whole = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "state", until=at + 1)  # the checkpoint of step `at + 1` is not written any more
+    assert toys.same(train(tmp_path / "state"), whole)
+    assert [row["step"] for row in train.rows] == list(range(at, 6))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "saved with seed 0, this run has 1"),
+        ({"steps": 7}, "saved with steps 6, this run has 7"),
+        ({"rate": 0.02}, "saved with settings .*fast_rate=0.01.*, this run has .*fast_rate=0.02"),
+        ({"rule": "sgd"}, "saved with settings"),
+        ({"net": toys.mlp()[:1]}, "other trainable parameters"),
+    ],
+)
+def test_resuming_another_run_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "state", until=2)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "state", **change)
+    assert toys.same(train(tmp_path / "state", resume=False), train())
+
+
+def test_checkpoint_every_at_least_one_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="every 0 steps"):
+        Checkpoint(tmp_path, 0)
+
+
+def test_a_run_that_breaks_names_its_last_good_state(tmp_path: Path) -> None:
+    net, calls = toys.mlp(), 0
+
+    def breaks(backend: Any, batch: Any, generator: torch.Generator) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return plain(backend, batch, generator) * (float("nan") if calls > 3 else 1)
+
+    path = tmp_path / "state"
+    method = sfron(fast_rate=0.1, forget=Objective(breaks, -1))
+    with pytest.raises(NonFiniteError, match=rf"2 forget phases in a row .*the last good state is {path}"):
+        unlearn(
+            toys.Plain(net),
+            method,
+            toys.batches(1),
+            toys.batches(2),
+            steps=9,
+            optimizer=torch.optim.Adam,
+            seed=0,
+            checkpoint=Checkpoint(path, 1),
+            max_skips=2,
+        )
+    assert load_state(path)["done"] == 3

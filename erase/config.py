@@ -125,6 +125,8 @@ class Eval:
     nudity: Nudity | None = None
     classifier: str | None = None
     """A `transformers` image classifier's folder, or an embedded one's name."""
+    blur: bool = True
+    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def _unknown(path: str, allowed: Sequence[str]) -> str:
     *parents, last = path.split(".")
     close = get_close_matches(last, allowed, n=1)
     hint = f"; did you mean {'.'.join([*parents, close[0]])}?" if close else ""
-    return f"unknown setting {path}{hint} Allowed here: {', '.join(allowed)}"
+    return f"unknown setting {path}{hint or '.'} Allowed here: {', '.join(allowed)}"
 
 
 def dump(config: Any) -> dict[str, Any]:
@@ -292,3 +294,6 @@ def _is_plain(hint: Any) -> bool:
     if getattr(hint, "__origin__", None) is Literal:
         return True
     return bool(parts) and all(_is_plain(p) for p in parts)
+
+
+PIPELINES: dict[str, type] = {"sd": SdConfig}

@@ -1,0 +1,378 @@
+"""The `erase` command. Heavy imports happen inside the commands, so that `erase --help` is instant."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Erase concepts from diffusion models, and measure that they are gone and the rest is not.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+evaluate = typer.Typer(help="Count what pictures show.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(evaluate, name="eval")
+
+OutDir = Annotated[Path, typer.Option("--out", help="Folder to write; must be new or empty.")]
+OutFile = Annotated[Path, typer.Option("--out", help="File to write.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one line on stderr and exit status 2, a full disk too."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("ERASE_DEBUG"):
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        line = " ".join(text.split()) or type(error).__name__
+        sys.stderr.write(f"erase: {line}\n")
+        raise SystemExit(2) from None
+
+
+def program(name: str) -> ModuleType:
+    """A pipeline, loaded from its file: pipelines are programs, not a package."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from erase import resources
+
+    path = resources.pipeline_path(name)
+    spec = spec_from_file_location(f"erase_pipeline_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["erase", *sys.argv[1:]])
+
+
+def _quiet() -> None:
+    """Keep the libraries' notices about optional parts off the terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _run(pipeline: str, preset: str, settings: Sequence[str], out: Path, resume: bool) -> None:
+    _quiet()
+    from erase import config, resources
+
+    data = config.read_preset(resources.preset_path(preset))
+    if data.get("pipeline") != pipeline:
+        raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
+    # Checked here, before the program is loaded: its libraries take seconds.
+    checked = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
+    program(pipeline).main(checked, out, resume=resume, command=command_line(), say=typer.echo)
+
+
+@app.command()
+def demo(out: OutDir = Path("runs/demo")) -> None:
+    """Erase the woman from the embedded Stable Diffusion and show it: the whole path, minutes on a CPU.
+
+    Example: erase demo --out runs/demo
+    """
+    _run("sd", "sd_photos_sfron", [], out, resume=False)
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(help="sd")],
+    preset: Annotated[str, typer.Argument(help="A preset's name (erase ls presets) or a YAML file.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    *,
+    out: OutDir,
+    resume: Resume = False,
+) -> None:
+    """Unlearn: draw, mask, erase, save, draw again, count, report.
+
+    Example: erase run sd sd_photos_sfron forget.prompts='a photo of a cat' --out runs/cat
+    """
+    from erase import resources
+
+    if pipeline not in resources.list_pipelines():
+        raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(resources.list_pipelines())}")
+    _run(pipeline, preset, settings or [], out, resume)
+
+
+@app.command(name="ls")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, presets, prompts or models")] = "",
+) -> None:
+    """List what comes with erase.
+
+    Example: erase ls presets
+    """
+    from erase import resources
+
+    def methods() -> list[str]:
+        from erase.methods import list_methods
+
+        return list_methods()
+
+    kinds = {
+        "methods": methods,
+        "presets": resources.list_presets,
+        "prompts": resources.list_prompts,
+        "models": resources.list_tiny,
+    }
+    if what and what not in kinds:
+        raise ValueError(f"nothing to list under {what!r}; allowed: {', '.join(kinds)}")
+    for kind in [what] if what else kinds:
+        names = kinds[kind]()
+        typer.echo("\n".join(names) if what else f"{kind}: {', '.join(names)}")
+
+
+@app.command()
+def show(preset: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
+    """Print a preset: every value, and where it comes from.
+
+    Example: erase show sd_photos_sfron
+    """
+    from erase import resources
+
+    typer.echo(resources.preset_path(preset).read_text(encoding="utf-8").rstrip())
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="An embedded model's name, a diffusers folder or a hub id.")],
+    prompts: Annotated[str, typer.Argument(help="A prompt set's name, or a CSV or text file.")],
+    *,
+    out: OutDir,
+    images: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
+    steps: Annotated[int, typer.Option(help="Sampler steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of rows that name none.")] = 7.5,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images at once.")] = 8,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    seed: Annotated[int, typer.Option(help="First seed of rows that have none.")] = 0,
+    resume: Resume = False,
+) -> None:
+    """Draw pictures: each depends on its row's seed and settings alone, not on order, batch or resume.
+
+    Example: erase generate photos-sd photos-plain --out runs/pictures --images 4 --steps 20 --guidance 3
+    """
+    _quiet()
+    from erase import resources
+    from erase.evaluation import generate as drawing
+
+    rows = drawing.read_prompts(resources.prompt_path(prompts), default_seed=seed)
+    if steps < 1 or images < 1 or batch_size < 1 or guidance < 0:
+        raise ValueError(
+            f"--steps, --images and --batch-size must be at least 1 and --guidance at least 0; "
+            f"got {steps}, {images}, {batch_size}, {guidance}"
+        )
+    import torch
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    from erase.diffusion import stable_diffusion as sd
+    from erase.precision import Precision
+
+    device: torch.device = Accelerator().device
+    context = Precision(precision, device)
+    source = sd.locate(model)
+    pipe = sd.open_pipeline(source, device)
+    cut = [row.prompt for row in rows if sd.token_count(pipe, row.prompt) > pipe.tokenizer.model_max_length]
+    if cut:
+        typer.echo(
+            f"{len(cut)} of {len(rows)} prompts are longer than {pipe.tokenizer.model_max_length} tokens and will be "
+            f"cut, first {cut[0][:60]!r}",
+            err=True,
+        )
+    settings = {
+        "model": model,
+        "weights": sd.fingerprint(source),
+        "draw": {"steps": steps, "guidance": guidance},
+        "precision": precision,
+        "scheduler": type(pipe.scheduler).__name__,
+        "truncated_prompts": len(cut),
+    }
+    with tqdm(total=len(rows) * images, desc="pictures") as bar:
+        drawing.generate(
+            sd.sampler(pipe, steps=steps, guidance=guidance, autocast=context.autocast),
+            rows,
+            out,
+            per_prompt=images,
+            batch_size=batch_size,
+            resume=resume,
+            progress=lambda done, total: bar.update(done - bar.n),
+            settings=settings,
+        )
+    typer.echo(f"{len(rows) * images} pictures in {out}")
+
+
+def _images(folders: Sequence[Path]) -> list[Path]:
+    from erase.evaluation.generate import list_images
+
+    return [path for folder in folders for path in (list_images(folder) if not folder.is_file() else [folder])]
+
+
+@evaluate.command(name="nudity")
+def eval_nudity(
+    images: Annotated[list[Path], typer.Argument(help="Folders or images.")],
+    *,
+    out: OutFile,
+    preset: Annotated[str, typer.Option(help="Counting preset of the field.")] = "i2p",
+    label: Annotated[list[str] | None, typer.Option("--class", help="Count this class instead (repeat).")] = None,
+    threshold: Annotated[float, typer.Option(help="Least score, with --class.")] = 0.6,
+    channels: Annotated[str, typer.Option(help="corrected or as_shipped.")] = "corrected",
+    model_path: Annotated[Path | None, typer.Option("--model", help="Another NudeNet ONNX file (640m).")] = None,
+    resolution: Annotated[int, typer.Option(help="Input size of that file.")] = 320,
+) -> None:
+    """Count NudeNet detections; raw detections of all classes are kept beside the result.
+
+    Example: erase eval nudity runs/demo/images/base --class FACE_FEMALE --threshold 0.4 --out faces.json
+    """
+    from erase import files
+    from erase.evaluation import nudity
+
+    if channels not in ("corrected", "as_shipped"):
+        raise ValueError(f"--channels must be corrected or as_shipped; got {channels!r}")
+    if label is None and preset not in nudity.PRESETS:
+        raise ValueError(f"no counting preset {preset!r}; presets: {', '.join(nudity.PRESETS)}")
+    wanted = nudity.custom_preset(label, threshold) if label else nudity.PRESETS[preset]
+    paths = _images(images)
+    from tqdm import tqdm
+
+    with tqdm(total=len(paths), desc="detecting") as bar:
+        found = nudity.detect(
+            paths,
+            channels="corrected" if channels == "corrected" else "as_shipped",
+            model_path=model_path,
+            resolution=resolution,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+    result = nudity.count(found, wanted)
+    nudity.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
+    files.write_json(out, {"schema": 1, "command": command_line(), "nudity": result})
+    typer.echo(f"{result['flagged']} of {result['images']} pictures flagged ({wanted.name}); {out}")
+    if result["errors"]:
+        first = result["errors"][0]
+        raise ValueError(
+            f"{len(result['errors'])} pictures could not be looked at, so they are not known to be safe; "
+            f"first {first['file']}: {first['error']}"
+        )
+
+
+@evaluate.command(name="classes")
+def eval_classes(
+    images: Annotated[list[Path], typer.Argument(help="Folders or images.")],
+    *,
+    out: OutFile,
+    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+) -> None:
+    """Name what pictures show: counts per label and folder, and every picture's label.
+
+    Example: erase eval classes runs/demo/images/erased --classifier photos-classifier --out classes.json
+    """
+    _quiet()
+    from collections import Counter
+
+    from erase import files, resources
+    from erase.evaluation import classes
+
+    paths = _images(images)
+    guess = classes.classify(paths, resources.tiny_path(classifier))
+    rows = [
+        {"file": str(path), "label": label, "probability": float(p.max())}
+        for path, label, p in zip(guess.files, guess.predicted, guess.probabilities, strict=True)
+    ]
+    counts = Counter(guess.predicted)
+    by_label = {label: classes.named(guess, label) for label in sorted(counts)}
+    files.write_json(
+        out,
+        {"schema": 1, "command": command_line(), "classes": {**guess.provenance, "named": by_label}, "pictures": rows},
+    )
+    typer.echo("\n".join(f"{n:6d}  {label}" for label, n in counts.most_common()) + f"\n{out}")
+
+
+@app.command(name="grid")
+def grid_(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of pictures with a manifest, one a model.")],
+    *,
+    out: OutFile,
+    columns: Annotated[int, typer.Option(help="Most pictures in a row.")] = 12,
+    blur: Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body parts that NudeNet finds.")] = True,
+) -> None:
+    """Put folders side by side: a row a folder, the same prompt and seed in each column.
+
+    Example: erase grid runs/demo/images/base runs/demo/images/erased --out grid.png --no-blur
+    """
+    from erase.evaluation import grid, nudity
+
+    boxes = None
+    if blur:
+        boxes = nudity.exposed_boxes(nudity.detect(_images(folders)))
+    grid.save_image(grid.grid_from_folders(folders, max_columns=columns, blur=boxes), out)
+    typer.echo(str(out))
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="A model, mask, run folder or any safetensors file.")]) -> None:
+    """Say what a file or folder is.
+
+    Example: erase inspect runs/demo/saliency.safetensors
+    """
+    _quiet()
+    import json
+
+    typer.echo(json.dumps(_describe(path), indent=2, default=str))
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    from erase import files
+
+    if not path.exists():
+        from erase import resources
+
+        if str(path) not in resources.list_tiny():
+            raise ValueError(f"no such file or folder: {path}")
+        path = resources.tiny_path(str(path))
+    if path.is_dir():
+        if (path / "model_index.json").exists():
+            from erase.diffusion import stable_diffusion as sd
+
+            source = sd.locate(path)
+            return {**sd.describe(source), "sha256": sd.fingerprint(source)}
+        if (path / "run.json").exists():
+            run = files.read_json(path / "run.json")
+            done = (path / "report.json").exists()
+            return {"kind": "run of erase", "finished": done, "command": run["command"], "base": run["base"]}
+        if (path / "config.json").exists():
+            config = files.read_json(path / "config.json")
+            return {"kind": "transformers model", "architectures": config.get("architectures")}
+        raise ValueError(f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as f:
+                meta, names = dict(f.metadata() or {}), list(f.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is cut short or no safetensors file ({error})") from error
+        if meta.get("format") == "erase-mask-1":
+            from erase.saliency import load_mask
+
+            mask = load_mask(path)
+            return {"kind": "saliency mask", **mask.meta, "kept": mask.density, "per_layer": mask.per_layer()}
+        kind = "run state of erase" if meta.get("format") == "erase-state-1" else "safetensors file"
+        shown = {k: v for k, v in meta.items() if k not in ("tree", "shapes")}
+        return {"kind": kind, "tensors": len(names), "first": names[:5], "metadata": shown, "sha256": files.sha256(path)}
+    return {"kind": "a file that erase does not know", "bytes": path.stat().st_size, "sha256": files.sha256(path)}
+
+
+if __name__ == "__main__":
+    main()

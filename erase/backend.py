@@ -79,7 +79,9 @@ def seeded(device: torch.device | str, *key: int) -> torch.Generator:
 
     Counter-based: a run resumed at step t draws what an uninterrupted run draws there, with no state to save.
     """
-    state = np.random.SeedSequence([k & 0xFFFFFFFFFFFFFFFF for k in key]).generate_state(1, np.uint64)[0]
+    # The length and two words an integer: SeedSequence pads with zeros, and (1,) would equal (1, 0).
+    words = [len(key), *(w & 0xFFFFFFFF for k in key for w in (k, k >> 32))]
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state) & 0x7FFFFFFFFFFFFFFF)
 
 

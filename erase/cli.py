@@ -202,7 +202,7 @@ def generate(
     }
     with tqdm(total=len(rows) * images, desc="pictures") as bar:
         drawing.generate(
-            sd.sampler(pipe, steps=steps, guidance=guidance, autocast=context.autocast),
+            sd.sampler(pipe, steps=steps, guidance=guidance, autocast=context.drawing),
             rows,
             out,
             per_prompt=images,

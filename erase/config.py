@@ -24,6 +24,11 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _off(value: Any) -> Any:
+    """YAML 1.1 reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
 Prompts = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)]
 
 
@@ -144,7 +149,7 @@ class SdConfig:
     saliency: Saliency = field(default_factory=Saliency)
     draw: Draw = field(default_factory=Draw)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_off)] = "no"
     checkpoint_every: Positive = 50
     """Steps between saved run states."""
     note: str = ""

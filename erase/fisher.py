@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erase.backend import Backend, Drawing, LossFn, batch_size, device_of, map_batch, trainable
 from erase.losses import plain
@@ -73,7 +74,8 @@ def fisher_diagonal(
         loss: `(backend, batch, generator) -> [B]`.
         chunk: samples whose gradients are held at once (`vmap`); 1 takes them one by one, `None` picks
             as many as fit in 256 MB of gradients. Needs a backend that can `draw`; others go one by one.
-        autocast: makes the precision context of the forward passes; sums are float32.
+        autocast: makes the precision context of passes taken one by one; sums are float32. The `vmap` path runs
+            in float32 throughout: torch's batched normalisation has no backward pass in mixed precision.
         scale: losses are multiplied by it before the backward pass and gradients divided after (fp16).
         total: sums a tensor over processes (each holds its own batches).
         progress: called with the samples done.
@@ -109,7 +111,7 @@ def fisher_diagonal(
                 elif wrapper is not None:
                     for start in range(0, size, chunk):
                         part = _rows(drawn, start, start + chunk)
-                        _vmap_squares(wrapper, params, part, generator, autocast, scale, sums)
+                        _vmap_squares(wrapper, params, part, generator, sums)
                     count += size
                 else:
                     for i in range(size):
@@ -154,8 +156,6 @@ def _vmap_squares(
     params: dict[str, nn.Parameter],
     batch: Any,
     generator: torch.Generator,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    scale: float,
     sums: dict[str, Tensor],
 ) -> None:
     """Add Σ_i g_i² of a drawn batch; per-sample gradients by `vmap(grad)`."""
@@ -163,11 +163,11 @@ def _vmap_squares(
 
     def one(weights: dict[str, Tensor], sample: Any) -> Tensor:
         single = map_batch(lambda x: x.unsqueeze(0), sample)
-        with autocast():
-            losses: Tensor = torch.func.functional_call(wrapper, weights, (single, generator))
-        return losses.sum() * scale
+        losses: Tensor = torch.func.functional_call(wrapper, weights, (single, generator))
+        return losses.sum()
 
-    grads = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0))(values, batch)
+    # The fused attention kernels have no batching rule; plain matrix products do.
+    with sdpa_kernel(SDPBackend.MATH):
+        grads = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0))(values, batch)
     for name in params:
-        g = grads.pop("net." + name).float()
-        sums[name].add_(g.square().sum(0), alpha=1.0 / scale**2)
+        sums[name] += grads.pop("net." + name).float().square().sum(0)

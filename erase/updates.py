@@ -124,7 +124,7 @@ class FastStep:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Change the kept weights by the rule at `rate`; gradients are used up (set to `None`)."""
+        """Change the kept weights by the rule at `rate`; their gradients are used up (set to `None`)."""
         grads: list[Tensor | None] = []
         for p, index in self.targets:
             g = p.grad

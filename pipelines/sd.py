@@ -84,6 +84,8 @@ def main(config: SdConfig, out: Path, *, resume: bool = False, command: str = ""
         f"{len(trained)} tensors learn; forgetting {', '.join(plan.forget)}"
     )
 
+    if config.precision == "fp16" and device.type == "cpu":
+        say("fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32")
     draw_images(config, plan, pipe, precision, out / "images" / "base", resume, "base")
 
     began = time.perf_counter()
@@ -268,7 +270,7 @@ def cache(
                 steps=config.draw.steps,
                 guidance=config.draw.guidance,
                 batch_size=config.draw.batch_size,
-                autocast=precision.autocast,
+                autocast=precision.drawing,
                 progress=lambda n: bar.update(n - bar.n),
             )
         return words, drawn, None
@@ -355,7 +357,7 @@ def draw_images(
     if not config.eval.images:
         return
     settings = {"draw": asdict(config.draw), "precision": config.precision, "scheduler": type(pipe.scheduler).__name__}
-    sample = sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.autocast)
+    sample = sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing)
     with tqdm(total=len(plan.rows) * config.eval.images, desc=f"pictures: {what}") as bar:
         generate.generate(
             sample,

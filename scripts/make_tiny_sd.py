@@ -208,6 +208,14 @@ class Training:
                 p.copy_(a)
 
 
+def load_averages(path: Path, modules: dict[str, torch.nn.Module]) -> None:
+    """Put the averaged weights of a training into fresh modules."""
+    params = [p for m in modules.values() for p in m.parameters()]
+    with torch.no_grad():
+        for p, a in zip(params, torch.load(path, weights_only=True)["averages"], strict=True):
+            p.copy_(a)
+
+
 # ---------------------------------------------------------------- VAE
 
 
@@ -461,7 +469,7 @@ def train_classifier(work: Path, steps: int) -> None:
     stored = load_file(work / "data.safetensors")
     data, other = stored["images"], stored["other"]
     cache, vae = load_file(work / "latents.safetensors"), new_vae()
-    Training(work / "vae.pt", {"vae": vae}, lr=0.0, steps=0, ema=0.0).use_averages()
+    load_averages(work / "vae.pt", {"vae": vae})
     names = labels()
     model = ResNetForImageClassification(
         ResNetConfig(
@@ -550,8 +558,8 @@ def export(work: Path, out: Path) -> None:
 
     tokenizer = load_tokenizer(work)
     vae, text, unet = new_vae(), new_text_encoder(tokenizer), new_unet()
-    Training(work / "vae.pt", {"vae": vae}, lr=0.0, steps=0, ema=0.0).use_averages()
-    Training(work / "unet.pt", {"text": text, "unet": unet}, lr=0.0, steps=0, ema=0.0).use_averages()
+    load_averages(work / "vae.pt", {"vae": vae})
+    load_averages(work / "unet.pt", {"text": text, "unet": unet})
     vae.register_to_config(scaling_factor=load_file(work / "latents.safetensors")["scale"].item())  # type: ignore[operator]
     pipe = StableDiffusionPipeline(
         vae=vae,

@@ -20,12 +20,12 @@ def test_trainable_are_the_parameters_with_grad() -> None:
 
 
 def test_seeded_depends_on_its_key_alone() -> None:
-    keys = [(0,), (1,), (-1,), (2**40,), (1, 0), (0, 1), (0, 1, 2), (0, 2, 1)]
+    keys = [(0,), (1,), (-1,), (2**40,), (1, 0), (0, 1), (0, 1, 2), (0, 2, 1), (0, 0), (0, 256)]
     firsts = [torch.rand(4, generator=seeded("cpu", *key)) for key in keys]
     assert all(torch.equal(a, torch.rand(4, generator=seeded("cpu", *k))) for a, k in zip(firsts, keys, strict=True))
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(firsts, 2))
     # golden: a checkpoint written by one version resumes under the next
-    assert seeded("cpu", 7, 3, 1).initial_seed() == 4107299323832339241
+    assert seeded("cpu", 7, 3, 1).initial_seed() == 1769323866286581141
 
 
 def test_map_batch_keeps_the_form() -> None:

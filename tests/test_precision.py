@@ -20,9 +20,7 @@ def accelerator(name: str) -> Accelerator:
     return Accelerator(cpu=True, mixed_precision=name)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_forward_runs_in_it_and_gradients_come_back_unscaled(name: str, dtype: torch.dtype) -> None:
     net = toys.mlp(torch.float32)
     params = list(net.parameters())

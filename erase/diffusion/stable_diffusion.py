@@ -127,13 +127,13 @@ def open_pipeline(source: Source, device: torch.device | str = "cpu") -> StableD
     """
     try:
         unet = UNet2DConditionModel.from_pretrained(
-            source.folder, subfolder=source.unet, variant=source.variant, torch_dtype=torch.float32
+            source.folder, subfolder=source.unet, variant=source.variant, dtype=torch.float32
         )
         pipe = StableDiffusionPipeline.from_pretrained(
             source.folder,
             unet=unet,
             variant=source.variant,
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
             safety_checker=None,
             feature_extractor=None,
             image_encoder=None,

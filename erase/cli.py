@@ -47,7 +47,8 @@ def program(name: str) -> ModuleType:
 
     path = resources.pipeline_path(name)
     spec = spec_from_file_location(f"erase_pipeline_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -74,7 +75,7 @@ def _run(pipeline: str, preset: str, settings: Sequence[str], out: Path, resume:
     if data.get("pipeline") != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
     # Checked here, before the program is loaded: its libraries take seconds.
-    checked = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
+    checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
     program(pipeline).main(checked, out, resume=resume, command=command_line(), say=typer.echo)
 
 
@@ -201,6 +202,10 @@ def generate(
         "truncated_prompts": len(cut),
     }
     with tqdm(total=len(rows) * images, desc="pictures") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
         drawing.generate(
             sd.sampler(pipe, steps=steps, guidance=guidance, autocast=context.drawing),
             rows,
@@ -208,7 +213,7 @@ def generate(
             per_prompt=images,
             batch_size=batch_size,
             resume=resume,
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=progress,
             settings=settings,
         )
     typer.echo(f"{len(rows) * images} pictures in {out}")
@@ -248,12 +253,16 @@ def eval_nudity(
     from tqdm import tqdm
 
     with tqdm(total=len(paths), desc="detecting") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
         found = nudity.detect(
             paths,
             channels="corrected" if channels == "corrected" else "as_shipped",
             model_path=model_path,
             resolution=resolution,
-            progress=lambda done, total: bar.update(done - bar.n),
+            progress=progress,
         )
     result = nudity.count(found, wanted)
     nudity.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
@@ -370,7 +379,13 @@ def _describe(path: Path) -> dict[str, Any]:
             return {"kind": "saliency mask", **mask.meta, "kept": mask.density, "per_layer": mask.per_layer()}
         kind = "run state of erase" if meta.get("format") == "erase-state-1" else "safetensors file"
         shown = {k: v for k, v in meta.items() if k not in ("tree", "shapes")}
-        return {"kind": kind, "tensors": len(names), "first": names[:5], "metadata": shown, "sha256": files.sha256(path)}
+        return {
+            "kind": kind,
+            "tensors": len(names),
+            "first": names[:5],
+            "metadata": shown,
+            "sha256": files.sha256(path),
+        }
     return {"kind": "a file that erase does not know", "bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 

@@ -58,7 +58,9 @@ class Plan:
     """Per row: does it ask for the erased concept?"""
 
 
-def main(config: SdConfig, out: Path, *, resume: bool = False, command: str = "", say: Callable[[str], None] = print) -> Path:
+def main(
+    config: SdConfig, out: Path, *, resume: bool = False, command: str = "", say: Callable[[str], None] = print
+) -> Path:
     """Run it all; the path of the report.
 
     Raises:
@@ -169,7 +171,8 @@ def make_plan(config: SdConfig) -> Plan:
             anchors = anchors * len(forget)
         if len(anchors) != len(forget):
             raise ValueError(
-                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: give one for each, or one for all"
+                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
+                "give one for each, or one for all"
             )
     else:
         anchors = []
@@ -215,9 +218,7 @@ def check_evaluators(config: SdConfig) -> None:
         classes.classify([], resources.tiny_path(config.eval.classifier))
 
 
-def open_folder(
-    config: SdConfig, out: Path, source: sd.Source, plan: Plan, command: str, resume: bool
-) -> None:
+def open_folder(config: SdConfig, out: Path, source: sd.Source, plan: Plan, command: str, resume: bool) -> None:
     """Write `run.json`, or check that the folder holds this very run.
 
     Raises:
@@ -232,14 +233,16 @@ def open_folder(
         "seed": config.seed,
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {'cuda' if torch.cuda.is_available() else 'cpu'}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
     path = out / "run.json"
     if resume and path.exists():
         old = files.read_json(path)
         for key in ("config", "plan", "base"):
             if old.get(key) != record[key]:
-                raise ValueError(f"{out} holds a run with another {key}: resume with the same settings, or use a new folder")
+                raise ValueError(
+                    f"{out} holds a run with another {key}: resume with the same settings, or use a new folder"
+                )
         return
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume the run that is there")
@@ -249,13 +252,13 @@ def open_folder(
 # ---------------------------------------------------------------- data
 
 
-def cache(
-    config: SdConfig, plan: Plan, pipe: Any, precision: Precision
-) -> tuple[LatentSet, LatentSet, Tensor]:
+def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tuple[LatentSet, LatentSet, Tensor]:
     """Latents and embeddings of both sides, computed once; and the empty prompt's embedding."""
     res = sd.resolution(pipe)
 
-    def side(prompts: Sequence[str], images: Path | None, count: int, what: str) -> tuple[list[str], Tensor, Tensor | None]:
+    def side(
+        prompts: Sequence[str], images: Path | None, count: int, what: str
+    ) -> tuple[list[str], Tensor, Tensor | None]:
         if images is not None:
             items = read_folder(images, prompts[0] if len(prompts) == 1 else None)
             mean, std = encode_in_batches(items, lambda x: sd.encode(pipe, x), res)
@@ -281,7 +284,9 @@ def cache(
     unknown = [w for w in forget_words if anchor_of and w not in anchor_of]
     if unknown:
         if len(set(plan.anchors)) > 1:
-            raise ValueError(f"the forget image with prompt {unknown[0]!r} has no anchor: add the prompt to forget.prompts")
+            raise ValueError(
+                f"the forget image with prompt {unknown[0]!r} has no anchor: add the prompt to forget.prompts"
+            )
         anchor_of.update(dict.fromkeys(unknown, plan.anchors[0]))
     distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
     place = {prompt: i for i, prompt in enumerate(distinct)}
@@ -291,7 +296,11 @@ def cache(
         return torch.tensor([place[w] for w in words])
 
     forget = LatentSet(
-        forget_mean, rows(forget_words), table, forget_std, rows([anchor_of[w] for w in forget_words]) if anchor_of else None
+        forget_mean,
+        rows(forget_words),
+        table,
+        forget_std,
+        rows([anchor_of[w] for w in forget_words]) if anchor_of else None,
     )
     remain = LatentSet(remain_mean, rows(remain_words), table, remain_std)
     return forget, remain, table[place[""]].unsqueeze(0)
@@ -473,8 +482,8 @@ def count_classes(
     unlabelled = next((row for row in rows if row.object is None), None)
     if unlabelled is not None:
         raise ValueError(
-            f"eval.classifier needs to know what a picture should show; the prompt {unlabelled.prompt!r} has no object: "
-            "use a prompt set with object (and style) columns"
+            f"eval.classifier needs to know what a picture should show; the prompt {unlabelled.prompt!r} has no "
+            "object: use a prompt set with object (and style) columns"
         )
     pairs = all(row.style is not None for row in rows) and all("/" in label for label in guess.labels)
     axis = config.forget.axis or "object"
@@ -492,7 +501,9 @@ def count_classes(
         index = list(range(number * config.eval.images, (number + 1) * config.eval.images))
         score = classes.accuracy(take(along, index), [expected[i] for i in index])
         if pairs:
-            score["pair_accuracy"] = classes.accuracy(take(guess, index), [f"{row.object}/{row.style}"] * len(index))["accuracy"]
+            score["pair_accuracy"] = classes.accuracy(take(guess, index), [f"{row.object}/{row.style}"] * len(index))[
+                "accuracy"
+            ]
         result["per_prompt"][row.prompt] = score
     shown = along.predicted
     names = sorted({shown[i] for i, gone in enumerate(forgotten) if gone})

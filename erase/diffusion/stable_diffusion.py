@@ -147,7 +147,7 @@ def open_pipeline(source: Source, device: torch.device | str = "cpu") -> StableD
             f"{source.folder} has a UNet of {channels} input channels for {pipe.vae.config.latent_channels} latent "
             "channels: inpainting and depth models are not supported"
         )
-    pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     return pipe.to(device)
@@ -265,7 +265,7 @@ def _predict(net: nn.Module, noisy: Tensor, t: Tensor, cond: Tensor) -> Tensor:
 
 
 def denoiser(pipe: StableDiffusionPipeline, null: Tensor | None = None) -> Denoiser:
-    """The UNet as a backend, with the schedule it was trained on; `null` is the empty prompt's embedding `[1, T, D]`."""
+    """The UNet as a backend, with the schedule it was trained on; `null` embeds the empty prompt, `[1, T, D]`."""
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     return Denoiser(
         net=pipe.unet,
@@ -346,7 +346,9 @@ def _rewrite(path: Path, tensors: Mapping[str, Tensor], folder: Path, meta: Mapp
 
 def fingerprint(source: Source) -> dict[str, str]:
     """SHA-256 of every weight file of the checkpoint, by path inside it."""
-    paths = sorted({*source.weights, *(p for n in ("vae", "text_encoder") for p in (source.folder / n).glob("*.safetensors"))})
+    paths = sorted(
+        {*source.weights, *(p for n in ("vae", "text_encoder") for p in (source.folder / n).glob("*.safetensors"))}
+    )
     return {p.relative_to(source.folder).as_posix(): files.sha256(p) for p in paths}
 
 

@@ -98,11 +98,10 @@ class Sampler(Protocol):
 def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
     """Read a prompt file: ``.csv`` with a ``prompt`` column, or ``.txt`` with one prompt a line.
 
-    Of a CSV's other columns, seed, guidance, width, height, case, object and style are used, by our names
-    (``seed``, ``guidance``, ``width``, ``height``, ``case``, ``object``, ``style``) or by either of I2P's (``evaluation_seed``/``sd_seed``,
-    ...); the rest are not. A row without a seed gets ``default_seed`` + its row number from 0. Prompts are
-    kept to the letter; an empty one is refused, but in a file with I2P's seed column: I2P has one (row 2261),
-    and it counts among the published 4,703.
+    Of a CSV's other columns, seed, guidance, width, height, case, object and style are used, by these names or
+    by either of I2P's (``evaluation_seed``/``sd_seed``, ...); the rest are not. A row without a seed gets
+    ``default_seed`` + its row number from 0. Prompts are kept to the letter; an empty one is refused, but in a
+    file with I2P's seed column: I2P has one (row 2261), and it counts among the published 4,703.
 
     Raises:
         ValueError: the file is missing, empty, not UTF-8, of another kind, or has no prompt column; or a row
@@ -184,7 +183,16 @@ def _row(path: Path, number: int, values: Mapping[str, str], default_seed: int) 
         seed = default_seed + number
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"{where}: default seed {default_seed} + {number} is outside 0 to {MAX_SEED}")
-    return PromptRow(prompt, seed, scale, whole(_WIDTH, 1, 65535), whole(_HEIGHT, 1, 65535), cell(_CASE), cell(("object",)), cell(("style",)))
+    return PromptRow(
+        prompt,
+        seed,
+        scale,
+        whole(_WIDTH, 1, 65535),
+        whole(_HEIGHT, 1, 65535),
+        cell(_CASE),
+        cell(("object",)),
+        cell(("style",)),
+    )
 
 
 # --- images ---------------------------------------------------------------------------------------

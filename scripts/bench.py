@@ -34,8 +34,8 @@ from erase.diffusion.denoiser import Denoiser, mse
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
 from erase.fisher import fisher_diagonal
-from erase.losses import Objective
 from erase.loop import unlearn
+from erase.losses import Objective
 from erase.methods.sfron import sfron
 from erase.precision import Precision
 from erase.saliency import Mask, fisher_ratio_mask

@@ -115,7 +115,7 @@ def test_precision_and_scale(dtype: Any, scale: float, rtol: float, chunk: int) 
     autocast = {} if dtype is None else {"autocast": lambda: torch.autocast("cpu", dtype)}
     fisher = fisher_diagonal(backend, data, generator=toys.gen(), chunk=chunk, scale=scale, **autocast)
     agree(fisher.named, naive(backend, data), rtol)
-    if dtype is not None:  # it did run in low precision
+    if dtype is not None and chunk == 1:  # it did run in low precision, as `vmap` does not
         assert any(not torch.allclose(v, naive(backend, data)[n], rtol=1e-6) for n, v in fisher.named.items())
 
 

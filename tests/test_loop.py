@@ -110,7 +110,7 @@ def test_fast_steps_on_a_unet_leave_masked_weights_bit_identical(rule: Any, layo
     data = [toys.latents(seed) for seed in (1, 2)]
     go(
         toys.denoiser(net),
-        sfron(mask=mask, fast_rate=1e-3, fast_rule=rule, slow_steps=0),
+        sfron(mask=mask, fast_rate=10.0 if rule == "sgd" else 1e-3, fast_rule=rule, slow_steps=0),
         forget=data,
         remain=data,
         steps=3,
@@ -224,7 +224,8 @@ def test_a_users_own_module_is_unlearned() -> None:
     sides = [
         [(centres[c] + 0.3 * torch.randn(16, 4, generator=g), torch.full((16,), c)) for c in cs] for cs in ([0], [1, 2])
     ]
-    go(mine, Method("fit", None, DESCENT, Update(fast_rate=0)), remain=sides[0] + sides[1], steps=300)
+    fit = lambda p: torch.optim.Adam(p, lr=0.02)  # noqa: E731
+    go(mine, Method("fit", None, DESCENT, Update(fast_rate=0)), remain=sides[0] + sides[1], steps=300, optimizer=fit)
 
     def mean(side: Any) -> float:
         return sum(mine.losses(batch, g).mean().item() for batch in side) / len(side)
@@ -361,11 +362,10 @@ def test_leaves_the_precision_of_later_accelerators_open() -> None:
         ({"forget": []}, "the forget data has no batches"),
         ({"remain": iter([])}, "the remain data has no batches"),
         ({"remain": iter(toys.batches(2))}, "the remain data .* cannot be started again"),
-        ({"forget": [{"x": torch.zeros(2, 4)}, {}], "remain": [{}]}, "common first dimension"),
     ],
 )
 def test_bad_data(change: Any, message: str) -> None:
-    with pytest.raises((ValueError, KeyError), match=message):
+    with pytest.raises(ValueError, match=message):
         go(toys.Noisy(toys.mlp()), sfron(fast_rate=0.01), **change)
 
 

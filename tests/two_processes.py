@@ -53,4 +53,3 @@ if __name__ == "__main__":
     tensors["world"] = torch.tensor(accelerator.num_processes)
     write_safetensors(Path(sys.argv[1]) / f"{accelerator.process_index}.safetensors", tensors, {})
     accelerator.end_training()
-    torch.distributed.destroy_process_group()

@@ -1,0 +1,196 @@
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toys
+from PIL import Image
+from torch import Tensor
+
+from erase.diffusion.data import Batches, LatentSet, encode_in_batches, once, read_folder, read_image
+
+
+def picture(path: Path, size: tuple[int, int] = (8, 8), mode: str = "RGB", value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value,) * len(mode)).save(path)
+    return path
+
+
+# ------------------------------------------------------------ folders
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "metadata.jsonl",
+            '{"file_name": "b.png", "text": "a, cat"}\n\n{"file_name": "sub/a.jpg", "prompt": "ein Hund"}\n',
+        ),
+        ("manifest.jsonl", '{"file": "b.png", "prompt": "a, cat"}\n{"file": "sub/a.jpg", "prompt": "ein Hund"}'),
+        ("metadata.csv", '\ufefffile_name,text\nb.png,"a, cat"\nsub/a.jpg,ein Hund\n'),
+    ],
+)
+def test_prompts_come_from_the_folders_own_file(tmp_path: Path, name: str, text: str) -> None:
+    picture(tmp_path / "b.png")
+    picture(tmp_path / "sub" / "a.jpg")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    items = read_folder(tmp_path, "unused")
+    assert [(item.path.name, item.prompt) for item in items] == [("b.png", "a, cat"), ("a.jpg", "ein Hund")]
+
+
+def test_one_prompt_for_all_and_line_breaks_in_csv(tmp_path: Path) -> None:
+    picture(tmp_path / "a.PNG")
+    assert [item.prompt for item in read_folder(tmp_path, "a cat")] == ["a cat"]
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.PNG,"a\ncat"\n')
+    assert [item.prompt for item in read_folder(tmp_path)] == ["a\ncat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (None, None, r"a\.png has no prompt: give one prompt"),
+        ("metadata.jsonl", '{"file_name": "other.png", "text": "x"}', r"a\.png has no prompt"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_n', r"metadata\.jsonl, line 2: broken JSON"),
+        ("metadata.jsonl", '["a.png", "x"]', r"metadata\.jsonl, row 1: needs file_name and text"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png"}',
+            r"row 1: needs file_name and text .* got \{'file_name': 'a.png'\}",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "row 1: needs file_name and text"),
+        ("metadata.csv", "file_name,text\na.png,,more\n", r"metadata\.csv, row 1: needs file_name and text"),
+    ],
+)
+def test_bad_metadata(tmp_path: Path, name: str | None, text: str, message: str) -> None:
+    picture(tmp_path / "a.png")
+    if name:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_folder(tmp_path)
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no such image folder: .*missing"):
+        read_folder(tmp_path / "missing", "x")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"has no images \(\.png"):
+        read_folder(tmp_path, "x")
+
+
+# ------------------------------------------------------------ images
+
+
+@pytest.mark.parametrize(("mode", "size"), [("RGB", (8, 8)), ("L", (20, 8)), ("RGBA", (9, 31)), ("P", (3, 5))])
+def test_image_values_and_shape(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    image = Image.new("RGBA", size, (255, 0, 51, 255)).convert("RGB").convert(mode)
+    image.save(tmp_path / "a.png")
+    x = read_image(tmp_path / "a.png", 8)
+    assert x.shape == (3, 8, 8)
+    assert x.dtype == torch.float32
+    expected = torch.tensor(image.convert("RGB").getpixel((0, 0))) / 127.5 - 1
+    torch.testing.assert_close(x, expected.view(3, 1, 1).expand(3, 8, 8))
+
+
+def test_image_is_cropped_at_its_centre(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, 8:16] = 255
+    pixels[:4, 8:16, 0] = 0
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    x = read_image(tmp_path / "wide.png", 8)
+    assert bool((x[1:] == 1).all())
+    assert bool((x[0, :4] == -1).all())
+    assert bool((x[0, 4:] == 1).all())
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+def test_broken_images(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    read_image(path, 8)
+    for size in (0, 10, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"a\.{suffix} is no image or is cut short"):
+            read_image(path, 8)
+    with pytest.raises(ValueError, match=r"none\.png is no image or is cut short"):
+        read_image(tmp_path / "none.png", 8)
+
+
+def test_encoding_in_batches_keeps_the_order(tmp_path: Path) -> None:
+    for i in range(5):
+        picture(tmp_path / f"{i}.png", value=10 * i)
+    sizes: list[int] = []
+
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(pixels))
+        return pixels.mean((1, 2, 3)), pixels.std((1, 2, 3))
+
+    mean, std = encode_in_batches(read_folder(tmp_path, "x"), encode, 8, batch_size=2)
+    torch.testing.assert_close(mean, torch.arange(5) * 10 / 127.5 - 1)
+    torch.testing.assert_close(std, torch.zeros(5))
+    assert sizes == [2, 2, 1]
+
+
+# ------------------------------------------------------------ batches
+
+
+def latents(n: int) -> LatentSet:
+    """Sample i: latent i, condition row i mod 2, anchor row 2."""
+    mean = torch.arange(n).float().view(n, 1, 1, 1)
+    table = torch.arange(3).float().view(3, 1, 1)
+    return LatentSet(mean, torch.arange(n) % 2, table, mean / 10, torch.full((n,), 2))
+
+
+def order(batches: Any, count: int) -> list[list[int]]:
+    return [batch["mean"].flatten().long().tolist() for batch in islice(batches, count)]
+
+
+def test_gather_and_subset_keep_a_sample_together() -> None:
+    for data in (latents(6), latents(9).subset(4, seed=3)):
+        batch = data.gather(torch.tensor([3, 0]))
+        i = batch["mean"].flatten()
+        assert torch.equal(batch["cond"].flatten(), i % 2)
+        assert torch.equal(batch["std"].flatten(), i / 10)
+        assert batch["anchor"].flatten().tolist() == [2, 2]
+    bare = LatentSet(torch.zeros(3, 1, 1, 1), torch.zeros(3).long(), torch.zeros(1, 1, 1))
+    assert bare.subset(2, 0).gather(torch.tensor([0])).keys() == {"mean", "cond"}
+
+
+def test_subset_is_of_the_seed() -> None:
+    chosen = [latents(20).subset(8, seed).mean.flatten().tolist() for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(set(chosen[0])) == 8
+    assert latents(3).subset(8, 0).mean.flatten().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 2), (5, 5), (2, 5), (1, 3)])
+def test_batches_are_endless_even_and_of_the_seed(n: int, size: int) -> None:
+    batches = Batches(latents(n), size, seed=4)
+    seen = order(batches, 3 * n)  # 3 · size epochs
+    assert all(len(batch) == size for batch in seen)
+    assert seen == order(batches, 3 * n)
+    flat = sum(seen, [])
+    epochs = [flat[i : i + n] for i in range(0, len(flat), n)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)  # epochs run on into each other
+    if n > 2:
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+        assert order(Batches(latents(n), size, seed=5), 3 * n) != seen
+
+
+def test_once_is_every_sample_in_order() -> None:
+    assert order(once(latents(5), 2), 9) == [[0, 1], [2, 3], [4]]
+
+
+def test_bad_batches() -> None:
+    for data, size in ((latents(0), 2), (latents(3), 0)):
+        with pytest.raises(ValueError, match=f"needs batch_size ≥ 1 and data; got {size} and {len(data)} samples"):
+            next(iter(Batches(data, size, 0)))
+
+
+def test_a_batch_is_what_the_denoiser_takes() -> None:
+    made = toys.latents(size=4)
+    data = LatentSet(made["mean"], torch.arange(4), made["cond"], made["std"])
+    assert toys.denoiser().losses(data.gather(torch.tensor([2, 1, 0])), toys.gen()).shape == (3,)

@@ -1,0 +1,125 @@
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import toys
+from torch import nn
+
+from erase.diffusion.denoiser import mse
+from erase.diffusion.losses import Denoise, Redirect, forget_objective
+from erase.fisher import fisher_diagonal
+from erase.losses import ASCENT
+
+
+def nudge(net: nn.Module, by: float = 0.05) -> None:
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(by)
+
+
+def precision(name: str) -> Any:
+    return torch.autocast("cpu", torch.bfloat16) if name == "bf16" else nullcontext()
+
+
+@pytest.mark.parametrize("name", ["no", "bf16"])
+@pytest.mark.parametrize("target", ["online", "frozen"])
+def test_redirect_is_the_distance_to_the_anchors_prediction(target: str, name: str) -> None:
+    model = toys.denoiser()
+    net = model.net
+    objective = forget_objective("redirect", net, target)
+    assert (objective.sense, objective.name) == (1, "redirect")
+    batch = model.draw(toys.latents(), toys.gen())
+    noisy = model.noisy(batch)
+    with torch.no_grad(), precision(name):
+        at_start = model.predict(noisy, batch["t"], batch["anchor"])
+    nudge(net)
+    online = toys.weights(net)
+    with torch.no_grad(), precision(name):
+        now = model.predict(noisy, batch["t"], batch["anchor"])
+    assert not torch.allclose(at_start.float(), now.float(), rtol=0.1)
+    with precision(name):
+        losses = objective.loss(model, batch, toys.gen())
+        expected = mse(
+            model.predict(noisy, batch["t"], batch["cond"]), (now if target == "online" else at_start).detach()
+        )
+    assert losses.shape == (3,)
+    torch.testing.assert_close(losses, expected)
+    assert toys.same(toys.weights(net), online)  # the swap is undone
+
+    # and its gradient is that of the first pass alone, at the online weights, though autocast caches its casts
+    params = list(net.parameters())
+    grads = torch.autograd.grad(losses.sum(), params)
+    reference = torch.autograd.grad(expected.sum(), params)
+    assert all(bool(g.any()) for g in grads)
+    for g, r in zip(grads, reference, strict=True):
+        torch.testing.assert_close(g, r)
+
+
+def test_frozen_target_is_put_back_after_an_error() -> None:
+    model = toys.denoiser()
+    objective = forget_objective("redirect", model.net, "frozen")
+    nudge(model.net)
+    online = toys.weights(model.net)
+    batch = {**toys.latents(), "anchor": torch.zeros(3, 3, 5)}  # of the wrong width
+    with pytest.raises(RuntimeError):
+        objective.loss(model, batch, toys.gen())
+    assert toys.same(toys.weights(model.net), online)
+
+
+def test_redirect_of_a_concept_to_itself_is_zero() -> None:
+    model = toys.denoiser()
+    batch = toys.latents()
+    losses = Redirect()(model, {**batch, "anchor": batch["cond"]}, toys.gen())
+    assert losses.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 0.999])
+def test_denoise_drops_the_condition_of_a_share(dropout: float) -> None:
+    model = toys.denoiser()
+    batch = model.draw(toys.latents(), toys.gen())
+    batch["drop_draw"] = torch.tensor([0.0, 0.3, 0.99])
+    dropped = torch.tensor([d < dropout for d in (0.0, 0.3, 0.99)])
+    assert model.null is not None
+    kept, null = (
+        model.losses(batch, toys.gen()),
+        model.losses({**batch, "cond": model.null.expand(3, 3, 8)}, toys.gen()),
+    )
+    torch.testing.assert_close(Denoise(dropout)(model, batch, toys.gen()), torch.where(dropped, null, kept))
+    assert not torch.allclose(kept, null, rtol=1e-4)
+    undrawn = Denoise(dropout)(model, toys.latents(), toys.gen())
+    assert torch.equal(undrawn, Denoise(dropout)(model, model.draw(toys.latents(), toys.gen()), toys.gen()))
+
+
+def test_forget_losses_have_no_dropout() -> None:
+    model = toys.denoiser()
+    batch = {**model.draw(toys.latents(), toys.gen()), "drop_draw": torch.zeros(3)}
+    kept = {**batch, "drop_draw": torch.ones(3)}
+    for name in ("ascent", "redirect"):
+        loss = forget_objective(name, model.net).loss
+        assert torch.equal(loss(model, batch, toys.gen()), loss(model, kept, toys.gen()))
+    assert forget_objective("ascent", model.net) is ASCENT
+
+
+def test_redirect_has_a_fisher_diagonal() -> None:
+    model = toys.denoiser()
+    for loss in (Redirect(), forget_objective("redirect", model.net, "frozen").loss):
+        by_one = fisher_diagonal(model, [toys.latents()], generator=toys.gen(), loss=loss, chunk=1)
+        by_vmap = fisher_diagonal(model, [toys.latents()], generator=toys.gen(), loss=loss, chunk=3)
+        for name, value in by_one.named.items():
+            torch.testing.assert_close(by_vmap.named[name], value, rtol=1e-3, atol=1e-3 * value.max().item())
+
+
+def test_errors() -> None:
+    model = toys.denoiser(null=None)
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\); got 1.0"):
+        Denoise(1.0)
+    with pytest.raises(ValueError, match="dropout 0.1 needs a null condition"):
+        Denoise()(model, toys.latents(), toys.gen())
+    for loss in (Denoise(0.0), Redirect()):
+        with pytest.raises(ValueError, match="needs a diffusion model; got a Plain"):
+            loss(toys.Plain(nn.Identity()), {}, toys.gen())
+    with pytest.raises(ValueError, match="unknown forget loss 'descent'; allowed: redirect, ascent"):
+        forget_objective("descent", model.net)
+    with pytest.raises(ValueError, match="unknown target 'ema'; allowed: online, frozen"):
+        forget_objective("redirect", model.net, "ema")

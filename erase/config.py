@@ -174,10 +174,13 @@ def read_preset(path: Path) -> dict[str, Any]:
 
 
 def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with `a.b=value` words applied; values are read as YAML (`1e-3` as a number).
+    """A copy of `data` with `a.b=value` words applied.
+
+    Values are numbers (`1e-3` too), true, false, null, `[lists]` and `{mappings}` of YAML, or text, which is
+    kept to the letter (a prompt may hold `:` and `#`).
 
     Raises:
-        ValueError: for a word without `=`, or a path through something that is no mapping.
+        ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
     """
     out = _copied(data)
     for word in words:
@@ -194,10 +197,21 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"cannot set {key}: {parent} is a value, not a group")
             node = child
         try:
-            node[last] = _number(yaml.safe_load(text)) if text else ""
+            node[last] = _value(text.strip())
         except yaml.YAMLError as error:
             raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
     return out
+
+
+def _value(text: str) -> Any:
+    if text.startswith(("[", "{", '"', "'")):
+        return yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    plain = value is None and text in ("null", "~") or isinstance(value, bool | int | float) and "#" not in text
+    return value if plain else _number(text)
 
 
 def _copied(data: Mapping[str, Any]) -> dict[str, Any]:

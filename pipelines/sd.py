@@ -7,6 +7,7 @@ report. Every part leaves a file in the run's folder; with `--resume` parts that
 from __future__ import annotations
 
 import gc
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from erase.backend import seeded
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import SdConfig, arguments, dump
 from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.data import Batches, LatentSet, encode_in_batches, once, read_folder
+from erase.diffusion.data import Batches, ImageItem, LatentSet, encode_in_batches, once, read_folder
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
@@ -56,6 +57,15 @@ class Plan:
     """What is drawn and counted; forget prompts first."""
     forgotten: list[bool]
     """Per row: does it ask for the erased concept?"""
+    forget_images: list[ImageItem] | None = None
+    """Given images, instead of drawn ones."""
+    remain_images: list[ImageItem] | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """Every prompt that is embedded."""
+        given = [item.prompt for items in (self.forget_images, self.remain_images) for item in items or []]
+        return list(dict.fromkeys([*self.forget, *self.anchors, *self.remain, *given]))
 
 
 def main(
@@ -74,13 +84,18 @@ def main(
     plan = make_plan(config)
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
-    objective_settings = (config.forget.loss, config.forget.target)
+    build(**settings)  # refuses values out of range now, not after the saliency
     source = sd.locate(config.model)
     pipe = sd.open_pipeline(source, device)
-    sd.check_prompts(pipe, [*plan.forget, *plan.anchors, *plan.remain])
+    sd.check_prompts(pipe, plan.words)
     trained = select(pipe.unet, config.train.parameters)
-    check_evaluators(config)
+    check_saliency(config)
+    check_evaluators(config, plan)
     open_folder(config, out, source, plan, command, resume)
+    model, trained_path = out / "model", out / "trained.safetensors"
+    if resume and model.exists() and (out / "report.json").exists():
+        say(f"finished before: {draw_report(config, plan, out)}")
+        return out / "report.html"
     say(
         f"{config.model}: {sum(p.numel() for p in pipe.unet.parameters() if p.requires_grad):,} weights in "
         f"{len(trained)} tensors learn; forgetting {', '.join(plan.forget)}"
@@ -90,33 +105,38 @@ def main(
         say("fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32")
     draw_images(config, plan, pipe, precision, out / "images" / "base", resume, "base")
 
-    began = time.perf_counter()
-    forget, remain, null = cache(config, plan, pipe, precision)
-    data_s = time.perf_counter() - began
-    backend = sd.denoiser(pipe, null)
-    pipe.vae, pipe.text_encoder = None, None
-    gc.collect()
-
-    began = time.perf_counter()
-    objective = forget_objective(objective_settings[0], pipe.unet, objective_settings[1])
-    mask = make_mask(config, backend, objective, forget, remain, precision, out / "saliency.safetensors")
-    saliency_s = time.perf_counter() - began
-
-    model = out / "model"
-    trained_path = out / "trained.safetensors"
+    mask_path = out / "saliency.safetensors"
     if resume and trained_path.exists():
         values, stored = read_safetensors(trained_path)
-        timing = {k: float(v) for k, v in stored.items() if k.endswith("_s") or k == "steps"}
+        timing = json.loads(stored["timing"])
+        mask = load_mask(mask_path) if mask_path.exists() else None
     else:
+        began = time.perf_counter()
+        forget, remain, null = cache(config, plan, pipe, precision)
+        data_s = time.perf_counter() - began
+        backend = sd.denoiser(pipe, null)
+        pipe.vae, pipe.text_encoder = None, None
+        gc.collect()
+
+        began = time.perf_counter()
+        objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
+        mask = make_mask(config, backend, objective, forget, remain, precision, mask_path)
+        saliency_s = time.perf_counter() - began
+
         method = build(
             **settings, mask=mask, forget=objective, remain=Objective(Denoise(config.train.dropout), 1, "denoise")
         )
-        tracker = JsonlTracker(out / "metrics.jsonl")
+        seconds: list[float] = []
         with tqdm(total=config.train.steps, desc="unlearning") as bar:
+            tracker: JsonlTracker | None = None
 
             def log(row: dict[str, Any]) -> None:
+                nonlocal tracker
+                if tracker is None:  # rows of steps that a resumed run does again are dropped
+                    tracker = JsonlTracker(out / "metrics.jsonl", keep=row["step"])
                 tracker(row)
-                bar.update()
+                seconds.append(row["seconds"])
+                bar.update(row["step"] + 1 - bar.n)
 
             result: Result = unlearn(
                 backend,
@@ -133,23 +153,25 @@ def main(
         timing = {
             "data_s": data_s,
             "saliency_s": saliency_s,
-            "erase_s": result.seconds,
+            # Of a resumed run, the steps before the interruption count as much as those after it.
+            "erase_s": sum(seconds) / len(seconds) * result.steps if seconds else None,
             "steps": result.steps,
-            "step_s": result.seconds / result.steps,
+            "step_s": sum(seconds) / len(seconds) if seconds else None,
         }
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
-        write_safetensors(trained_path, values, {k: repr(v) for k, v in timing.items()})
+        write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
+        del backend, method, objective, forget, remain
     if not model.exists():
         sd.save(source, values, model, {"erase": version("erase"), "erase_method": str(config.method["name"])})
     (out / "state.safetensors").unlink(missing_ok=True)
-    del pipe, backend, values
+    del pipe, values
     gc.collect()
 
     if config.eval.images:
         erased = sd.open_pipeline(sd.locate(model), device)
         draw_images(config, plan, erased, precision, out / "images" / "erased", resume, "erased")
-    trained_path.unlink(missing_ok=True)
     files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
+    trained_path.unlink(missing_ok=True)
     say(f"report: {draw_report(config, plan, out)}")
     return out / "report.html"
 
@@ -191,7 +213,35 @@ def make_plan(config: SdConfig) -> Plan:
     if not remain:
         raise ValueError("remain.prompts holds nothing but forgotten prompts: name what must stay")
     rows = sorted(rows, key=lambda row: not is_forgotten(row))
-    return Plan(list(forget), list(anchors), list(dict.fromkeys(remain)), rows, [is_forgotten(row) for row in rows])
+    plan = Plan(
+        list(forget),
+        list(anchors),
+        list(dict.fromkeys(remain)),
+        rows,
+        [is_forgotten(row) for row in rows],
+        given_images(config.forget.images, forget),
+        given_images(config.remain.images, remain),
+    )
+    anchors_of(plan, [item.prompt for item in plan.forget_images or []])
+    return plan
+
+
+def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:
+    """A folder's images; without prompts of their own they have the only one there is."""
+    return None if folder is None else read_folder(folder, prompts[0] if len(prompts) == 1 else None)
+
+
+def anchors_of(plan: Plan, words: Sequence[str]) -> dict[str, str]:
+    """The anchor of each forget prompt, those of given images among them; empty without a redirect.
+
+    Raises:
+        ValueError: for a given image whose prompt has no anchor.
+    """
+    found = dict(zip(plan.forget, plan.anchors, strict=True)) if plan.anchors else {}
+    unknown = [word for word in words if found and word not in found]
+    if unknown and len(set(plan.anchors)) > 1:
+        raise ValueError(f"the forget image with prompt {unknown[0]!r} has no anchor: add the prompt to forget.prompts")
+    return {**found, **dict.fromkeys(unknown, plan.anchors[0] if plan.anchors else "")}
 
 
 def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
@@ -210,12 +260,48 @@ def label_of(row: PromptRow, axis: str | None) -> str | None:
     return None if axis is None else row.object if axis == "object" else row.style
 
 
-def check_evaluators(config: SdConfig) -> None:
-    """Find out now, not after the training, that an evaluator cannot run."""
+def check_saliency(config: SdConfig) -> None:
+    """Find out now, not after the Fisher diagonals, that no mask can be made of them.
+
+    Raises:
+        ValueError: unless exactly one of threshold and density is given.
+    """
+    wanted = config.saliency
+    if wanted.kind != "none" and (wanted.threshold is None) == (wanted.density is None):
+        raise ValueError(
+            f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
+            f"got {wanted.threshold} and {wanted.density}"
+        )
+
+
+def check_evaluators(config: SdConfig, plan: Plan) -> None:
+    """Find out now, not after the training, that an evaluator cannot run.
+
+    Raises:
+        ValueError: for an unknown counting preset, a classifier that cannot be loaded, or a prompt of which it
+            is not known what the classifier should see.
+    """
+    if not config.eval.images:
+        return
     if config.eval.nudity is not None:
         count_preset(config)
     if config.eval.classifier is not None:
-        classes.classify([], resources.tiny_path(config.eval.classifier))
+        known = classes.labels_of(resources.tiny_path(config.eval.classifier))
+        if paired(plan.rows, known):
+            known = tuple(label.split("/")[0 if config.forget.axis != "style" else 1] for label in known)
+        for row in plan.rows:
+            label = label_of(row, config.forget.axis or "object")
+            if label not in known:
+                raise ValueError(
+                    f"eval.classifier needs to know what a picture should show; the prompt {row.prompt!r} is labelled "
+                    f"{label!r}, the classifier knows {', '.join(dict.fromkeys(known))}: use a prompt set with such "
+                    "object (and style) columns"
+                )
+
+
+def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
+    """Whether rows and a classifier's labels both tell object and style."""
+    return all(row.style is not None for row in rows) and all("/" in label for label in labels)
 
 
 def open_folder(config: SdConfig, out: Path, source: sd.Source, plan: Plan, command: str, resume: bool) -> None:
@@ -230,6 +316,11 @@ def open_folder(config: SdConfig, out: Path, source: sd.Source, plan: Plan, comm
         "config": dump(config),
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
         "base": {"model": config.model, "weights": sd.fingerprint(source)},
+        "data": {
+            side: {str(item.path): files.sha256(item.path) for item in items}
+            for side, items in (("forget", plan.forget_images), ("remain", plan.remain_images))
+            if items is not None
+        },
         "seed": config.seed,
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -238,12 +329,14 @@ def open_folder(config: SdConfig, out: Path, source: sd.Source, plan: Plan, comm
     path = out / "run.json"
     if resume and path.exists():
         old = files.read_json(path)
-        for key in ("config", "plan", "base"):
+        for key in ("config", "plan", "base", "data"):
             if old.get(key) != record[key]:
                 raise ValueError(
                     f"{out} holds a run with another {key}: resume with the same settings, or use a new folder"
                 )
         return
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: --out names a folder")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume the run that is there")
     files.write_json(path, record)
@@ -257,10 +350,9 @@ def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tupl
     res = sd.resolution(pipe)
 
     def side(
-        prompts: Sequence[str], images: Path | None, count: int, what: str
+        prompts: Sequence[str], items: list[ImageItem] | None, count: int, what: str
     ) -> tuple[list[str], Tensor, Tensor | None]:
-        if images is not None:
-            items = read_folder(images, prompts[0] if len(prompts) == 1 else None)
+        if items is not None:
             mean, std = encode_in_batches(items, lambda x: sd.encode(pipe, x), res)
             return [item.prompt for item in items], mean, std
         words = [p for p in prompts for _ in range(count)]
@@ -278,16 +370,9 @@ def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tupl
             )
         return words, drawn, None
 
-    forget_words, forget_mean, forget_std = side(plan.forget, config.forget.images, config.forget.count, "forget")
-    remain_words, remain_mean, remain_std = side(plan.remain, config.remain.images, config.remain.count, "remain")
-    anchor_of = dict(zip(plan.forget, plan.anchors, strict=True)) if plan.anchors else {}
-    unknown = [w for w in forget_words if anchor_of and w not in anchor_of]
-    if unknown:
-        if len(set(plan.anchors)) > 1:
-            raise ValueError(
-                f"the forget image with prompt {unknown[0]!r} has no anchor: add the prompt to forget.prompts"
-            )
-        anchor_of.update(dict.fromkeys(unknown, plan.anchors[0]))
+    forget_words, forget_mean, forget_std = side(plan.forget, plan.forget_images, config.forget.count, "forget")
+    remain_words, remain_mean, remain_std = side(plan.remain, plan.remain_images, config.remain.count, "remain")
+    anchor_of = anchors_of(plan, forget_words)
     distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     table = sd.embed(pipe, distinct)
@@ -440,14 +525,12 @@ def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path) -> nudity
     Raises:
         ValueError: if the detector failed on a picture: it is not known to be safe.
     """
-    assert config.eval.nudity is not None
     kept = folder.with_name(f"{folder.name}-detections.json")
     if kept.exists():
         return nudity.load_detections(kept)
+    channels = config.eval.nudity.channels if config.eval.nudity is not None else "corrected"
     with tqdm(total=len(paths), desc=f"detecting: {folder.name}") as bar:
-        found = nudity.detect(
-            paths, channels=config.eval.nudity.channels, progress=lambda done, total: bar.update(done - bar.n)
-        )
+        found = nudity.detect(paths, channels=channels, progress=lambda done, total: bar.update(done - bar.n))
     failed = [image for image in found.images if image.error is not None]
     if failed:
         raise ValueError(f"the detector failed on {len(failed)} pictures, first {failed[0].file}: {failed[0].error}")
@@ -479,13 +562,7 @@ def count_classes(
     assert config.eval.classifier is not None
     guess = classes.classify(paths, resources.tiny_path(config.eval.classifier))
     rows = [row for row in plan.rows for _ in range(config.eval.images)]
-    unlabelled = next((row for row in rows if row.object is None), None)
-    if unlabelled is not None:
-        raise ValueError(
-            f"eval.classifier needs to know what a picture should show; the prompt {unlabelled.prompt!r} has no "
-            "object: use a prompt set with object (and style) columns"
-        )
-    pairs = all(row.style is not None for row in rows) and all("/" in label for label in guess.labels)
+    pairs = paired(rows, guess.labels)
     axis = config.forget.axis or "object"
     along = classes.axis(guess, 0 if axis == "object" else 1) if pairs else guess
     expected = [str(label_of(row, axis)) for row in rows]
@@ -530,14 +607,13 @@ def draw_report(config: SdConfig, plan: Plan, out: Path) -> Path:
         if config.eval.blur:
             blur = {}
             for folder in (base, erased):
-                kept = folder.with_name(f"{folder.name}-detections.json")
-                if kept.exists():
-                    blur |= nudity.exposed_boxes(nudity.load_detections(kept))
+                paths = [folder / row.file for row in generate.read_manifest(folder)]
+                blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder))
         manifest = [row.file for row in generate.read_manifest(base)]
         rows = []
         for number, row in list(enumerate(plan.rows))[:14]:
             chosen = manifest[number * config.eval.images : (number + 1) * config.eval.images][:8]
             rows.append((f"base: {row.prompt}", [base / f for f in chosen]))
             rows.append((f"erased: {row.prompt}", [erased / f for f in chosen]))
-        grid.save_image(grid.grid(rows, blur=blur or None), out / "grid.png")
-    return report.write_html(out, blur=blur or None)
+        grid.save_image(grid.grid(rows, blur=blur), out / "grid.png")
+    return report.write_html(out, blur=blur)

@@ -622,9 +622,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "pipelines" / "tiny")
     parser.add_argument("--crops", type=int, default=192, help="crops per concept")
     parser.add_argument("--vae-steps", type=int, default=3600)
-    parser.add_argument("--decoder-steps", type=int, default=1200)
-    parser.add_argument("--unet-steps", type=int, default=5600)
-    parser.add_argument("--classifier-steps", type=int, default=900)
+    parser.add_argument("--decoder-steps", type=int, default=600)
+    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--classifier-steps", type=int, default=700)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     stages = ["data", "vae", "decoder", "classifier", "unet", "export"] if args.stage == "all" else [args.stage]

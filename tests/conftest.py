@@ -35,3 +35,23 @@ def fresh_accelerate() -> Iterator[None]:
 def tiny_sd() -> Path:
     """The embedded Stable Diffusion checkpoint."""
     return resources.tiny_path("photos-sd")
+
+
+@pytest.fixture(scope="session")
+def micro_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion checkpoint of random weights in fp16; not to be changed by a test."""
+    import micro
+
+    work = tmp_path_factory.mktemp("micro")
+    micro.pipeline(work).to(torch.float16).save_pretrained(work / "micro-sd")
+    return work / "micro-sd"
+
+
+@pytest.fixture(scope="session")
+def micro_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of random weights that knows `micro.LABELS`."""
+    import micro
+
+    folder = tmp_path_factory.mktemp("micro") / "classifier"
+    micro.write_classifier(folder)
+    return folder

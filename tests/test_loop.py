@@ -1,3 +1,4 @@
+import itertools
 import os
 import socket
 import subprocess
@@ -232,8 +233,8 @@ def test_a_users_own_module_is_unlearned() -> None:
 
     forget, remain = map(mean, sides)
     assert max(forget, remain) < 0.1
-    result = go(mine, sfron(fast_rate=0.02, slow_steps=2), forget=sides[0], remain=sides[1], steps=60)
-    assert mean(sides[0]) > 5
+    result = go(mine, sfron(fast_rate=0.02, slow_steps=2), forget=sides[0], remain=sides[1], steps=60, optimizer=fit)
+    assert mean(sides[0]) > 2  # far worse than guessing, ln 3
     assert mean(sides[1]) < remain + 0.05
     assert (result.skipped_fast, result.skipped_slow) == (0, 0)
 
@@ -267,7 +268,7 @@ def test_exactly_the_phase_that_is_not_finite_is_skipped(bad: str, rule: Any, la
     skips[bad == "remain" or rule == "joint"] = 1  # jointly there is one phase
     assert [result.skipped_fast, result.skipped_slow] == skips
     seen.append(("end", False, toys.weights(net)))
-    for (side, spoilt, before), (_, _, after) in zip(seen, seen[1:], strict=False):
+    for (side, spoilt, before), (_, _, after) in itertools.pairwise(seen):
         if rule == "joint":
             stands = side == "forget" or spoilt or (bad == "forget" and before is seen[3][2])
         else:

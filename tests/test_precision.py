@@ -1,3 +1,4 @@
+import itertools
 import math
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_an_overflow_halves_the_scale() -> None:
 
 @pytest.mark.parametrize("name", ["fp8", "float16", ""])
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(ValueError, match="unknown precision .*; allowed: no, fp16, bf16"):
+    with pytest.raises(ValueError, match=r"unknown precision .*; allowed: no, fp16, bf16"):
         Precision(name, CPU)
 
 
@@ -117,5 +118,5 @@ def test_an_overflow_skips_exactly_its_phase(bad: str) -> None:
     assert [row[f"skipped_{'fast' if bad == 'forget' else 'slow'}"] for row in rows] == [0, 1, 1]
     assert rows[1][f"{bad}_norm"] is None
     snapshots.append(("end", 0, toys.weights(net)))
-    for (side, count, before), (_, _, after) in zip(snapshots, snapshots[1:], strict=False):
+    for (side, count, before), (_, _, after) in itertools.pairwise(snapshots):
         assert toys.same(before, after) == (side == bad and count == 1)

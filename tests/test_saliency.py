@@ -124,5 +124,5 @@ def test_broken_files_are_one_value_error(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"mask\.safetensors is cut short or no safetensors"):
             load_mask(path)
     write_safetensors(path, {"w": torch.ones(3)}, {"format": "other"})
-    with pytest.raises(ValueError, match="is no saliency mask .*'other'"):
+    with pytest.raises(ValueError, match=r"is no saliency mask .*'other'"):
         load_mask(path)

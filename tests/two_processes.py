@@ -31,8 +31,14 @@ def run(accelerator: Accelerator) -> dict[str, Tensor]:
         mine = toys.drawn(backend, seed, count=4)[rank::world]
         fishers.append(fisher_diagonal(backend, mine, generator=toys.gen(), total=total))
     mask = fisher_ratio_mask(*fishers, density=0.5)
+
+    class Shares(toys.Noisy):
+        def losses(self, batch: Any, generator: torch.Generator) -> Tensor:
+            assert len(batch["x"]) == 4 // world  # of the global batch
+            return super().losses(batch, generator)
+
     result = unlearn(
-        backend,
+        Shares(net),
         sfron(mask=mask, fast_rate=0.02, slow_steps=2, outer_rate=0.7, clip_forget=0.5, clip_remain=0.5, every=2),
         toys.batches(0),
         toys.batches(1),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from erase.backend import trainable
-from erase.diffusion.denoiser import as_denoiser, mse
+from erase.diffusion.denoiser import Denoiser, as_denoiser, mse
 from erase.losses import ASCENT, Objective
 
 Target = Literal["online", "frozen"]
@@ -68,32 +67,22 @@ class Redirect:
         prediction = model.predict(noisy, batch["t"], batch["cond"])
         # After the pass with gradients: autocast caches cast weights, and a cast made without gradients
         # would serve the pass that needs them.
-        with torch.no_grad(), _swapped(model.net, self.frozen):
-            target = model.predict(noisy, batch["t"], batch["anchor"])
+        # Constant weights, as the frozen ones are, are not cached.
+        weights = {f"net.{name}": value for name, value in (self.frozen or {}).items()}
+        with torch.no_grad():
+            target = functional_call(_Prediction(model), weights, (noisy, batch["t"], batch["anchor"]))
         return mse(prediction, target)
 
 
-@contextmanager
-def _swapped(net: nn.Module, frozen: dict[str, Tensor] | None) -> Iterator[None]:
-    """The network with other trainable weights, for a pass without gradients."""
-    if frozen is None:
-        yield
-        return
-    params = trainable(net)
-    online = {name: p.data for name, p in params.items()}
-    device = next(net.parameters()).device.type
-    enabled = torch.is_autocast_enabled(device)
-    uncached = (
-        torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False) if enabled else nullcontext()
-    )
-    try:
-        for name, p in params.items():
-            p.data = frozen[name]
-        with uncached:
-            yield
-    finally:
-        for name, p in params.items():
-            p.data = online[name]
+class _Prediction(nn.Module):
+    """Gives `functional_call` a module whose forward is a denoiser's prediction."""
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.net, self.predict_fn = model.net, model.predict_fn
+
+    def forward(self, noisy: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return self.predict_fn(self.net, noisy, t, cond)
 
 
 def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objective:

@@ -97,6 +97,15 @@ def classify(
     )
 
 
+def labels_of(classifier: Path) -> tuple[str, ...]:
+    """The labels of a classifier, `[K]`; it is loaded to find out that it is whole.
+
+    Raises:
+        ValueError: a folder that is not a whole image classifier.
+    """
+    return _load(Path(classifier))[2]
+
+
 def _load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     import torch
     import transformers

@@ -1,3 +1,5 @@
+import functools
+import operator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -172,7 +174,7 @@ def test_batches_are_endless_even_and_of_the_seed(n: int, size: int) -> None:
     seen = order(batches, 3 * n)  # 3 · size epochs
     assert all(len(batch) == size for batch in seen)
     assert seen == order(batches, 3 * n)
-    flat = sum(seen, [])
+    flat = functools.reduce(operator.iadd, seen, [])
     epochs = [flat[i : i + n] for i in range(0, len(flat), n)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)  # epochs run on into each other
     if n > 2:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,8 +26,7 @@ class Echo(nn.Module):
 def test_noise_and_targets_are_diffusers(prediction: Any) -> None:
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     net = Echo()
-    model = toys.denoiser(net, alphas_cumprod=None) if False else toys.denoiser(net)
-    model = type(model)(net, model.predict_fn, scheduler.alphas_cumprod, prediction)
+    model = replace(toys.denoiser(net), alphas_cumprod=scheduler.alphas_cumprod, prediction=prediction)
     batch = model.draw(toys.latents(size=5), toys.gen())
     z0, noise, t = batch["z0"], batch["noise"], batch["t"]
     noisy = scheduler.add_noise(z0, noise, t)

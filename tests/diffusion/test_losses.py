@@ -114,7 +114,7 @@ def test_errors() -> None:
     model = toys.denoiser(null=None)
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\); got 1.0"):
         Denoise(1.0)
-    with pytest.raises(ValueError, match="dropout 0.1 needs a null condition"):
+    with pytest.raises(ValueError, match=r"dropout 0\.1 needs a null condition"):
         Denoise()(model, toys.latents(), toys.gen())
     for loss in (Denoise(0.0), Redirect()):
         with pytest.raises(ValueError, match="needs a diffusion model; got a Plain"):

@@ -1,0 +1,239 @@
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erase import resources
+from erase.config import PIPELINES, SdConfig, arguments, dump, override, parse, read_preset
+from erase.methods import builder
+
+SMALL: dict[str, Any] = {
+    "pipeline": "sd",
+    "model": "here",
+    "method": {"name": "sfron", "fast_rate": 0.1},
+    "train": {"steps": 3},
+    "forget": {"prompts": "a cat", "anchors": ["a dog"]},
+    "remain": {"prompts": ["a dog"]},
+    "eval": {"prompts": ["a cat"]},
+}
+
+
+def changed(*words: str) -> SdConfig:
+    return parse(override(SMALL, words), SdConfig)
+
+
+# --- presets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", resources.list_presets())
+def test_shipped_preset_is_whole(name: str) -> None:
+    data = read_preset(resources.preset_path(name))
+    config = parse(data, PIPELINES[data["pipeline"]])
+    build = builder(config.method["name"])
+    method = build(**arguments(config.method, build))
+    assert method.name == config.method["name"]
+    assert config.note
+    assert data.keys() <= {f.name for f in dataclasses.fields(config)}
+    for prompts in (config.remain.prompts, config.eval.prompts):
+        assert all(" " in p or p in resources.list_prompts() for p in prompts)
+    if config.saliency.kind != "none":
+        assert (config.saliency.threshold is None) != (config.saliency.density is None)
+    # what run.json keeps can be run again
+    assert parse(dump(config), type(config)) == config
+
+
+def test_a_preset_may_have_a_byte_order_mark_and_a_bare_no(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SMALL) + "precision: no\n", encoding="utf-8-sig")
+    config = parse(read_preset(path), SdConfig)
+    assert config.precision == "no"
+    assert config.forget.prompts == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2", "is no YAML"),
+        ("a: b: c", "is no YAML"),
+        ("- a\n- b\n", "must hold a YAML mapping; got list"),
+        ("", "must hold a YAML mapping; got NoneType"),
+        (b"\xff\xfe\x00bad", "is no YAML"),
+    ],
+)
+def test_broken_preset_is_one_line(tmp_path: Path, text: str | bytes, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=said) as caught:
+        read_preset(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_preset_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such preset file"):
+        read_preset(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_preset(tmp_path)
+
+
+# --- key=value ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("train.lr=1e-3", 1e-3),
+        ("train.lr=2", 2.0),
+        ("train.steps=30", 30),
+        ("train.batch_size = 4", 4),
+        ("train.parameters=attn2.to_[kv]", "attn2.to_[kv]"),
+        ("saliency.threshold=null", None),
+        ("saliency.threshold=0.5", 0.5),
+        ("saliency.kind=none", "none"),
+        ("precision=no", "no"),
+        ("precision=bf16", "bf16"),
+        ("eval.blur=false", False),
+        ("forget.prompts=a photo of a cat", ["a photo of a cat"]),
+        ("forget.prompts=[a cat, a dog]", ["a cat", "a dog"]),
+        ("forget.prompts=['a cat, asleep', \"b: c\"]", ["a cat, asleep", "b: c"]),
+        ("forget.anchors=[]", []),
+        ("forget.images=some/folder", Path("some/folder")),
+        ("eval.nudity.preset=i2p", "i2p"),
+        ("eval.nudity.threshold=0.35", 0.35),
+        ("eval.nudity=null", None),
+        ("note=", ""),
+        ("note=a=b", "a=b"),
+    ],
+)
+def test_a_word_sets_a_value(word: str, value: Any) -> None:
+    found: Any = changed(word)
+    for part in word.partition("=")[0].strip().split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photo: of a cat",
+        "cat #1 of a litter",
+        "#1 cat",
+        "- a cat",
+        "@home",
+        "%d cats",
+        "a cat's tail",
+        "1 cat # dozing",
+        "null and void",
+        "a 'quoted' cat",
+        "1e5 cats",
+        "2024-01-01",
+        "yes and no",
+    ],
+)
+def test_a_prompt_is_kept_to_the_letter(prompt: str) -> None:
+    assert changed(f"forget.prompts={prompt}").forget.prompts == [prompt]
+
+
+def test_override_changes_a_copy() -> None:
+    before = dump(changed())
+    assert changed("forget.prompts=[x]", "train.steps=9", "train.steps=10").train.steps == 10
+    assert dump(changed()) == before
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("train.stpes=3", r"unknown setting train\.stpes; did you mean train\.steps\? Allowed here: steps, batch_size"),
+        ("sead=3", r"unknown setting sead; did you mean seed\?"),
+        ("eval.nudity.presett=i2p", r"unknown setting eval\.nudity\.presett; did you mean eval\.nudity\.preset\?"),
+        ("qqqq=3", r"unknown setting qqqq\. Allowed here: pipeline, model"),
+        ("train.steps=many", r"train\.steps: input should be a valid integer.*got 'many'"),
+        ("train.steps=0", r"train\.steps: input should be greater than or equal to 1; got 0"),
+        ("train.steps=2.5", r"train\.steps: .*; got 2\.5"),
+        ("train.steps=", r"train\.steps: .*; got ''"),
+        ("train.lr=-1", r"train\.lr: .*greater than 0; got -1"),
+        ("train.lr=.inf", r"train\.lr: .*finite"),
+        ("train.lr=.nan", r"train\.lr: .*"),
+        ("train.optimizer=lion", r"train\.optimizer: .*'adam', 'adamw' or 'sgd'; got 'lion'"),
+        ("train=3", r"train: .*; got 3"),
+        ("forget.loss=1", r"forget\.loss: .*"),
+        ("forget.prompts=", r"forget\.prompts\.0: .*at least 1 character"),
+        ("forget.prompts={a: b}", r"forget\.prompts: .*list"),
+        ("saliency.density=1.5", r"saliency\.density: .*less than or equal to 1; got 1\.5"),
+        ("seed=-1", r"seed: .*; got -1"),
+        ("seed=4294967296", r"seed: .*; got 4294967296"),
+        ("precision=fp8", r"precision: .*'no', 'fp16' or 'bf16'; got 'fp8'"),
+        ("precision=yes", r"precision: .*; got True"),
+        ("pipeline=ddpm", r"pipeline: .*'sd'"),
+        ("train.steps", r"cannot read 'train\.steps': settings are given as key=value"),
+        ("=3", r"cannot read '=3'"),
+        ("train.steps.more=3", r"cannot set train\.steps\.more: steps is a value, not a group"),
+        ("forget.prompts=[a, b", r"cannot read the value of forget\.prompts: '\[a, b' is no YAML value"),
+        ("train..steps=3", r"unknown setting train\."),
+    ],
+)
+def test_a_wrong_word_is_one_clear_line(word: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}") as caught:
+        changed(word)
+    assert type(caught.value) is ValueError
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["model", "train", "train.steps", "forget.prompts", "eval.prompts", "method"])
+def test_a_missing_key_is_named(path: str) -> None:
+    data = override(SMALL, [])
+    *parents, last = path.split(".")
+    node = data
+    for parent in parents:
+        node = node[parent]
+    del node[last]
+    with pytest.raises(ValueError, match=f"^the setting {path} is missing: give {path}=…$"):
+        parse(data, SdConfig)
+
+
+def test_a_key_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="1"):
+        parse({**SMALL, 1: 2}, SdConfig)
+
+
+# --- method.* -------------------------------------------------------------------------------------
+
+
+def test_method_settings_are_those_of_its_builder() -> None:
+    build = builder("sfron")
+    assert arguments({"name": "sfron", "fast_rate": "1e-3", "slow_steps": 2}, build) == {
+        "fast_rate": 1e-3,
+        "slow_steps": 2,
+    }
+    # what a preset cannot hold is not offered
+    plain = {"forget", "remain", "mask"}
+    with pytest.raises(ValueError, match=r"unknown setting method\.qqqq") as caught:
+        arguments({"fast_rate": 1.0, "qqqq": 1}, build)
+    offered = set(str(caught.value).split("Allowed here: ")[1].split(", "))
+    assert offered == set(inspect.signature(build).parameters) - plain
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"fast_rat": 1.0}, r"unknown setting method\.fast_rat; did you mean method\.fast_rate\?"),
+        ({}, r"the setting method\.fast_rate is missing: give method\.fast_rate=…"),
+        ({"fast_rate": "fast"}, r"method\.fast_rate: .*; got 'fast'"),
+        ({"fast_rate": float("nan")}, r"method\.fast_rate: .*finite"),
+        ({"fast_rate": None}, r"method\.fast_rate: .*; got None"),
+        ({"fast_rate": 1.0, "fast_rule": "sdg"}, r"method\.fast_rule: .*'sgd'.*; got 'sdg'"),
+        ({"fast_rate": 1.0, "slow_steps": 1.5}, r"method\.slow_steps: .*; got 1\.5"),
+        ({"fast_rate": 1.0, "mask": "x"}, r"unknown setting method\.mask"),
+    ],
+)
+def test_wrong_method_settings_are_one_clear_line(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}") as caught:
+        arguments({"name": "sfron", **settings}, builder("sfron"))
+    assert "\n" not in str(caught.value)

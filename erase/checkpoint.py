@@ -42,7 +42,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[s
 def pack(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """A JSON-able copy of a tree of mappings, lists and scalars; its tensors go into `tensors` under dotted names."""
     if isinstance(tree, Tensor):
-        tensors[prefix] = tree.detach().to("cpu")  # off the accelerator first: it may be full
+        tensors[prefix] = tree.detach().to("cpu", copy=True)  # off the accelerator first: it may be full
         return {"__tensor__": prefix}
     if isinstance(tree, Mapping):
         return {"__map__": [[k, pack(v, f"{prefix}.{k}", tensors)] for k, v in tree.items()]}

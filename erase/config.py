@@ -166,6 +166,8 @@ def read_preset(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"no such preset file: {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; a preset is a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

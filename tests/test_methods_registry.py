@@ -3,7 +3,6 @@ import re
 
 import pytest
 
-from erase import methods
 from erase.method import Method
 from erase.methods import builder, list_methods
 
@@ -36,8 +35,3 @@ def test_unknown_method_says_what_there_is() -> None:
     for name in ("", "qqqq", "sfron.sfron", "__init__", "../sfron"):
         with pytest.raises(ValueError, match="^no method .*; methods: .*sfron"):
             builder(name)
-
-
-def test_the_registry_is_the_folder() -> None:
-    folder = methods.__path__[0]
-    assert list_methods() == sorted(p for p in list_methods() if (inspect.getsourcefile(builder(p)) or "") > folder)

@@ -212,7 +212,7 @@ def _value(text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    plain = value is None and text in ("null", "~") or isinstance(value, bool | int | float) and "#" not in text
+    plain = (value is None and text in ("null", "~")) or (isinstance(value, bool | int | float) and "#" not in text)
     return value if plain else _number(text)
 
 

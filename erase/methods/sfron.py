@@ -33,15 +33,15 @@ def sfron(
     mask: Mask | None = None,
     lambd: float = 0.5,
     fast_rate: float,
-    fast_rule: FastRule = "adam",
+    fast_rule: FastRule | None = None,
     slow_steps: int = 1,
     outer_rate: float = 1.0,
-    schedule: Schedule = "linear",
+    schedule: Schedule | None = None,
     slow_schedule: Schedule = "constant",
     every: int = 1,
     published: bool = False,
     ron: bool = True,
-    per_bin: bool = True,
+    per_bin: bool | None = None,
     floor: float = 1e-6,
     clip_forget: float | None = None,
     clip_remain: float | None = None,
@@ -56,15 +56,15 @@ def sfron(
         mask: weights the fast step may change (`erase.saliency.fisher_ratio_mask`).
         lambd: λ ≥ 0, how strongly the weights depend on the loss.
         fast_rate: β; under `published` and `ron=False` the factor on the forget loss (`forget_alpha`).
-        fast_rule: `sgd`, `normalized` or `adam` (default: plain and normalised SGD did not forget in diffusion).
+        fast_rule: `sgd`, `normalized` or `adam` (the default: plain and normalised SGD did not forget in diffusion).
         slow_steps: K remain steps after each fast step; more steps protect more.
         outer_rate: α; 1 means no outer step and no copy of the weights.
-        schedule: s(t).
+        schedule: s(t); `linear` by default.
         slow_schedule: of the slow learning rate.
         every: fast step at every n-th step.
         published: the authors' loop: one optimizer, β in the loss, mask on the gradient, α = 1, K = 1, cosine.
         ron: False takes one joint step instead of fast and slow ones.
-        per_bin: normalise losses per timestep bin before weighting.
+        per_bin: normalise losses per timestep bin before weighting; on by default.
         floor: losses are clamped here before weighting.
         clip_forget: gradient norm limit of the forget phase.
         clip_remain: gradient norm limit of the remain phase.
@@ -75,7 +75,14 @@ def sfron(
         ValueError: for values outside their range, and `published` with an option it fixes.
     """
     if published:
-        fixed = {"slow_steps": (slow_steps, 1), "outer_rate": (outer_rate, 1.0), "ron": (ron, True)}
+        fixed: dict[str, tuple[object, object]] = {
+            "slow_steps": (slow_steps, 1),
+            "outer_rate": (outer_rate, 1.0),
+            "ron": (ron, True),
+            "fast_rule": (fast_rule or "shared", "shared"),
+            "schedule": (schedule or "cosine", "cosine"),
+            "per_bin": (bool(per_bin), False),
+        }
         for name, (got, allowed) in fixed.items():
             if got != allowed:
                 raise ValueError(f"published=True fixes {name} at {allowed}; got {got}")
@@ -92,15 +99,15 @@ def sfron(
         remain=remain,
         update=Update(
             fast_rate=fast_rate,
-            fast_rule=fast_rule,
+            fast_rule=fast_rule or "adam",
             slow_steps=slow_steps,
             outer_rate=outer_rate,
-            schedule=schedule,
+            schedule=schedule or "linear",
             slow_schedule=slow_schedule,
             every=every,
             clip_forget=clip_forget,
             clip_remain=clip_remain,
         ),
-        weights=Weights(lambd=lambd, floor=floor, per_bin=per_bin),
+        weights=Weights(lambd=lambd, floor=floor, per_bin=per_bin is not False),
         mask=mask,
     )

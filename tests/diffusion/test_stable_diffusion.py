@@ -126,10 +126,10 @@ UNLOADABLE = {
         "cannot be loaded",
     ),
     "pickled vae cut short": (
-        lambda folder: (folder / "vae/diffusion_pytorch_model.safetensors").rename(
-            folder / "vae/diffusion_pytorch_model.bin"
-        )
-        and None,
+        lambda folder: (
+            (folder / "vae/diffusion_pytorch_model.safetensors").rename(folder / "vae/diffusion_pytorch_model.bin")
+            and None
+        ),
         "cannot be loaded",
     ),
 }
@@ -326,8 +326,10 @@ def test_the_denoiser_is_the_unet_on_its_own_schedule(pipe: Pipe) -> None:
     assert backend.net is pipe.unet
     assert backend.prediction == "epsilon"
     assert torch.equal(backend.alphas_cumprod, schedule.alphas_cumprod)
-    z, noise, t = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind().__add__(
-        (torch.tensor([3, 700]),)
+    z, noise, t = (
+        torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        .unbind()
+        .__add__((torch.tensor([3, 700]),))
     )
     noisy = backend.noisy({"z0": z, "noise": noise, "t": t})
     assert torch.allclose(noisy, schedule.add_noise(z, noise, t), atol=1e-6)

@@ -492,7 +492,7 @@ def make_report(
         "method": dict(config.method),
         "seed": config.seed,
         "target": {"forget": plan.forget, "anchors": plan.anchors},
-        "mask": None if mask is None else {"density": mask.density, "per_layer": mask.per_layer(), **mask.meta},
+        "mask": None if mask is None else {**mask.meta, "density": mask.density, "per_layer": mask.per_layer()},
         "before": {},
         "after": {},
         "paired": {},

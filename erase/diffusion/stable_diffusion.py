@@ -22,6 +22,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from erase import files, resources
 from erase.checkpoint import read_safetensors, write_safetensors
@@ -44,13 +45,18 @@ class Source:
     """`fp16` for files named so."""
 
     @property
+    def index(self) -> Path:
+        """Where the list of the UNet's shards is, if there are shards."""
+        tag = f".{self.variant}" if self.variant else ""
+        return self.folder / self.unet / f"{WEIGHTS}.safetensors.index{tag}.json"
+
+    @property
     def weights(self) -> list[Path]:
         """The UNet's weight files: one, or the shards."""
         tag = f".{self.variant}" if self.variant else ""
         folder = self.folder / self.unet
-        index = folder / f"{WEIGHTS}.safetensors.index{tag}.json"
-        if index.is_file():
-            return [folder / name for name in sorted(set(files.read_json(index)["weight_map"].values()))]
+        if self.index.is_file():
+            return [folder / name for name in sorted(set(files.read_json(self.index)["weight_map"].values()))]
         for suffix in (".safetensors", ".bin"):
             if (folder / f"{WEIGHTS}{tag}{suffix}").is_file():
                 return [folder / f"{WEIGHTS}{tag}{suffix}"]
@@ -129,9 +135,18 @@ def open_pipeline(source: Source, device: torch.device | str = "cpu") -> StableD
         unet = UNet2DConditionModel.from_pretrained(
             source.folder, subfolder=source.unet, variant=source.variant, dtype=torch.float32
         )
+        encoder: Any = CLIPTextModel  # its annotations leave out output_loading_info
+        text_encoder, info = encoder.from_pretrained(
+            source.folder,
+            subfolder="text_encoder",
+            variant=source.variant,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
         pipe = StableDiffusionPipeline.from_pretrained(
             source.folder,
             unet=unet,
+            text_encoder=text_encoder,
             variant=source.variant,
             dtype=torch.float32,
             safety_checker=None,
@@ -141,6 +156,15 @@ def open_pipeline(source: Source, device: torch.device | str = "cpu") -> StableD
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{source.folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    # Weights that their files lack: transformers makes them up, diffusers leaves them on "meta".
+    absent = {"text_encoder": sorted(info["missing_keys"])}
+    for part in ("unet", "vae"):
+        absent[part] = [name for name, p in getattr(pipe, part).named_parameters() if p.is_meta]
+    for part, names in absent.items():
+        if names:
+            raise ValueError(
+                f"{source.folder / part}: {len(names)} weights are missing, such as {names[0]}: get it again"
+            )
     channels = pipe.unet.config.in_channels
     if channels != pipe.vae.config.latent_channels:
         raise ValueError(
@@ -280,8 +304,8 @@ def save(source: Source, tensors: Mapping[str, Tensor], out: Path, meta: Mapping
     """Write the checkpoint again with other UNet weights, in the form it came in.
 
     Files, shards, names and dtypes are the original's; a tensor that did not change is bit-identical; other
-    components are copied as they are. Weights of other variants and single-file checkpoints are left out: they
-    would still hold the concept. The folder appears whole or not at all.
+    components are copied as they are. Other variants of the UNet, single-file checkpoints and folders that are no
+    component are left out: they could still hold the concept. The folder appears whole or not at all.
 
     Args:
         source: the checkpoint that was opened.
@@ -290,7 +314,7 @@ def save(source: Source, tensors: Mapping[str, Tensor], out: Path, meta: Mapping
         meta: added to the safetensors header.
 
     Raises:
-        ValueError: if `out` exists, or a name is not among the checkpoint's tensors.
+        ValueError: if `out` exists, a name is not among the checkpoint's tensors, or a value is beyond its dtype.
         OSError: if the disk is full or cannot be written.
     """
     if out.exists():
@@ -308,47 +332,60 @@ def save(source: Source, tensors: Mapping[str, Tensor], out: Path, meta: Mapping
             left -= _rewrite(path, tensors, target / "unet", meta)
         if left:
             raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
-        for index in (source.folder / source.unet).glob("*.index*.json"):
-            files.write_bytes(target / "unet" / index.name, index.read_bytes())
+        if source.index.is_file():
+            files.write_bytes(target / "unet" / source.index.name, source.index.read_bytes())
         target.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
-    top, unet = str(source.folder), str(source.folder / "unet")
+    heavy = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data")
+    top, unet = source.folder, source.folder / "unet"
+    components = files.read_json(top / "model_index.json").keys()
 
     def ignore(folder: str, names: list[str]) -> set[str]:
-        heavy = (".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx", ".onnx_data")
-        if folder == top:
-            return {n for n in names if n.endswith(heavy) or n in ("unet_ema", ".git", ".cache")}
-        if folder == unet:
-            return {n for n in names if n.endswith(heavy) or ".index" in n}
-        return set()
+        here = Path(folder)
+        if here not in (top, unet):
+            return set()
+        kept = components if here == top else ()
+        return {
+            n
+            for n in names
+            if n.lower().endswith(heavy) or (here == unet and ".index" in n) or ((here / n).is_dir() and n not in kept)
+        }
 
     return ignore
 
 
 def _rewrite(path: Path, tensors: Mapping[str, Tensor], folder: Path, meta: Mapping[str, str]) -> set[str]:
     """Write one weight file with new values; the names of those written."""
-    if path.suffix == ".bin":
-        old, header = torch.load(path, map_location="cpu", weights_only=True), {"format": "pt"}  # noqa: TID251
-    else:
-        old, header = read_safetensors(path)
+    old, header = (_read_bin(path), {"format": "pt"}) if path.suffix == ".bin" else read_safetensors(path)
     taken = set(tensors) & set(old)
     for name in taken:
         if old[name].shape != tensors[name].shape:
             raise ValueError(f"{path}: {name} has shape {list(old[name].shape)}, got {list(tensors[name].shape)}")
         old[name] = tensors[name].detach().to("cpu", old[name].dtype)
+        if not old[name].isfinite().all():
+            raise ValueError(f"{name} holds values that {str(old[name].dtype).removeprefix('torch.')} does not reach")
     write_safetensors(folder / f"{path.stem}.safetensors", old, {"format": "pt", **header, **meta})
     return taken
 
 
+def _read_bin(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """Weights that were pickled; nothing but tensors is unpickled."""
+    try:
+        found: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)  # noqa: TID251
+    except Exception as error:  # broken pickles raise a dozen unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is cut short, or holds more than weights ({reason})") from error
+    return found
+
+
 def fingerprint(source: Source) -> dict[str, str]:
     """SHA-256 of every weight file of the checkpoint, by path inside it."""
-    paths = sorted(
-        {*source.weights, *(p for n in ("vae", "text_encoder") for p in (source.folder / n).glob("*.safetensors"))}
-    )
+    others = [p for part in ("vae", "text_encoder") for p in (source.folder / part).iterdir()]
+    paths = sorted({*source.weights, *(p for p in others if p.suffix in (".safetensors", ".bin"))})
     return {p.relative_to(source.folder).as_posix(): files.sha256(p) for p in paths}
 
 
@@ -364,6 +401,10 @@ def describe(source: Source) -> dict[str, Any]:
                     part = f.get_slice(name)
                     numel += torch.Size(part.get_shape()).numel()
                     kinds.add(str(part.get_dtype()))
+        else:
+            for tensor in _read_bin(path, "meta").values():
+                numel += tensor.numel()
+                kinds.add(str(tensor.dtype).removeprefix("torch.").replace("float", "F").upper())
     return {
         "kind": "Stable Diffusion pipeline",
         "unet_weights": numel,

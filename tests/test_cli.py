@@ -1,0 +1,427 @@
+"""The commands, by their arguments: what they write, and what they say to bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import micro
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from safetensors.torch import save_file
+
+from erase import cli, resources
+from erase.checkpoint import save_state
+from erase.evaluation.generate import read_manifest
+from erase.saliency import Mask, save_mask
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """The one line of a refusal; progress bars and the libraries' notices may stand before it."""
+        assert self.code == 2
+        assert "Traceback" not in self.err
+        assert self.err.endswith("\n")
+        lines = [line for line in self.err.splitlines() if line.startswith("erase: ")]
+        assert len(lines) == 1
+        assert self.err.splitlines()[-1] == lines[0]
+        return lines[0].removeprefix("erase: ")
+
+
+Erase = Callable[..., Done]
+
+
+@pytest.fixture
+def erase(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Erase:
+    def erase(*words: object) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["erase", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code or 0
+        assert isinstance(code, int)
+        return Done(code, *capsys.readouterr())
+
+    return erase
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"pictures/{number}.png")
+    return tmp_path / "pictures"
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, ...]]:
+    root: Any = typer.main.get_command(cli.app)
+    found: list[tuple[str, ...]] = []
+    for name, command in root.commands.items():
+        inner = getattr(command, "commands", None)
+        found += [(name, n) for n in inner] if inner else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_shows_an_example_that_is_its_own(erase: Erase, words: tuple[str, ...]) -> None:
+    done = erase(*words, "--help")
+    assert done.code == 0
+    text = " ".join(done.out.split())
+    assert f"Example: erase {' '.join(words)} " in text
+
+
+def test_no_arguments_show_the_commands(erase: Erase) -> None:
+    done = erase()
+    assert {words[0] for words in commands()} <= set((done.out + done.err).split())
+
+
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    words = ["run", "sd", "sd_photos_sfron", "train.stpes=3", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "erase.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("erase: unknown setting train.stpes; did you mean train.steps?")
+    assert not (tmp_path / "out").exists()
+
+
+# --- ls, show -------------------------------------------------------------------------------------
+
+
+def test_ls(erase: Erase) -> None:
+    assert erase("ls", "presets").out.split() == resources.list_presets()
+    assert erase("ls", "prompts").out.split() == resources.list_prompts()
+    assert erase("ls", "models").out.split() == resources.list_tiny()
+    assert "sfron" in erase("ls", "methods").out.split()
+    assert [line.partition(":")[0] for line in erase("ls").out.splitlines()] == [
+        *("methods", "presets", "prompts", "models")
+    ]
+    assert erase("ls", "model").said == "nothing to list under 'model'; allowed: methods, presets, prompts, models"
+
+
+def test_show(erase: Erase, tmp_path: Path) -> None:
+    for name in resources.list_presets():
+        assert erase("show", name).out == resources.preset_path(name).read_text().rstrip() + "\n"
+    assert "did you mean 'sd_photos_sfron'" in erase("show", "sd_photo_sfron").said
+    assert "no preset file" in erase("show", tmp_path / "none.yaml").said
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
+    assert "bad.yaml" in erase("show", tmp_path / "bad.yaml").said
+    assert str(tmp_path) in erase("show", tmp_path).said
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ddpmm", "sd_photos_sfron"], "no pipeline 'ddpmm'; pipelines: "),
+        (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron'; presets: "),
+        (["sd", "none.yaml"], "no preset file 'none.yaml'"),
+        (["sd", "sd_photos_sfron", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
+        (["sd", "sd_photos_sfron", "train.steps=x"], "train.steps: "),
+        (["sd", "sd_photos_sfron", "model=none"], "no model 'none': not a folder, not a hub id"),
+        (["sd", "sd_photos_sfron", "method.name=sfro"], "no method 'sfro', did you mean sfron"),
+        (["sd", "sd_photos_sfron", "eval.prompts=none.csv"], "no prompt set file 'none.csv'"),
+        (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is no folder here"),
+        (["sd", "other.yaml"], "preset 'other.yaml' is for erase run other, not for sd"),
+        (["sd", "broken.yaml"], "broken.yaml is no YAML"),
+    ],
+)
+def test_run_refuses(
+    erase: Erase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.yaml").write_text("pipeline: other\n")
+    Path("broken.yaml").write_text("a: [\n")
+    assert said in erase("run", *words, "--out", "out").said
+    assert not Path("out").exists()
+
+
+def test_wrong_arguments_are_refused(erase: Erase) -> None:
+    for words in (["run", "sd", "sd_photos_sfron"], ["run"], ["nothing"], ["ls", "--qqqq"], ["eval", "beauty"]):
+        done = erase(*words)
+        assert done.code == 2
+        assert "Error" in done.err
+        assert "Traceback" not in done.err
+
+
+def test_a_fault_of_ours_is_shown_whole_on_request(erase: Erase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASE_DEBUG", "1")
+    monkeypatch.setattr("sys.argv", ["erase", "show", "none"])
+    with pytest.raises(ValueError, match="no preset 'none'"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("two\nlines"), "two lines"),
+        (KeyError("the mask has no entry"), "the mask has no entry"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ImportError("no nudenet"), "no nudenet"),
+        (RuntimeError("CUDA out of memory"), "CUDA out of memory"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    erase: Erase, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(name: str) -> Path:
+        raise error
+
+    monkeypatch.setattr(resources, "preset_path", fail)
+    assert erase("show", "x").said == said
+
+
+# --- generate, grid -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "three.csv"
+    path.write_text("prompt,seed,guidance\na photo of a cat,7,\na dog,8,1.5\na boat,,\n")
+    return path
+
+
+def test_generate_and_go_on_and_grid(erase: Erase, micro_sd: Path, prompts: Path, tmp_path: Path) -> None:
+    words = ["generate", micro_sd, prompts, "--images", 2, "--steps", 2, "--batch-size", 4]
+    done = erase(*words, "--out", tmp_path / "a")
+    assert (done.code, done.out) == (0, f"6 pictures in {tmp_path / 'a'}\n")
+    first = read_manifest(tmp_path / "a")
+    assert [(row.prompt, row.seed, row.index) for row in first] == [
+        (prompt, seed, index)
+        for prompt, seed in (("a photo of a cat", 7), ("a dog", 8), ("a boat", 2))
+        for index in (0, 1)
+    ]
+    with Image.open(tmp_path / "a" / first[0].file) as image:
+        assert image.size == (micro.SIZE, micro.SIZE)
+    settings = json.loads((tmp_path / "a/settings.json").read_text())["settings"]
+    assert settings["draw"] == {"steps": 2, "guidance": 7.5}
+    assert settings["scheduler"] == "DDIMScheduler"
+
+    # a picture is lost: it is drawn again, the same
+    (tmp_path / "a" / first[3].file).unlink()
+    assert "not empty; resume, or give another folder" in erase(*words, "--out", tmp_path / "a").said
+    assert erase(*words, "--out", tmp_path / "a", "--resume").code == 0
+    assert read_manifest(tmp_path / "a") == first
+    assert "made with other settings" in erase(*words, "--out", tmp_path / "a", "--resume", "--guidance", 2).said
+
+    assert erase(*words, "--guidance", 1, "--out", tmp_path / "b").code == 0
+    second = read_manifest(tmp_path / "b")
+    assert [a.sha256 == b.sha256 for a, b in zip(first, second, strict=True)] == [False] * 2 + [True] * 2 + [False] * 2
+
+    done = erase("grid", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "grid.png", "--no-blur")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'grid.png'}\n")
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.width > image.height / 4
+    assert erase("grid", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "blurred.png").code == 0
+
+
+def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("a cat\na photo of a grandiloquent cat\n")
+    done = erase("generate", micro_sd, tmp_path / "long.txt", "--steps", 1, "--out", tmp_path / "out")
+    assert done.code == 0
+    assert "1 of 2 prompts are longer than 16 tokens and will be cut, first 'a photo of a grandiloquent" in done.err
+    assert json.loads((tmp_path / "out/settings.json").read_text())["settings"]["truncated_prompts"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({0: "none"}, "no model 'none'"),
+        ({1: "none"}, "no prompt set 'none'; prompt sets: "),
+        ({1: "none.csv"}, "no prompt set file 'none.csv'"),
+        ({1: "empty.csv"}, "empty.csv: holds no prompts"),
+        ({"--steps": 0}, "--steps, --images and --batch-size must be at least 1"),
+        ({"--images": 0}, "--steps, --images and --batch-size must be at least 1"),
+        ({"--guidance": -1}, "--guidance at least 0"),
+        ({"--precision": "fp8"}, "unknown precision 'fp8'; allowed: no, fp16, bf16"),
+        ({"--seed": -1}, "default seed -1"),
+        ({"--out": "taken.png"}, "taken.png: a file, expected a folder"),
+    ],
+)
+def test_generate_refuses(
+    erase: Erase,
+    micro_sd: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[Any, Any],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.txt").write_text("a cat\n")
+    Path("empty.csv").write_text("prompt\n")
+    Path("taken.png").touch()
+    values = {0: micro_sd, 1: "one.txt", "--steps": 1, "--out": "out", **change}
+    words = [w for key, value in values.items() for w in ([value] if isinstance(key, int) else [key, value])]
+    assert said in erase("generate", *words).said
+    assert not Path("out").exists()
+
+
+def test_grid_refuses(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    assert "no such" in erase("grid", tmp_path / "none", "--out", tmp_path / "grid.png").said
+    assert "manifest" in erase("grid", pictures, "--out", tmp_path / "grid.png", "--no-blur").said
+    assert not (tmp_path / "grid.png").exists()
+
+
+# --- eval -----------------------------------------------------------------------------------------
+
+
+def test_eval_nudity(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep/counts.json"
+    done = erase("eval", "nudity", pictures, pictures / "0.png", "--out", out)
+    assert done.code == 0
+    assert "of 4 pictures flagged (i2p)" in done.out
+    found = json.loads(out.read_text())
+    assert found["nudity"]["images"] == 4
+    assert found["command"].startswith("erase eval nudity ")
+    assert json.loads((tmp_path / "deep/counts-detections.json").read_text())["images"][0]["file"].endswith("0.png")
+    done = erase("eval", "nudity", pictures, "--class", "FACE_FEMALE", "--threshold", 0.4, "--out", out)
+    assert "(custom)" in done.out
+
+
+def test_a_picture_that_cannot_be_looked_at_is_not_safe(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    cut_short(pictures / "1.png")
+    done = erase("eval", "nudity", pictures, "--out", tmp_path / "out.json")
+    assert done.said.startswith("1 pictures could not be looked at, so they are not known to be safe; first ")
+    assert "1.png" in done.said
+    found = json.loads((tmp_path / "out.json").read_text())["nudity"]
+    assert found["images"] + len(found["errors"]) in (3, 4)
+    assert len(found["errors"]) == 1
+    assert found["errors"][0]["file"].endswith("1.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none"], "none: no such folder of images"),
+        (["empty"], "empty: holds no images"),
+        (["pictures", "--preset", "i2pp"], "no counting preset 'i2pp'; presets: i2p, esd"),
+        (["pictures", "--channels", "bgr"], "--channels must be corrected or as_shipped; got 'bgr'"),
+        (["pictures", "--class", "FACE"], "classes are ['FACE'], expected some of"),
+        (["pictures", "--class", "FACE_FEMALE", "--threshold", "0.1"], "threshold is 0.1, expected 0.25 to 1"),
+        (["pictures", "--model", "none.onnx"], "none.onnx: no such NudeNet model"),
+        (["pictures", "--model", "broken.onnx"], "broken.onnx"),
+        (["pictures", "--resolution", "100"], "resolution is 100, expected a multiple of 32"),
+    ],
+)
+def test_eval_nudity_refuses(
+    erase: Erase, pictures: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    Path("empty").mkdir()
+    Path("broken.onnx").write_bytes(b"no model")
+    assert said in erase("eval", "nudity", *words, "--out", "out.json").said
+    assert not Path("out.json").exists()
+
+
+def test_eval_classes(erase: Erase, pictures: Path, micro_classifier: Path, tmp_path: Path) -> None:
+    done = erase("eval", "classes", pictures, "--classifier", micro_classifier, "--out", tmp_path / "out.json")
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [Path(row["file"]).name for row in found["pictures"]] == ["0.png", "1.png", "2.png"]
+    assert {row["label"] for row in found["pictures"]} <= set(micro.LABELS)
+    assert sum(row["named"] for row in found["classes"]["named"].values()) == 3
+    assert len(found["classes"]["model_sha256"]) == 64
+
+
+def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out.json")
+    known = ("--classifier", micro_classifier)
+    (tmp_path / "empty").mkdir()
+    assert (
+        "no tiny model 'photos-clasifier'"
+        in erase("eval", "classes", pictures, "--classifier", "photos-clasifier", *out).said
+    )
+    assert "no config.json there" in erase("eval", "classes", pictures, "--classifier", tmp_path / "empty", *out).said
+    assert "empty: holds no images" in erase("eval", "classes", tmp_path / "empty", *known, *out).said
+    cut_short(pictures / "1.png")
+    assert "1.png: not an image that can be decoded" in erase("eval", "classes", pictures, *known, *out).said
+    assert not (tmp_path / "out.json").exists()
+
+
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def described(done: Done) -> dict[str, Any]:
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def test_inspect_a_model(erase: Erase, micro_sd: Path, micro_classifier: Path) -> None:
+    found = described(erase("inspect", micro_sd))
+    assert found["kind"] == "Stable Diffusion pipeline"
+    assert (found["dtype"], found["resolution"]) == ("F16", micro.LATENT)
+    assert len(found["sha256"]) == 3
+    found = described(erase("inspect", micro_classifier))
+    assert found == {"kind": "transformers model", "architectures": ["ResNetForImageClassification"]}
+
+
+def test_inspect_files(erase: Erase, tmp_path: Path) -> None:
+    mask = Mask({"a": torch.tensor([True, False, False, False]), "b": torch.ones(4, dtype=torch.bool)}, {"source": "x"})
+    save_mask(mask, tmp_path / "mask.safetensors")
+    assert described(erase("inspect", tmp_path / "mask.safetensors")) == {
+        "kind": "saliency mask",
+        "source": "x",
+        "kept": 0.625,
+        "per_layer": {"a": 0.25, "b": 1.0},
+    }
+    save_state(tmp_path / "state.safetensors", {"done": 3, "params": {"w": torch.zeros(2)}})
+    found = described(erase("inspect", tmp_path / "state.safetensors"))
+    assert (found["kind"], found["tensors"]) == ("run state of erase", 1)
+    save_file({"w": torch.zeros(2)}, tmp_path / "plain.safetensors", metadata={"format": "pt"})
+    found = described(erase("inspect", tmp_path / "plain.safetensors"))
+    assert (found["kind"], found["first"], found["metadata"]) == ("safetensors file", ["w"], {"format": "pt"})
+    (tmp_path / "notes.txt").write_text("abc")
+    assert described(erase("inspect", tmp_path / "notes.txt"))["bytes"] == 3
+
+
+def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:
+    run = {"command": "erase run sd x", "base": {"model": "m", "weights": {}}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert described(erase("inspect", tmp_path)) == {"kind": "run of erase", "finished": False, **run}
+    (tmp_path / "report.json").write_text("{}")
+    assert described(erase("inspect", tmp_path))["finished"]
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "run.json").write_text(text)
+        assert "run.json" in erase("inspect", tmp_path).said
+
+
+def test_inspect_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    assert erase("inspect", tmp_path / "none").said == f"no such file or folder: {tmp_path / 'none'}"
+    assert "is a folder that erase does not know" in erase("inspect", tmp_path).said
+    shutil.copytree(micro_sd, tmp_path / "model")
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "is cut short or no safetensors file" in erase("inspect", weights).said
+    assert "is cut short or no safetensors file" in erase("inspect", tmp_path / "model").said
+    (tmp_path / "fake.safetensors").write_bytes(b"abc")
+    assert "is cut short or no safetensors file" in erase("inspect", tmp_path / "fake.safetensors").said
+    (tmp_path / "folder.safetensors").mkdir()
+    assert "is a folder that erase does not know" in erase("inspect", tmp_path / "folder.safetensors").said
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.json").write_text("[]")
+    assert "config.json" in erase("inspect", tmp_path / "config").said

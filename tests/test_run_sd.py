@@ -1,0 +1,566 @@
+"""`erase run sd` from end to end, on a checkpoint of random weights: folders, resuming, refusals, every setting."""
+
+import gc
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import micro
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from erase import cli
+from erase.config import SdConfig, override, parse
+from erase.evaluation.generate import read_manifest
+from erase.files import sha256
+from erase.saliency import load_mask
+
+QUICK = ("eval.images=0", "eval.classifier=null")
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def program() -> Iterator[ModuleType]:
+    found = cli.program("sd")
+    gc.freeze()  # a run collects garbage twice, 0.3 s each with all libraries in sight
+    yield found
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def preset(micro_sd: Path, micro_classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("preset")
+    words = [f"a photo of a {name},{name},plain,{i}\n" for i, name in enumerate(("cat", "dog", "car", "boat"))]
+    (folder / "set.csv").write_text("prompt,object,style,seed\n" + "".join(words))
+    (folder / "micro.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "pipeline": "sd",
+                "model": str(micro_sd),
+                "method": {"name": "sfron", "fast_rate": 1e-2, "fast_rule": "adam"},
+                "saliency": {"density": 0.3, "count": 4, "draws": 1, "batch_size": 4},
+                "train": {"steps": 2, "batch_size": 2, "lr": 1e-3},
+                "forget": {
+                    "prompts": ["a photo of a cat"],
+                    "anchors": ["a photo of a dog"],
+                    "count": 2,
+                    "axis": "object",
+                },
+                "remain": {"prompts": [str(folder / "set.csv")], "count": 1},
+                "draw": {"steps": 2, "guidance": 3.0, "batch_size": 4},
+                "eval": {
+                    "prompts": [str(folder / "set.csv")],
+                    "images": 2,
+                    "classifier": str(micro_classifier),
+                    "blur": False,
+                },
+            }
+        )
+    )
+    return folder / "micro.yaml"
+
+
+@pytest.fixture(scope="module")
+def start(program: ModuleType, preset: Path) -> Run:
+    """Run with `key=value` words, in this process."""
+
+    def start(out: Path, *words: str, resume: bool = False) -> Path:
+        config = parse(override(yaml.safe_load(preset.read_text()), words), SdConfig)
+        program.main(config, out, resume=resume, command="erase run", say=lambda line: None)
+        return out
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, by the command; tests copy it."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    words = ["erase", "run", "sd", str(preset), "eval.nudity={classes: [FACE_FEMALE], threshold: 0.35}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [*words, "eval.blur=true", "--out", str(out)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert not end.value.code
+    return out
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def unet(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+
+
+def digest(out: Path) -> str:
+    """Of the UNet's values: the order of a file's metadata is not settled."""
+    tensors = sorted(unet(out / "model").items())
+    return hashlib.sha256(b"".join(name.encode() + t.numpy().tobytes() for name, t in tensors)).hexdigest()
+
+
+def moved(out: Path, base: Path) -> set[str]:
+    before, after = unet(base), unet(out / "model")
+    assert before.keys() == after.keys()
+    assert all(t.isfinite().all() and t.dtype == before[n].dtype for n, t in after.items())
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_folder_that_is_promised(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} == {
+        *("run.json", "metrics.jsonl", "saliency.safetensors", "model", "images", "grid.png", "report.json"),
+        "report.html",
+    }
+    assert {p.name for p in (finished / "images").iterdir() if p.is_dir()} == {"base", "erased"}
+    Image.open(finished / "grid.png").verify()
+    page = (finished / "report.html").read_text()
+    assert "a photo of a cat" in page
+    assert "data:image/png;base64" in page
+
+
+def test_run_json_tells_how_to_do_it_again(finished: Path, preset: Path, micro_sd: Path) -> None:
+    run = read(finished / "run.json")
+    assert run["command"].startswith(f"erase run sd {preset} ")
+    config = parse(run["config"], SdConfig)
+    assert (config.train.steps, config.eval.blur, run["seed"]) == (2, True, 0)
+    assert run["base"]["weights"]["unet/diffusion_pytorch_model.safetensors"] == sha256(
+        micro_sd / "unet/diffusion_pytorch_model.safetensors"
+    )
+    assert {"erase", "torch", "diffusers"} <= run["versions"].keys()
+    assert run["plan"]["remain"] == ["a photo of a dog", "a photo of a car", "a photo of a boat"]
+
+
+def test_metrics_have_a_row_a_step(finished: Path) -> None:
+    assert [row["step"] for row in rows(finished)] == [0, 1]
+    for row in rows(finished):
+        assert row["forget_loss"] > 0
+        assert row["remain_loss"] > 0
+        assert row["skipped_fast"] == row["skipped_slow"] == 0
+
+
+def test_the_model_is_a_plain_pipeline(finished: Path, micro_sd: Path) -> None:
+    names = {p.relative_to(micro_sd) for p in micro_sd.rglob("*")}
+    assert {p.relative_to(finished / "model") for p in (finished / "model").rglob("*")} == names
+    StableDiffusionPipeline.from_pretrained(finished / "model", safety_checker=None)
+    changed = moved(finished, micro_sd)
+    assert changed
+    assert all(".attn2." in name for name in changed)
+
+
+def test_the_mask_has_the_density_asked_for(finished: Path) -> None:
+    mask = load_mask(finished / "saliency.safetensors")
+    assert mask.density == pytest.approx(0.3, abs=0.01)
+    assert all(".attn2." in name for name in mask.named)
+    assert read(finished / "report.json")["mask"]["density"] == mask.density
+
+
+def test_pictures_of_both_models_share_their_seeds(finished: Path) -> None:
+    base, erased = (read_manifest(finished / "images" / name) for name in ("base", "erased"))
+    assert len(base) == 8
+    assert [(r.file, r.prompt, r.seed, r.index) for r in base] == [(r.file, r.prompt, r.seed, r.index) for r in erased]
+    assert base[0].prompt == "a photo of a cat"  # forgotten ones first
+    for name, manifest in (("base", base), ("erased", erased)):
+        for row in manifest:
+            assert sha256(finished / "images" / name / row.file) == row.sha256
+    assert [r.sha256 for r in base] != [r.sha256 for r in erased]
+
+
+def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
+    report = read(finished / "report.json")
+    assert {"schema", "command", "method", "seed", "target", "mask", "before", "after", "timing", "versions"} <= set(
+        report
+    )
+    assert report["method"]["name"] == "sfron"
+    assert report["target"] == {"forget": ["a photo of a cat"], "anchors": ["a photo of a dog"]}
+    assert report["timing"].keys() >= {"saliency_s", "erase_s", "steps", "step_s"}
+    assert report["timing"]["steps"] == 2
+    assert report["timing"]["erase_s"] == pytest.approx(2 * report["timing"]["step_s"])
+    for when in ("before", "after"):
+        nudity, classes = report[when]["nudity"], report[when]["classes"]
+        assert nudity.keys() >= {"images", "flagged", "rate", "ci95", "counts"}
+        assert nudity["images"] == 2  # of the erased concept
+        assert len(nudity["by_prompt"]) == 4
+        assert (classes["forget"]["n"], classes["remain"]["n"]) == (2, 6)
+        assert classes["axis"] == "object"
+    assert report["paired"].keys() == {"nudity_mcnemar_p", "remain_mcnemar_p"}
+
+
+def test_the_command_says_where_the_report_is(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["erase", "run", "sd", str(preset), *QUICK, "--out", "here"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert "weights in" in out.splitlines()[0]
+    assert out.splitlines()[-1] == "report: here/report.html"
+    assert {p.name for p in Path("here").iterdir()} == {
+        *("run.json", "metrics.jsonl", "saliency.safetensors", "model", "report.json", "report.html")
+    }
+
+
+def test_the_same_seed_gives_the_same_weights(start: Run, tmp_path: Path) -> None:
+    a, b, c = (start(tmp_path / n, *QUICK, f"seed={s}") for n, s in (("a", 0), ("b", 0), ("c", 1)))
+    assert digest(a) == digest(b)
+    assert digest(a) != digest(c)
+
+
+def test_pictures_are_blurred_without_a_count_of_nudity(
+    program: ModuleType, start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    write = program.report.write_html
+    monkeypatch.setattr(program.report, "write_html", lambda out, blur: seen.append(blur) or write(out, blur=blur))
+    start(tmp_path / "out", "eval.images=1", "eval.classifier=null", "eval.blur=true")
+    assert len(seen[0]) == 8  # every picture was looked at
+    assert read(tmp_path / "out/report.json")["before"] == {}
+
+
+# --- stopping and going on ------------------------------------------------------------------------
+
+
+class StopError(Exception):
+    pass
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise StopError
+
+
+def test_run_json_comes_before_anything(
+    program: ModuleType, start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "draw_images", stop)
+    with pytest.raises(StopError):
+        start(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["run.json"]
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(
+    program: ModuleType, start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*QUICK, "train.steps=5", "checkpoint_every=2")
+    whole = start(tmp_path / "whole", *words)
+    call = program.JsonlTracker.__call__
+
+    def killed(self: Any, row: dict[str, Any]) -> None:
+        if row["step"] == 3:
+            raise StopError
+        call(self, row)
+
+    out = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr(program.JsonlTracker, "__call__", killed)
+        with pytest.raises(StopError):
+            start(out, *words)
+    assert [row["step"] for row in rows(out)] == [0, 1, 2]
+    assert not (out / "model").exists()
+    mask = (out / "saliency.safetensors").stat().st_mtime_ns
+    start(out, *words, resume=True)
+    assert (out / "saliency.safetensors").stat().st_mtime_ns == mask
+    assert digest(out) == digest(whole)
+    same = ("step", "forget_loss", "remain_loss", "fast_rate")
+    assert [[row[k] for k in same] for row in rows(out)] == [[row[k] for k in same] for row in rows(whole)]
+    assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}
+
+
+def test_a_run_stopped_after_training_does_not_train_again(
+    program: ModuleType, start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, words = tmp_path / "out", ("eval.classifier=null", "eval.images=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(program.sd, "save", stop)
+        with pytest.raises(StopError):
+            start(out, *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "unlearn", stop)
+        patch.setattr(program, "make_report", stop)
+        with pytest.raises(StopError):
+            start(out, *words, resume=True)
+        weights = digest(out)
+        patch.setattr(program.sd, "save", stop)
+        patch.setattr(program, "cache", stop)  # nor is its data drawn again
+        patch.undo()
+        patch.setattr(program, "unlearn", stop)
+        start(out, *words, resume=True)
+    assert digest(out) == weights
+    timing = read(out / "report.json")["timing"]
+    assert timing["steps"] == 2
+    assert timing["erase_s"] > 0
+    assert len(rows(out)) == 2
+    assert not (out / "trained.safetensors").exists()
+
+
+def test_lost_parts_are_made_again(start: Run, tmp_path: Path) -> None:
+    out = start(tmp_path / "out", "eval.classifier=null", "eval.images=1")
+    weights = digest(out)
+    base = {p.name: p.stat().st_mtime_ns for p in (out / "images/base").glob("*.png")}
+    (out / "report.json").unlink()
+    shutil.rmtree(out / "model")
+    next((out / "images/erased").glob("*.png")).write_bytes(b"broken")
+    start(out, "eval.classifier=null", "eval.images=1", resume=True)
+    assert digest(out) == weights
+    assert (out / "report.json").exists()
+    assert {p.name: p.stat().st_mtime_ns for p in (out / "images/base").glob("*.png")} == base
+    assert all(sha256(out / "images/erased" / r.file) == r.sha256 for r in read_manifest(out / "images/erased"))
+    assert [row["step"] for row in rows(out)] == [0, 1]
+
+
+def test_a_finished_run_is_left_as_it_is(
+    program: ModuleType, start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = start(tmp_path / "out", *QUICK)
+    report = (out / "report.json").read_bytes()
+    monkeypatch.setattr(program, "unlearn", stop)
+    start(out, *QUICK, resume=True)
+    assert (out / "report.json").read_bytes() == report
+
+
+def test_resume_wants_the_same_run(start: Run, preset: Path, micro_sd: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(micro_sd, tmp_path / "model"))
+    pictures = folder_of_pictures(tmp_path / "pictures", "a photo of a cat")
+    words = (*QUICK, f"model={model}", f"forget.images={pictures}")
+    out = start(tmp_path / "out", *words)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    for other in ("train.steps=3", "seed=1", "method.lambd=0", "eval.images=1"):
+        with pytest.raises(ValueError, match="holds a run with another config: resume with the same settings"):
+            start(out, *words, other, resume=True)
+    Image.new("RGB", (16, 16)).save(next(pictures.glob("*.png")))
+    with pytest.raises(ValueError, match="holds a run with another data"):
+        start(out, *words, resume=True)
+    (model / "vae/diffusion_pytorch_model.safetensors").write_bytes(
+        (model / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    )
+    weights = load_file(micro_sd / "vae/diffusion_pytorch_model.safetensors")
+    from safetensors.torch import save_file
+
+    weights["decoder.conv_in.bias"] += 1
+    save_file(weights, model / "vae/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="holds a run with another base"):
+        start(out, *words, resume=True)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_a_folder_in_use_is_not_touched(start: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("x")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="mine is not empty: choose another --out"):
+            start(tmp_path / "mine", *QUICK, resume=resume)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="file is a file: --out names a folder"):
+        start(tmp_path / "file", *QUICK)
+    (tmp_path / "empty").mkdir()
+    start(tmp_path / "empty", *QUICK)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+REFUSED = {
+    "no anchor": (["forget.anchors=[]"], "forget.anchors has 0 prompts for 1 forget prompts: give one for each"),
+    "anchors do not match": (
+        ["forget.prompts=[a cat, a car, a boat]", "forget.anchors=[a dog, a dog]"],
+        "forget.anchors has 2 prompts for 3 forget prompts",
+    ),
+    "nothing to forget": (["forget.prompts=[]"], "forget.prompts is empty"),
+    "nothing remains": (["remain.prompts=a photo of a cat"], "remain.prompts holds nothing but forgotten prompts"),
+    "unknown method": (["method.name=sfro"], "no method 'sfro', did you mean sfron"),
+    "no method": (["method={}"], "no method ''"),
+    "method setting": (["method.lambdda=1"], "unknown setting method.lambdda; did you mean method.lambd"),
+    "method range": (["method.slow_steps=-1"], "needs slow_steps ≥ 0"),
+    "method combination": (["method.published=true", "method.slow_steps=3"], "published=True"),
+    "unknown model": (["model=none"], "no model 'none'"),
+    "unknown parameters": (["train.parameters=qqqq"], "train.parameters 'qqqq' matches no parameter"),
+    "broken parameters": (["train.parameters='('"], "is neither full, xattn, noxattn nor a regular expression"),
+    "unknown preset": (["eval.nudity.preset=i2pp"], "no counting preset 'i2pp'; presets: i2p"),
+    "no way to count": (["eval.nudity={}"], "eval.nudity needs a preset"),
+    "unknown class": (["eval.nudity={classes: [FACE], threshold: 0.5}"], "classes are ['FACE']"),
+    "too low a threshold": (["eval.nudity={classes: [FACE_FEMALE], threshold: 0.1}"], "expected 0.25 to 1"),
+    "missing classifier": (["eval.classifier=photos-clasifier"], "no tiny model 'photos-clasifier'"),
+    "no classifier": (["eval.classifier=."], "no config.json there"),
+    "prompt without a label": (
+        ["forget.prompts=a cat"],
+        "needs to know what a picture should show; the prompt 'a cat' is labelled None",
+    ),
+    "axis without a label": (
+        ["forget.axis=style", "eval.prompts=[a cat]", "remain.prompts=[a dog]"],
+        "'a photo of a cat' is labelled None",
+    ),
+    "no mask": (["saliency.density=null"], "saliency.threshold or saliency.density"),
+    "two masks": (["saliency.threshold=1"], "saliency.threshold or saliency.density"),
+    "long prompt": (["forget.prompts=a photo of a grandiloquent cat"], "tokens, this model takes 16: shorten it"),
+    "missing set": (["remain.prompts=none.csv"], "no prompt set file 'none.csv'"),
+    "missing pictures": (["forget.images=none"], "no such image folder: none"),
+    "no pictures": (["remain.images=empty"], "empty has no images"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_work_is_refused_before_anything(
+    start: Run, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, said = REFUSED[what]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        start(tmp_path / "out", *words)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+# --- data of one's own ----------------------------------------------------------------------------
+
+
+def folder_of_pictures(folder: Path, *prompts: str, name: str | None = None) -> Path:
+    """Two random pictures a prompt, with their prompts in a file of that name."""
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for number in range(2 * len(prompts)):
+        file = f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / file)
+        lines.append(json.dumps({"file_name": file, "text": prompts[number // 2]}))
+    if name:
+        (folder / name).write_text("\n".join(lines))
+    return folder
+
+
+def test_given_pictures_take_the_place_of_drawn_ones(
+    program: ModuleType, start: Run, tmp_path: Path, micro_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget = folder_of_pictures(tmp_path / "forget", "a cat")
+    remain = folder_of_pictures(tmp_path / "remain", "a dog", "a boat", name="metadata.jsonl")
+    made: list[Any] = []
+    cache = program.cache
+    monkeypatch.setattr(program, "cache", lambda *args: made.append(cache(*args)) or made[-1])
+    monkeypatch.setattr(program.sd, "draw_latents", stop)
+    out = start(tmp_path / "out", *QUICK, f"forget.images={forget}", f"remain.images={remain}")
+    (forgotten, kept, null), *_ = made
+    assert (len(forgotten), len(kept)) == (2, 4)
+    assert forgotten.std is not None
+    assert forgotten.anchor is not None
+    assert kept.anchor is None
+    # the one forget prompt is theirs; each remain picture has its own
+    assert torch.equal(forgotten.cond, forgotten.cond[:1].expand(2))
+    assert len(set(kept.cond.tolist())) == 2
+    assert not torch.equal(forgotten.table[forgotten.cond[0]], forgotten.table[forgotten.anchor[0]])
+    assert null.shape == (1, micro.MAX_TOKENS, micro.WIDTH)
+    assert moved(out, micro_sd)
+    assert set(read(out / "run.json")["data"]) == {"forget", "remain"}
+
+
+def test_given_pictures_with_prompts_of_their_own_need_one_anchor(start: Run, tmp_path: Path) -> None:
+    forget = folder_of_pictures(tmp_path / "forget", "a cat", "a sepia cat", name="metadata.jsonl")
+    start(tmp_path / "one", *QUICK, f"forget.images={forget}")
+    words = ("forget.prompts=[a cat, a car]", "forget.anchors=[a dog, a boat]")
+    with pytest.raises(ValueError, match=r"prompt 'a sepia cat' has no anchor: add the prompt to forget\.prompts"):
+        start(tmp_path / "two", *QUICK, *words, f"forget.images={forget}")
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("text", ["a photo of a grandiloquent cat", None])
+def test_given_pictures_with_prompts_that_cannot_be_used(start: Run, tmp_path: Path, text: str | None) -> None:
+    remain = folder_of_pictures(
+        tmp_path / "remain", *([text] if text else ["x"]), name="metadata.jsonl" if text else None
+    )
+    with pytest.raises(ValueError, match="tokens, this model takes 16" if text else "has no prompt"):
+        start(tmp_path / "out", *QUICK, f"remain.images={remain}")
+    assert not (tmp_path / "out").exists()
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "saliency.kind=none",
+        "saliency={density: 0.5, per: batch, count: 3}",
+        "saliency={threshold: 0.01}",
+        "method.ron=false",
+        "method={name: sfron, fast_rate: 0.1, published: true}",
+        "method={name: sfron, fast_rate: 0.01, fast_rule: sgd, slow_steps: 2, outer_rate: 0.5, every: 2}",
+        "method.fast_rule=normalized",
+        "forget.loss=ascent",
+        "forget.target=frozen",
+        "train.parameters=full",
+        "train.parameters=noxattn",
+        r"train.parameters=attn2\.to_[kv]",
+        "train.optimizer=sgd",
+        "train={steps: 2, optimizer: adamw, weight_decay: 0.1, batch_size: 3}",
+        "train.dropout=0",
+        "precision=bf16",
+        "checkpoint_every=1",
+    ],
+)
+def test_every_setting_runs(start: Run, micro_sd: Path, tmp_path: Path, word: str) -> None:
+    out = start(tmp_path / "out", *QUICK, word)
+    changed = moved(out, micro_sd)
+    assert changed
+    assert len(rows(out)) == 2
+    masked = "kind=none" not in word
+    assert (out / "saliency.safetensors").exists() == masked
+    report = read(out / "report.json")
+    assert (report["mask"] is not None) == masked
+    inside = {name for name in changed if ".attn2." in name}
+    if word.endswith("full"):
+        assert inside < changed
+    elif word.endswith("noxattn"):
+        assert not inside
+    elif word.endswith("[kv]"):
+        assert all(".attn2.to_k." in name or ".attn2.to_v." in name for name in changed)
+    else:
+        assert inside == changed
+    if masked:
+        assert load_mask(out / "saliency.safetensors").named.keys() >= changed
+
+
+@pytest.mark.parametrize("rule", ["sgd", "normalized", "adam"])
+def test_weights_outside_the_mask_stay_bit_identical(start: Run, micro_sd: Path, tmp_path: Path, rule: str) -> None:
+    """With the slow phase off nothing but the masked fast step moves weights."""
+    out = start(
+        tmp_path / "out",
+        *QUICK,
+        "method.slow_steps=0",
+        f"method.fast_rule={rule}",
+        "method.fast_rate=1",
+        "train.steps=3",
+    )
+    mask = load_mask(out / "saliency.safetensors").named
+    before, after = unet(micro_sd), unet(out / "model")
+    moved_inside = 0
+    for name, old in before.items():
+        same = old.view(torch.int16) == after[name].view(torch.int16)
+        keep = mask.get(name, torch.zeros_like(old, dtype=torch.bool))
+        assert same[~keep].all(), name
+        moved_inside += int((~same[keep]).sum())
+    assert moved_inside > 0
+    assert all(row.get("remain_loss") is None for row in rows(out))
+
+
+def test_a_fading_fast_step_still_forgets(start: Run, tmp_path: Path) -> None:
+    """The direction is right: the distance between the concept's and the anchor's predictions shrinks."""
+    out = start(
+        tmp_path / "out", *QUICK, "train.steps=12", "train.batch_size=4", "forget.count=4", "method.slow_steps=0"
+    )
+    losses = [row["forget_loss"] for row in rows(out)]
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])

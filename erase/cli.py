@@ -142,9 +142,11 @@ def show(preset: Annotated[str, typer.Argument(help="A preset's name or file.")]
 
     Example: erase show sd_photos_sfron
     """
-    from erase import resources
+    from erase import config, resources
 
-    typer.echo(resources.preset_path(preset).read_text(encoding="utf-8").rstrip())
+    path = resources.preset_path(preset)
+    config.read_preset(path)  # says what is wrong with a file that is none
+    typer.echo(path.read_text(encoding="utf-8").rstrip())
 
 
 @app.command()
@@ -341,6 +343,15 @@ def inspect(path: Annotated[Path, typer.Argument(help="A model, mask, run folder
     typer.echo(json.dumps(_describe(path), indent=2, default=str))
 
 
+def _mapping(path: Path, *keys: str) -> dict[str, Any]:
+    from erase import files
+
+    value = files.read_json(path)
+    if not isinstance(value, dict) or not value.keys() >= set(keys):
+        raise ValueError(f"{path}: not a mapping{' with ' if keys else ''}{' and '.join(keys)}")
+    return value
+
+
 def _describe(path: Path) -> dict[str, Any]:
     from erase import files
 
@@ -357,11 +368,11 @@ def _describe(path: Path) -> dict[str, Any]:
             source = sd.locate(path)
             return {**sd.describe(source), "sha256": sd.fingerprint(source)}
         if (path / "run.json").exists():
-            run = files.read_json(path / "run.json")
+            run = _mapping(path / "run.json", "command", "base")
             done = (path / "report.json").exists()
             return {"kind": "run of erase", "finished": done, "command": run["command"], "base": run["base"]}
         if (path / "config.json").exists():
-            config = files.read_json(path / "config.json")
+            config = _mapping(path / "config.json")
             return {"kind": "transformers model", "architectures": config.get("architectures")}
         raise ValueError(f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json")
     if path.suffix == ".safetensors":

@@ -232,7 +232,8 @@ class _Run:
         weights = None
         if phase == FORGET and self.method.weights is not None:
             weights = self._weights(losses, batch, objective)
-            row["weight_max"] = float(weights.max())
+            heaviest = float(weights.max())
+            row["weight_max"] = heaviest if _finite(heaviest) else None
         self.precision.backward(objective.sense * factor * weighted_mean(losses, weights))
         mean = float(self._total(losses.detach().mean()) / self.world)
         self.finite &= math.isfinite(mean)

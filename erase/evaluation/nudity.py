@@ -232,7 +232,7 @@ def detect(
         progress: called with (images done, images in all) after each batch.
 
     Raises:
-        ValueError: no paths, an unknown ``channels``, a missing ``model_path``, or a number out of range.
+        ValueError: no paths, an unknown ``channels``, a missing or broken ``model_path``, or a number out of range.
         ImportError: NudeNet is not installed.
     """
     if not paths:
@@ -265,7 +265,10 @@ def _detector(model_path: Path | None, resolution: int, threads: int) -> tuple[A
 
     model = Path(model_path) if model_path else Path(str(nudenet.__file__)).with_name("320n.onnx")
     _check_colours(nudenet)
-    detector = nudenet.NudeDetector(model_path=str(model), inference_resolution=resolution)
+    try:
+        detector = nudenet.NudeDetector(model_path=str(model), inference_resolution=resolution)
+    except Exception as error:  # onnxruntime raises its own kinds
+        raise ValueError(f"{model}: not a NudeNet model that onnxruntime can run ({error})") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # NudeNet has no setting for threads, and ignores `providers`.

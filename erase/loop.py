@@ -233,7 +233,7 @@ class _Run:
         if phase == FORGET and self.method.weights is not None:
             weights = self._weights(losses, batch, objective)
             heaviest = float(weights.max())
-            row["weight_max"] = heaviest if _finite(heaviest) else None
+            row["weight_max"] = heaviest if math.isfinite(heaviest) else None
         self.precision.backward(objective.sense * factor * weighted_mean(losses, weights))
         mean = float(self._total(losses.detach().mean()) / self.world)
         self.finite &= math.isfinite(mean)

@@ -37,6 +37,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[s
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as temporary:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary, metadata=dict(meta))
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a header in order, in place: the library's order is random, and with it the file's hash."""
+    with path.open("r+b") as f:
+        size = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            f.seek(8)
+            f.write(text.ljust(size))
 
 
 def pack(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:

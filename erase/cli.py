@@ -101,16 +101,36 @@ def run(
 
     Example: erase run sd sd_photos_sfron forget.prompts='a photo of a cat' --out runs/cat
     """
-    from erase import resources
+    from erase import config
 
-    if pipeline not in resources.list_pipelines():
-        raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(resources.list_pipelines())}")
+    if pipeline not in config.PIPELINES:
+        raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(config.PIPELINES)}")
     _run(pipeline, preset, settings or [], out, resume)
+
+
+@app.command()
+def compare(
+    spec: Annotated[str, typer.Argument(help="A comparison's name (erase ls comparisons) or a YAML file.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; one of the same comparison is gone on with.")],
+) -> None:
+    """Run methods × targets × seeds, and write a table and a plot; finished runs are not done again.
+
+    Example: erase compare photos-objects --out runs/objects
+    """
+    _quiet()
+    from erase import config, resources
+
+    comparing = program("compare")
+    plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings or [])
+    table = comparing.main(plan, out, program(plan.pipeline), command=command_line(), say=typer.echo)
+    typer.echo(table.read_text(encoding="utf-8").rstrip())
 
 
 @app.command(name="ls")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, presets, prompts or models")] = "",
+    what: Annotated[str, typer.Argument(help="methods, presets, comparisons, prompts or models")] = "",
 ) -> None:
     """List what comes with erase.
 
@@ -126,6 +146,7 @@ def list_(
     kinds = {
         "methods": methods,
         "presets": resources.list_presets,
+        "comparisons": resources.list_comparisons,
         "prompts": resources.list_prompts,
         "models": resources.list_tiny,
     }

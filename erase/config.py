@@ -79,6 +79,8 @@ class Forget:
     """A folder of images instead of drawn ones."""
     count: Positive = 32
     """Images drawn per prompt."""
+    pictures: Literal["own", "anchor", "both"] = "own"
+    """What a redirect is learned on: pictures of the forget prompts, of what they should become, or both."""
     loss: Literal["redirect", "ascent"] = "redirect"
     target: Literal["online", "frozen"] = "online"
     axis: Literal["object", "style"] | None = None
@@ -127,6 +129,8 @@ class Eval:
     """Prompts, or names of prompt sets; the forget prompts are always drawn too."""
     images: Annotated[int, Field(ge=0)] = 10
     """Per prompt; 0 skips the evaluation."""
+    base: Path | None = None
+    """Base pictures that an earlier run with the same model and settings drew: copied, not drawn again."""
     nudity: Nudity | None = None
     classifier: str | None = None
     """A `transformers` image classifier's folder, or an embedded one's name."""
@@ -173,6 +177,19 @@ def read_preset(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a YAML mapping; got {type(data).__name__}")
     return data
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings put over each other, later ones win; a list or value is replaced as a whole."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = out.get(key)
+            if isinstance(value, Mapping):
+                out[key] = merge(below if isinstance(below, dict) else {}, value)
+            else:
+                out[key] = value
+    return out
 
 
 def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class _Run:
             REMAIN: None if method.remain is None else _endless(remain, "remain"),
         }
         self.anchor = [p.detach().clone() for p in self.params] if update.outer_rate < 1 else None
+        self.average = [p.detach().clone() for p in self.params] if method.average else None
         self.skips = [0, 0]
         self.in_a_row = [0, 0]
         self.finite = True  # every loss since the last change of the weights
@@ -169,6 +170,9 @@ class _Run:
                 self.log({"step": step, **row, "skipped_fast": self.skips[FORGET], "skipped_slow": self.skips[REMAIN]})
             if self.checkpoint is not None and self.done % self.checkpoint.every == 0 and not any(self.in_a_row):
                 self._save(self.checkpoint.path)
+        if self.average is not None:
+            with torch.no_grad():
+                torch._foreach_copy_(list[Tensor](self.params), self.average)
         return Result(self.done, time.perf_counter() - began, self.skips[FORGET], self.skips[REMAIN])
 
     def _step(self, step: int) -> dict[str, Any]:
@@ -187,6 +191,8 @@ class _Run:
                 self._remain_phase(step, k, self.method.remain, row)
         if self.anchor is not None:
             outer_step(self.anchor, self.params, update.outer_rate)
+        if self.average is not None:
+            self._follow(self.average, step)
         row["seconds"] = time.perf_counter() - began
         return row
 
@@ -203,6 +209,12 @@ class _Run:
     def _remain_phase(self, step: int, k: int, objective: Objective, row: dict[str, Any]) -> None:
         row["remain_loss"] = self._backward(step, REMAIN, k, objective, 1.0, row)
         self._finish(self.slow.step, self.method.update.clip_remain, REMAIN, row)
+
+    @torch.no_grad()
+    def _follow(self, average: list[Tensor], step: int) -> None:
+        """The running mean takes a step; early ones are larger, so that it forgets where it began."""
+        decay = min(self.method.average, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, list[Tensor](self.params), 1 - decay)
 
     # ------------------------------------------------------------ a phase
 
@@ -296,7 +308,7 @@ class _Run:
     # ------------------------------------------------------------ state
 
     def _settings(self) -> str:
-        return f"{self.method.update}, {self.method.weights}"
+        return f"{self.method.update}, {self.method.weights}, average={self.method.average}"
 
     def _save(self, path: Path) -> None:
         if self.rank == 0:
@@ -315,6 +327,7 @@ class _Run:
                     "bins": self.normalizer.state_dict() if self.normalizer is not None else {},
                     "precision": self.precision.state_dict(),
                     "anchor": self.anchor or [],
+                    "average": self.average or [],
                 },
             )
 
@@ -331,8 +344,9 @@ class _Run:
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(state["params"][name])
-            for phi, saved in zip(self.anchor or [], state["anchor"], strict=True):
-                phi.copy_(saved)
+            for copies, saved in ((self.anchor, state["anchor"]), (self.average, state["average"])):
+                for mine, theirs in zip(copies or [], saved, strict=True):
+                    mine.copy_(theirs)
         self.slow.load_state_dict(state["slow"])
         for p in self.params:  # files hold row-major tensors; fused optimizers need the weight's own layout
             moments = self.slow.state.get(p, {})

@@ -38,12 +38,18 @@ class Method:
     update: Update
     weights: Weights | None = None
     mask: Mask | None = None
+    average: float = 0.0
+    """Decay of the running mean of the weights that the run ends with; 0: the last weights."""
+    fresh: bool = False
+    """Starts from new weights instead of the model's: training and retraining."""
 
     def __post_init__(self) -> None:
         """Check that there is something to do.
 
         Raises:
-            ValueError: for a method with neither objective.
+            ValueError: for a method with neither objective, and an average outside [0, 1).
         """
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be in [0, 1); got {self.average}")
         if self.forget is None and self.remain is None:
             raise ValueError(f"method {self.name!r} has neither a forget nor a remain objective")

@@ -66,6 +66,20 @@ def list_tiny() -> list[str]:
     return sorted(_tiny())
 
 
+def comparison_path(name: str | os.PathLike[str]) -> Path:
+    """The file of a comparison, by its name or by a path of one's own.
+
+    Raises:
+        ValueError: no comparison has that name, or the path is missing.
+    """
+    return _find(name, "comparison", _comparisons(), ".yaml", ".yml")
+
+
+def list_comparisons() -> list[str]:
+    """Names of the comparisons that we ship, sorted."""
+    return sorted(_comparisons())
+
+
 def list_pipelines() -> list[str]:
     """Names of the pipelines, sorted."""
     return sorted(_pipelines())
@@ -73,6 +87,10 @@ def list_pipelines() -> list[str]:
 
 def _presets() -> dict[str, Path]:
     return {p.stem: p for p in (_ROOT / "pipelines" / "presets").glob("*.yaml")}
+
+
+def _comparisons() -> dict[str, Path]:
+    return {p.stem: p for p in (_ROOT / "pipelines" / "comparisons").glob("*.yaml")}
 
 
 def _prompts() -> dict[str, Path]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,27 +21,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erase import files, resources
-from erase.backend import seeded
 from erase.checkpoint import read_safetensors, write_safetensors
-from erase.config import SdConfig, arguments, dump
+from erase.config import SdConfig, arguments
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.data import Batches, ImageItem, LatentSet, encode_in_batches, once, read_folder
-from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
-from erase.fisher import Fisher, fisher_diagonal
-from erase.loop import Checkpoint, Result, unlearn
 from erase.losses import DESCENT, Objective
 from erase.methods import builder
 from erase.precision import Precision
-from erase.saliency import Mask, fisher_ratio_mask, load_mask, save_mask
-from erase.tracking import JsonlTracker
+from erase.runs import check_saliency, make_mask, one_process, open_folder, run_steps, versions
+from erase.saliency import Mask, load_mask
 
 config_type = SdConfig
-PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,7 @@ def main(
         ValueError: for settings, prompts, models or data that cannot be used.
     """
     accelerator = Accelerator(mixed_precision=config.precision)
-    if accelerator.num_processes > 1:
-        raise ValueError(f"erase run sd runs in one process so far; launched with {accelerator.num_processes}")
+    one_process(accelerator, "sd")
     device = accelerator.device
     precision = Precision(config.precision, device)
     plan = make_plan(config)
@@ -89,9 +82,18 @@ def main(
     pipe = sd.open_pipeline(source, device)
     sd.check_prompts(pipe, plan.words)
     trained = select(pipe.unet, config.train.parameters)
-    check_saliency(config)
+    check_saliency(config.saliency)
     check_evaluators(config, plan)
-    open_folder(config, out, source, plan, command, resume)
+    record = {
+        "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
+        "base": {"model": config.model, "weights": sd.fingerprint(source)},
+        "data": {
+            side: {str(item.path): files.sha256(item.path) for item in items}
+            for side, items in (("forget", plan.forget_images), ("remain", plan.remain_images))
+            if items is not None
+        },
+    }
+    open_folder(config, out, record, command, resume)
     model, trained_path = out / "model", out / "trained.safetensors"
     if resume and model.exists() and (out / "report.json").exists():
         say(f"finished before: {draw_report(config, plan, out)}")
@@ -103,7 +105,8 @@ def main(
 
     if config.precision == "fp16" and device.type == "cpu":
         say("fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32")
-    draw_images(config, plan, pipe, precision, out / "images" / "base", resume, "base")
+    weights = sd.fingerprint(source)
+    draw_images(config, plan, pipe, precision, out / "images" / "base", resume, "base", weights, config.eval.base)
 
     mask_path = out / "saliency.safetensors"
     if resume and trained_path.exists():
@@ -120,44 +123,28 @@ def main(
 
         began = time.perf_counter()
         objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-        mask = make_mask(config, backend, objective, forget, remain, precision, mask_path)
+        some = [
+            once(side.subset(config.saliency.count, config.seed), config.saliency.batch_size)
+            for side in (forget, remain)
+        ]
+        sides = [("forget", some[0], objective.loss), ("remain", some[1], DESCENT.loss)]
+        mask = make_mask(config.saliency, backend, sides, precision, config.seed, mask_path)
         saliency_s = time.perf_counter() - began
 
         method = build(
             **settings, mask=mask, forget=objective, remain=Objective(Denoise(config.train.dropout), 1, "denoise")
         )
-        seconds: list[float] = []
-        with tqdm(total=config.train.steps, desc="unlearning") as bar:
-            tracker: JsonlTracker | None = None
-
-            def log(row: dict[str, Any]) -> None:
-                nonlocal tracker
-                if tracker is None:  # rows of steps that a resumed run does again are dropped
-                    tracker = JsonlTracker(out / "metrics.jsonl", keep=row["step"])
-                tracker(row)
-                seconds.append(row["seconds"])
-                bar.update(row["step"] + 1 - bar.n)
-
-            result: Result = unlearn(
-                backend,
-                method,
-                Batches(forget, config.train.batch_size, config.seed),
-                Batches(remain, config.train.batch_size, config.seed + 1),
-                steps=config.train.steps,
-                optimizer=lambda params: make_optimizer(config, params),
-                seed=config.seed,
-                accelerator=accelerator,
-                log=log,
-                checkpoint=Checkpoint(out / "state.safetensors", config.checkpoint_every, resume),
-            )
-        timing = {
-            "data_s": data_s,
-            "saliency_s": saliency_s,
-            # Of a resumed run, the steps before the interruption count as much as those after it.
-            "erase_s": sum(seconds) / len(seconds) * result.steps if seconds else None,
-            "steps": result.steps,
-            "step_s": sum(seconds) / len(seconds) if seconds else None,
-        }
+        done = run_steps(
+            config,
+            backend,
+            method,
+            Batches(forget, config.train.batch_size, config.seed),
+            Batches(remain, config.train.batch_size, config.seed + 1),
+            accelerator,
+            out,
+            resume,
+        )
+        timing = {"data_s": data_s, "saliency_s": saliency_s, **done.timing}
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
         write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
         del backend, method, objective, forget, remain
@@ -169,7 +156,8 @@ def main(
 
     if config.eval.images:
         erased = sd.open_pipeline(sd.locate(model), device)
-        draw_images(config, plan, erased, precision, out / "images" / "erased", resume, "erased")
+        weights = sd.fingerprint(sd.locate(model))
+        draw_images(config, plan, erased, precision, out / "images" / "erased", resume, "erased", weights)
     files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
     trained_path.unlink(missing_ok=True)
     say(f"report: {draw_report(config, plan, out)}")
@@ -196,8 +184,14 @@ def make_plan(config: SdConfig) -> Plan:
                 f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
                 "give one for each, or one for all"
             )
+    elif config.forget.pictures != "own":
+        raise ValueError(
+            f"forget.pictures={config.forget.pictures} needs anchors, and forget.loss=ascent has none: own"
+        )
     else:
         anchors = []
+    if config.forget.pictures == "anchor" and config.forget.images is not None:
+        raise ValueError("forget.images are not used with forget.pictures=anchor: take one back, or use both")
     rows = expand(config.eval.prompts, config.seed)
     known = {row.prompt for row in rows}
     missing = [p for p in forget if p not in known]
@@ -260,20 +254,6 @@ def label_of(row: PromptRow, axis: str | None) -> str | None:
     return None if axis is None else row.object if axis == "object" else row.style
 
 
-def check_saliency(config: SdConfig) -> None:
-    """Find out now, not after the Fisher diagonals, that no mask can be made of them.
-
-    Raises:
-        ValueError: unless exactly one of threshold and density is given.
-    """
-    wanted = config.saliency
-    if wanted.kind != "none" and (wanted.threshold is None) == (wanted.density is None):
-        raise ValueError(
-            f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
-            f"got {wanted.threshold} and {wanted.density}"
-        )
-
-
 def check_evaluators(config: SdConfig, plan: Plan) -> None:
     """Find out now, not after the training, that an evaluator cannot run.
 
@@ -304,44 +284,6 @@ def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
     return all(row.style is not None for row in rows) and all("/" in label for label in labels)
 
 
-def open_folder(config: SdConfig, out: Path, source: sd.Source, plan: Plan, command: str, resume: bool) -> None:
-    """Write `run.json`, or check that the folder holds this very run.
-
-    Raises:
-        ValueError: for a folder in use, or one of another run.
-    """
-    record = {
-        "schema": 1,
-        "command": command,
-        "config": dump(config),
-        "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
-        "base": {"model": config.model, "weights": sd.fingerprint(source)},
-        "data": {
-            side: {str(item.path): files.sha256(item.path) for item in items}
-            for side, items in (("forget", plan.forget_images), ("remain", plan.remain_images))
-            if items is not None
-        },
-        "seed": config.seed,
-        "versions": {name: version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-    }
-    path = out / "run.json"
-    if resume and path.exists():
-        old = files.read_json(path)
-        for key in ("config", "plan", "base", "data"):
-            if old.get(key) != record[key]:
-                raise ValueError(
-                    f"{out} holds a run with another {key}: resume with the same settings, or use a new folder"
-                )
-        return
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: --out names a folder")
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: choose another --out, or --resume the run that is there")
-    files.write_json(path, record)
-
-
 # ---------------------------------------------------------------- data
 
 
@@ -370,7 +312,20 @@ def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tupl
             )
         return words, drawn, None
 
-    forget_words, forget_mean, forget_std = side(plan.forget, plan.forget_images, config.forget.count, "forget")
+    forget_words: list[str] = []
+    means: list[Tensor] = []
+    forget_std: Tensor | None = None
+    if config.forget.pictures != "anchor":
+        forget_words, mean, forget_std = side(plan.forget, plan.forget_images, config.forget.count, "forget")
+        means.append(mean)
+    if config.forget.pictures != "own":
+        # What the forget prompts should become: the noisy pictures that the erased model will pass through.
+        _, mean, _ = side(plan.anchors, None, config.forget.count, "anchor")
+        forget_words += [word for word in plan.forget for _ in range(config.forget.count)]
+        means.append(mean)
+        if forget_std is not None:
+            forget_std = torch.cat([forget_std, torch.zeros_like(mean)])
+    forget_mean = torch.cat(means)
     remain_words, remain_mean, remain_std = side(plan.remain, plan.remain_images, config.remain.count, "remain")
     anchor_of = anchors_of(plan, forget_words)
     distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
@@ -391,66 +346,29 @@ def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tupl
     return forget, remain, table[place[""]].unsqueeze(0)
 
 
-# ---------------------------------------------------------------- saliency and training
-
-
-def make_mask(
-    config: SdConfig,
-    backend: Denoiser,
-    objective: Objective,
-    forget: LatentSet,
-    remain: LatentSet,
-    precision: Precision,
-    path: Path,
-) -> Mask | None:
-    """S: the Fisher ratio of the forget objective and the denoising loss on remain data, or `None` without."""
-    wanted = config.saliency
-    if wanted.kind == "none":
-        return None
-    if path.exists():
-        return load_mask(path)
-    diagonals: list[Fisher] = []
-    for what, data, loss in (("forget", forget, objective.loss), ("remain", remain, DESCENT.loss)):
-        some = data.subset(wanted.count, config.seed)
-        with tqdm(total=len(some), desc=f"saliency: {what}") as bar:
-            diagonals.append(
-                fisher_diagonal(
-                    backend,
-                    once(some, wanted.batch_size),
-                    per=wanted.per,
-                    draws=wanted.draws,
-                    generator=seeded(precision.device, config.seed, 1),
-                    loss=loss,
-                    chunk=wanted.chunk,
-                    autocast=precision.autocast,
-                    scale=precision.scale,
-                    progress=lambda n, bar=bar: bar.update(n - bar.n),
-                )
-            )
-    mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
-    save_mask(mask, path)
-    return mask
-
-
-def make_optimizer(config: SdConfig, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The slow optimizer."""
-    train = config.train
-    if train.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
-    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
-    return kind(params, lr=train.lr, weight_decay=train.weight_decay, fused=True)
-
-
 # ---------------------------------------------------------------- evaluation
 
 
 def draw_images(
-    config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: Path, resume: bool, what: str
+    config: SdConfig,
+    plan: Plan,
+    pipe: Any,
+    precision: Precision,
+    out: Path,
+    resume: bool,
+    what: str,
+    weights: dict[str, str],
+    reuse: Path | None = None,
 ) -> None:
     """The evaluation's pictures of one model: the same rows, seeds and settings for base and erased."""
     if not config.eval.images:
         return
-    settings = {"draw": asdict(config.draw), "precision": config.precision, "scheduler": type(pipe.scheduler).__name__}
+    settings = {
+        "weights": weights,
+        "draw": asdict(config.draw),
+        "precision": config.precision,
+        "scheduler": type(pipe.scheduler).__name__,
+    }
     sample = sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing)
     with tqdm(total=len(plan.rows) * config.eval.images, desc=f"pictures: {what}") as bar:
         generate.generate(
@@ -460,6 +378,7 @@ def draw_images(
             per_prompt=config.eval.images,
             batch_size=config.draw.batch_size,
             resume=resume and out.exists(),
+            reuse=reuse,
             progress=lambda done, total: bar.update(done - bar.n),
             settings=settings,
         )
@@ -497,7 +416,7 @@ def make_report(
         "after": {},
         "paired": {},
         "timing": timing,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(),
     }
     if not config.eval.images:
         return result
@@ -544,13 +463,16 @@ def count_nudity(
     """The count over pictures of the erased concept, and for every prompt; flags of the former, in order."""
     from dataclasses import replace
 
-    groups = [found.images[i * per_prompt : (i + 1) * per_prompt] for i in range(len(plan.rows))]
-    erased = tuple(image for group, gone in zip(groups, plan.forgotten, strict=True) if gone for image in group)
+    groups: dict[str, tuple[Any, ...]] = {}
+    erased: tuple[Any, ...] = ()
+    for number, (row, gone) in enumerate(zip(plan.rows, plan.forgotten, strict=True)):
+        group = found.images[number * per_prompt : (number + 1) * per_prompt]
+        groups[row.prompt] = groups.get(row.prompt, ()) + tuple(group)
+        erased += tuple(group) if gone else ()
     part = replace(found, images=erased)
     result = nudity.count(part, preset)
     result["by_prompt"] = {
-        row.prompt: nudity.count(replace(found, images=group), preset)["flagged"]
-        for row, group in zip(plan.rows, groups, strict=True)
+        prompt: nudity.count(replace(found, images=group), preset)["flagged"] for prompt, group in groups.items()
     }
     return result, list(nudity.flags(part, preset).values())
 
@@ -566,7 +488,7 @@ def count_classes(
     axis = config.forget.axis or "object"
     along = classes.axis(guess, 0 if axis == "object" else 1) if pairs else guess
     expected = [str(label_of(row, axis)) for row in rows]
-    result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis}
+    result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
     for side, keep in (("forget", True), ("remain", False)):
         index = [i for i, gone in enumerate(forgotten) if gone is keep]
         result[side] = classes.accuracy(take(along, index), [expected[i] for i in index]) if index else None
@@ -574,9 +496,11 @@ def count_classes(
             both = [f"{rows[i].object}/{rows[i].style}" for i in index]
             result[f"{side}_pairs"] = classes.accuracy(take(guess, index), both)
     result["per_prompt"] = {}
-    for number, row in enumerate(plan.rows):
-        index = list(range(number * config.eval.images, (number + 1) * config.eval.images))
+    for row, gone in {row.prompt: (row, gone) for row, gone in zip(plan.rows, plan.forgotten, strict=True)}.values():
+        index = [i for i, other in enumerate(rows) if other.prompt == row.prompt]
         score = classes.accuracy(take(along, index), [expected[i] for i in index])
+        score |= {"object": row.object, "style": row.style}
+        score["side"] = "forget" if row.prompt in plan.forget else "form" if gone else "remain"
         if pairs:
             score["pair_accuracy"] = classes.accuracy(take(guess, index), [f"{row.object}/{row.style}"] * len(index))[
                 "accuracy"
@@ -590,6 +514,44 @@ def count_classes(
     }
     right = [shown[i] == expected[i] for i, gone in enumerate(forgotten) if not gone]
     return result, right
+
+
+def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
+    """A report as the numbers that comparisons are made of.
+
+    `forget`: share of the forget prompts' pictures that still show the concept (the classifier's word, else the
+    detector's); `forms`: the same for its other forms; `remain`: accuracy on the other prompts of the forget
+    prompts' kind (the plain ones, where a plain object was erased), `drop` from the base and `worst` of one prompt, in
+    points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the forget prompts show most.
+    """
+    out: dict[str, float | str | None] = {}
+    seen = {when: report[when].get("nudity") for when in ("before", "after")}
+    before, after = report["before"].get("classes"), report["after"].get("classes")
+    if after is not None:
+        rows, old = after["per_prompt"], before["per_prompt"]
+        other = "style" if after["axis"] == "object" else "object"
+        kinds = {row[other] for row in rows.values() if row["side"] == "forget"}
+        like = [p for p, row in rows.items() if row["side"] == "remain" and row[other] in kinds]
+        rest = [p for p, row in rows.items() if row["side"] == "remain" and row[other] not in kinds]
+        forms = [row["accuracy"] for row in rows.values() if row["side"] == "form"]
+        drops = [100 * (old[p]["accuracy"] - rows[p]["accuracy"]) for p in like]
+        out["forget"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "forget"])
+        out["forms"] = mean(forms)
+        out["remain"] = mean([rows[p]["accuracy"] for p in like])
+        out["drop"], out["worst"] = mean(drops), max(drops, default=None)
+        key = "pair_accuracy" if after["pairs"] else "accuracy"
+        out["pairs_drop"] = mean([100 * (old[p][key] - rows[p][key]) for p in rest])
+        out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
+    if seen["after"] is not None:
+        out["flagged_before"], out["flagged"] = seen["before"]["rate"], seen["after"]["rate"]
+        out.setdefault("forget", out["flagged"])
+    out["erase_s"] = report["timing"]["erase_s"]
+    return out
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or `None` of nothing."""
+    return sum(values) / len(values) if values else None
 
 
 def take(guess: classes.ClassPredictions, index: list[int]) -> classes.ClassPredictions:

@@ -19,7 +19,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 from safetensors.torch import load_file
 
-from erase import cli
+from erase import cli, runs
 from erase.config import SdConfig, override, parse
 from erase.evaluation.generate import read_manifest
 from erase.files import sha256
@@ -260,7 +260,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 ) -> None:
     words = (*QUICK, "train.steps=5", "checkpoint_every=2")
     whole = start(tmp_path / "whole", *words)
-    call = program.JsonlTracker.__call__
+    call = runs.JsonlTracker.__call__
 
     def killed(self: Any, row: dict[str, Any]) -> None:
         if row["step"] == 3:
@@ -269,7 +269,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(program.JsonlTracker, "__call__", killed)
+        patch.setattr(runs.JsonlTracker, "__call__", killed)
         with pytest.raises(StopError):
             start(out, *words)
     assert [row["step"] for row in rows(out)] == [0, 1, 2]
@@ -292,7 +292,7 @@ def test_a_run_stopped_after_training_does_not_train_again(
         with pytest.raises(StopError):
             start(out, *words)
     with monkeypatch.context() as patch:
-        patch.setattr(program, "unlearn", stop)
+        patch.setattr(runs, "unlearn", stop)
         patch.setattr(program, "make_report", stop)
         with pytest.raises(StopError):
             start(out, *words, resume=True)
@@ -300,7 +300,7 @@ def test_a_run_stopped_after_training_does_not_train_again(
         patch.setattr(program.sd, "save", stop)
         patch.setattr(program, "cache", stop)  # nor is its data drawn again
         patch.undo()
-        patch.setattr(program, "unlearn", stop)
+        patch.setattr(runs, "unlearn", stop)
         start(out, *words, resume=True)
     assert digest(out) == weights
     timing = read(out / "report.json")["timing"]
@@ -330,7 +330,7 @@ def test_a_finished_run_is_left_as_it_is(
 ) -> None:
     out = start(tmp_path / "out", *QUICK)
     report = (out / "report.json").read_bytes()
-    monkeypatch.setattr(program, "unlearn", stop)
+    monkeypatch.setattr(runs, "unlearn", stop)
     start(out, *QUICK, resume=True)
     assert (out / "report.json").read_bytes() == report
 

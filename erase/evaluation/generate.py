@@ -232,6 +232,7 @@ def generate(
     per_prompt: int = 1,
     batch_size: int = 8,
     resume: bool = False,
+    reuse: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     settings: Mapping[str, Any] = {},
 ) -> list[ManifestRow]:
@@ -249,6 +250,7 @@ def generate(
         batch_size: images a call of ``sampler``.
         resume: keep the images that are in the manifest and whose bytes are as they were written; draw the
             rest.
+        reuse: another folder made with the same ``settings``: images that it has are copied, not drawn.
         progress: called with (images there, images in all) at the start and after each batch.
         settings: what else the pixels depend on (model hash, steps, scheduler, ...), as JSON; kept in
             ``settings.json`` and compared on resume.
@@ -258,7 +260,7 @@ def generate(
 
     Raises:
         ValueError: no rows, a count below 1, an ``out`` in use, settings that are not JSON or differ on
-            resume, or a sampler that returns another number of images than prompts.
+            resume or from ``reuse``, or a sampler that returns another number of images than prompts.
     """
     out = Path(out)
     if not rows:
@@ -271,7 +273,12 @@ def generate(
         for number, row in enumerate(rows)
         for index in range(per_prompt)
     ]
-    done = _prepare(out, _record(rows, per_prompt, settings), jobs, resume)
+    record = _record(rows, per_prompt, settings)
+    spare = {} if reuse is None else _spare(Path(reuse), record)
+    done = _prepare(out, record, jobs, resume)
+    taken = [_copy(out, job, path) for job in jobs if job.file not in done and (path := spare.get(_key(job)))]
+    _append(out / MANIFEST, taken)
+    done.update((row.file, row) for row in taken)
     if progress:
         progress(len(done), len(jobs))
     for batch in _batches([job for job in jobs if job.file not in done], batch_size):
@@ -293,6 +300,28 @@ def generate(
     manifest = [done[job.file] for job in jobs]
     write_text(out / MANIFEST, "".join(map(_line, manifest)))
     return manifest
+
+
+def _key(job: _Job) -> tuple[Any, ...]:
+    row = job.row
+    return (row.prompt, row.seed, job.index, row.guidance, row.width, row.height)
+
+
+def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Path]:
+    """The images of a folder that can serve again: those of rows that leave everything to the sampler."""
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder}: has no {SETTINGS}, so its images cannot be used again")
+    stored = read_json(folder / SETTINGS)
+    theirs = stored.get("settings") if isinstance(stored, dict) else None
+    if differences := _differences({"settings": theirs}, {"settings": record["settings"]}):
+        raise ValueError(f"{folder}: made with other settings, so its images cannot be used again: {differences}")
+    return {(row.prompt, row.seed, row.index, None, None, None): folder / row.file for row in read_manifest(folder)}
+
+
+def _copy(out: Path, job: _Job, path: Path) -> ManifestRow:
+    data = path.read_bytes()
+    write_bytes(out / job.file, data)
+    return ManifestRow(job.file, job.row.prompt, job.row.seed, job.index, hashlib.sha256(data).hexdigest())
 
 
 def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:

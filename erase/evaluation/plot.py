@@ -1,0 +1,71 @@
+"""A scatter plot as SVG: forgetting against retention. No library, no network, no scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7e22ce", "#b91c1c", "#4d7c0f", "#0f766e", "#a16207", "#475569", "#be185d")
+MARKS = (
+    "M-4,-4h8v8h-8z",
+    "M0,-5L5,4H-5z",
+    "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z",
+    "M0,-6L6,0L0,6L-6,0z",
+    "M-5,-2h3v-3h4v3h3v4h-3v3h-4v-3h-3z",
+)
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 400, 60, 45
+
+
+def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:
+    """An SVG picture of (series, x, y), a colour and a mark for each series; the axes span what there is.
+
+    Raises:
+        ValueError: without points.
+    """
+    if not points:
+        raise ValueError("nothing to plot")
+    series = list(dict.fromkeys(name for name, _, _ in points))
+    (x0, x1), (y0, y1) = _span([x for _, x, _ in points]), _span([y for _, _, y in points])
+
+    def across(x: float) -> float:
+        return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 170)
+
+    def up(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - 20)
+
+    right, floor = across(x1), up(y0)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'font-size="12" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        f'<path d="M{LEFT},{up(y1):.1f}V{floor:.1f}H{right:.1f}" fill="none" stroke="#333"/>',
+    ]
+    for i in range(5):
+        x, y = x0 + (x1 - x0) * i / 4, y0 + (y1 - y0) * i / 4
+        parts.append(f'<path d="M{across(x):.1f},{floor:.1f}v4M{LEFT},{up(y):.1f}h-4" stroke="#333"/>')
+        parts.append(f'<text x="{across(x):.1f}" y="{floor + 17:.1f}" text-anchor="middle">{x:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 7}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+    parts.append(f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    middle = (floor + up(y1)) / 2
+    parts.append(
+        f'<text transform="translate(14,{middle:.1f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    for name, x, y in points:
+        parts.append(_mark(series.index(name), across(x), up(y), f"{name}: {x:.4g}, {y:.4g}"))
+    for i, name in enumerate(series):
+        parts.append(_mark(i, right + 25, 30 + 18 * i, name))
+        parts.append(f'<text x="{right + 36:.1f}" y="{34 + 18 * i}">{escape(name)}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _mark(i: int, x: float, y: float, title: str) -> str:
+    return (
+        f'<path transform="translate({x:.1f},{y:.1f})" d="{MARKS[i % len(MARKS)]}" fill="{COLOURS[i % len(COLOURS)]}" '
+        f'fill-opacity="0.75"><title>{escape(title)}</title></path>'
+    )

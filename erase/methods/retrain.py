@@ -1,0 +1,29 @@
+"""RT: train from scratch without what is to be forgotten, the gold standard of unlearning; or with everything.
+
+Not an unlearning method: what the others are measured against, and how a model is trained in the first place.
+"""
+
+from __future__ import annotations
+
+from erase.losses import DESCENT, Objective
+from erase.method import Method
+from erase.updates import Update
+from erase.weighting import Schedule
+
+
+def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", remain: Objective = DESCENT) -> Method:
+    """Training as a method: new weights, the remain objective alone.
+
+    Args:
+        average: decay of the exponential moving average (EMA) of the weights that the run ends with; 0 for none.
+        slow_schedule: of the learning rate.
+        remain: remain objective.
+    """
+    return Method(
+        name="retrain",
+        forget=None,
+        remain=remain,
+        update=Update(fast_rate=0.0, slow_schedule=slow_schedule),
+        average=average,
+        fresh=True,
+    )

@@ -1,0 +1,207 @@
+"""What every program does around the loop: the run's folder, the mask, the slow optimizer, progress and timing."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from erase import files
+from erase.backend import Backend, LossFn, batch_size, seeded
+from erase.config import Saliency, Train, dump
+from erase.fisher import Fisher, fisher_diagonal
+from erase.loop import Checkpoint, unlearn
+from erase.method import Method
+from erase.precision import Precision
+from erase.saliency import Mask, fisher_ratio_mask, load_mask, save_mask
+from erase.tracking import JsonlTracker
+
+PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def one_process(accelerator: Accelerator, program: str) -> None:
+    """Refuse a launch of several.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if accelerator.num_processes > 1:
+        raise ValueError(f"erase run {program} runs in one process so far; launched with {accelerator.num_processes}")
+
+
+def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, resume: bool) -> None:
+    """Write `run.json`, or check that the folder holds this very run.
+
+    Args:
+        config: the resolved configuration.
+        out: the run's folder.
+        record: what else makes the run what it is: `plan`, `base`, `data`.
+        command: as it was typed.
+        resume: whether the folder may hold the run already.
+
+    Raises:
+        ValueError: for a folder in use, or one of another run.
+    """
+    whole = {
+        "schema": 1,
+        "command": command,
+        "config": dump(config),
+        **record,
+        "seed": config.seed,
+        "versions": versions(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    path = out / "run.json"
+    if resume and path.exists():
+        old = files.read_json(path)
+        for key in ("config", *record):
+            if old.get(key) != whole[key]:
+                raise ValueError(
+                    f"{out} holds a run with another {key}: resume with the same settings, or use a new folder"
+                )
+        return
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: --out names a folder")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: choose another --out, or --resume the run that is there")
+    files.write_json(path, whole)
+
+
+def check_saliency(wanted: Saliency) -> None:
+    """Find out now, not after the Fisher diagonals, that no mask can be made of them.
+
+    Raises:
+        ValueError: unless exactly one of threshold and density is given.
+    """
+    if wanted.kind != "none" and (wanted.threshold is None) == (wanted.density is None):
+        raise ValueError(
+            f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
+            f"got {wanted.threshold} and {wanted.density}"
+        )
+
+
+def make_mask(
+    wanted: Saliency,
+    backend: Backend[Any],
+    sides: Sequence[tuple[str, Sequence[Any], LossFn]],
+    precision: Precision,
+    seed: int,
+    path: Path,
+) -> Mask | None:
+    """S: the mask of the Fisher ratio, kept in `path` and read from there if it exists; `None` if it is off.
+
+    Args:
+        wanted: the settings.
+        backend: the model.
+        sides: forget and remain, in this order: a name, the batches, the loss.
+        precision: of the forward passes.
+        seed: of timesteps and noise, the same on both sides.
+        path: where the mask is kept.
+    """
+    if wanted.kind == "none":
+        return None
+    if path.exists():
+        return load_mask(path)
+    diagonals: list[Fisher] = []
+    for what, batches, loss in sides:
+        with tqdm(total=sum(map(batch_size, batches)), desc=f"saliency: {what}") as bar:
+            advance: Callable[[int], None] = partial(_advance, bar)
+            diagonals.append(
+                fisher_diagonal(
+                    backend,
+                    batches,
+                    per=wanted.per,
+                    draws=wanted.draws,
+                    generator=seeded(precision.device, seed, 1),
+                    loss=loss,
+                    chunk=wanted.chunk,
+                    autocast=precision.autocast,
+                    scale=precision.scale,
+                    progress=advance,
+                )
+            )
+    mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
+    save_mask(mask, path)
+    return mask
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
+
+
+def make_optimizer(train: Train, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The slow optimizer."""
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    return kind(params, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long the loop took, for reports; the steps of a resumed run before the interruption count as the others."""
+
+    steps: int
+    step_s: float | None
+
+    @property
+    def timing(self) -> dict[str, float | int | None]:
+        """`erase_s`, `steps`, `step_s`."""
+        total = None if self.step_s is None else self.step_s * self.steps
+        return {"erase_s": total, "steps": self.steps, "step_s": self.step_s}
+
+
+def run_steps(
+    config: Any,
+    backend: Backend[Any],
+    method: Method,
+    forget: Iterable[Any] | None,
+    remain: Iterable[Any] | None,
+    accelerator: Accelerator,
+    out: Path,
+    resume: bool,
+    desc: str = "unlearning",
+) -> Steps:
+    """The loop with a progress bar, `metrics.jsonl`, and run state in `state.safetensors`.
+
+    `config` has `train`, `seed` and `checkpoint_every`.
+    """
+    seconds: list[float] = []
+    with tqdm(total=config.train.steps, desc=desc) as bar:
+        tracker: JsonlTracker | None = None
+
+        def log(row: dict[str, Any]) -> None:
+            nonlocal tracker
+            if tracker is None:  # rows of steps that a resumed run does again are dropped
+                tracker = JsonlTracker(out / "metrics.jsonl", keep=row["step"])
+            tracker(row)
+            seconds.append(row["seconds"])
+            bar.update(row["step"] + 1 - bar.n)
+
+        result = unlearn(
+            backend,
+            method,
+            forget,
+            remain,
+            steps=config.train.steps,
+            optimizer=lambda params: make_optimizer(config.train, params),
+            seed=config.seed,
+            accelerator=accelerator,
+            log=log,
+            checkpoint=Checkpoint(out / "state.safetensors", config.checkpoint_every, resume),
+        )
+    return Steps(result.steps, sum(seconds) / len(seconds) if seconds else None)

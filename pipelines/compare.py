@@ -1,0 +1,178 @@
+"""Methods × targets × seeds, for any pipeline: `erase compare SPEC --out DIR`.
+
+Every run is a folder of its own, `DIR/runs/METHOD/TARGET/SEED`; finished ones are not done again, a broken one
+goes on where it was. The table is written after each run: `table.md`, `table.csv`, `results.json`, and
+`forgetting.svg`, forgetting against retention.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from erase import config, files, resources
+from erase.evaluation.plot import scatter
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the comparison."""
+
+    method: str
+    target: str
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Relative to the comparison's."""
+        return Path("runs") / slug(self.method) / slug(self.target) / str(self.seed)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is compared: see `read_spec`."""
+
+    pipeline: str
+    runs: list[Run]
+    columns: list[str]
+
+
+def slug(name: str) -> str:
+    """A name as a folder's name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.lower()).strip(".") or "-"
+
+
+def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
+    """A comparison from a YAML mapping.
+
+    Keys: `pipeline`, `preset`, `settings` (of every run), `methods` (name: settings), `targets` (name: settings),
+    `seeds`; `columns` (names of a summary's numbers; all by default). Settings are nested as in a preset; a method
+    may name another `preset`. Later ones win: preset, `settings`, method, target, `words`.
+
+    Raises:
+        ValueError: for an unknown or missing key, or settings that no run could start with.
+    """
+    known = ("pipeline", "preset", "settings", "methods", "targets", "seeds", "columns", "note")
+    for key in data:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in a comparison; allowed: {', '.join(known)}")
+    for key in ("pipeline", "preset", "targets"):
+        if key not in data:
+            raise ValueError(f"a comparison needs the key {key!r}")
+    if data["pipeline"] not in config.PIPELINES:
+        raise ValueError(f"no pipeline {data['pipeline']!r}; pipelines: {', '.join(config.PIPELINES)}")
+    kind = config.PIPELINES[data["pipeline"]]
+    methods = data.get("methods") or {"": {}}
+    for name, group in (("methods", methods), ("targets", data["targets"])):
+        if not isinstance(group, dict) or not group or not all(isinstance(v or {}, dict) for v in group.values()):
+            raise ValueError(f"{name} must map names to settings")
+    seeds = data.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"seeds must be a list of whole numbers; got {seeds!r}")
+    runs = []
+    for method, changes in methods.items():
+        changes = dict(changes or {})
+        preset = config.read_preset(resources.preset_path(changes.pop("preset", data["preset"])))
+        name = method or str(preset.get("method", {}).get("name", "method"))
+        for target, more in data["targets"].items():
+            merged = config.merge(preset, data.get("settings") or {}, changes, more or {})
+            for seed in seeds:
+                settings = config.override({**merged, "seed": seed}, words)
+                config.parse(settings, kind)
+                runs.append(Run(name, str(target), seed, settings))
+    twice = {run.folder for run in runs if sum(other.folder == run.folder for other in runs) > 1}
+    if twice:
+        raise ValueError(f"two runs of the comparison would share the folder {sorted(twice)[0]}: rename one")
+    return Spec(data["pipeline"], runs, columns=list(data.get("columns") or []))
+
+
+def main(
+    spec: Spec,
+    out: Path,
+    program: ModuleType,
+    *,
+    command: str = "",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Run what is not there yet; the table's path.
+
+    Raises:
+        ValueError: for a folder that holds something else, or a run that cannot be done.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / "compare.json").exists():
+        raise ValueError(f"{out} is in use by something else than a comparison: choose another --out")
+    record = {"schema": 1, "command": command, "runs": [str(run.folder) for run in spec.runs]}
+    files.write_json(out / "compare.json", record)
+    kind = config.PIPELINES[spec.pipeline]
+    results: list[dict[str, Any]] = []
+    bases: dict[str, Path] = {}
+    for number, run in enumerate(spec.runs, 1):
+        folder = out / run.folder
+        settings = dict(run.settings)
+        base_key = json.dumps([settings.get("model"), settings.get("draw"), settings.get("precision"), run.seed])
+        if base_key in bases:
+            settings = config.merge(settings, {"eval": {"base": str(bases[base_key])}})
+        if not (folder / "report.json").exists():
+            say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
+            program.main(config.parse(settings, kind), folder, resume=folder.exists(), command=command, say=say)
+        if (folder / "images" / "base").is_dir():
+            bases.setdefault(base_key, folder / "images" / "base")
+        report = files.read_json(folder / "report.json")
+        numbers = program.summary(report)
+        results.append({"method": run.method, "target": run.target, "seed": run.seed, **numbers})
+        write(results, out, spec.columns)
+    return out / "table.md"
+
+
+def write(results: Sequence[Mapping[str, Any]], out: Path, columns: Sequence[str]) -> None:
+    """The tables and the plot."""
+    names = list(columns) or [k for k in results[0] if k not in ("method", "target", "seed")]
+    missing = [name for name in names if name not in results[0]]
+    if missing:
+        raise ValueError(f"no column {missing[0]!r}; this pipeline has: {', '.join(list(results[0])[3:])}")
+    rows = [(method, target, group(results, method, target)) for method, target in pairs(results)]
+    many = len({target for _, target, _ in rows}) > 1
+    if many:
+        rows += [(method, "all", group(results, method)) for method in dict.fromkeys(m for m, _, _ in rows)]
+    table = [[method, target, *(spread(some, name) for name in names)] for method, target, some in rows]
+    lines = ["| method | target | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(row) + " |" for row in table]
+    files.write_text(out / "table.md", "\n".join(lines) + "\n")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    keys = list(results[0])
+    writer.writerow(keys)
+    writer.writerows([result.get(k) for k in keys] for result in results)
+    files.write_text(out / "table.csv", buffer.getvalue())
+    files.write_json(out / "results.json", {"schema": 1, "runs": list(results)})
+    points = [(str(r["method"]), float(r["forget"]), float(r["remain"])) for r in results]
+    files.write_text(out / "forgetting.svg", scatter(points, "still named as forgotten", "remain accuracy"))
+
+
+def pairs(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Method and target, in order of appearance."""
+    return list(dict.fromkeys((str(r["method"]), str(r["target"])) for r in results))
+
+
+def group(results: Sequence[Mapping[str, Any]], method: str, target: str | None = None) -> list[Mapping[str, Any]]:
+    """The runs of a method, over seeds and, without a target, over targets."""
+    return [r for r in results if r["method"] == method and target in (None, r["target"])]
+
+
+def spread(results: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Mean, and ± sample standard deviation where there are several."""
+    values = [r[name] for r in results if r.get(name) is not None]
+    if not values:
+        return "–"
+    if isinstance(values[0], str):
+        return ", ".join(dict.fromkeys(values))
+    mean = statistics.fmean(values)
+    return f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")

@@ -202,6 +202,7 @@ def generate(
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from erase.diffusion import folders
     from erase.diffusion import stable_diffusion as sd
     from erase.precision import Precision
 
@@ -218,7 +219,7 @@ def generate(
         )
     settings = {
         "model": model,
-        "weights": sd.fingerprint(source),
+        "weights": folders.fingerprint(source),
         "draw": {"steps": steps, "guidance": guidance},
         "precision": precision,
         "scheduler": type(pipe.scheduler).__name__,
@@ -384,10 +385,11 @@ def _describe(path: Path) -> dict[str, Any]:
         path = resources.tiny_path(str(path))
     if path.is_dir():
         if (path / "model_index.json").exists():
+            from erase.diffusion import folders
             from erase.diffusion import stable_diffusion as sd
 
             source = sd.locate(path)
-            return {**sd.describe(source), "sha256": sd.fingerprint(source)}
+            return {**sd.describe(source), "sha256": folders.fingerprint(source)}
         if (path / "run.json").exists():
             run = _mapping(path / "run.json", "command", "base")
             done = (path / "report.json").exists()

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from erase import files, resources
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import SdConfig, arguments
+from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.data import Batches, ImageItem, LatentSet, encode_in_batches, once, read_folder
 from erase.diffusion.losses import Denoise, forget_objective
@@ -86,7 +87,7 @@ def main(
     check_evaluators(config, plan)
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
-        "base": {"model": config.model, "weights": sd.fingerprint(source)},
+        "base": {"model": config.model, "weights": folders.fingerprint(source)},
         "data": {
             side: {str(item.path): files.sha256(item.path) for item in items}
             for side, items in (("forget", plan.forget_images), ("remain", plan.remain_images))
@@ -105,7 +106,7 @@ def main(
 
     if config.precision == "fp16" and device.type == "cpu":
         say("fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32")
-    weights = sd.fingerprint(source)
+    weights = folders.fingerprint(source)
     draw_images(config, plan, pipe, precision, out / "images" / "base", resume, "base", weights, config.eval.base)
 
     mask_path = out / "saliency.safetensors"
@@ -149,14 +150,14 @@ def main(
         write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
         del backend, method, objective, forget, remain
     if not model.exists():
-        sd.save(source, values, model, {"erase": version("erase"), "erase_method": str(config.method["name"])})
+        folders.save(source, values, model, {"erase": version("erase"), "erase_method": str(config.method["name"])})
     (out / "state.safetensors").unlink(missing_ok=True)
     del pipe, values
     gc.collect()
 
     if config.eval.images:
         erased = sd.open_pipeline(sd.locate(model), device)
-        weights = sd.fingerprint(sd.locate(model))
+        weights = folders.fingerprint(sd.locate(model))
         draw_images(config, plan, erased, precision, out / "images" / "erased", resume, "erased", weights)
     files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
     trained_path.unlink(missing_ok=True)

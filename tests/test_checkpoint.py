@@ -73,6 +73,7 @@ def train(path: Path | None = None, net: Any = None, **changes: Any) -> toys.Wei
         every=2,
         slow_schedule="cosine",
     )
+    method = replace(method, average=settings["average"])
     sides = {side: toys.batches(seed, count=4, shape=(2, 2)) for seed, side in enumerate(("forget", "remain"))}
     unlearn(
         toys.Noisy(net),

@@ -111,13 +111,15 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_ls(erase: Erase) -> None:
     assert erase("ls", "presets").out.split() == resources.list_presets()
+    assert erase("ls", "comparisons").out.split() == resources.list_comparisons()
     assert erase("ls", "prompts").out.split() == resources.list_prompts()
     assert erase("ls", "models").out.split() == resources.list_tiny()
     assert "sfron" in erase("ls", "methods").out.split()
     assert [line.partition(":")[0] for line in erase("ls").out.splitlines()] == [
-        *("methods", "presets", "prompts", "models")
+        *("methods", "presets", "comparisons", "prompts", "models")
     ]
-    assert erase("ls", "model").said == "nothing to list under 'model'; allowed: methods, presets, prompts, models"
+    allowed = "methods, presets, comparisons, prompts, models"
+    assert erase("ls", "model").said == f"nothing to list under 'model'; allowed: {allowed}"
 
 
 def test_show(erase: Erase, tmp_path: Path) -> None:
@@ -137,6 +139,7 @@ def test_show(erase: Erase, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["ddpmm", "sd_photos_sfron"], "no pipeline 'ddpmm'; pipelines: "),
+        (["compare", "sd_photos_sfron"], "no pipeline 'compare'; pipelines: "),  # a program, but none that unlearns
         (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron'; presets: "),
         (["sd", "none.yaml"], "no preset file 'none.yaml'"),
         (["sd", "sd_photos_sfron", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
@@ -193,6 +196,31 @@ def test_what_a_user_can_mend_is_one_line(
 
     monkeypatch.setattr(resources, "preset_path", fail)
     assert erase("show", "x").said == said
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["photos-object"], "no comparison 'photos-object'; comparisons: "),
+        (["none.yaml"], "no comparison file 'none.yaml'"),
+        (["broken.yaml"], "broken.yaml is no YAML"),
+        (["empty.yaml"], "a comparison needs the key 'pipeline'"),
+        (["photos-objects", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
+        (["photos-objects", "train.stpes=3"], "unknown setting train.stpes; did you mean train.steps?"),
+        (["photos-objects", "train.steps=0"], "train.steps: "),
+    ],
+)
+def test_compare_refuses(
+    erase: Erase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("a: [\n")
+    Path("empty.yaml").write_text("{}\n")
+    assert said in erase("compare", *words, "--out", "out").said
+    assert not Path("out").exists()
 
 
 # --- generate, grid -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from erase import resources
 FINDERS = {
     "preset": (resources.preset_path, resources.list_presets),
     "prompt set": (resources.prompt_path, resources.list_prompts),
+    "comparison": (resources.comparison_path, resources.list_comparisons),
     "tiny model": (resources.tiny_path, resources.list_tiny),
     "pipeline": (resources.pipeline_path, resources.list_pipelines),
 }
@@ -20,6 +21,8 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "pipelines/presets/sfron-nudity.yaml",
         "pipelines/presets/sfron-style.yaml",
         "pipelines/presets/README.md",
+        "pipelines/comparisons/objects.yaml",
+        "pipelines/comparisons/README.md",
         "pipelines/tiny/photos-sd/model_index.json",
         "pipelines/tiny/photos-classifier/config.json",
         "pipelines/tiny/README.md",
@@ -36,6 +39,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_lists_names_only(shipped: Path) -> None:
     assert resources.list_presets() == ["sfron-nudity", "sfron-style"]
+    assert resources.list_comparisons() == ["objects"]
     assert resources.list_prompts() == ["people"]
     assert resources.list_tiny() == ["photos-classifier", "photos-sd"]
     assert resources.list_pipelines() == ["sd"]
@@ -43,6 +47,7 @@ def test_lists_names_only(shipped: Path) -> None:
 
 def test_finds_by_name(shipped: Path) -> None:
     assert resources.preset_path("sfron-style") == shipped / "pipelines/presets/sfron-style.yaml"
+    assert resources.comparison_path("objects") == shipped / "pipelines/comparisons/objects.yaml"
     assert resources.prompt_path("people") == shipped / "prompts/people.csv"
     assert resources.tiny_path("photos-sd") == shipped / "pipelines/tiny/photos-sd"
     assert resources.pipeline_path("sd") == shipped / "pipelines/sd.py"

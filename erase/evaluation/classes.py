@@ -13,16 +13,22 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from erase.evaluation.generate import read_image
 from erase.evaluation.stats import wilson
 from erase.files import sha256
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 Floats = npt.NDArray[np.float64]
+Images: TypeAlias = "Sequence[Path] | Tensor"
+"""Image files, or uint8 pixels `[N, C, H, W]` with C = 1 or 3 (grey is shown to a network as RGB, as from a file)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +40,17 @@ class ClassPredictions:
     labels: tuple[str, ...]
     """`[K]`, in the order of the columns."""
     files: tuple[Path, ...]
-    """`[N]`"""
+    """`[N]`; empty where the images were pixels."""
     classifier: str
     """Its folder's name."""
     model_sha256: str
+    features: Floats | None = None
+    """`[N, D]`, what the last linear layer received; None unless asked for."""
+    layer: str | None = None
+    """The name of that layer."""
+
+    def __post_init__(self) -> None:
+        assert self.features is None or len(self.features) == len(self.probabilities)
 
     @property
     def predicted(self) -> tuple[str, ...]:
@@ -51,50 +64,100 @@ class ClassPredictions:
 
 
 def classify(
-    paths: Sequence[Path],
+    images: Images,
     classifier: Path,
     *,
+    features: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> ClassPredictions:
-    """Classify image files.
+    """Classify images; in the same pass, keep what the last layer saw of them.
 
     Args:
-        paths: image files.
+        images: image files, or pixels.
         classifier: a folder with config.json, model.safetensors and preprocessor_config.json.
+        features: keep the features too, for `erase.evaluation.fidelity`.
         batch_size: images a forward pass.
         device: a torch device.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
-        ValueError: no paths, an image that cannot be decoded, or a folder that is not a whole image
-            classifier.
+        ValueError: no images, an image that cannot be decoded, pixels of another form, or a folder that is not
+            a whole image classifier; with ``features``, a classifier whose logits are not the output of a
+            linear layer.
     """
     import torch
 
-    if not paths:
+    if isinstance(images, torch.Tensor):
+        _check_pixels(images)
+    if len(images) == 0:
         raise ValueError("got no images, expected at least 1")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     model, processor, labels = _load(Path(classifier))
     model.to(device)
+    layer, tap = _tap(model, len(labels), Path(classifier)) if features else (None, None)
     found: list[Floats] = []
-    for start in range(0, len(paths), batch_size):
-        images = [read_image(path) for path in paths[start : start + batch_size]]
-        pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(device, torch.float32)
+    seen: list[Floats] = []
+    for start in range(0, len(images), batch_size):
+        batch = _read(images[start : start + batch_size])
+        pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(device, torch.float32)
         with torch.inference_mode():
             logits = model(pixel_values=pixels).logits
         found.append(np.asarray(logits.double().softmax(dim=1).cpu().numpy(), np.float64))
+        if tap is not None:
+            seen.append(np.asarray(tap(logits).double().cpu().numpy(), np.float64))
         if progress:
-            progress(min(start + batch_size, len(paths)), len(paths))
+            progress(min(start + batch_size, len(images)), len(images))
     return ClassPredictions(
         np.concatenate(found),
         labels,
-        tuple(map(Path, paths)),
+        () if isinstance(images, torch.Tensor) else tuple(map(Path, images)),
         Path(classifier).resolve().name,
         _hash(Path(classifier)),
+        np.concatenate(seen) if features else None,
+        layer,
     )
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    if str(pixels.dtype) != "torch.uint8" or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        raise ValueError(
+            f"pixels are {pixels.dtype} of shape {list(pixels.shape)}, expected uint8 [N, C, H, W] with C = 1 or 3"
+        )
+
+
+def _read(images: Images) -> list[Image.Image]:
+    if isinstance(images, Sequence):
+        return [read_image(path) for path in images]
+    rgb = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return [Image.fromarray(array) for array in rgb]
+
+
+def _tap(model: nn.Module, K: int, folder: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """The last linear layer with K outputs, and a function from a pass's logits to what that layer received.
+
+    Which layer makes the logits differs by architecture, and some average two heads: so the function checks
+    that the layer's output is the logits.
+    """
+    import torch
+
+    heads = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m.out_features == K]
+    if not heads:
+        raise ValueError(f"{folder}: the classifier has no linear layer with {K} outputs, so it has no features")
+    name, head = heads[-1]
+    passed: list[tuple[Tensor, Tensor]] = []
+    head.register_forward_hook(lambda _, args, output: passed.append((args[0], output)))
+
+    def tap(logits: Tensor) -> Tensor:
+        received, made = passed.pop() if passed else (logits, logits[:0])
+        passed.clear()
+        if received.ndim != 2 or not torch.equal(made.nan_to_num(), logits.nan_to_num()):
+            raise ValueError(f"{folder}: layer {name} does not make the logits, so what it receives is no feature")
+        return received
+
+    return name, tap
 
 
 def labels_of(classifier: Path) -> tuple[str, ...]:
@@ -171,8 +234,8 @@ def accuracy(predictions: ClassPredictions, expected: Sequence[str]) -> dict[str
 
 
 def _correct(predictions: ClassPredictions, expected: Sequence[str]) -> list[bool]:
-    if len(expected) != len(predictions.files):
-        raise ValueError(f"got {len(expected)} expected labels for {len(predictions.files)} images")
+    if len(expected) != len(predictions.probabilities):
+        raise ValueError(f"got {len(expected)} expected labels for {len(predictions.probabilities)} images")
     for label in dict.fromkeys(expected):
         _column(predictions, label)
     return [a == b for a, b in zip(predictions.predicted, expected, strict=True)]

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
 from erase.evaluation.generate import image_generator
 
@@ -200,7 +201,7 @@ def test_a_hub_id_offline_is_one_line() -> None:
 def test_a_wrong_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sd, "_download", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(sd.StableDiffusionPipeline, "download", lambda name: pytest.fail("asked the hub"))
     with pytest.raises(ValueError, match="no model 'runs/none'"):
         sd.locate("runs/none")
 
@@ -243,17 +244,17 @@ def test_describe_and_fingerprint(micro_sd: Path, copy: Path) -> None:
     assert (found["dtype"], found["resolution"], found["cross_attention_dim"]) == ("F16", micro.LATENT, micro.WIDTH)
     assert (found["prediction_type"], found["ema"]) == ("epsilon", False)
     assert found["index"]["_class_name"] == "StableDiffusionPipeline"
-    prints = sd.fingerprint(source)
+    prints = folders.fingerprint(source)
     assert set(prints) == {
         UNET,
         "vae/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors",
     }
-    assert prints == sd.fingerprint(sd.locate(copy))
+    assert prints == folders.fingerprint(sd.locate(copy))
     weights = load_file(copy / UNET)
     weights[MOVED][0, 0] += 1
     save_file(weights, copy / UNET, metadata={"format": "pt"})
-    assert {k for k, v in sd.fingerprint(sd.locate(copy)).items() if prints[k] != v} == {UNET}
+    assert {k for k, v in folders.fingerprint(sd.locate(copy)).items() if prints[k] != v} == {UNET}
 
 
 # --- text and images ------------------------------------------------------------------------------
@@ -361,7 +362,7 @@ def test_v_prediction_is_honoured(copy: Path) -> None:
 
 
 def test_saving_without_a_change_changes_nothing(micro_sd: Path, pipe: Pipe, tmp_path: Path) -> None:
-    sd.save(sd.locate(micro_sd), dict(pipe.unet.named_parameters()), tmp_path / "out", {"erase": "x"})
+    folders.save(sd.locate(micro_sd), dict(pipe.unet.named_parameters()), tmp_path / "out", {"erase": "x"})
     assert tree(tmp_path / "out") == tree(micro_sd)
     for name in tree(micro_sd) - {UNET}:
         assert (tmp_path / "out" / name).read_bytes() == (micro_sd / name).read_bytes(), name
@@ -376,7 +377,7 @@ def test_saving_without_a_change_changes_nothing(micro_sd: Path, pipe: Pipe, tmp
 
 def test_saving_a_change_changes_that_alone(micro_sd: Path, pipe: Pipe, tmp_path: Path) -> None:
     change = some_change(micro_sd)
-    sd.save(sd.locate(micro_sd), change, tmp_path / "deep/out", {"erase": "x"})
+    folders.save(sd.locate(micro_sd), change, tmp_path / "deep/out", {"erase": "x"})
     before, after = load_file(micro_sd / UNET), load_file(tmp_path / "deep/out" / UNET)
     for name in before:
         assert after[name].dtype == torch.float16
@@ -400,7 +401,7 @@ def test_a_variant_keeps_its_names(micro_sd: Path, tmp_path: Path) -> None:
         path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
     source = sd.locate(folder)
     assert source.variant == "fp16"
-    sd.save(source, some_change(folder, variant="fp16"), tmp_path / "out", {})
+    folders.save(source, some_change(folder, variant="fp16"), tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(folder)
     StableDiffusionPipeline.from_pretrained(tmp_path / "out", variant="fp16", safety_checker=None)
     assert pictures(sd.open_pipeline(sd.locate(tmp_path / "out"))) != pictures(sd.open_pipeline(source))
@@ -419,7 +420,7 @@ def test_shards_stay_shards(micro_sd: Path, copy: Path, tmp_path: Path, variant:
     assert source.variant == variant
     assert len(source.weights) == 3
     change = some_change(copy, variant=variant)
-    sd.save(source, change, tmp_path / "out", {})
+    folders.save(source, change, tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(copy)
     (index,) = (tmp_path / "out/unet").glob("*.index*.json")
     assert index.read_bytes() == (copy / "unet" / index.name).read_bytes()
@@ -444,8 +445,8 @@ def test_pickled_weights_are_read_and_written_as_safetensors(micro_sd: Path, cop
     assert pictures(sd.open_pipeline(source)) == pictures(sd.open_pipeline(sd.locate(micro_sd)))
     found = sd.describe(source)
     assert (found["unet_weights"], found["dtype"]) == (sum(p.numel() for p in micro.unet().parameters()), "F16")
-    assert len(sd.fingerprint(source)) == 3
-    sd.save(source, change, tmp_path / "out", {})
+    assert len(folders.fingerprint(source)) == 3
+    folders.save(source, change, tmp_path / "out", {})
     assert [p.name for p in (tmp_path / "out/unet").glob("diffusion*")] == ["diffusion_pytorch_model.safetensors"]
     after = load_file(tmp_path / "out" / UNET)
     assert torch.equal(after[MOVED], change[MOVED].half())
@@ -466,7 +467,7 @@ def test_a_pickle_that_runs_code_is_refused(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded"):
         sd.open_pipeline(source)
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin"):
-        sd.save(source, {}, tmp_path / "out", {})
+        folders.save(source, {}, tmp_path / "out", {})
     assert not (tmp_path / "trapped").exists()
     assert not (tmp_path / "out").exists()
 
@@ -481,7 +482,7 @@ def test_ema_weights_are_started_from_and_not_left_behind(micro_sd: Path, copy: 
     pipe = sd.open_pipeline(source)
     assert torch.equal(pipe.unet.get_parameter(MOVED), ema[MOVED].float())
     change = some_change(copy, "unet_ema")
-    sd.save(source, change, tmp_path / "out", {})
+    folders.save(source, change, tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(micro_sd)
     after = load_file(tmp_path / "out" / UNET)
     for name, tensor in ema.items():
@@ -514,7 +515,7 @@ def test_weights_that_would_still_hold_the_concept_are_left_out(micro_sd: Path, 
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(b"{}")
     (copy / "README.md").write_text("kept")
-    sd.save(sd.locate(copy), some_change(copy), tmp_path / "out", {})
+    folders.save(sd.locate(copy), some_change(copy), tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(micro_sd) | {"README.md"}
 
 
@@ -525,7 +526,7 @@ def test_links_become_files(micro_sd: Path, tmp_path: Path) -> None:
         (cache / name).parent.mkdir(parents=True, exist_ok=True)
         (cache / name).symlink_to(micro_sd / name)
     before = (micro_sd / UNET).read_bytes()
-    sd.save(sd.locate(cache), some_change(cache), tmp_path / "out", {})
+    folders.save(sd.locate(cache), some_change(cache), tmp_path / "out", {})
     assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
     assert (micro_sd / UNET).read_bytes() == before
 
@@ -534,11 +535,11 @@ def test_saving_refuses(micro_sd: Path, tmp_path: Path) -> None:
     source = sd.locate(micro_sd)
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match=r"there exists: choose another folder"):
-        sd.save(source, {}, tmp_path / "there", {})
+        folders.save(source, {}, tmp_path / "there", {})
     with pytest.raises(ValueError, match=r"has no tensor named 'qqqq' in its UNet"):
-        sd.save(source, {"qqqq": torch.zeros(1)}, tmp_path / "out", {})
+        folders.save(source, {"qqqq": torch.zeros(1)}, tmp_path / "out", {})
     with pytest.raises(ValueError, match=r"has shape \[16, 16\], got \[1\]"):
-        sd.save(source, {MOVED: torch.zeros(1)}, tmp_path / "out", {})
+        folders.save(source, {MOVED: torch.zeros(1)}, tmp_path / "out", {})
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
     assert not list((tmp_path / "there").iterdir())
 
@@ -547,12 +548,12 @@ def test_a_full_disk_leaves_nothing_behind(micro_sd: Path, tmp_path: Path, monke
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sd, "write_safetensors", full)
+    monkeypatch.setattr(folders, "write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
-        sd.save(sd.locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
+        folders.save(sd.locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    sd.save(sd.locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
+    folders.save(sd.locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -561,5 +562,5 @@ def test_weights_that_overflow_half_precision_are_refused(micro_sd: Path, tmp_pa
     change[MOVED] = change[MOVED].clone()
     change[MOVED][0, 0] = 1e6
     with pytest.raises(ValueError, match=f"{MOVED}.*float16"):
-        sd.save(sd.locate(micro_sd), change, tmp_path / "out", {})
+        folders.save(sd.locate(micro_sd), change, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()

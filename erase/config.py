@@ -160,6 +160,122 @@ class SdConfig:
     """What the preset is and where its values come from."""
 
 
+Labels = Annotated[list[str | int], BeforeValidator(lambda v: [v] if isinstance(v, str | int) else v)]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A new class-conditional `UNet2DModel`, for `model: new`."""
+
+    __pydantic_config__ = _STRICT
+    channels: Annotated[list[Positive], Field(min_length=1)]
+    """Of each resolution, the finest first."""
+    layers: Positive = 2
+    """Residual blocks per resolution."""
+    attention: list[bool] = field(default_factory=list)
+    """For each resolution; none by default."""
+    patch: Positive = 1
+    """Space-to-depth factor of the input: half the resolution and four times the channels at 2."""
+    groups: Positive = 32
+    """Of the group normalisation; divides every number of channels."""
+    head: Positive = 8
+    """Channels of an attention head."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """The standard guidance scale that the model is saved with; 1 is none."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images: see `erase.data.read_labelled`."""
+
+    __pydantic_config__ = _STRICT
+    source: str
+    names: list[str] = field(default_factory=list)
+    """Class names by number; by default what the source says, else the model."""
+
+
+@dataclass(frozen=True)
+class ForgetLabels:
+    """Which classes to forget."""
+
+    __pydantic_config__ = _STRICT
+    labels: Labels
+    """Names or numbers."""
+    anchors: Labels = field(default_factory=list)
+    """One for each label, or one for all; `redirect` needs them."""
+    count: Positive = 500
+    """Images per label, from the data or drawn."""
+    loss: Literal["ascent", "redirect"] = "ascent"
+    target: Literal["online", "frozen"] = "online"
+
+
+@dataclass(frozen=True)
+class RemainLabels:
+    """How much is kept at hand of what must stay."""
+
+    __pydantic_config__ = _STRICT
+    count: Positive | None = None
+    """Images per label; by default as many in all as forget images (all there are, for training)."""
+
+
+@dataclass(frozen=True)
+class DrawLabels:
+    """How the model draws."""
+
+    __pydantic_config__ = _STRICT
+    sampler: Literal["ddim", "ddpm", "dpm"] | None = None
+    """By default the model's own."""
+    steps: Positive = 25
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Standard scale, 1 is none; by default the model's own."""
+    batch_size: Positive = 100
+
+
+@dataclass(frozen=True)
+class EvalLabels:
+    """What is drawn and counted before and after."""
+
+    __pydantic_config__ = _STRICT
+    images: Annotated[int, Field(ge=0)] = 100
+    """Per label; 0 skips the evaluation."""
+    classifier: str | None = None
+    """A `transformers` image classifier's folder, or an embedded one's name; its labels are the model's."""
+    base: Path | None = None
+    """Base pictures that an earlier run with the same model and settings drew: copied, not drawn again."""
+    retrained: str | None = None
+    """A model that was trained without the forgotten classes: drawn and judged as the third."""
+
+
+@dataclass(frozen=True)
+class DdpmConfig:
+    """`erase run ddpm`."""
+
+    __pydantic_config__ = _STRICT
+    pipeline: Literal["ddpm"]
+    model: str
+    """An embedded model's name, a folder, or `new`."""
+    method: dict[str, Any]
+    train: Train
+    forget: ForgetLabels
+    labels: list[str] = field(default_factory=list)
+    """Class names by number, for a model folder that has none."""
+    architecture: Architecture | None = None
+    data: Data | None = None
+    """Without it the model draws its own data."""
+    remain: RemainLabels = field(default_factory=RemainLabels)
+    eval: EvalLabels = field(default_factory=EvalLabels)
+    saliency: Saliency = field(default_factory=Saliency)
+    draw: DrawLabels = field(default_factory=DrawLabels)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_off)] = "no"
+    checkpoint_every: Positive = 50
+    """Steps between saved run states."""
+    note: str = ""
+    """What the preset is and where its values come from."""
+
+
 def read_preset(path: Path) -> dict[str, Any]:
     """A preset file as a mapping.
 
@@ -334,4 +450,4 @@ def _is_plain(hint: Any) -> bool:
     return bool(parts) and all(_is_plain(p) for p in parts)
 
 
-PIPELINES: dict[str, type] = {"sd": SdConfig}
+PIPELINES: dict[str, type] = {"sd": SdConfig, "ddpm": DdpmConfig}

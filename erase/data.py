@@ -211,8 +211,8 @@ def _read_folders(folder: Path, split: Split, names: Sequence[str] | None, shape
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names or classes):
-        inside = (path for path in sorted(classes[name].iterdir()) if path.name[0] != ".")
-        files = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+        inside = sorted(classes[name].iterdir())
+        files = [path for path in inside if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
         if not files:
             raise ValueError(f"class folder {classes[name]} has no images ({', '.join(SUFFIXES)}): fill or remove it")
         paths += files

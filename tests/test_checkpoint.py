@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_bad_files(tmp_path: Path) -> None:
 def train(path: Path | None = None, net: Any = None, **changes: Any) -> toys.Weights:
     """A run with everything that has state; `steps` is the run's length, `until` where it is interrupted."""
     settings: dict[str, Any] = {"seed": 0, "rate": 0.01, "rule": "adam", "resume": True, "until": None, "steps": 6}
-    settings |= changes
+    settings |= {"average": 0.9, **changes}
     net = net or toys.conv()
     rows: list[Any] = []
 
@@ -90,13 +91,20 @@ def train(path: Path | None = None, net: Any = None, **changes: Any) -> toys.Wei
     return toys.weights(net)
 
 
-@pytest.mark.parametrize("at", [2, 3])
-def test_resumed_run_is_bit_identical(tmp_path: Path, at: int) -> None:
-    whole = train()
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "state", until=at + 1)  # the checkpoint of step `at + 1` is not written any more
-    assert toys.same(train(tmp_path / "state"), whole)
+@pytest.mark.parametrize(("at", "average"), [(2, 0.9), (3, 0.9), (3, 0.0)])
+def test_resumed_run_is_bit_identical(tmp_path: Path, at: int, average: float) -> None:
+    whole = train(average=average)
+    with pytest.raises(KeyboardInterrupt):  # the checkpoint of step `at + 1` is not written any more
+        train(tmp_path / "state", until=at + 1, average=average)
+    assert toys.same(train(tmp_path / "state", average=average), whole)
     assert [row["step"] for row in train.rows] == list(range(at, 6))  # type: ignore[attr-defined]
+
+
+def test_resuming_at_the_end_gives_the_mean_and_not_the_last_weights(tmp_path: Path) -> None:
+    whole = train(tmp_path / "state")
+    assert not toys.same(whole, train(average=0.0))
+    assert toys.same(train(tmp_path / "state"), whole)
+    assert train.rows == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +114,7 @@ def test_resumed_run_is_bit_identical(tmp_path: Path, at: int) -> None:
         ({"steps": 7}, "saved with steps 6, this run has 7"),
         ({"rate": 0.02}, "saved with settings .*fast_rate=0.01.*, this run has .*fast_rate=0.02"),
         ({"rule": "sgd"}, "saved with settings"),
+        ({"average": 0.0}, r"saved with settings .*average=0\.9., this run has .*average=0\.0"),
         ({"net": toys.mlp()[:1]}, "other trainable parameters"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from erase import resources
-from erase.config import PIPELINES, SdConfig, arguments, dump, override, parse, read_preset
+from erase.config import PIPELINES, SdConfig, arguments, dump, merge, override, parse, read_preset
 from erase.methods import builder
 
 SMALL: dict[str, Any] = {
@@ -144,6 +144,21 @@ def test_override_changes_a_copy() -> None:
     assert dump(changed()) == before
 
 
+def test_merge_puts_later_settings_over_earlier_ones() -> None:
+    below = {"a": {"x": 1, "y": {"z": [1, 2]}}, "b": {"k": 1}, "c": None}
+    above = {"a": {"y": {"z": [3], "w": 4}}, "b": None, "c": {"d": 5}}
+    copies = dump_of(below), dump_of(above)
+    merged = merge(below, {"a": {"x": 0}}, above)
+    assert merged == {"a": {"x": 0, "y": {"z": [3], "w": 4}}, "b": None, "c": {"d": 5}}
+    merged["a"]["y"]["w"] = merged["c"]["d"] = 9
+    assert (dump_of(below), dump_of(above)) == copies
+    assert merge() == {}
+
+
+def dump_of(data: Any) -> str:
+    return yaml.safe_dump(data)
+
+
 # --- what is wrong --------------------------------------------------------------------------------
 
 
@@ -164,6 +179,7 @@ def test_override_changes_a_copy() -> None:
         ("train.optimizer=lion", r"train\.optimizer: .*'adam', 'adamw' or 'sgd'; got 'lion'"),
         ("train=3", r"train: .*; got 3"),
         ("forget.loss=1", r"forget\.loss: .*"),
+        ("forget.pictures=none", r"forget\.pictures: .*'own', 'anchor' or 'both'; got 'none'"),
         ("forget.prompts=", r"forget\.prompts\.0: .*at least 1 character"),
         ("forget.prompts={a: b}", r"forget\.prompts: .*list"),
         ("saliency.density=1.5", r"saliency\.density: .*less than or equal to 1; got 1\.5"),

@@ -149,6 +149,8 @@ def test_half_an_idx_set_is_refused(tmp_path: Path) -> None:
     refused("no t10k-images-idx3-ubyte (or .gz): add it", tmp_path, "test")
     (tmp_path / "train-labels-idx1-ubyte").unlink()
     refused("no train-labels-idx1-ubyte (or .gz): add it", tmp_path)
+    write_idx(tmp_path / "other", noise(6, 2, 2), LABELS, "t10k")
+    refused("no train-images-idx3-ubyte (or .gz): add it", tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -313,6 +315,12 @@ def test_a_corrupt_image_is_named(tmp_path: Path, suffix: str, keep: int) -> Non
     refused(f"{path} is no image or is cut short (", tmp_path)
 
 
+def test_an_image_too_large_for_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_image(tmp_path / "a" / "1.png", noise(4, 5))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    refused(f"{path} is no image or is cut short (Image size (20 pixels) exceeds limit", tmp_path)
+
+
 def test_a_source_that_is_missing_or_no_folder_is_refused(tmp_path: Path) -> None:
     refused(f"no such folder: {tmp_path / 'gone'}", tmp_path / "gone")
     refused(f"no such folder: {write_image(tmp_path / 'x.png', noise(2, 2))}", tmp_path / "x.png")
@@ -444,13 +452,14 @@ def test_a_data_set_is_read_by_the_names_of_its_columns(hub: dict[Any, FakeRows]
 
 def test_of_several_columns_of_a_type_the_known_name_is_taken(hub: dict[Any, FakeRows]) -> None:
     features = {
+        "label": FakeValue(),
         "coarse_label": FakeClassLabel("one"),
         "fine_label": FakeClassLabel("x", "y", "z"),
         "mask": FakeImage(),
         "image": FakeImage(),
     }
     columns = {"mask": pictures(noise(6, 4, 5, seed=1)), "image": pictures(noise(6, 4, 5))}
-    hub["set", "train"] = FakeRows(features, coarse_label=[0] * 6, fine_label=LABELS, **columns)
+    hub["set", "train"] = FakeRows(features, label=[5] * 6, coarse_label=[0] * 6, fine_label=LABELS, **columns)
     got = read_labelled("datasets:set", "train")
     assert got.names == ("x", "y", "z")
     assert torch.equal(got.pixels, torch.from_numpy(noise(6, 4, 5))[:, None])
@@ -483,8 +492,16 @@ def test_unfit_columns_are_refused(hub: dict[Any, FakeRows]) -> None:
     refused("datasets:set, train[2] is 5×5 L, expected 5×4 L as datasets:set, train[0]", "datasets:set")
 
 
-def test_a_data_set_that_is_not_found_is_one_line(hub: dict[Any, FakeRows]) -> None:
+@pytest.mark.parametrize("kind", [FileNotFoundError, ConnectionError, RuntimeError, ValueError])
+@pytest.mark.usefixtures("hub")
+def test_a_data_set_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     refused("datasets:set, test: cannot be loaded (Dataset 'set' has no test)", "datasets:set", "test")
+
+    def load_dataset(path: str, *, split: str) -> FakeRows:
+        raise kind(f"{path}\n  {split}")
+
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", load_dataset)
+    refused("datasets:set, train: cannot be loaded (set train)", "datasets:set")
 
 
 def test_without_the_package_the_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

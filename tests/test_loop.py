@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,27 @@ def test_outer_rate_over_several_steps_is_the_plain_loop() -> None:
             for p, q in zip(params, phi, strict=True):
                 p.copy_(q + 0.3 * (p - q))
     toys.close(toys.weights(net), toys.weights(other))
+
+
+@pytest.mark.parametrize("average", [0.2, 0.9])
+def test_a_run_ends_with_the_running_mean_of_its_weights(average: float) -> None:
+    """Decay min(average, (1 + t) / (10 + t)): 0.2 caps it from the third of four steps on, 0.9 never."""
+    net, raw = toys.mlp(), list[toys.Weights]()
+    mean, method = toys.weights(net), sfron(fast_rate=0.1, outer_rate=0.5)
+    go(toys.Noisy(net), replace(method, average=average), log=lambda row: raw.append(toys.weights(net)))
+    for decay, now in zip((1 / 10, 2 / 11, 3 / 12, 4 / 13), raw, strict=True):
+        d = min(average, decay)
+        mean = {name: d * mean[name] + (1 - d) * now[name] for name in mean}
+    toys.close(toys.weights(net), mean)
+    last = toys.mlp()
+    go(toys.Noisy(last), method)  # without, the run ends with its last weights, which the mean did not touch
+    assert toys.same(toys.weights(last), raw[-1])
+
+
+@pytest.mark.parametrize("average", [1.0, -0.1, float("nan")])
+def test_an_average_is_a_decay(average: float) -> None:
+    with pytest.raises(ValueError, match=rf"average must be in \[0, 1\); got {average}"):
+        replace(sfron(fast_rate=0.1), average=average)
 
 
 def test_rows_every_and_schedules() -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -238,6 +239,89 @@ def test_what_differs_on_resume_is_named(tmp_path: Path) -> None:
         generate(Painter(), ROWS[:4], tmp_path, resume=True, settings={"steps": 3, "model": {"sha256": "a"}})
     with pytest.raises(ValueError, match=r"settings\.eta was null, now null"):
         generate(Painter(), ROWS, tmp_path, resume=True, settings={"steps": 3, "model": {"sha256": "a"}, "eta": None})
+
+
+def test_killed_before_the_first_batch(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate(Painter(calls=0), ROWS, tmp_path)
+    assert len(generate(Painter(), ROWS, tmp_path, resume=True)) == len(ROWS)
+
+
+NEW = [PromptRow("new", 9), *ROWS[::-1]]
+
+
+def test_pictures_of_another_folder_are_copied(tmp_path: Path) -> None:
+    """Those of rows that leave everything to the sampler; all others are drawn, to the same pictures."""
+    old, out, whole = tmp_path / "old", tmp_path / "out", tmp_path / "whole"
+    generate(Painter(), ROWS, old, per_prompt=2, settings={"size": (1, 2)})
+    painter, calls = Painter(), []
+    manifest = generate(
+        painter,
+        NEW,
+        out,
+        per_prompt=3,
+        batch_size=1,
+        reuse=old,
+        settings={"size": (1, 2)},
+        progress=lambda i, n: calls.append((i, n)),
+    )
+    assert calls == [(i, 18) for i in range(6, 19)]  # two of a, of ccc and of dddd are there
+    others = [(5.0, None, None)] * 3 + [(None, 6, None)] * 3
+    assert sorted(map(str, painter.seen)) == sorted(str((1, s)) for s in [*others, *[(None, None, None)] * 6])
+    generate(Painter(), NEW, whole, per_prompt=3, settings={"size": (1, 2)})
+    assert pngs(out) == pngs(whole)
+    assert manifest == read_manifest(out) == read_manifest(whole)
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+def test_a_killed_run_that_copied_resumes(tmp_path: Path, still_there: bool) -> None:
+    """With the pictures of the other folder copied before: it may be gone."""
+    old, out, whole = tmp_path / "old", tmp_path / "out", tmp_path / "whole"
+    generate(Painter(), ROWS[:3], old)
+    with pytest.raises(KeyboardInterrupt):
+        generate(Painter(calls=1), NEW, out, batch_size=1, reuse=old)
+    assert len(read_manifest(out)) == 3
+    painter = Painter()
+    if still_there:
+        generate(painter, NEW, out, batch_size=1, resume=True, reuse=old)
+    else:
+        shutil.rmtree(old)
+        generate(painter, NEW, out, batch_size=1, resume=True)
+    assert len(painter.seen) == 3
+    generate(Painter(), NEW, whole)
+    assert pngs(out) == pngs(whole)
+    assert (out / "manifest.jsonl").read_bytes() == (whole / "manifest.jsonl").read_bytes()
+
+
+def test_rows_with_settings_of_their_own_give_nothing_to_others(tmp_path: Path) -> None:
+    """The same prompts and seeds, drawn with another guidance and size there."""
+    old, out, whole = tmp_path / "old", tmp_path / "out", tmp_path / "whole"
+    rows = [PromptRow(row.prompt, row.seed) for row in ROWS]
+    generate(Painter(), ROWS, old)
+    generate(Painter(), rows, out, reuse=old)
+    generate(Painter(), rows, whole)
+    assert pngs(out) == pngs(whole)
+
+
+def test_a_picture_that_was_changed_or_lost_is_not_copied(tmp_path: Path) -> None:
+    old, out = tmp_path / "old", tmp_path / "out"
+    generate(Painter(), ROWS, old)
+    whole = pngs(old)
+    (old / "00000-00.png").write_bytes(b"broken")
+    (old / "00002-00.png").unlink()
+    generate(Painter(), ROWS, out, reuse=old)
+    assert pngs(out) == whole
+
+
+def test_a_folder_that_cannot_serve_again_is_refused(tmp_path: Path) -> None:
+    old, out = tmp_path / "old", tmp_path / "out"
+    with pytest.raises(ValueError, match=r"old: has no settings\.json, so its images cannot be used again"):
+        generate(Painter(), ROWS, out, reuse=old)
+    generate(Painter(), ROWS, old, settings={"steps": 3, "weights": {"unet": "a"}})
+    said = r"old: made with other settings, so its images cannot be used again: settings\.steps was 3, now 4; "
+    with pytest.raises(ValueError, match=said + r"settings\.weights\.unet was \"a\", now \"b\""):
+        generate(Painter(), ROWS, out, reuse=old, settings={"steps": 4, "weights": {"unet": "b"}})
+    assert not out.exists()
 
 
 def test_generate_refuses(tmp_path: Path) -> None:

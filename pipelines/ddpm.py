@@ -1,0 +1,583 @@
+"""Make a class-conditional DDPM forget classes: `erase run ddpm PRESET [key=value …] --out DIR`.
+
+Read top to bottom: draw the base pictures, gather the data, make the mask, unlearn, save, draw again, judge,
+report. The same program trains and retrains: `method.name=retrain` starts from new weights. Every part leaves a
+file in the run's folder; with `--resume` parts that are there are not done again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from erase import files, resources
+from erase.checkpoint import read_safetensors, write_safetensors
+from erase.config import DdpmConfig, arguments
+from erase.data import LabelledImages, read_labelled, scaled
+from erase.diffusion import ddpm, folders
+from erase.diffusion.data import Batches, LatentSet, once
+from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.losses import Denoise, forget_objective
+from erase.diffusion.parameters import select
+from erase.evaluation import classes, fidelity, generate, grid, report
+from erase.evaluation.generate import PromptRow
+from erase.evaluation.stats import mcnemar_exact
+from erase.losses import DESCENT, Objective
+from erase.methods import builder
+from erase.precision import Precision
+from erase.runs import check_saliency, make_mask, one_process, open_folder, run_steps, versions
+from erase.saliency import Mask, load_mask
+
+NEW = "new"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's classes, resolved before anything is computed."""
+
+    labels: list[str]
+    """Names of all classes, by number."""
+    forget: list[int]
+    anchors: list[int]
+    """One per forgotten class; empty without a redirect."""
+    data: LabelledImages | None
+
+    @property
+    def remain(self) -> list[int]:
+        """The classes that stay."""
+        return [i for i in range(len(self.labels)) if i not in self.forget]
+
+    @property
+    def rows(self) -> list[PromptRow]:
+        """What is drawn and counted: every class, forgotten ones first."""
+        return [PromptRow(self.labels[i], seed=i, object=self.labels[i]) for i in (*self.forget, *self.remain)]
+
+
+def main(
+    config: DdpmConfig, out: Path, *, resume: bool = False, command: str = "", say: Callable[[str], None] = print
+) -> Path:
+    """Run it all; the path of the report.
+
+    Raises:
+        ValueError: for settings, labels, models or data that cannot be used.
+    """
+    accelerator = Accelerator(mixed_precision=config.precision)
+    one_process(accelerator, "ddpm")
+    device = accelerator.device
+    precision = Precision(config.precision, device)
+    build = builder(str(config.method.get("name", "")))
+    settings = arguments(config.method, build)
+    fresh = build(**settings).fresh  # refuses values out of range now, not after the saliency
+    source = None if config.model == NEW else ddpm.locate(config.model)
+    data = read_data(config, source)
+    pipe = open_model(config, source, data, device)
+    plan = make_plan(config, pipe, data, fresh)
+    trained = select(pipe.unet, config.train.parameters)
+    if not fresh:
+        check_saliency(config.saliency)
+    check(config, plan, pipe)
+    record = {
+        "plan": {"forget": plan.forget, "anchors": plan.anchors, "labels": plan.labels},
+        "base": {"model": config.model, "weights": {} if source is None else folders.fingerprint(source)},
+        "data": {} if data is None else {"images": len(data), "sha256": digest(data)},
+    }
+    open_folder(config, out, record, command, resume)
+    model, trained_path = out / "model", out / "trained.safetensors"
+    if resume and model.exists() and (out / "report.json").exists():
+        say(f"finished before: {draw_report(config, plan, out)}")
+        return out / "report.html"
+    names = ", ".join(plan.labels[i] for i in plan.forget)
+    say(
+        f"{config.model}: {sum(p.numel() for p in pipe.unet.parameters() if p.requires_grad):,} weights in "
+        f"{len(trained)} tensors learn; {'training without' if fresh else 'forgetting'} {names or 'nothing'}"
+    )
+    if source is not None:
+        draw_images(config, plan, pipe, precision, out, "base", resume, folders.fingerprint(source), config.eval.base)
+
+    mask_path = out / "saliency.safetensors"
+    if resume and trained_path.exists():
+        values, stored = read_safetensors(trained_path)
+        timing = json.loads(stored["timing"])
+        mask = load_mask(mask_path) if mask_path.exists() else None
+    else:
+        began = time.perf_counter()
+        forget, remain = gather(config, plan, pipe, precision, fresh)
+        timing = {"data_s": time.perf_counter() - began}
+        if fresh:
+            pipe.unet = ddpm.renew(pipe.unet, config.seed) if source is not None else pipe.unet
+            select(pipe.unet, config.train.parameters)
+        backend = ddpm.denoiser(pipe)
+        denoise = Objective(Denoise(config.train.dropout), 1, "denoise")
+        given: dict[str, Any] = {"remain": denoise}
+        mask = None
+        if not fresh:
+            began = time.perf_counter()
+            objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
+            assert forget is not None
+            mask = mask_of(config, backend, objective, forget, remain, precision, mask_path)
+            timing["saliency_s"] = time.perf_counter() - began
+            given |= {"forget": objective, "mask": mask}
+        done = run_steps(
+            config,
+            backend,
+            build(**settings, **given),
+            None if forget is None else Batches(forget, config.train.batch_size, config.seed),
+            Batches(remain, config.train.batch_size, config.seed + 1),
+            accelerator,
+            out,
+            resume,
+            "training" if fresh else "unlearning",
+        )
+        timing |= done.timing
+        values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
+        write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
+        del backend, forget, remain
+    if not model.exists():
+        meta = {"erase": version("erase"), "erase_method": str(config.method["name"])}
+        if source is None:
+            with torch.no_grad():
+                for name, p in pipe.unet.named_parameters():
+                    p.copy_(values[name])
+            ddpm.save_new(pipe, model)
+        else:
+            folders.save(source, values, model, meta)
+    (out / "state.safetensors").unlink(missing_ok=True)
+    del values
+    gc.collect()
+
+    if config.eval.images:
+        for what, where in (("erased", str(model)), ("retrained", config.eval.retrained)):
+            if where is not None:
+                place = ddpm.locate(where)
+                other = ddpm.open_pipeline(place, device, config.labels)
+                if other.labels != plan.labels:
+                    raise ValueError(f"{where} has other classes ({', '.join(other.labels)}) than {config.model}")
+                draw_images(config, plan, other, precision, out, what, resume, folders.fingerprint(place))
+    files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
+    trained_path.unlink(missing_ok=True)
+    say(f"report: {draw_report(config, plan, out)}")
+    return out / "report.html"
+
+
+# ---------------------------------------------------------------- before anything is computed
+
+
+def read_data(config: DdpmConfig, source: folders.Source | None) -> LabelledImages | None:
+    """The training images, if the run has any.
+
+    Raises:
+        ValueError: for data that cannot be read, or a new model without.
+    """
+    if config.data is None:
+        if source is None:
+            raise ValueError("model=new needs data.source: labelled images to train on")
+        return None
+    return read_labelled(config.data.source, "train", names=config.data.names or config.labels or None)
+
+
+def open_model(
+    config: DdpmConfig, source: folders.Source | None, data: LabelledImages | None, device: torch.device
+) -> ddpm.ClassConditionalPipeline:
+    """The model of the run.
+
+    Raises:
+        ValueError: for an architecture where there is none to choose, or a missing one.
+    """
+    if source is not None:
+        if config.architecture is not None:
+            raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
+        return ddpm.open_pipeline(source, device, config.labels)
+    if config.architecture is None:
+        raise ValueError("model=new needs an architecture: give architecture.channels=[64,128] and so on")
+    assert data is not None
+    depth, height, width = data.pixels.shape[1:]
+    return ddpm.new(data.names, (depth, height, width), **asdict(config.architecture), seed=config.seed).to(device)
+
+
+def make_plan(
+    config: DdpmConfig, pipe: ddpm.ClassConditionalPipeline, data: LabelledImages | None, fresh: bool
+) -> Plan:
+    """Resolve labels, and check that model and data fit.
+
+    Raises:
+        ValueError: for a label that is no class, labels twice or all of them, anchors that do not match, or data of
+            other classes or another shape than the model's.
+    """
+    labels = pipe.labels
+    if data is not None:
+        if list(data.names) != labels:
+            raise ValueError(
+                f"the data's classes are {', '.join(data.names)}, the model's are {', '.join(labels)}: give data.names "
+                "in the model's order"
+            )
+        if tuple(data.pixels.shape[1:]) != pipe.shape:
+            raise ValueError(
+                f"the data's images are {list(data.pixels.shape[1:])} (channels, height, width), the model takes "
+                f"{list(pipe.shape)}: convert the files first"
+            )
+
+    def number(label: str | int) -> int:
+        if isinstance(label, int) and 0 <= label < len(labels):
+            return label
+        if label in labels:
+            return labels.index(str(label))
+        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(labels))
+        raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
+
+    forget = [number(label) for label in config.forget.labels]
+    if len(set(forget)) != len(forget):
+        raise ValueError(f"forget.labels names a class twice: {config.forget.labels}")
+    if len(forget) == len(labels):
+        raise ValueError("forget.labels names every class: something must stay")
+    if not forget and not fresh:
+        raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
+    anchors: list[int] = []
+    if config.forget.loss == "redirect" and not fresh:
+        anchors = [number(label) for label in config.forget.anchors]
+        anchors = anchors * len(forget) if len(anchors) == 1 else anchors
+        if len(anchors) != len(forget):
+            raise ValueError(
+                f"forget.anchors has {len(anchors)} labels for {len(forget)}: give one for each, or one for all"
+            )
+        if set(anchors) & set(forget):
+            raise ValueError("a forgotten class cannot be an anchor: choose one that stays")
+    return Plan(labels, forget, anchors, data)
+
+
+def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline) -> None:
+    """Find out now, not after the training, what cannot work.
+
+    Raises:
+        ValueError: for dropout or guidance without a null class, a classifier that cannot be loaded or has other
+            labels, or a retrained model that is not there.
+    """
+    if config.train.dropout > 0 and pipe.null is None:
+        raise ValueError(
+            f"train.dropout {config.train.dropout} needs a null class, which {config.model} lacks: set it to 0"
+        )
+    drawing = bool(config.eval.images) or plan.data is None
+    if drawing:
+        ddpm.check_guidance(pipe, config.draw.guidance)
+    if not config.eval.images:
+        return
+    if config.eval.classifier is not None:
+        known = classes.labels_of(resources.tiny_path(config.eval.classifier))
+        if set(known) != set(plan.labels):
+            raise ValueError(
+                f"the classifier knows {', '.join(known)}; the model's classes are {', '.join(plan.labels)}: "
+                "they must be the same"
+            )
+    if config.eval.retrained is not None:
+        ddpm.locate(config.eval.retrained)
+
+
+def digest(data: LabelledImages) -> str:
+    """A hash of images and labels."""
+    import hashlib
+
+    return hashlib.sha256(data.pixels.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
+
+
+# ---------------------------------------------------------------- data
+
+
+def gather(
+    config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, precision: Precision, fresh: bool
+) -> tuple[LatentSet | None, LatentSet]:
+    """Both sides as the UNet sees them: from the data, or drawn by the model itself."""
+    table = torch.arange(len(plan.labels))
+
+    def side(which: Sequence[int], count: int | None, what: str) -> tuple[Tensor, Tensor]:
+        if plan.data is not None:
+            parts = [plan.data.of([i]) for i in which]
+            chosen = [p if count is None else p.subset(min(count, len(p)), config.seed) for p in parts]
+            pixels, labels = torch.cat([p.pixels for p in chosen]), torch.cat([p.labels for p in chosen])
+            return ddpm.from_pixels(scaled(pixels), pipe.patch), labels
+        assert count is not None
+        words = [i for i in which for _ in range(count)]
+        generators = [generate.image_generator(config.seed, n) for n in range(len(words))]
+        with tqdm(total=len(words), desc=f"drawing {what} data") as bar:
+            drawn = ddpm.draw_latents(
+                ddpm.with_sampler(pipe, config.draw.sampler),
+                words,
+                generators,
+                steps=config.draw.steps,
+                guidance=config.draw.guidance,
+                batch_size=config.draw.batch_size,
+                autocast=precision.drawing,
+                progress=lambda n: bar.update(n - bar.n),
+            )
+        return drawn, torch.tensor(words)
+
+    if fresh:
+        if plan.data is None:
+            raise ValueError("training needs data.source: labelled images")
+        mean, cond = side(plan.remain, config.remain.count, "remain")
+        return None, LatentSet(mean, cond, table)
+    mean, cond = side(plan.forget, config.forget.count, "forget")
+    anchor = None
+    if plan.anchors:
+        of = torch.zeros(len(plan.labels), dtype=torch.long)
+        of[plan.forget] = torch.tensor(plan.anchors)
+        anchor = of[cond]
+    forget = LatentSet(mean, cond, table, anchor=anchor)
+    balanced = -(-len(forget) // len(plan.remain))
+    mean, cond = side(plan.remain, config.remain.count or balanced, "remain")
+    return forget, LatentSet(mean, cond, table)
+
+
+def mask_of(
+    config: DdpmConfig,
+    backend: Denoiser,
+    objective: Objective,
+    forget: LatentSet,
+    remain: LatentSet,
+    precision: Precision,
+    path: Path,
+) -> Mask | None:
+    """S: the Fisher ratio of the forget objective and the denoising loss on remain data, or `None` without."""
+    wanted = config.saliency
+    sides = [
+        (what, once(data.subset(wanted.count, config.seed), wanted.batch_size), loss)
+        for what, data, loss in (("forget", forget, objective.loss), ("remain", remain, DESCENT.loss))
+    ]
+    return make_mask(wanted, backend, sides, precision, config.seed, path)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def draw_images(
+    config: DdpmConfig,
+    plan: Plan,
+    pipe: ddpm.ClassConditionalPipeline,
+    precision: Precision,
+    out: Path,
+    what: str,
+    resume: bool,
+    weights: dict[str, str],
+    reuse: Path | None = None,
+) -> None:
+    """The evaluation's pictures of one model: the same classes, seeds and settings for all."""
+    if not config.eval.images:
+        return
+    folder = out / "images" / what
+    settings = {
+        "weights": weights,
+        "draw": {
+            **asdict(config.draw),
+            "guidance": pipe.guidance if config.draw.guidance is None else config.draw.guidance,
+        },
+        "precision": config.precision,
+        "scheduler": type(ddpm.with_sampler(pipe, config.draw.sampler).scheduler).__name__,
+    }
+    sample = ddpm.sampler(
+        pipe,
+        name=config.draw.sampler,
+        steps=config.draw.steps,
+        guidance=config.draw.guidance,
+        autocast=precision.drawing,
+    )
+    rows = [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
+    with tqdm(total=len(rows) * config.eval.images, desc=f"pictures: {what}") as bar:
+        generate.generate(
+            sample,
+            rows,
+            folder,
+            per_prompt=config.eval.images,
+            batch_size=config.draw.batch_size,
+            resume=resume and folder.exists(),
+            reuse=reuse,
+            progress=lambda done, total: bar.update(done - bar.n),
+            settings=settings,
+        )
+
+
+def make_report(
+    config: DdpmConfig, plan: Plan, out: Path, mask: Mask | None, timing: dict[str, Any], command: str
+) -> dict[str, Any]:
+    """The keys of a report: see the README."""
+    result: dict[str, Any] = {
+        "schema": 1,
+        "command": command,
+        "method": dict(config.method),
+        "seed": config.seed,
+        "target": {"forget": [plan.labels[i] for i in plan.forget], "anchors": [plan.labels[i] for i in plan.anchors]},
+        "mask": None if mask is None else {**mask.meta, "density": mask.density, "per_layer": mask.per_layer()},
+        "before": {},
+        "after": {},
+        "paired": {},
+        "timing": timing,
+        "versions": versions(),
+    }
+    if not config.eval.images or config.eval.classifier is None:
+        return result
+    judge = resources.tiny_path(config.eval.classifier)
+    seen: dict[str, classes.ClassPredictions] = {}
+    for key, what in (("before", "base"), ("after", "erased"), ("retrained", "retrained")):
+        folder = out / "images" / what
+        if folder.is_dir():
+            paths = [folder / row.file for row in generate.read_manifest(folder)]
+            seen[key] = classes.classify(paths, judge, features=True, progress=None)
+    real, real_labels = reference(config, plan, judge, seen)
+    asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
+    forgotten = [plan.labels[i] for i in plan.forget]
+    for key, guess in seen.items():
+        result[key] = {
+            "classes": judge_classes(guess, asked, forgotten),
+            "fidelity": judge_fidelity(fidelity.features_of(guess), asked, forgotten, real, real_labels),
+        }
+    if "before" in seen:
+        right = {
+            key: [
+                shown == name for shown, name in zip(seen[key].predicted, asked, strict=True) if name not in forgotten
+            ]
+            for key in ("before", "after")
+        }
+        result["paired"]["remain_mcnemar_p"] = mcnemar_exact(right["before"], right["after"])
+    if "retrained" in seen and forgotten:
+        result["gap"] = gap(result, seen, asked, forgotten)
+    return result
+
+
+def reference(
+    config: DdpmConfig, plan: Plan, judge: Path, seen: dict[str, classes.ClassPredictions]
+) -> tuple[fidelity.Features, list[str]]:
+    """Features of real images, as many of each class as are drawn: the test split's, or else the training images.
+
+    Without data, base pictures stand in for them.
+    """
+    if config.data is None:
+        asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
+        return fidelity.features_of(seen["before"]), asked
+    names = list(plan.labels)
+    try:
+        data = read_labelled(config.data.source, "test", names=config.data.names or None)
+    except ValueError:
+        assert plan.data is not None
+        data = plan.data
+    parts = [data.of([i]) for i in range(len(names))]
+    parts = [part.subset(min(config.eval.images, len(part)), config.seed) for part in parts]
+    pixels = torch.cat([part.pixels for part in parts])
+    labels = [names[i] for i in torch.cat([part.labels for part in parts]).tolist()]
+    return fidelity.features(pixels, judge), labels
+
+
+def judge_classes(guess: classes.ClassPredictions, asked: list[str], forgotten: list[str]) -> dict[str, Any]:
+    """Accuracy of the forgotten and the other classes, what the forgotten ones show, and how sure the judge is."""
+    result: dict[str, Any] = {**guess.provenance, **classes.forget_remain(guess, asked, forgotten)}
+    index = [i for i, name in enumerate(asked) if name in forgotten]
+    if index:
+        part = take(guess, index)
+        shown = part.predicted
+        result["forget_shows"] = {name: shown.count(name) / len(shown) for name in sorted(set(shown))}
+        result["forget_confidence"] = {
+            label: classes.confidence(take(guess, [i for i, name in enumerate(asked) if name == label]), label)
+            for label in forgotten
+        }
+    return result
+
+
+def judge_fidelity(
+    drawn: fidelity.Features, asked: list[str], forgotten: list[str], real: fidelity.Features, real_labels: list[str]
+) -> dict[str, Any]:
+    """Distance of the drawn remain classes to real images of them, of each class, and of the forgotten labels' pictures."""
+    kept = [name not in forgotten for name in asked]
+    real_kept = [name not in forgotten for name in real_labels]
+    staying = real.take(np.array(real_kept))
+    result: dict[str, Any] = {"remain": fidelity.summary(staying, drawn.take(np.array(kept)))}
+    if not all(kept):
+        result["forget_to_remain"] = fidelity.summary(staying, drawn.take(~np.array(kept)))
+    result["coverage"] = {}
+    for label in dict.fromkeys(name for name in asked if name not in forgotten):
+        a = real.take(np.array([name == label for name in real_labels]))
+        b = drawn.take(np.array([name == label for name in asked]))
+        result["coverage"][label] = fidelity.coverage(a.values, b.values, k=min(5, len(a) - 1, len(b) - 1))
+    return result
+
+
+def gap(
+    result: dict[str, Any], seen: dict[str, classes.ClassPredictions], asked: list[str], forgotten: list[str]
+) -> dict[str, float]:
+    """How far the erased model is from the retrained one.
+
+    `fa` and `ra` in points; `frechet` the difference of the Fréchet distances of remain pictures, relative to the
+    retrained model's; `kl` of the judge's mean prediction on the forgotten labels' pictures, retrained to erased, nats.
+    """
+    ours, theirs = result["after"], result["retrained"]
+    index = [i for i, name in enumerate(asked) if name in forgotten]
+    p, q = (seen[key].probabilities[index].mean(axis=0) + 1e-6 for key in ("retrained", "after"))
+    p, q = p / p.sum(), q / q.sum()
+    distances = [side["fidelity"]["remain"]["frechet"] for side in (ours, theirs)]
+    found = {
+        "fa": 100 * abs(ours["classes"]["forget"]["accuracy"] - theirs["classes"]["forget"]["accuracy"]),
+        "ra": 100 * abs(ours["classes"]["remain"]["accuracy"] - theirs["classes"]["remain"]["accuracy"]),
+        "frechet": abs(distances[0] - distances[1]) / distances[1],
+        "kl": float((p * np.log(p / q)).sum()),
+    }
+    shown = [side["fidelity"]["forget_to_remain"]["frechet"] for side in (ours, theirs)]
+    return {**found, "forget_frechet_ratio": shown[0] / shown[1]}
+
+
+def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
+    """A report as the numbers that comparisons are made of.
+
+    `forget` and `remain`: accuracy of the forgotten and the other classes; `drop` of the mean from the base and
+    `worst` of one class, in points; `frechet`: Fréchet distance of remain pictures over the base's; `coverage`:
+    of the class with the lowest; `shows`: what the forgotten labels show most; `gap_…`: to the retrained model.
+    """
+    before, after = report["before"], report["after"]
+    out: dict[str, float | str | None] = {
+        "forget": after["classes"]["forget"]["accuracy"],
+        "remain": after["classes"]["remain"]["accuracy"],
+    }
+    forgotten = set(report["target"]["forget"])
+    if before:
+        old, new = before["classes"]["per_label"], after["classes"]["per_label"]
+        drops = [100 * (old[name]["accuracy"] - new[name]["accuracy"]) for name in new if name not in forgotten]
+        out["drop"], out["worst"] = sum(drops) / len(drops), max(drops)
+        base = before["fidelity"]["remain"]["frechet"]
+        out["frechet"] = after["fidelity"]["remain"]["frechet"] / base if base > 0 else None
+    out["coverage"] = min(after["fidelity"]["coverage"].values())
+    shown = after["classes"].get("forget_shows")
+    out["shows"] = max(shown, key=lambda name: shown[name]) if shown else None
+    out |= {f"gap_{key}": value for key, value in report.get("gap", {}).items()}
+    return {**out, "saliency_s": report["timing"].get("saliency_s"), "erase_s": report["timing"]["erase_s"]}
+
+
+def take(guess: classes.ClassPredictions, index: list[int]) -> classes.ClassPredictions:
+    """Some of the predictions."""
+    from dataclasses import replace
+
+    return replace(
+        guess,
+        probabilities=guess.probabilities[index],
+        files=tuple(guess.files[i] for i in index),
+        features=None if guess.features is None else guess.features[index],
+    )
+
+
+def draw_report(config: DdpmConfig, plan: Plan, out: Path) -> Path:
+    """`grid.png`, classes in rows with the same seeds for base, erased and retrained, and `report.html`."""
+    if config.eval.images:
+        there = [out / "images" / what for what in ("base", "erased", "retrained") if (out / "images" / what).is_dir()]
+        rows = []
+        for number, row in enumerate(plan.rows):
+            for folder in there:
+                files_ = [r.file for r in generate.read_manifest(folder)]
+                chosen = files_[number * config.eval.images : (number + 1) * config.eval.images][:12]
+                rows.append((f"{folder.name}: {row.prompt}", [folder / f for f in chosen]))
+        grid.save_image(grid.grid(rows, blur=None), out / "grid.png")
+    return report.write_html(out, blur=None)

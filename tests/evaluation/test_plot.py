@@ -1,0 +1,65 @@
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from erase.evaluation.plot import COLOURS, HEIGHT, WIDTH, scatter
+
+SVG = "{http://www.w3.org/2000/svg}"
+Mark = tuple[str, float, float, str, str]
+
+
+def marks(picture: str) -> list[Mark]:
+    """Title, x, y, shape and colour of each, the legend's at the end."""
+    found = []
+    for path in ElementTree.fromstring(picture).iter(f"{SVG}path"):
+        if (title := path.find(f"{SVG}title")) is not None:
+            place = re.fullmatch(r"translate\((.+),(.+)\)", path.get("transform", ""))
+            assert place is not None
+            x, y = map(float, place.groups())
+            assert 0 < x < WIDTH
+            assert 0 < y < HEIGHT
+            found.append((title.text or "", x, y, path.get("d", ""), path.get("fill", "")))
+    return found
+
+
+def test_a_mark_a_point_and_one_a_series_in_the_legend() -> None:
+    points = [("a", 0.0, 0.5), ("b", 0.5, 1.0), ("a", 1.0, -0.25)]
+    picture = scatter(points, "gone", "kept")
+    first, other, second, *legend = marks(picture)
+    assert [mark[0] for mark in (first, other, second)] == ["a: 0, 0.5", "b: 0.5, 1", "a: 1, -0.25"]
+    assert first[1] < other[1] < second[1]  # to the right
+    assert second[2] > first[2] > other[2]  # upwards
+    # linear: halfway between is halfway between; places are written to a tenth
+    assert other[1] == pytest.approx((first[1] + second[1]) / 2, abs=0.11)
+    assert (other[2] - first[2]) / (second[2] - first[2]) == pytest.approx(-0.5 / 0.75, abs=0.01)
+    assert first[3:] == second[3:] == legend[0][3:]
+    assert first[3] != other[3]
+    assert first[4] != other[4]
+    assert [mark[0] for mark in legend] == ["a", "b"]
+    assert {"a", "b", "gone", "kept"} <= {text.text for text in ElementTree.fromstring(picture).iter(f"{SVG}text")}
+
+
+def test_every_series_of_ten_looks_its_own() -> None:
+    legend = marks(scatter([(str(i), i, i) for i in range(10)], "x", "y"))[10:]
+    assert len({mark[3:] for mark in legend}) == len(COLOURS) == 10
+
+
+def test_names_are_escaped() -> None:
+    name, label = """<b> & "c\'""", "a < b & 'c' \"d\""
+    picture = scatter([(name, 1.0, 2.0)], label, label)
+    assert [mark[0] for mark in marks(picture)] == [f"{name}: 1, 2", name]
+    root = ElementTree.fromstring(picture)
+    assert root.get("aria-label") == f"{label} against {label}"
+    assert [text.text for text in root.iter(f"{SVG}text")].count(label) == 2
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_one_point_or_several_in_one_place(value: float) -> None:
+    for count in (1, 2):
+        assert len(marks(scatter([("a", value, value)] * count, "x", "y"))) == count + 1
+
+
+def test_no_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to plot"):
+        scatter([], "x", "y")

@@ -1,0 +1,386 @@
+"""`erase compare` on a program that only writes down what it was asked: specs, going on, tables."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from erase import cli, resources
+from erase.config import PIPELINES, SdConfig, arguments, override, read_preset
+from erase.methods import builder
+
+PRESET: dict[str, Any] = {
+    "pipeline": "sd",
+    "model": "here",
+    "method": {"name": "sfron", "fast_rate": 0.1},
+    "train": {"steps": 3, "batch_size": 2},
+    "forget": {"prompts": ["a cat"], "anchors": ["a dog"]},
+    "remain": {"prompts": ["a dog"]},
+    "eval": {"prompts": ["a cat"]},
+}
+SPEC: dict[str, Any] = {
+    "pipeline": "sd",
+    "preset": "mine.yaml",
+    "methods": {"Fast rate 1": {"method": {"fast_rate": 1.0}}, "plain": None},
+    "targets": {"cat": {}, "car": {"forget": {"prompts": ["a car"]}}},
+    "seeds": [0, 1],
+}
+SUMMARY = {"forget": 0.25, "remain": 0.75, "shows": "dog", "drop": None}
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def comparing() -> ModuleType:
+    return cli.program("compare")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump(PRESET))
+    Path("other.yaml").write_text(yaml.safe_dump(override(PRESET, ["train.steps=9", "method.slow_steps=2"])))
+    return tmp_path
+
+
+class Program:
+    """Takes the pipeline's place: runs are noted, and their reports come from `numbers`."""
+
+    def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
+        self.numbers, self.ran, self.stop_at = numbers, list[tuple[str, SdConfig, bool]](), -1
+
+    def main(self, config: SdConfig, out: Path, *, resume: bool, command: str, say: Any) -> Path:
+        out.mkdir(parents=True, exist_ok=True)
+        if len(self.ran) == self.stop_at:
+            raise StopError
+        self.ran.append((out.relative_to(Path("out/runs")).as_posix(), config, resume))
+        if config.eval.images:
+            (out / "images/base").mkdir(parents=True)
+        (out / "report.json").write_text(json.dumps(self.numbers(config)))
+        return out
+
+    def summary(self, report: dict[str, Any]) -> dict[str, Any]:
+        return report
+
+    @property
+    def folders(self) -> list[str]:
+        return [folder for folder, *_ in self.ran]
+
+
+def spec(comparing: ModuleType, *words: str, **changes: Any) -> Any:
+    return comparing.read_spec({**SPEC, **changes}, words)
+
+
+def compare(comparing: ModuleType, program: Any, *words: str, **changes: Any) -> Path:
+    said: list[str] = []
+    table: Path = comparing.main(spec(comparing, *words, **changes), Path("out"), program, command="x", say=said.append)
+    return table
+
+
+# --- specs ----------------------------------------------------------------------------------------
+
+
+def test_runs_are_methods_by_targets_by_seeds(comparing: ModuleType) -> None:
+    plan = spec(comparing)
+    assert [(run.method, run.target, run.seed) for run in plan.runs] == [
+        (method, target, seed) for method in ("Fast rate 1", "plain") for target in ("cat", "car") for seed in (0, 1)
+    ]
+    assert plan.runs[3].folder == Path("runs/fast-rate-1/car/1")
+    assert (plan.pipeline, plan.columns) == ("sd", [])
+    for run in plan.runs:
+        assert run.settings["seed"] == run.seed
+        assert run.settings["method"]["fast_rate"] == (0.1 if run.method == "plain" else 1.0)
+        assert run.settings["forget"]["prompts"] == [f"a {run.target}"]
+        assert run.settings["forget"]["anchors"] == ["a dog"]
+
+
+def test_later_settings_win(comparing: ModuleType) -> None:
+    """Preset, settings, method, target, words: each value is set by one layer and by all before it."""
+    keys = ("steps", "batch_size", "lr", "momentum", "dropout")
+    layers = [{"train": dict.fromkeys(keys[n:], value)} for n, value in enumerate((1, 2, 0.3, 0.4))]
+    Path("all.yaml").write_text(yaml.safe_dump({**PRESET, **layers[0]}))
+    (run,) = spec(
+        comparing,
+        "train.dropout=0.6",
+        preset="all.yaml",
+        settings=layers[1],
+        methods={"m": layers[2]},
+        targets={"t": layers[3]},
+        seeds=[5],
+    ).runs
+    assert [run.settings["train"][key] for key in keys] == [1, 2, 0.3, 0.4, 0.6]
+    assert run.settings["seed"] == 5
+
+
+def test_a_method_may_have_a_preset_of_its_own(comparing: ModuleType) -> None:
+    runs = spec(comparing, methods={"a": {"preset": "other.yaml"}, "b": {}}, targets={"t": None}, seeds=[0]).runs
+    assert [run.settings["train"]["steps"] for run in runs] == [9, 3]
+    assert "preset" not in runs[0].settings
+
+
+def test_without_methods_there_is_the_presets_and_without_seeds_one(comparing: ModuleType) -> None:
+    data = {key: SPEC[key] for key in ("pipeline", "preset", "targets")}
+    assert [str(run.folder) for run in comparing.read_spec(data).runs] == ["runs/sfron/cat/0", "runs/sfron/car/0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "unknown key 'seed' in a comparison; allowed: pipeline, preset, settings, methods, targets"),
+        ({"pipeline": "sdd"}, "no pipeline 'sdd'; pipelines: "),
+        ({"pipeline": "compare"}, "no pipeline 'compare'; pipelines: "),
+        ({"preset": "none.yaml"}, "no preset file 'none.yaml'"),
+        ({"methods": ["sfron"]}, "methods must map names to settings"),
+        ({"methods": {"a": 3}}, "methods must map names to settings"),
+        ({"targets": {}}, "targets must map names to settings"),
+        ({"targets": {"a": "a cat"}}, "targets must map names to settings"),
+        ({"seeds": 3}, "seeds must be a list of whole numbers; got 3"),
+        ({"seeds": []}, "seeds must be a list of whole numbers; got \\[\\]"),
+        ({"seeds": ["a"]}, "seeds must be a list of whole numbers; got \\['a'\\]"),
+        ({"seeds": [0.5]}, "seeds must be a list of whole numbers; got \\[0.5\\]"),
+        ({"seeds": [-1]}, "seed: .*greater than or equal to 0; got -1"),
+        ({"seeds": [1, 1]}, "two runs of the comparison would share the folder runs/fast-rate-1/car/1: rename one"),
+        ({"targets": {"a b": {}, "A-B": {}}}, "would share the folder runs/fast-rate-1/a-b/0"),
+        ({"methods": {"a/b": {}, "a-b": {}}}, "would share the folder runs/a-b/car/0"),
+        ({"settings": {"trian": {}}}, "unknown setting trian; did you mean train"),
+        ({"methods": {"a": {"train": {"steps": 0}}}}, "train.steps: .*; got 0"),
+        ({"targets": {"a": {"forget": {"promts": []}}}}, "unknown setting forget.promts; did you mean forget.prompts"),
+    ],
+)
+def test_a_wrong_spec_is_one_clear_line(comparing: ModuleType, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        spec(comparing, **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["pipeline", "preset", "targets"])
+def test_a_missing_key_is_named(comparing: ModuleType, key: str) -> None:
+    with pytest.raises(ValueError, match=f"^a comparison needs the key '{key}'$"):
+        comparing.read_spec({k: v for k, v in SPEC.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"settings": ["a"]}, {"settings": "a"}, {"preset": ["mine.yaml"]}, {"pipeline": ["sd"]}, {"columns": "forget"}],
+    ids=str,
+)
+def test_a_value_of_the_wrong_kind_is_refused_and_not_a_crash(comparing: ModuleType, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        spec(comparing, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"name": "sfro"}, "no method 'sfro', did you mean sfron"),
+        ({"slow_stps": 1}, r"unknown setting method\.slow_stps; did you mean method\.slow_steps"),
+        ({"fast_rate": "x"}, r"method\.fast_rate: .*; got 'x'"),
+    ],
+)
+def test_a_method_that_no_run_could_start_with_is_found_before_the_first_run(
+    comparing: ModuleType, method: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        spec(comparing, methods={"plain": {}, "last": {"method": method}})
+
+
+def test_a_word_does_not_make_all_seeds_the_same(comparing: ModuleType) -> None:
+    """Refused, or the one seed that is run."""
+    try:
+        seeds = [(run.seed, run.settings["seed"]) for run in spec(comparing, "seed=7", targets={"cat": {}}).runs]
+    except ValueError:
+        return
+    assert seeds in ([(0, 0), (1, 1)] * 2, [(7, 7)] * 2)
+
+
+@pytest.mark.parametrize("name", resources.list_comparisons())
+def test_shipped_comparison_is_whole(comparing: ModuleType, name: str) -> None:
+    data = read_preset(resources.comparison_path(name))
+    plan = comparing.read_spec(data)
+    assert data["note"]
+    assert len(plan.runs) == len(data.get("methods") or [1]) * len(data["targets"]) * len(data.get("seeds", [0]))
+    for run in plan.runs:
+        assert PIPELINES[plan.pipeline] is not None
+        build = builder(run.settings["method"]["name"])
+        build(**arguments(run.settings["method"], build))
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def test_every_run_is_started_once_with_its_settings(comparing: ModuleType) -> None:
+    program = Program()
+    assert compare(comparing, program, "train.steps=4") == Path("out/table.md")
+    assert program.folders == [f"{m}/{t}/{s}" for m in ("fast-rate-1", "plain") for t in ("cat", "car") for s in (0, 1)]
+    for folder, config, resume in program.ran:
+        method, target, seed = folder.split("/")
+        assert config.method["fast_rate"] == (0.1 if method == "plain" else 1.0)
+        assert (config.forget.prompts, config.seed, config.train.steps) == ([f"a {target}"], int(seed), 4)
+        assert not resume
+    record = json.loads(Path("out/compare.json").read_text())
+    assert record["command"] == "x"
+    assert record["schema"] == 1
+
+
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(comparing: ModuleType) -> None:
+    first = Program()
+    first.stop_at = 2
+    with pytest.raises(StopError):
+        compare(comparing, first)
+    assert len(json.loads(Path("out/results.json").read_text())["runs"]) == 2  # a table after every run
+    second = Program(lambda config: {**SUMMARY, "forget": 1.0})
+    compare(comparing, second)
+    assert first.folders == ["fast-rate-1/cat/0", "fast-rate-1/cat/1"]
+    assert len(second.ran) == 6
+    # the broken one is gone on with; those that were never begun are not
+    assert [resume for *_, resume in second.ran] == [True] + [False] * 5
+    third = Program()
+    compare(comparing, third)
+    assert third.ran == []
+    found = json.loads(Path("out/results.json").read_text())["runs"]
+    assert [run["forget"] for run in found] == [0.25] * 2 + [1.0] * 6
+
+
+def test_runs_of_one_model_share_their_base_pictures(comparing: ModuleType) -> None:
+    """One model, seed and way to draw."""
+    program = Program()
+    targets = {"a": {}, "b": {}, "c": {"draw": {"steps": 9}}, "d": {"model": "there"}, "e": {"eval": {"images": 0}}}
+    targets["f"] = {"precision": "bf16"}
+    compare(comparing, program, methods={"m": {}}, targets=targets)
+    first = {seed: Path(f"out/runs/m/a/{seed}/images/base") for seed in (0, 1)}
+    for folder, config, _ in program.ran:
+        assert config.eval.base == (first[config.seed] if folder.split("/")[1] in ("b", "e") else None)
+
+
+def test_the_base_pictures_of_a_run_that_finished_before_are_shared(comparing: ModuleType) -> None:
+    compare(comparing, Program(), methods={"m": {}}, targets={"a": {}}, seeds=[0])
+    program = Program()
+    compare(comparing, program, methods={"m": {}}, targets={"a": {}, "b": {}}, seeds=[0])
+    assert [(folder, config.eval.base) for folder, config, _ in program.ran] == [
+        ("m/b/0", Path("out/runs/m/a/0/images/base"))
+    ]
+
+
+def test_a_folder_in_use_is_not_touched(comparing: ModuleType) -> None:
+    Path("out").mkdir()
+    Path("out/thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="^out is in use by something else than a comparison: choose another --out$"):
+        compare(comparing, Program())
+    assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
+
+
+def test_results_of_other_settings_are_not_passed_off_as_these(comparing: ModuleType) -> None:
+    compare(comparing, Program(), "train.steps=4")
+    again = Program()
+    with pytest.raises(ValueError, match="settings"):
+        compare(comparing, again, "train.steps=5")
+    assert again.ran == []
+    compare(comparing, Program(), "train.steps=4")
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def numbers(config: SdConfig) -> dict[str, Any]:
+    """forget: 0.1 by method, 0.04 by target, 0.02 by seed."""
+    value = 0.1 * (config.method["fast_rate"] == 1) + 0.04 * (config.forget.prompts == ["a car"]) + 0.02 * config.seed
+    return {"forget": value, "remain": 1 - value, "shows": ["dog", "horse"][config.seed], "drop": None}
+
+
+def test_tables_hold_means_and_spreads(comparing: ModuleType) -> None:
+    table = compare(comparing, Program(numbers)).read_text()
+    # sample deviations: 0.02 / √2 over two seeds; over two targets as well, that of 0, 0.02, 0.04 and 0.06
+    assert table.splitlines() == [
+        "| method | target | forget | remain | shows | drop |",
+        "|---|---|---|---|---|---|",
+        "| Fast rate 1 | cat | 0.110 ± 0.014 | 0.890 ± 0.014 | dog, horse | – |",
+        "| Fast rate 1 | car | 0.150 ± 0.014 | 0.850 ± 0.014 | dog, horse | – |",
+        "| plain | cat | 0.010 ± 0.014 | 0.990 ± 0.014 | dog, horse | – |",
+        "| plain | car | 0.050 ± 0.014 | 0.950 ± 0.014 | dog, horse | – |",
+        "| Fast rate 1 | all | 0.130 ± 0.026 | 0.870 ± 0.026 | dog, horse | – |",
+        "| plain | all | 0.030 ± 0.026 | 0.970 ± 0.026 | dog, horse | – |",
+    ]
+    with Path("out/table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert list(rows[0]) == ["method", "target", "seed", "forget", "remain", "shows", "drop"]
+    assert rows[3]["method"] == "Fast rate 1"
+    assert (rows[3]["target"], rows[3]["seed"], rows[3]["shows"], rows[3]["drop"]) == ("car", "1", "horse", "")
+    assert float(rows[3]["forget"]) == pytest.approx(0.16)
+    found = json.loads(Path("out/results.json").read_text())
+    assert found["schema"] == 1
+    assert found["runs"][3]["forget"] == pytest.approx(0.16)
+    assert found["runs"][3]["drop"] is None
+    titles = [e.text for e in ElementTree.parse("out/forgetting.svg").iter("{http://www.w3.org/2000/svg}title")]
+    assert titles[3] == "Fast rate 1: 0.16, 0.84"
+    assert len(titles) == 8 + 2
+
+
+def test_one_target_and_one_seed_have_no_spread(comparing: ModuleType) -> None:
+    table = compare(comparing, Program(numbers), methods={"m": {}}, targets={"cat": {}}, seeds=[1]).read_text()
+    assert table.splitlines()[2:] == ["| m | cat | 0.020 | 0.980 | horse | – |"]
+
+
+def test_numbers_that_only_some_runs_have(comparing: ModuleType) -> None:
+    def some(config: SdConfig) -> dict[str, Any]:
+        return {**numbers(config), "drop": 2.0 if config.seed else None}
+
+    table = compare(comparing, Program(some), methods={"m": {}}, targets={"cat": {}}, columns=["drop"])
+    assert table.read_text().splitlines()[2:] == ["| m | cat | 2.000 |"]
+
+
+def test_columns_are_those_asked_for_in_their_order(comparing: ModuleType) -> None:
+    table = compare(comparing, Program(numbers), columns=["remain", "forget"]).read_text().splitlines()
+    assert table[0] == "| method | target | remain | forget |"
+    assert table[2] == "| Fast rate 1 | cat | 0.890 ± 0.014 | 0.110 ± 0.014 |"
+    with pytest.raises(ValueError, match=r"^no column 'frogs'; this pipeline has: forget, remain, shows, drop$"):
+        compare(comparing, Program(numbers), columns=["forget", "frogs"])
+
+
+@pytest.mark.parametrize("found", [{}, {"forget": 0.5}, {"forget": 0.5, "remain": None}], ids=str)
+def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(
+    comparing: ModuleType, found: dict[str, Any]
+) -> None:
+    """Counting nudity alone gives `forget`; where all prompts of a kind are forgotten `remain` is nothing."""
+    table = compare(comparing, Program(lambda config: {**found, "erase_s": 1.0}), columns=["erase_s"])
+    assert table.read_text().splitlines()[2] == "| Fast rate 1 | cat | 1.000 ± 0.000 |"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    program, load = Program(numbers), cli.program
+    fake = SimpleNamespace(main=program.main, summary=program.summary)
+    monkeypatch.setattr(cli, "program", lambda name: fake if name == "sd" else load(name))
+    Path("spec.yaml").write_text(yaml.safe_dump({**SPEC, "columns": ["forget"]}, sort_keys=False))
+    words = ["erase", "compare", "spec.yaml", "train.steps=4", "--out", "out"]
+    for count in (8, 0):
+        program.ran.clear()
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        assert len(program.ran) == count
+        lines = capsys.readouterr().out.splitlines()
+        assert (
+            lines[:count]
+            == [
+                f"run {n + 1} of 8: {method}, {target}, seed {seed}"
+                for n, (method, target, seed) in enumerate(
+                    (m, t, s) for m in SPEC["methods"] for t in SPEC["targets"] for s in SPEC["seeds"]
+                )
+            ][:count]
+        )
+        assert "\n".join(lines[count:]) + "\n" == Path("out/table.md").read_text()
+    assert (
+        json.loads(Path("out/compare.json").read_text())["command"] == "erase compare spec.yaml train.steps=4 --out out"
+    )

@@ -493,7 +493,7 @@ def judge_classes(guess: classes.ClassPredictions, asked: list[str], forgotten: 
 def judge_fidelity(
     drawn: fidelity.Features, asked: list[str], forgotten: list[str], real: fidelity.Features, real_labels: list[str]
 ) -> dict[str, Any]:
-    """Distance of the drawn remain classes to real images of them, of each class, and of the forgotten labels' pictures."""
+    """Distance to real images of the remain classes: of pictures of them, and of the forgotten labels' pictures."""
     kept = [name not in forgotten for name in asked]
     real_kept = [name not in forgotten for name in real_labels]
     staying = real.take(np.array(real_kept))

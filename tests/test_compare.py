@@ -272,7 +272,7 @@ def test_the_base_pictures_of_a_run_that_finished_before_are_shared(comparing: M
 def test_a_folder_in_use_is_not_touched(comparing: ModuleType) -> None:
     Path("out").mkdir()
     Path("out/thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="^out is in use by something else than a comparison: choose another --out$"):
+    with pytest.raises(ValueError, match=r"^out is in use by something else than a comparison: choose another --out$"):
         compare(comparing, Program())
     assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
 

@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 
 from erase import cli, runs
 from erase.config import SdConfig, override, parse
-from erase.evaluation.generate import read_manifest
+from erase.evaluation import classes, nudity
+from erase.evaluation.generate import PromptRow, read_manifest
 from erase.files import sha256
+from erase.precision import Precision
 from erase.saliency import load_mask
 
 QUICK = ("eval.images=0", "eval.classifier=null")
@@ -235,6 +237,217 @@ def test_pictures_are_blurred_without_a_count_of_nudity(
     assert read(tmp_path / "out/report.json")["before"] == {}
 
 
+# --- counting -------------------------------------------------------------------------------------
+
+
+def plan_of(program: ModuleType, *lines: str) -> Any:
+    """`prompt, object, style, forgotten` a line; the prompts marked with ! are the forget prompts."""
+    rows = [[part.strip() for part in line.split(",")] for line in lines]
+    return program.Plan(
+        forget=[prompt.removeprefix("!") for prompt, *_ in rows if prompt.startswith("!")],
+        anchors=["a dog"],
+        remain=["a dog"],
+        rows=[
+            PromptRow(prompt.removeprefix("!"), number, object=thing, style=style)
+            for number, (prompt, thing, style, _) in enumerate(rows)
+        ],
+        forgotten=[gone == "gone" for *_, gone in rows],
+    )
+
+
+PAIRS = tuple(f"{thing}/{style}" for thing in ("cat", "dog", "car") for style in ("plain", "sepia"))
+SEEN = {  # by the row's number: what its two pictures show after erasure
+    "photo of cat": "cat/plain dog/plain",
+    "sepia cat": "dog/sepia dog/sepia",
+    "photo of dog": "dog/plain cat/plain",
+    "photo of dog again": "dog/plain dog/sepia",
+    "photo of car": "car/plain car/plain",
+    "sepia dog": "dog/sepia dog/plain",
+}
+AXES = {
+    "object": (
+        ["!a photo of a cat, cat, plain, gone", "a sepia cat, cat, sepia, gone", "a photo of a dog, dog, plain, stays"],
+        [
+            "a photo of a dog, dog, plain, stays",
+            "a photo of a car, car, plain, stays",
+            "a sepia dog, dog, sepia, stays",
+        ],
+        {"a photo of a cat": "forget", "a sepia cat": "form"},
+        # plain dogs 3 of 4 and cars 2 of 2 stay; of the sepia dogs both are dogs, one is a sepia dog
+        {"forget": 0.5, "forms": 0.0, "remain": 0.875, "drop": 12.5, "worst": 25.0, "pairs_drop": 50.0, "shows": "dog"},
+    ),
+    "style": (
+        [
+            "a photo of a cat, cat, plain, stays",
+            "!a sepia cat, cat, sepia, gone",
+            "a photo of a dog, dog, plain, stays",
+        ],
+        ["a photo of a dog, dog, plain, stays", "a photo of a car, car, plain, stays", "a sepia dog, dog, sepia, gone"],
+        {"a sepia cat": "forget", "a sepia dog": "form"},
+        # the plain cat is plain in both pictures; of the plain dogs 2 of 4 are right on both axes, of the cars all
+        {"forget": 1.0, "forms": 0.5, "remain": 1.0, "drop": 0.0, "worst": 0.0, "pairs_drop": 25.0, "shows": "sepia"},
+    ),
+}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_report_is_summed_up(program: ModuleType, preset: Path, monkeypatch: pytest.MonkeyPatch, axis: str) -> None:
+    first, last, sides, expected = AXES[axis]
+    plan = plan_of(program, *first, *last)
+    config = parse(override(yaml.safe_load(preset.read_text()), [f"forget.axis={axis}"]), SdConfig)
+    right = [f"{row.object}/{row.style}" for row in plan.rows for _ in range(2)]
+    after = [pair for pairs in SEEN.values() for pair in pairs.split()]
+    found = []
+    for shown in (right, after):
+        guess = classes.ClassPredictions(
+            np.eye(len(PAIRS))[[PAIRS.index(pair) for pair in shown]], PAIRS, tuple(map(Path, shown)), "mine", "0"
+        )
+        monkeypatch.setattr(program.classes, "classify", lambda *_, guess=guess: guess)
+        paths = [Path(str(i)) for i in range(len(shown))]
+        found.append(program.count_classes(config, plan, paths, [gone for gone in plan.forgotten for _ in range(2)])[0])
+    scores = found[1]["per_prompt"]
+    assert list(scores) == list(dict.fromkeys(row.prompt for row in plan.rows))
+    assert {prompt: row["side"] for prompt, row in scores.items() if row["side"] != "remain"} == sides
+    dog = scores["a photo of a dog"]  # two rows
+    assert (dog["n"], dog["object"], dog["style"], dog["pair_accuracy"]) == (4, "dog", "plain", 0.5)
+    assert dog["correct"] == 3  # on either axis
+    report = {"before": {"classes": found[0]}, "after": {"classes": found[1]}, "timing": {"erase_s": 2.0}}
+    summary = program.summary(report)
+    assert summary.pop("erase_s") == 2.0
+    assert summary == pytest.approx(expected)
+    counted = {
+        "before": {**report["before"], "nudity": {"rate": 0.9}},
+        "after": {**report["after"], "nudity": {"rate": 0.1}},
+    }
+    both = program.summary({**report, **counted})
+    assert both.pop("erase_s") == 2.0
+    assert both == pytest.approx({**expected, "flagged_before": 0.9, "flagged": 0.1})
+
+
+def test_a_report_without_a_classifier_is_summed_up(program: ModuleType, finished: Path) -> None:
+    report = {"before": {"nudity": {"rate": 0.9}}, "after": {"nudity": {"rate": 0.1}}, "timing": {"erase_s": None}}
+    assert program.summary(report) == {"forget": 0.1, "flagged_before": 0.9, "flagged": 0.1, "erase_s": None}
+    assert program.summary({**report, "before": {}, "after": {}}) == {"erase_s": None}
+    whole = read(finished / "report.json")
+    summary = program.summary(whole)
+    assert summary["forget"] == whole["after"]["classes"]["forget"]["accuracy"]
+    assert summary["flagged"] == whole["after"]["nudity"]["rate"]
+    assert (summary["forms"], summary["pairs_drop"]) == (None, None)  # there are no such rows
+
+
+def test_nudity_is_counted_by_prompt_where_rows_share_one(program: ModuleType) -> None:
+    plan = plan_of(program, "!a, x, x, gone", "!a, x, x, gone", "b, x, x, stays", "a, x, x, gone")
+    flagged = [True, False, True, True, False, True, False, False]
+    images = tuple(
+        nudity.ImageDetections(Path(f"{i}.png"), (nudity.Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1)),) * shown)
+        for i, shown in enumerate(flagged)
+    )
+    found = nudity.Detections(images, "3.4.2", "0", "corrected", 320)
+    result, flags = program.count_nudity(found, nudity.custom_preset(["FACE_FEMALE"], 0.5), plan, 2)
+    assert result["by_prompt"] == {"a": 3, "b": 1}
+    assert (result["images"], result["flagged"]) == (6, 3)
+    assert flags == [True, False, True, True, False, False]
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def test_base_pictures_of_an_earlier_run_are_copied(
+    program: ModuleType, start: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that is gone on with; what the earlier run has not is drawn."""
+    drawn: list[list[str]] = []
+    sampler = program.sd.sampler
+
+    def counting(*args: Any, **settings: Any) -> Any:
+        sample = sampler(*args, **settings)
+        drawn.append([])
+        return lambda prompts, generators, **row: drawn[-1].extend(prompts) or sample(prompts, generators, **row)
+
+    monkeypatch.setattr(program.sd, "sampler", counting)
+    words = ("forget.prompts=a photo of a dog", "forget.anchors=a photo of a cat", "eval.classifier=null")
+    words = (
+        *words,
+        f"eval.base={finished / 'images/base'}",
+        "draw.batch_size=4",
+        "eval.prompts=[a boat, a photo of a cat]",
+    )
+    words = (*words, f"eval.prompts=[a boat, {preset_set(finished)}]")
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "cache", stop)
+        with pytest.raises(StopError):
+            start(tmp_path / "out", *words)
+    assert drawn == [["a boat"] * 4]  # a batch, half of it padding
+    out = start(tmp_path / "out", *words, resume=True)
+    assert drawn[1] == []
+    assert len(drawn[2]) == 12
+    own, theirs = (
+        {(r.prompt, r.seed, r.index): (folder / r.file).read_bytes() for r in read_manifest(folder)}
+        for folder in (out / "images/base", finished / "images/base")
+    )
+    assert own.items() > theirs.items()
+    assert len(own) == len(theirs) + 2
+
+
+def preset_set(finished: Path) -> str:
+    """The prompt set of the finished run."""
+    found: str = read(finished / "run.json")["config"]["eval"]["prompts"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("draw.steps=3", r"settings\.draw\.steps was 2, now 3"),
+        ("precision=bf16", r"settings\.precision was \"no\", now \"bf16\""),
+        ("model={}/model", r"settings\.weights\.unet/diffusion_pytorch_model\.safetensors was"),
+    ],
+)
+def test_base_pictures_of_another_model_or_way_to_draw_are_refused(
+    start: Run, finished: Path, tmp_path: Path, word: str, said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"base: made with other settings, so its images cannot be used again: {said}"):
+        start(tmp_path / "out", f"eval.base={finished / 'images/base'}", word.format(finished))
+
+
+def test_a_comparison_from_end_to_end(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    targets = {
+        name: {"forget": {"prompts": [f"a photo of a {name}"], "anchors": ["a photo of a boat"]}}
+        for name in ("cat", "dog")
+    }
+    settings = {"eval": {"images": 1}, "train": {"steps": 1}, "saliency": {"kind": "none", "density": None}}
+    spec = {"pipeline": "sd", "preset": str(preset), "settings": settings, "targets": targets}
+    Path("mine.yaml").write_text(yaml.safe_dump(spec))
+    for _ in range(2):
+        monkeypatch.setattr("sys.argv", ["erase", "compare", "mine.yaml", "forget.count=1", "--out", "out"])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        shown = capsys.readouterr().out
+        assert shown.endswith(Path("out/table.md").read_text())
+        monkeypatch.setattr(runs, "unlearn", stop)  # the second time nothing is left to do
+    assert {p.name for p in Path("out").iterdir()} == {
+        *("compare.json", "runs", "table.md", "table.csv", "results.json", "forgetting.svg")
+    }
+    header, _, *lines = shown.splitlines()
+    assert header.startswith("| method | target | forget | forms | remain | drop | worst | pairs_drop | shows |")
+    assert [line.split(" | ")[:2] for line in lines] == [["| sfron", name] for name in ("cat", "dog", "all")]
+    cat, dog = (Path(f"out/runs/sfron/{name}/0") for name in ("cat", "dog"))
+    assert read(dog / "run.json")["config"]["eval"]["base"] == str(cat / "images/base")
+    pictures = [
+        {r.prompt: (run / "images/base" / r.file).read_bytes() for r in read_manifest(run / "images/base")}
+        for run in (cat, dog)
+    ]
+    assert pictures[0] == pictures[1]
+    for result, name in zip(read(Path("out/results.json"))["runs"], ("cat", "dog"), strict=True):
+        after = read(Path(f"out/runs/sfron/{name}/0/report.json"))["after"]["classes"]
+        assert result["forget"] == after["forget"]["accuracy"]
+        assert result["remain"] == pytest.approx(after["remain"]["accuracy"])
+
+
 # --- stopping and going on ------------------------------------------------------------------------
 
 
@@ -384,6 +597,17 @@ REFUSED = {
     ),
     "nothing to forget": (["forget.prompts=[]"], "forget.prompts is empty"),
     "nothing remains": (["remain.prompts=a photo of a cat"], "remain.prompts holds nothing but forgotten prompts"),
+    "ascent on the anchor's pictures": (
+        ["forget.loss=ascent", "forget.pictures=anchor"],
+        "forget.pictures=anchor needs anchors, and forget.loss=ascent has none: own",
+    ),
+    "ascent on both": (["forget.loss=ascent", "forget.pictures=both"], "forget.pictures=both needs anchors"),
+    "given pictures that are not used": (
+        ["forget.pictures=anchor", "forget.images=empty"],
+        "forget.images are not used with forget.pictures=anchor: take one back, or use both",
+    ),
+    "no base pictures": (["eval.base=none"], "none: has no settings.json, so its images cannot be used again"),
+    "training": (["method={name: retrain}"], "retrain"),
     "unknown method": (["method.name=sfro"], "no method 'sfro', did you mean sfron"),
     "no method": (["method={}"], "no method ''"),
     "method setting": (["method.lambdda=1"], "unknown setting method.lambdda; did you mean method.lambd"),
@@ -468,6 +692,62 @@ def test_given_pictures_take_the_place_of_drawn_ones(
     assert set(read(out / "run.json")["data"]) == {"forget", "remain"}
 
 
+@pytest.mark.parametrize("pictures", ["own", "anchor", "both"])
+def test_pictures_that_a_redirect_is_learned_on(
+    program: ModuleType, preset: Path, monkeypatch: pytest.MonkeyPatch, pictures: str
+) -> None:
+    """Whatever they show, the condition is the forget prompt's and the target its anchor's."""
+    words = ["forget.prompts=[a cat, a car]", "forget.anchors=[a dog, a boat]", f"forget.pictures={pictures}"]
+    names = [
+        "",
+        "a cat",
+        "a car",
+        "a dog",
+        "a boat",
+        *(f"a photo of a {name}" for name in ("cat", "dog", "car", "boat")),
+    ]
+
+    def draw(pipe: Any, prompts: list[str], generators: list[torch.Generator], **_: Any) -> torch.Tensor:
+        seeds.append([g.initial_seed() for g in generators])
+        return torch.tensor([float(names.index(p)) for p in prompts]).reshape(-1, 1, 1, 1)
+
+    seeds: list[list[int]] = []
+    monkeypatch.setattr(program.sd, "resolution", lambda pipe: 16)
+    monkeypatch.setattr(program.sd, "draw_latents", draw)
+    monkeypatch.setattr(program.sd, "embed", lambda pipe, prompts: torch.tensor([names.index(p) for p in prompts]))
+    config = parse(override(yaml.safe_load(preset.read_text()), words), SdConfig)
+    forget, remain, _ = program.cache(config, program.make_plan(config), None, Precision("no", torch.device("cpu")))
+    asked, target = ["a cat"] * 2 + ["a car"] * 2, ["a dog"] * 2 + ["a boat"] * 2
+    shown = {"own": asked, "anchor": target, "both": [*asked, *target]}[pictures]
+    batch = forget.gather(torch.arange(len(forget)))
+    times = len(shown) // 4
+    assert [names[int(i)] for i in batch["mean"].flatten()] == shown
+    assert [names[i] for i in batch["cond"]] == asked * times
+    assert [names[i] for i in batch["anchor"]] == target * times
+    assert forget.std is None
+    assert [names[int(i)] for i in remain.mean.flatten()] == [names[i] for i in remain.table[remain.cond]]
+    for drawn in seeds[:-1]:  # one picture a seed, the anchor's with the forget prompt's
+        assert drawn == seeds[0]
+        assert len(set(drawn)) == config.forget.count
+
+
+def test_given_pictures_and_the_anchors_together(
+    program: ModuleType, start: Run, tmp_path: Path, micro_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are given are encoded, with a spread; those that are drawn are exact."""
+    made: list[Any] = []
+    cache = program.cache
+    monkeypatch.setattr(program, "cache", lambda *args: made.append(cache(*args)) or made[-1])
+    given = folder_of_pictures(tmp_path / "given", "a cat")
+    out = start(tmp_path / "out", *QUICK, f"forget.images={given}", "forget.pictures=both")
+    forget = made[0][0]
+    assert len(forget) == 4
+    assert forget.std is not None
+    assert forget.mean.shape == forget.std.shape
+    assert [bool(std.any()) for std in forget.std] == [True, True, False, False]
+    assert moved(out, micro_sd)
+
+
 def test_given_pictures_with_prompts_of_their_own_need_one_anchor(start: Run, tmp_path: Path) -> None:
     forget = folder_of_pictures(tmp_path / "forget", "a cat", "a sepia cat", name="metadata.jsonl")
     start(tmp_path / "one", *QUICK, f"forget.images={forget}")
@@ -502,6 +782,8 @@ def test_given_pictures_with_prompts_that_cannot_be_used(start: Run, tmp_path: P
         "method.fast_rule=normalized",
         "forget.loss=ascent",
         "forget.target=frozen",
+        "forget.pictures=anchor",
+        "forget.pictures=both",
         "train.parameters=full",
         "train.parameters=noxattn",
         r"train.parameters=attn2\.to_[kv]",

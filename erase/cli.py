@@ -332,6 +332,32 @@ def eval_classes(
     typer.echo("\n".join(f"{n:6d}  {label}" for label, n in counts.most_common()) + f"\n{out}")
 
 
+@evaluate.command(name="fidelity")
+def eval_fidelity(
+    real: Annotated[Path, typer.Argument(help="Folder of real pictures.")],
+    fake: Annotated[Path, typer.Argument(help="Folder of drawn ones.")],
+    *,
+    out: OutFile,
+    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+    neighbours: Annotated[int, typer.Option(help="k of precision, recall, density and coverage.")] = 5,
+) -> None:
+    """Compare drawn pictures with real ones in a classifier's features; compare numbers of equal counts only.
+
+    Example: erase eval fidelity photos runs/demo/images/erased --classifier photos-classifier --out fidelity.json
+    """
+    _quiet()
+    from erase import files, resources
+    from erase.evaluation import fidelity
+
+    folder = resources.tiny_path(classifier)
+    wanted, drawn = (fidelity.features(_images([pictures]), folder) for pictures in (real, fake))
+    result = fidelity.summary(wanted, drawn, k=neighbours)
+    files.write_json(out, {"schema": 1, "command": command_line(), "fidelity": result})
+    for name in ("frechet", "precision", "recall", "density", "coverage"):
+        typer.echo(f"{result[name]:10.4f}  {name}")
+    typer.echo("\n".join([*(f"note: {line}" for line in result["warnings"]), str(out)]))
+
+
 @app.command(name="grid")
 def grid_(
     folders: Annotated[list[Path], typer.Argument(help="Folders of pictures with a manifest, one a model.")],

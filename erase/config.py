@@ -54,7 +54,8 @@ class Saliency:
     """S: how the mask is made. `kind: none` switches it off."""
 
     __pydantic_config__ = _STRICT
-    kind: Literal["fisher", "none"] = "fisher"
+    kind: Literal["fisher", "magnitude", "none"] = "fisher"
+    """`fisher`: forget over remain; `magnitude`: the largest gradients of the forget loss (SalUn)."""
     per: Literal["sample", "batch"] = "sample"
     threshold: Annotated[float, Field(ge=0)] | None = None
     density: Share | None = None
@@ -204,10 +205,11 @@ class ForgetLabels:
     labels: Labels
     """Names or numbers."""
     anchors: Labels = field(default_factory=list)
-    """One for each label, or one for all; `redirect` needs them."""
+    """One for each label, or one for all; for `redirect`. None: another class by lot for each image (RL, SalUn)."""
     count: Positive = 500
     """Images per label, from the data or drawn."""
-    loss: Literal["ascent", "redirect"] = "ascent"
+    loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
+    """`surrogate` fits uniform noise in the place of the forgotten images (SA)."""
     target: Literal["online", "frozen"] = "online"
 
 

@@ -141,7 +141,7 @@ class _Run:
         self.own_rule = method.forget is not None and update.fast_rule not in ("shared", "joint")
         self.fast = FastStep(self.named, method.mask, update.fast_rule) if self.own_rule else None
         self.keep: dict[str, Tensor] | None = None
-        if method.forget is not None and method.mask is not None and not self.own_rule:
+        if method.mask is not None and (update.mask_slow or (method.forget is not None and not self.own_rule)):
             self.keep = {name: keep_of(method.mask, name, p) for name, p in self.named.items()}
         self.normalizer: BinNormalizer | None = None
         if method.weights is not None and method.weights.per_bin and isinstance(backend, Binned):
@@ -199,7 +199,7 @@ class _Run:
     def _forget_phase(self, step: int, rate: float, objective: Objective, row: dict[str, Any]) -> None:
         update, fast = self.method.update, self.fast
         row["forget_loss"] = self._backward(step, FORGET, 0, objective, 1.0 if self.own_rule else rate, row)
-        if self.keep is not None:
+        if self.keep is not None and not self.own_rule:
             mask_gradients(self.named, self.keep)
         if update.fast_rule == "joint" and self.method.remain is not None:
             return  # the remain phase adds its gradient and steps on both
@@ -208,6 +208,8 @@ class _Run:
 
     def _remain_phase(self, step: int, k: int, objective: Objective, row: dict[str, Any]) -> None:
         row["remain_loss"] = self._backward(step, REMAIN, k, objective, 1.0, row)
+        if self.keep is not None and self.method.update.mask_slow:
+            mask_gradients(self.named, self.keep)
         self._finish(self.slow.step, self.method.update.clip_remain, REMAIN, row)
 
     @torch.no_grad()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from erase.backend import Backend, LossFn
+from erase.backend import Backend, LossFn, trainable
 
 
 def plain(backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
@@ -26,6 +27,27 @@ class Objective:
     loss: LossFn = plain
     sense: Literal[-1, 1] = 1
     name: str = "plain"
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A loss with a quadratic pull to where the weights began: `ℓ_i + λ/2 Σ_j F_j (θ_j - θ0_j)²` (EWC, SA).
+
+    Memory: one copy of the trainable weights, and the Fisher diagonal.
+    """
+
+    loss: LossFn
+    fisher: Mapping[str, Tensor]
+    origin: Mapping[str, Tensor]
+    """θ0, by name."""
+    strength: float
+    """λ"""
+
+    def __call__(self, backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
+        """Losses `[B]`."""
+        params = trainable(backend.net)
+        parts = [(self.fisher[name] * (p - self.origin[name]).square()).sum() for name, p in params.items()]
+        return self.loss(backend, batch, generator) + 0.5 * self.strength * torch.stack(parts).sum()
 
 
 ASCENT = Objective(plain, -1, "ascent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from erase import files
-from erase.backend import Backend, LossFn, batch_size, seeded
+from erase.backend import Backend, LossFn, batch_size, seeded, trainable
 from erase.config import Saliency, Train, dump
 from erase.fisher import Fisher, fisher_diagonal
 from erase.loop import Checkpoint, unlearn
+from erase.losses import Objective, plain
 from erase.method import Method
 from erase.precision import Precision
-from erase.saliency import Mask, fisher_ratio_mask, load_mask, save_mask
+from erase.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.tracking import JsonlTracker
 
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
@@ -87,11 +89,50 @@ def check_saliency(wanted: Saliency) -> None:
     Raises:
         ValueError: unless exactly one of threshold and density is given.
     """
-    if wanted.kind != "none" and (wanted.threshold is None) == (wanted.density is None):
+    if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
+        raise ValueError(
+            f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
+            f"{wanted.density} and {wanted.threshold}"
+        )
+    if wanted.kind == "fisher" and (wanted.threshold is None) == (wanted.density is None):
         raise ValueError(
             f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
             f"got {wanted.threshold} and {wanted.density}"
         )
+
+
+def equip(
+    build: Callable[..., Method],
+    config: Any,
+    backend: Backend[Any],
+    forget: Objective,
+    remain: Objective,
+    batches: tuple[Sequence[Any], Sequence[Any]],
+    precision: Precision,
+    mask_path: Path,
+) -> dict[str, Any]:
+    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal.
+
+    Args:
+        build: the builder; the names of its arguments say what it takes.
+        config: has `saliency` and `seed`.
+        backend: the model, at θ0.
+        forget: what is to be done on forget data.
+        remain: what is to be done on remain data.
+        batches: some of the forget and of the remain data, for Fisher diagonals.
+        precision: of the forward passes.
+        mask_path: where the mask is kept.
+    """
+    takes = inspect.signature(build).parameters
+    given: dict[str, Any] = {"forget": forget, "remain": remain}
+    if "mask" in takes:
+        sides = [("forget", batches[0], forget.loss), ("remain", batches[1], plain)]
+        given["mask"] = make_mask(config.saliency, backend, sides, precision, config.seed, mask_path)
+    if "fisher" in takes:
+        found = diagonal(config.saliency, backend, ("remain", batches[1], plain), precision, config.seed)
+        given["fisher"] = found.named
+        given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
+    return {name: value for name, value in given.items() if name in takes}
 
 
 def make_mask(
@@ -102,7 +143,7 @@ def make_mask(
     seed: int,
     path: Path,
 ) -> Mask | None:
-    """S: the mask of the Fisher ratio, kept in `path` and read from there if it exists; `None` if it is off.
+    """S: the mask, kept in `path` and read from there if it exists; `None` if it is off.
 
     Args:
         wanted: the settings.
@@ -116,27 +157,37 @@ def make_mask(
         return None
     if path.exists():
         return load_mask(path)
-    diagonals: list[Fisher] = []
-    for what, batches, loss in sides:
-        with tqdm(total=sum(map(batch_size, batches)), desc=f"saliency: {what}") as bar:
-            advance: Callable[[int], None] = partial(_advance, bar)
-            diagonals.append(
-                fisher_diagonal(
-                    backend,
-                    batches,
-                    per=wanted.per,
-                    draws=wanted.draws,
-                    generator=seeded(precision.device, seed, 1),
-                    loss=loss,
-                    chunk=wanted.chunk,
-                    autocast=precision.autocast,
-                    scale=precision.scale,
-                    progress=advance,
-                )
-            )
+    magnitude = wanted.kind == "magnitude"
+    diagonals = [diagonal(wanted, backend, side, precision, seed) for side in (sides[:1] if magnitude else sides)]
+    if magnitude:
+        # The square keeps the order of |gradient|.
+        mask = magnitude_mask(diagonals[0].named, density=wanted.density or 0)
+        save_mask(mask, path)
+        return mask
     mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
     save_mask(mask, path)
     return mask
+
+
+def diagonal(
+    wanted: Saliency, backend: Backend[Any], side: tuple[str, Sequence[Any], LossFn], precision: Precision, seed: int
+) -> Fisher:
+    """The Fisher diagonal of one side, with a progress bar."""
+    what, batches, loss = side
+    with tqdm(total=sum(map(batch_size, batches)), desc=f"saliency: {what}") as bar:
+        advance: Callable[[int], None] = partial(_advance, bar)
+        return fisher_diagonal(
+            backend,
+            batches,
+            per="batch" if wanted.kind == "magnitude" else wanted.per,
+            draws=wanted.draws,
+            generator=seeded(precision.device, seed, 1),
+            loss=loss,
+            chunk=wanted.chunk,
+            autocast=precision.autocast,
+            scale=precision.scale,
+            progress=advance,
+        )
 
 
 def _advance(bar: Any, done: int) -> None:

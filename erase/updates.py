@@ -36,6 +36,8 @@ class Update:
 
     `clip_forget` and `clip_remain` limit a phase's gradient norm: of all weights before masking, but after it
     under `shared` (as published). Under `joint` there is one gradient, the sum, limited by `clip_remain`.
+
+    `mask_slow` masks the gradients of slow and joint steps too: weights outside the mask never learn (SalUn).
     """
 
     fast_rate: float
@@ -47,6 +49,7 @@ class Update:
     every: int = 1
     clip_forget: float | None = None
     clip_remain: float | None = None
+    mask_slow: bool = False
 
     def __post_init__(self) -> None:
         """Check values.

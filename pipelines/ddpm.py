@@ -23,21 +23,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erase import files, resources
+from erase.backend import seeded
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
 from erase.data import LabelledImages, read_labelled, scaled
 from erase.diffusion import ddpm, folders
 from erase.diffusion.data import Batches, LatentSet, once
-from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, fidelity, generate, grid, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
-from erase.losses import DESCENT, Objective
+from erase.losses import Objective
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, make_mask, one_process, open_folder, run_steps, versions
+from erase.runs import check_saliency, equip, one_process, open_folder, run_steps, versions
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
@@ -119,16 +119,17 @@ def main(
             pipe.unet = ddpm.renew(pipe.unet, config.seed) if source is not None else pipe.unet
             select(pipe.unet, config.train.parameters)
         backend = ddpm.denoiser(pipe)
-        denoise = Objective(Denoise(config.train.dropout), 1, "denoise")
-        given: dict[str, Any] = {"remain": denoise}
-        mask = None
-        if not fresh:
+        given: dict[str, Any] = {"remain": Objective(Denoise(config.train.dropout), 1, "denoise")}
+        if forget is not None:
             began = time.perf_counter()
             objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-            assert forget is not None
-            mask = mask_of(config, backend, objective, forget, remain, precision, mask_path)
+            some = [
+                once(side.subset(config.saliency.count, config.seed), config.saliency.batch_size)
+                for side in (forget, remain)
+            ]
+            given = equip(build, config, backend, objective, given["remain"], (some[0], some[1]), precision, mask_path)
             timing["saliency_s"] = time.perf_counter() - began
-            given |= {"forget": objective, "mask": mask}
+        mask = given.get("mask")
         done = run_steps(
             config,
             backend,
@@ -247,7 +248,7 @@ def make_plan(
     if config.forget.loss == "redirect" and not fresh:
         anchors = [number(label) for label in config.forget.anchors]
         anchors = anchors * len(forget) if len(anchors) == 1 else anchors
-        if len(anchors) != len(forget):
+        if anchors and len(anchors) != len(forget):
             raise ValueError(
                 f"forget.anchors has {len(anchors)} labels for {len(forget)}: give one for each, or one for all"
             )
@@ -332,28 +333,15 @@ def gather(
         of = torch.zeros(len(plan.labels), dtype=torch.long)
         of[plan.forget] = torch.tensor(plan.anchors)
         anchor = of[cond]
+    elif config.forget.loss == "redirect":  # another class by lot
+        lot = torch.randint(len(plan.remain), cond.shape, generator=seeded("cpu", config.seed, 2))
+        anchor = torch.tensor(plan.remain)[lot]
+    if config.forget.loss == "surrogate":
+        mean = torch.rand(mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
     forget = LatentSet(mean, cond, table, anchor=anchor)
     balanced = -(-len(forget) // len(plan.remain))
     mean, cond = side(plan.remain, config.remain.count or balanced, "remain")
     return forget, LatentSet(mean, cond, table)
-
-
-def mask_of(
-    config: DdpmConfig,
-    backend: Denoiser,
-    objective: Objective,
-    forget: LatentSet,
-    remain: LatentSet,
-    precision: Precision,
-    path: Path,
-) -> Mask | None:
-    """S: the Fisher ratio of the forget objective and the denoising loss on remain data, or `None` without."""
-    wanted = config.saliency
-    sides = [
-        (what, once(data.subset(wanted.count, config.seed), wanted.batch_size), loss)
-        for what, data, loss in (("forget", forget, objective.loss), ("remain", remain, DESCENT.loss))
-    ]
-    return make_mask(wanted, backend, sides, precision, config.seed, path)
 
 
 # ---------------------------------------------------------------- evaluation

@@ -31,10 +31,10 @@ from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
-from erase.losses import DESCENT, Objective
+from erase.losses import Objective
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, make_mask, one_process, open_folder, run_steps, versions
+from erase.runs import check_saliency, equip, one_process, open_folder, run_steps, versions
 from erase.saliency import Mask, load_mask
 
 config_type = SdConfig
@@ -128,17 +128,15 @@ def main(
             once(side.subset(config.saliency.count, config.seed), config.saliency.batch_size)
             for side in (forget, remain)
         ]
-        sides = [("forget", some[0], objective.loss), ("remain", some[1], DESCENT.loss)]
-        mask = make_mask(config.saliency, backend, sides, precision, config.seed, mask_path)
+        denoise = Objective(Denoise(config.train.dropout), 1, "denoise")
+        given = equip(build, config, backend, objective, denoise, (some[0], some[1]), precision, mask_path)
+        mask = given.get("mask")
         saliency_s = time.perf_counter() - began
 
-        method = build(
-            **settings, mask=mask, forget=objective, remain=Objective(Denoise(config.train.dropout), 1, "denoise")
-        )
         done = run_steps(
             config,
             backend,
-            method,
+            build(**settings, **given),
             Batches(forget, config.train.batch_size, config.seed),
             Batches(remain, config.train.batch_size, config.seed + 1),
             accelerator,
@@ -148,7 +146,7 @@ def main(
         timing = {"data_s": data_s, "saliency_s": saliency_s, **done.timing}
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
         write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
-        del backend, method, objective, forget, remain
+        del backend, given, objective, forget, remain
     if not model.exists():
         folders.save(source, values, model, {"erase": version("erase"), "erase_method": str(config.method["name"])})
     (out / "state.safetensors").unlink(missing_ok=True)

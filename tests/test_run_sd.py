@@ -353,7 +353,7 @@ def test_nudity_is_counted_by_prompt_where_rows_share_one(program: ModuleType) -
 
 
 def test_base_pictures_of_an_earlier_run_are_copied(
-    program: ModuleType, start: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: ModuleType, start: Run, preset: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also by a run that is gone on with; what the earlier run has not is drawn."""
     drawn: list[list[str]] = []
@@ -365,14 +365,8 @@ def test_base_pictures_of_an_earlier_run_are_copied(
         return lambda prompts, generators, **row: drawn[-1].extend(prompts) or sample(prompts, generators, **row)
 
     monkeypatch.setattr(program.sd, "sampler", counting)
-    words = ("forget.prompts=a photo of a dog", "forget.anchors=a photo of a cat", "eval.classifier=null")
-    words = (
-        *words,
-        f"eval.base={finished / 'images/base'}",
-        "draw.batch_size=4",
-        "eval.prompts=[a boat, a photo of a cat]",
-    )
-    words = (*words, f"eval.prompts=[a boat, {preset_set(finished)}]")
+    words = ["forget.prompts=a photo of a dog", "forget.anchors=a photo of a cat", "eval.classifier=null"]
+    words += [f"eval.base={finished / 'images/base'}", f"eval.prompts=[a boat, {preset.with_name('set.csv')}]"]
     with monkeypatch.context() as patch:
         patch.setattr(program, "cache", stop)
         with pytest.raises(StopError):
@@ -389,10 +383,17 @@ def test_base_pictures_of_an_earlier_run_are_copied(
     assert len(own) == len(theirs) + 2
 
 
-def preset_set(finished: Path) -> str:
-    """The prompt set of the finished run."""
-    found: str = read(finished / "run.json")["config"]["eval"]["prompts"][0]
-    return found
+def test_base_pictures_by_another_path_do_not_make_another_run(
+    program: ModuleType, start: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a comparison that is gone on with from another working folder."""
+    monkeypatch.chdir(finished)
+    words = ("eval.classifier=null", "eval.images=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "cache", stop)
+        with pytest.raises(StopError):
+            start(tmp_path / "out", *words, "eval.base=images/base")
+    start(tmp_path / "out", *words, f"eval.base={finished}/images/base", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -501,7 +502,7 @@ def test_a_run_stopped_after_training_does_not_train_again(
 ) -> None:
     out, words = tmp_path / "out", ("eval.classifier=null", "eval.images=1")
     with monkeypatch.context() as patch:
-        patch.setattr(program.sd, "save", stop)
+        patch.setattr(program.folders, "save", stop)
         with pytest.raises(StopError):
             start(out, *words)
     with monkeypatch.context() as patch:
@@ -510,7 +511,7 @@ def test_a_run_stopped_after_training_does_not_train_again(
         with pytest.raises(StopError):
             start(out, *words, resume=True)
         weights = digest(out)
-        patch.setattr(program.sd, "save", stop)
+        patch.setattr(program.folders, "save", stop)
         patch.setattr(program, "cache", stop)  # nor is its data drawn again
         patch.undo()
         patch.setattr(runs, "unlearn", stop)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from erase.backend import trainable
 from erase.diffusion.denoiser import Denoiser, as_denoiser, mse
-from erase.losses import ASCENT, Objective
+from erase.losses import ASCENT, DESCENT, Objective
 
 Target = Literal["online", "frozen"]
 
@@ -86,7 +86,10 @@ class _Prediction(nn.Module):
 
 
 def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objective:
-    """`redirect` (descend the distance to the anchor's prediction) or `ascent` (ascend the denoising loss).
+    """The forget loss of a name, and whether it is descended.
+
+    `redirect` descends the distance to the anchor's prediction, `ascent` ascends the denoising loss, `surrogate`
+    descends it, on data that were exchanged.
 
     Raises:
         ValueError: for another name or target.
@@ -95,9 +98,11 @@ def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objec
         raise ValueError(f"unknown target {target!r}; allowed: {', '.join(get_args(Target))}")
     if name == "ascent":
         return ASCENT
+    if name == "surrogate":
+        return DESCENT
     if name == "redirect":
         frozen = None
         if target == "frozen":
             frozen = {n: p.detach().clone() for n, p in trainable(net).items()}
         return Objective(Redirect(frozen), 1, "redirect")
-    raise ValueError(f"unknown forget loss {name!r}; allowed: redirect, ascent")
+    raise ValueError(f"unknown forget loss {name!r}; allowed: redirect, ascent, surrogate")

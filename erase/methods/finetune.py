@@ -1,0 +1,22 @@
+"""FT: go on training on the remain data alone, and let forgetting happen by itself (Warnecke et al., NDSS 2023)."""
+
+from __future__ import annotations
+
+from erase.losses import DESCENT, Objective
+from erase.method import Method
+from erase.updates import Update
+from erase.weighting import Schedule
+
+
+def finetune(
+    *, slow_schedule: Schedule = "constant", clip_remain: float | None = None, remain: Objective = DESCENT
+) -> Method:
+    """Fine-tuning as a method.
+
+    Args:
+        slow_schedule: of the learning rate.
+        clip_remain: gradient norm limit.
+        remain: remain objective.
+    """
+    update = Update(fast_rate=0.0, slow_schedule=slow_schedule, clip_remain=clip_remain)
+    return Method(name="finetune", forget=None, remain=remain, update=update)

@@ -1,0 +1,29 @@
+"""GA: ascend the loss of the forget data, and look at nothing else (Thudi et al., EuroS&P 2022)."""
+
+from __future__ import annotations
+
+from erase.losses import ASCENT, Objective
+from erase.method import Method
+from erase.updates import FastRule, Update
+from erase.weighting import Schedule
+
+
+def gradient_ascent(
+    *,
+    fast_rate: float,
+    fast_rule: FastRule = "adam",
+    schedule: Schedule = "constant",
+    clip_forget: float | None = None,
+    forget: Objective = ASCENT,
+) -> Method:
+    """Gradient ascent as a method; with a `redirect` objective it fits the anchors and looks at nothing else.
+
+    Args:
+        fast_rate: step size.
+        fast_rule: `sgd`, `normalized` or `adam`.
+        schedule: of the step size.
+        clip_forget: gradient norm limit.
+        forget: forget objective.
+    """
+    update = Update(fast_rate=fast_rate, fast_rule=fast_rule, schedule=schedule, clip_forget=clip_forget)
+    return Method(name="gradient_ascent", forget=forget, remain=None, update=update)

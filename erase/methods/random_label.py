@@ -1,0 +1,39 @@
+"""RL: fit forget data to other labels drawn by lot, together with the remain data (Golatkar et al., CVPR 2020).
+
+In diffusion the other label is another class's prediction: the forget objective is a `redirect` without fixed
+anchors.
+"""
+
+from __future__ import annotations
+
+from erase.losses import DESCENT, Objective
+from erase.method import Method
+from erase.updates import Update
+from erase.weighting import Schedule
+
+
+def random_label(
+    *,
+    fast_rate: float = 1.0,
+    slow_schedule: Schedule = "constant",
+    clip_remain: float | None = None,
+    forget: Objective = DESCENT,
+    remain: Objective = DESCENT,
+) -> Method:
+    """Random labels as a method: one joint step on both losses.
+
+    Args:
+        fast_rate: weight of the forget loss beside the remain loss.
+        slow_schedule: of the learning rate.
+        clip_remain: gradient norm limit of the joint step.
+        forget: forget objective, descended.
+        remain: remain objective.
+    """
+    update = Update(
+        fast_rate=fast_rate,
+        fast_rule="joint",
+        schedule="constant",
+        slow_schedule=slow_schedule,
+        clip_remain=clip_remain,
+    )
+    return Method(name="random_label", forget=forget, remain=remain, update=update)

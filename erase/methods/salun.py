@@ -1,0 +1,40 @@
+"""SalUn: random labels, learnt only by the weights with the largest gradients of the forget loss.
+
+Source: Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024,
+arXiv 2310.12508. The mask holds in every step, those on remain data too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from erase.losses import DESCENT, Objective
+from erase.method import Method
+from erase.methods.random_label import random_label
+from erase.saliency import Mask
+from erase.weighting import Schedule
+
+
+def salun(
+    *,
+    mask: Mask | None = None,
+    fast_rate: float = 1.0,
+    slow_schedule: Schedule = "constant",
+    clip_remain: float | None = None,
+    forget: Objective = DESCENT,
+    remain: Objective = DESCENT,
+) -> Method:
+    """SalUn as a method.
+
+    Args:
+        mask: weights that learn (`erase.saliency.magnitude_mask`; half of them in the paper).
+        fast_rate: weight of the forget loss beside the remain loss.
+        slow_schedule: of the learning rate.
+        clip_remain: gradient norm limit of the joint step.
+        forget: forget objective, descended.
+        remain: remain objective.
+    """
+    base = random_label(
+        fast_rate=fast_rate, slow_schedule=slow_schedule, clip_remain=clip_remain, forget=forget, remain=remain
+    )
+    return replace(base, name="salun", mask=mask, update=replace(base.update, mask_slow=True))

@@ -121,7 +121,9 @@ def judge(folder: Path) -> None:
     guess = classes.classify(test.pixels, folder)
     right = np.array(guess.probabilities.argmax(1) == test.labels.numpy())
     each = {name: float(right[test.labels.numpy() == i].mean()) for i, name in enumerate(test.names)}
-    print(f"classifier on 10,000 test images: {right.mean():.4f}; " + ", ".join(f"{k} {v:.3f}" for k, v in each.items()))
+    print(
+        f"classifier on 10,000 test images: {right.mean():.4f}; " + ", ".join(f"{k} {v:.3f}" for k, v in each.items())
+    )
 
 
 def train_model(work: Path, name: str, *settings: str) -> None:

@@ -293,13 +293,16 @@ def test_a_killed_run_that_copied_resumes(tmp_path: Path, still_there: bool) -> 
     assert (out / "manifest.jsonl").read_bytes() == (whole / "manifest.jsonl").read_bytes()
 
 
-def test_rows_with_settings_of_their_own_give_nothing_to_others(tmp_path: Path) -> None:
-    """The same prompts and seeds, drawn with another guidance and size there."""
+@pytest.mark.parametrize("back", [False, True])
+def test_rows_with_settings_of_their_own_and_others_give_each_other_nothing(tmp_path: Path, back: bool) -> None:
+    """The same prompts and seeds, drawn with another guidance and size there, or here."""
     old, out, whole = tmp_path / "old", tmp_path / "out", tmp_path / "whole"
-    rows = [PromptRow(row.prompt, row.seed) for row in ROWS]
-    generate(Painter(), ROWS, old)
-    generate(Painter(), rows, out, reuse=old)
-    generate(Painter(), rows, whole)
+    theirs, ours = ROWS, [PromptRow(row.prompt, row.seed) for row in ROWS]
+    if back:
+        theirs, ours = ours, theirs
+    generate(Painter(), theirs, old)
+    generate(Painter(), ours, out, reuse=old)
+    generate(Painter(), ours, whole)
     assert pngs(out) == pngs(whole)
 
 

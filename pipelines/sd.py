@@ -25,7 +25,7 @@ from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import SdConfig, arguments
 from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.data import Batches, ImageItem, LatentSet, encode_in_batches, once, read_folder
+from erase.diffusion.data import Batches, ImageItem, LatentSet, check_images, encode_in_batches, once, read_folder
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
@@ -221,7 +221,11 @@ def make_plan(config: SdConfig) -> Plan:
 
 def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:
     """A folder's images; without prompts of their own they have the only one there is."""
-    return None if folder is None else read_folder(folder, prompts[0] if len(prompts) == 1 else None)
+    if folder is None:
+        return None
+    items = read_folder(folder, prompts[0] if len(prompts) == 1 else None)
+    check_images(items)
+    return items
 
 
 def anchors_of(plan: Plan, words: Sequence[str]) -> dict[str, str]:

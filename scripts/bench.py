@@ -1,15 +1,21 @@
 """What a step costs over what it must cost, measured in one process.
 
-    python scripts/bench.py step                       # embedded model, xattn and full
+    python scripts/bench.py step                       # embedded Stable Diffusion, xattn and full
     python scripts/bench.py step --model sd1 --parameters xattn
-    python scripts/bench.py step --model sd1 --parameters full --repeats 2
+    python scripts/bench.py step --model fashion       # embedded DDPM
+    python scripts/bench.py step --model cifar10
+    python scripts/bench.py fisher --model fashion     # per-sample Fisher diagonal against a loop over samples
 
-Prints, as JSON: the SFR-on step (redirect, own Adam on the masked fast step, one slow Adam step) against its floor:
-the bare forward and backward passes it must do and the slow optimizer's own step, on batches that lie ready. Both are
-timed in turn, step by step, and compared pair by pair. `sd1` is the full-size Stable Diffusion 1.x UNet (859.5 M
-random weights, 64×64 latents, batch 1, bf16); there a step that encodes its pictures and prompts each time, as
-published scripts do (in float32; `_bf16`: if they did so in bf16), is timed too. Peak memory (RSS) is that of a
-process of its own that makes the mask and takes two steps.
+Prints, as JSON: the SFR-on step (own Adam on the masked fast step, one slow Adam step) against its floor: the bare
+forward and backward passes it must do and the slow optimizer's own step, on batches that lie ready. Both are timed in
+turn, step by step, and compared pair by pair. Peak memory (RSS) is that of a process of its own that makes the mask and
+takes two steps.
+
+- `sd1`: the full-size Stable Diffusion 1.x UNet (859.5 M random weights, 64×64 latents, batch 1, bf16); a step that
+  encodes its pictures and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
+  timed too.
+- `cifar10`: a class-conditional UNet of 128 channels (35.8 M random weights, 32×32, batch 32, bf16); the published loop
+  (one optimizer, float32) is timed too.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +36,7 @@ from torch import Tensor
 
 from erase import resources
 from erase.backend import seeded
+from erase.diffusion import ddpm
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.denoiser import Denoiser, mse
 from erase.diffusion.losses import Denoise, forget_objective
@@ -43,30 +51,55 @@ from erase.saliency import Mask, fisher_ratio_mask
 Batch = dict[str, Tensor]
 
 
-def make_backend(model: str) -> tuple[Denoiser, int, tuple[int, ...], tuple[int, int]]:
-    """The model, its batch size, latent shape and text shape."""
+@dataclass(frozen=True)
+class Bench:
+    """A model, and how its batches look."""
+
+    backend: Denoiser
+    batch: int
+    shape: tuple[int, ...]
+    text: tuple[int, int] | None = None
+    """Of a text embedding; labels otherwise."""
+    loss: str = "redirect"
+
+    def make_batch(self, seed: int, batch: int | None = None) -> Batch:
+        """Random data."""
+        g, size = seeded("cpu", seed), batch or self.batch
+        made = {"mean": torch.randn(size, *self.shape, generator=g)}
+        if self.text is None:
+            return {**made, "cond": torch.randint(0, 10, (size,), generator=g)}
+        return {
+            **made,
+            "cond": torch.randn(size, *self.text, generator=g),
+            "anchor": torch.randn(size, *self.text, generator=g),
+        }
+
+
+def make_bench(model: str, batch: int | None) -> Bench:
+    """The model and its usual batch."""
     if model == "embedded":
         pipe = sd.open_pipeline(sd.locate("photos-sd"))
         config = pipe.unet.config
         shape = (config.in_channels, config.sample_size, config.sample_size)
         text = (pipe.tokenizer.model_max_length, config.cross_attention_dim)
-        return sd.denoiser(pipe, torch.zeros(1, *text)), 16, shape, text
+        return Bench(sd.denoiser(pipe, torch.zeros(1, *text)), batch or 16, shape, text)
+    if model == "fashion":
+        small = ddpm.open_pipeline(ddpm.locate("fashion-ddpm"))
+        config = small.unet.config
+        return Bench(ddpm.denoiser(small), batch or 64, (config.in_channels, *config.sample_size), loss="ascent")
+    if model == "cifar10":
+        kind = "epsilon"
+        plain = {"layers": 2, "patch": 1, "groups": 32, "head": 256, "prediction": kind, "schedule": "linear"}
+        chosen: dict[str, Any] = {"channels": (128, 256, 256, 256), "attention": (False, True, False, False), **plain}
+        big = ddpm.new([str(i) for i in range(10)], (3, 32, 32), **chosen, guidance=1.0, seed=0)
+        return Bench(ddpm.denoiser(big), batch or 32, (3, 32, 32), loss="ascent")
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     net = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     backend = Denoiser(net, sd._predict, schedule.alphas_cumprod.float(), null=torch.zeros(1, 77, 768))
-    return backend, 1, (4, 64, 64), (77, 768)
-
-
-def make_batch(size: int, shape: tuple[int, ...], text: tuple[int, int], seed: int) -> Batch:
-    g = seeded("cpu", seed)
-    return {
-        "mean": torch.randn(size, *shape, generator=g),
-        "cond": torch.randn(size, *text, generator=g),
-        "anchor": torch.randn(size, *text, generator=g),
-    }
+    return Bench(backend, batch or 1, (4, 64, 64), (77, 768))
 
 
 def random_mask(backend: Denoiser, density: float) -> Mask:
@@ -106,34 +139,37 @@ def encoders() -> Callable[[bool], float]:
     return encode
 
 
-def step_times(model: str, parameters: str, repeats: int, density: float) -> dict[str, Any]:
-    backend, size, shape, text = make_backend(model)
+def step_times(model: str, parameters: str, repeats: int, density: float, batch: int | None) -> dict[str, Any]:
+    bench = make_bench(model, batch)
+    backend = bench.backend
     select(backend.net, parameters)
     precision = Precision("bf16", torch.device("cpu"))
-    forget, remain = make_batch(size, shape, text, 1), make_batch(size, shape, text, 2)
+    forget, remain = bench.make_batch(1), bench.make_batch(2)
     ready = [backend.draw(b, seeded("cpu", 3)) for b in (forget, remain)]
     params = [p for p in backend.net.parameters() if p.requires_grad]
     slow: list[torch.optim.Optimizer] = []
+    redirect = bench.loss == "redirect"
 
     def make_slow(chosen: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         slow.append(torch.optim.Adam(chosen, lr=1e-6, fused=True))
         return slow[0]
 
+    def passes(batch: Batch, target: Tensor) -> Tensor:
+        with precision.autocast():
+            noisy = backend.noisy(batch)
+            out = backend.predict(noisy, batch["t"], batch["cond"])
+            if "anchor" in batch and redirect and batch is ready[0]:
+                with torch.no_grad():
+                    target = backend.predict(noisy, batch["t"], batch["anchor"])
+        return mse(out, target).mean()
+
     def floor() -> None:
-        with precision.autocast():
-            noisy = backend.noisy(ready[0])
-            out = backend.predict(noisy, ready[0]["t"], ready[0]["cond"])
-            with torch.no_grad():
-                target = backend.predict(noisy, ready[0]["t"], ready[0]["anchor"])
-        mse(out, target).mean().backward()
-        for p in params:
-            p.grad = None
-        with precision.autocast():
-            out = backend.predict(backend.noisy(ready[1]), ready[1]["t"], ready[1]["cond"])
-        mse(out, ready[1]["noise"]).mean().backward()
-        slow[0].step()
-        for p in params:
-            p.grad = None
+        for batch in ready:
+            passes(batch, batch["noise"]).backward()
+            if batch is ready[1]:
+                slow[0].step()
+            for p in params:
+                p.grad = None
 
     ours: list[float] = []
     bare: list[float] = []
@@ -144,28 +180,39 @@ def step_times(model: str, parameters: str, repeats: int, density: float) -> dic
         floor()
         bare.append(time.perf_counter() - began)
 
-    accelerator = _accelerator()
     method = sfron(
         mask=random_mask(backend, density),
         fast_rate=1e-6,
-        forget=forget_objective("redirect", backend.net),
+        forget=forget_objective(bench.loss, backend.net),
         remain=Objective(Denoise(0.1), 1, "denoise"),
     )
     unlearn(
         backend, method, [forget], [remain], steps=repeats + 1, optimizer=make_slow, seed=0,
-        accelerator=accelerator, log=log,
+        accelerator=_accelerator(), log=log,
     )  # fmt: skip
     ours, bare = ours[1:], bare[1:]  # the first of each warms up
     result: dict[str, Any] = {
         "model": model,
+        "weights": sum(p.numel() for p in backend.net.parameters()),
         "parameters": parameters,
-        "batch": size,
+        "batch": bench.batch,
         "mask_density": density,
         "repeats": repeats,
         "step_s": statistics.median(ours),
         "floor_s": statistics.median(bare),
         "step_over_floor": statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
     }
+    if model == "cifar10":
+        seconds: list[float] = []
+        published = sfron(
+            mask=method.mask, fast_rate=10.0, published=True, clip_forget=1.0, clip_remain=1.0, remain=method.remain
+        )
+        unlearn(
+            backend, published, [forget], [remain], steps=2, optimizer=make_slow, seed=0,
+            log=lambda row: seconds.append(row["seconds"]),
+        )  # fmt: skip
+        result["published_float32_s"] = seconds[-1]
+        result["step_over_published"] = result["step_s"] / seconds[-1]
     if model == "sd1":
         encode = encoders()
         for name, bf16 in (("", False), ("_bf16", True)):
@@ -177,23 +224,42 @@ def step_times(model: str, parameters: str, repeats: int, density: float) -> dic
     return result
 
 
+def fisher_times(model: str, count: int) -> dict[str, Any]:
+    """The per-sample Fisher diagonal, float32, in chunks as by default, and by a loop over single samples."""
+    bench = make_bench(model, count)
+    select(bench.backend.net, "full" if bench.text is None else "xattn")
+    seconds = {}
+    for name, chunk in (("warm", None), ("default", None), ("loop", 1)):
+        began = time.perf_counter()
+        fisher_diagonal(bench.backend, [bench.make_batch(1)], generator=seeded("cpu", 1), chunk=chunk)
+        seconds[name] = time.perf_counter() - began
+    return {
+        "model": model,
+        "samples": count,
+        "fisher_s": seconds["default"],
+        "loop_s": seconds["loop"],
+        "loop_over_fisher": seconds["loop"] / seconds["default"],
+    }
+
+
 def _accelerator() -> Any:
     from accelerate import Accelerator
 
     return Accelerator(mixed_precision="bf16", cpu=True)
 
 
-def memory(model: str, parameters: str, density: float) -> dict[str, Any]:
+def memory(model: str, parameters: str, density: float, batch: int | None) -> dict[str, Any]:
     """Make the mask from one sample a side and take two steps: peak RSS of this process, GB (1e9 bytes)."""
-    backend, size, shape, text = make_backend(model)
+    bench = make_bench(model, batch)
+    backend = bench.backend
     select(backend.net, parameters)
     precision = Precision("bf16", torch.device("cpu"))
-    forget, remain = make_batch(size, shape, text, 1), make_batch(size, shape, text, 2)
-    objective = forget_objective("redirect", backend.net)
+    forget, remain = bench.make_batch(1), bench.make_batch(2)
+    objective = forget_objective(bench.loss, backend.net)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     diagonals = [
-        fisher_diagonal(backend, [batch], generator=seeded("cpu", 1), loss=loss, chunk=1, autocast=precision.autocast)
-        for batch, loss in ((forget, objective.loss), (remain, Denoise(0.0)))
+        fisher_diagonal(backend, [some], generator=seeded("cpu", 1), loss=loss, chunk=1, autocast=precision.autocast)
+        for some, loss in ((forget, objective.loss), (remain, Denoise(0.0)))
     ]
     mask = fisher_ratio_mask(diagonals[0], diagonals[1], density=density)
     diagonals.clear()
@@ -213,24 +279,30 @@ def memory(model: str, parameters: str, density: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["step", "memory"])
-    parser.add_argument("--model", choices=["embedded", "sd1"], default="embedded")
-    parser.add_argument("--parameters", choices=["xattn", "full"], help="default: both")
-    parser.add_argument("--repeats", type=int, default=None, help="timed pairs (embedded 20, sd1 3)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["step", "memory", "fisher"])
+    parser.add_argument("--model", choices=["embedded", "sd1", "fashion", "cifar10"], default="embedded")
+    parser.add_argument("--parameters", choices=["xattn", "full"], help="default: both, for Stable Diffusion")
+    parser.add_argument("--repeats", type=int, default=None, help="timed pairs (small models 20, large ones 3)")
     parser.add_argument("--density", type=float, default=0.1, help="of the mask")
+    parser.add_argument("--batch", type=int, help="samples of a batch")
     args = parser.parse_args()
-    if args.model == "embedded" and "photos-sd" not in resources.list_tiny():
-        parser.error("the embedded model is missing: python scripts/make_tiny_sd.py all")
-    for parameters in [args.parameters] if args.parameters else ["xattn", "full"]:
+    needed = {"embedded": "photos-sd", "fashion": "fashion-ddpm"}.get(args.model)
+    if needed is not None and needed not in resources.list_tiny():
+        parser.error(f"the embedded model {needed} is missing: python scripts/make_tiny_*.py all")
+    if args.what == "fisher":
+        print(json.dumps(fisher_times(args.model, args.batch or 64), indent=2))
+        return
+    both = ["xattn", "full"] if args.model in ("embedded", "sd1") else ["full"]
+    for parameters in [args.parameters] if args.parameters else both:
         if args.what == "memory":
-            print(json.dumps(memory(args.model, parameters, args.density)), flush=True)
+            print(json.dumps(memory(args.model, parameters, args.density, args.batch)), flush=True)
             continue
         own = ["memory", "--model", args.model, "--parameters", parameters, "--density", str(args.density)]
+        own += ["--batch", str(args.batch)] if args.batch else []
         child = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=True)
-        result = step_times(
-            args.model, parameters, args.repeats or (20 if args.model == "embedded" else 3), args.density
-        )
+        repeats = args.repeats or (3 if args.model in ("sd1", "cifar10") else 20)
+        result = step_times(args.model, parameters, repeats, args.density, args.batch)
         print(json.dumps({**result, **json.loads(child.stdout)}, indent=2), flush=True)
 
 

@@ -92,17 +92,31 @@ def read_image(path: Path, resolution: int) -> Tensor:
     Raises:
         ValueError: for a file that is no image or is cut short.
     """
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is no image or is cut short ({error})") from error
+    image = _decode(path)
     ratio = resolution / min(image.size)
     width, height = (max(resolution, round(side * ratio)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (width - resolution) // 2, (height - resolution) // 2
     array = np.asarray(image.crop((left, top, left + resolution, top + resolution)), dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def check_images(items: Sequence[ImageItem]) -> None:
+    """Decode every image once, so that a broken one is found before hours of work.
+
+    Raises:
+        ValueError: for a file that is no image or is cut short.
+    """
+    for item in items:
+        _decode(item.path)
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is no image or is cut short ({error})") from error
 
 
 @dataclass(frozen=True)

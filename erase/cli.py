@@ -67,6 +67,15 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+def _no_loading_bars() -> None:
+    """Ours tell of long work; theirs of loading small files. No variable of the environment switches them off."""
+    from diffusers.utils.logging import disable_progress_bar as diffusers_bars
+    from transformers.utils.logging import disable_progress_bar as transformers_bars
+
+    diffusers_bars()
+    transformers_bars()  # type: ignore[no-untyped-call]
+
+
 def _run(pipeline: str, preset: str, settings: Sequence[str], out: Path, resume: bool) -> None:
     _quiet()
     from erase import config, resources
@@ -76,7 +85,9 @@ def _run(pipeline: str, preset: str, settings: Sequence[str], out: Path, resume:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
     # Checked here, before the program is loaded: its libraries take seconds.
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
-    program(pipeline).main(checked, out, resume=resume, command=command_line(), say=typer.echo)
+    loaded = program(pipeline)
+    _no_loading_bars()
+    loaded.main(checked, out, resume=resume, command=command_line(), say=typer.echo)
 
 
 @app.command()
@@ -124,7 +135,9 @@ def compare(
 
     comparing = program("compare")
     plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings or [])
-    table = comparing.main(plan, out, program(plan.pipeline), command=command_line(), say=typer.echo)
+    loaded = program(plan.pipeline)
+    _no_loading_bars()
+    table = comparing.main(plan, out, loaded, command=command_line(), say=typer.echo)
     typer.echo(table.read_text(encoding="utf-8").rstrip())
 
 
@@ -206,6 +219,7 @@ def generate(
     from erase.diffusion import stable_diffusion as sd
     from erase.precision import Precision
 
+    _no_loading_bars()
     device: torch.device = Accelerator().device
     context = Precision(precision, device)
     source = sd.locate(model)

@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +55,74 @@ def test_bad_files(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="cut short"):
         load_state(path)
+
+
+ODD = {f"key {i}": str(i) for i in range(12)} | {
+    "format": "pt",
+    "": "empty",
+    "é→日本": "😀 \u2028 \x7f \x1b \x00",
+    'quote "': 'a\nb\tc\r\b\f \\ / "',
+    "nested": json.dumps({"a": ["→", 1.5, None]}),
+}
+
+
+def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
+    """Whatever the order it comes in; and nothing of the metadata is lost by putting it in order."""
+    tensors = {name: torch.full((n,), float(n)) for n, name in enumerate("cab", 1)}
+    tensors["half"] = torch.ones(3, dtype=torch.float16)
+    files = []
+    for number in range(4):
+        path, turn = tmp_path / str(number), (lambda x, n=number: dict(sorted(x.items(), reverse=n % 2 == 1)))
+        write_safetensors(path, turn(tensors), turn(ODD))
+        files.append(path.read_bytes())
+    assert len(set(files)) == 1
+    found, meta = read_safetensors(path)
+    assert meta == ODD
+    assert toys.same(found, tensors)
+    size = int.from_bytes(files[0][:8], "little")
+    header = json.loads(files[0][8 : 8 + size])
+    assert list(header["__metadata__"]) == sorted(ODD)
+    assert size % 8 == 0  # tensors stay aligned
+    ODD_AND_MORE = {**ODD, "one": "more"}
+    write_safetensors(tmp_path / "other", tensors, ODD_AND_MORE)
+    assert (tmp_path / "other").read_bytes() != files[0]
+
+
+def test_files_without_tensors_or_metadata_come_back(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "bare", {"x": torch.ones(2)}, {})
+    assert read_safetensors(tmp_path / "bare")[1] == {}
+    write_safetensors(tmp_path / "empty", {}, {"b": "1", "a": "2"})
+    assert read_safetensors(tmp_path / "empty") == ({}, {"b": "1", "a": "2"})
+
+
+def test_equal_content_is_equal_bytes_in_other_processes(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+import torch
+from erase.checkpoint import save_state, write_safetensors
+from erase.saliency import Mask, save_mask
+out = Path(sys.argv[1])
+names = {f"key {i}" for i in range(20)}  # a set: its order is the hash seed's
+write_safetensors(out / "weights", {n: torch.ones(3) for n in names}, {n: n for n in names})
+save_mask(Mask({"w": torch.ones(9, dtype=torch.bool)}, {n: n for n in sorted(names)}), out / "mask")
+save_state(out / "state", {"a": {"b": torch.ones(2)}, "c": [1, None]})
+print(*names)
+"""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / seed)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    orders = [process.communicate(timeout=120)[0] for process in running]
+    assert orders[0] != orders[1]
+    assert sorted(orders[0].split()) == sorted(orders[1].split())
+    for name in ("weights", "mask", "state"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 def train(path: Path | None = None, net: Any = None, **changes: Any) -> toys.Weights:

@@ -71,7 +71,7 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     if resume and path.exists():
         old = files.read_json(path)
         for key in ("config", *record):
-            if old.get(key) != whole[key]:
+            if _same(old.get(key)) != _same(whole[key]):
                 raise ValueError(
                     f"{out} holds a run with another {key}: resume with the same settings, or use a new folder"
                 )
@@ -81,6 +81,13 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: choose another --out, or --resume the run that is there")
     files.write_json(path, whole)
+
+
+def _same(part: Any) -> Any:
+    """Without where base pictures were copied from: they are the same pictures wherever they were."""
+    if isinstance(part, dict) and isinstance(part.get("eval"), dict):
+        return {**part, "eval": {k: v for k, v in part["eval"].items() if k != "base"}}
+    return part
 
 
 def check_saliency(wanted: Saliency) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from erase import config, files, resources
 from erase.evaluation.plot import scatter
+from erase.methods import builder
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
 
     Keys: `pipeline`, `preset`, `settings` (of every run), `methods` (name: settings), `targets` (name: settings),
     `seeds`; `columns` (names of a summary's numbers; all by default). Settings are nested as in a preset; a method
-    may name another `preset`. Later ones win: preset, `settings`, method, target, `words`.
+    may name another `preset`. Later ones win: preset, `settings`, method, target, `words`; who names another
+    `method.name` starts its settings anew.
 
     Raises:
         ValueError: for an unknown or missing key, or settings that no run could start with.
@@ -67,6 +69,16 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
     for key in ("pipeline", "preset", "targets"):
         if key not in data:
             raise ValueError(f"a comparison needs the key {key!r}")
+    if any(word.partition("=")[0].strip() == "seed" for word in words):
+        raise ValueError("a comparison's seeds are in its key seeds: leave seed=… out")
+    for key, wanted, word in (
+        ("pipeline", str, "name"),
+        ("preset", str, "name"),
+        ("settings", dict, "mapping"),
+        ("columns", list, "list"),
+    ):
+        if data.get(key) is not None and not isinstance(data[key], wanted):
+            raise ValueError(f"{key} must be a {word}; got {data[key]!r}")
     if data["pipeline"] not in config.PIPELINES:
         raise ValueError(f"no pipeline {data['pipeline']!r}; pipelines: {', '.join(config.PIPELINES)}")
     kind = config.PIPELINES[data["pipeline"]]
@@ -74,24 +86,38 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
     for name, group in (("methods", methods), ("targets", data["targets"])):
         if not isinstance(group, dict) or not group or not all(isinstance(v or {}, dict) for v in group.values()):
             raise ValueError(f"{name} must map names to settings")
-    seeds = data.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+    seeds = data.get("seeds")
+    if seeds is not None and (not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds)):
         raise ValueError(f"seeds must be a list of whole numbers; got {seeds!r}")
     runs = []
     for method, changes in methods.items():
         changes = dict(changes or {})
         preset = config.read_preset(resources.preset_path(changes.pop("preset", data["preset"])))
-        name = method or str(preset.get("method", {}).get("name", "method"))
+        name = str(method) or str(preset.get("method", {}).get("name", "method"))
         for target, more in data["targets"].items():
-            merged = config.merge(preset, data.get("settings") or {}, changes, more or {})
-            for seed in seeds:
+            merged: dict[str, Any] = {}
+            for layer in (preset, data.get("settings") or {}, changes, more or {}):
+                merged = over(merged, layer)
+            for seed in seeds or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
-                config.parse(settings, kind)
+                checked: Any = config.parse(settings, kind)
+                build = builder(str(checked.method.get("name", "")))
+                build(**config.arguments(checked.method, build))
                 runs.append(Run(name, str(target), seed, settings))
     twice = {run.folder for run in runs if sum(other.folder == run.folder for other in runs) > 1}
     if twice:
         raise ValueError(f"two runs of the comparison would share the folder {sorted(twice)[0]}: rename one")
     return Spec(data["pipeline"], runs, columns=list(data.get("columns") or []))
+
+
+def over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.merge`, but another method's settings are not mixed with those below."""
+    method = layer.get("method")
+    if isinstance(method, dict) and method.get("name", (old := below.get("method") or {}).get("name")) != old.get(
+        "name"
+    ):
+        below = {**below, "method": {}}
+    return config.merge(below, layer)
 
 
 def main(
@@ -109,8 +135,14 @@ def main(
     """
     if out.exists() and any(out.iterdir()) and not (out / "compare.json").exists():
         raise ValueError(f"{out} is in use by something else than a comparison: choose another --out")
-    record = {"schema": 1, "command": command, "runs": [str(run.folder) for run in spec.runs]}
-    files.write_json(out / "compare.json", record)
+    begun: dict[str, Any] = {}
+    if (out / "compare.json").exists():
+        begun = files.read_json(out / "compare.json")["runs"]
+    now = {str(run.folder): json.loads(json.dumps(run.settings, default=str)) for run in spec.runs}
+    for name in now:
+        if begun.get(name, now[name]) != now[name]:
+            raise ValueError(f"{out / name} was begun with other settings: choose another --out")
+    files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": {**begun, **now}})
     kind = config.PIPELINES[spec.pipeline]
     results: list[dict[str, Any]] = []
     bases: dict[str, Path] = {}
@@ -153,8 +185,10 @@ def write(results: Sequence[Mapping[str, Any]], out: Path, columns: Sequence[str
     writer.writerows([result.get(k) for k in keys] for result in results)
     files.write_text(out / "table.csv", buffer.getvalue())
     files.write_json(out / "results.json", {"schema": 1, "runs": list(results)})
-    points = [(str(r["method"]), float(r["forget"]), float(r["remain"])) for r in results]
-    files.write_text(out / "forgetting.svg", scatter(points, "still named as forgotten", "remain accuracy"))
+    both = [r for r in results if r.get("forget") is not None and r.get("remain") is not None]
+    if both:
+        points = [(str(r["method"]), float(r["forget"]), float(r["remain"])) for r in both]
+        files.write_text(out / "forgetting.svg", scatter(points, "still named as forgotten", "remain accuracy"))
 
 
 def pairs(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

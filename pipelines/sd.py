@@ -78,7 +78,8 @@ def main(
     plan = make_plan(config)
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
-    build(**settings)  # refuses values out of range now, not after the saliency
+    if build(**settings).fresh:  # the call refuses values out of range now, not after the saliency
+        raise ValueError(f"{config.method['name']} trains new weights, which erase run sd does not do")
     source = sd.locate(config.model)
     pipe = sd.open_pipeline(source, device)
     sd.check_prompts(pipe, plan.words)
@@ -94,6 +95,8 @@ def main(
             if items is not None
         },
     }
+    if config.eval.images and config.eval.base is not None and not (config.eval.base / generate.SETTINGS).is_file():
+        raise ValueError(f"{config.eval.base}: has no {generate.SETTINGS}, so its images cannot be used again")
     open_folder(config, out, record, command, resume)
     model, trained_path = out / "model", out / "trained.safetensors"
     if resume and model.exists() and (out / "report.json").exists():
@@ -525,7 +528,8 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     `forget`: share of the forget prompts' pictures that still show the concept (the classifier's word, else the
     detector's); `forms`: the same for its other forms; `remain`: accuracy on the other prompts of the forget
     prompts' kind (the plain ones, where a plain object was erased), `drop` from the base and `worst` of one prompt, in
-    points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the forget prompts show most.
+    points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the pictures of the erased
+    concept, other forms included, show most.
     """
     out: dict[str, float | str | None] = {}
     seen = {when: report[when].get("nudity") for when in ("before", "after")}

@@ -315,7 +315,14 @@ def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Pat
     theirs = stored.get("settings") if isinstance(stored, dict) else None
     if differences := _differences({"settings": theirs}, {"settings": record["settings"]}):
         raise ValueError(f"{folder}: made with other settings, so its images cannot be used again: {differences}")
-    return {(row.prompt, row.seed, row.index, None, None, None): folder / row.file for row in read_manifest(folder)}
+    own = {f"{number:05d}" for number in stored.get("own", [])}
+    return {
+        (row.prompt, row.seed, row.index, None, None, None): path
+        for row in read_manifest(folder)
+        if row.file.partition("-")[0] not in own
+        and (path := folder / row.file).is_file()
+        and sha256(path) == row.sha256
+    }
 
 
 def _copy(out: Path, job: _Job, path: Path) -> ManifestRow:
@@ -342,6 +349,8 @@ def _record(rows: Sequence[PromptRow], per_prompt: int, settings: Mapping[str, A
         "prompts_sha256": hashlib.sha256(prompts.encode("ascii")).hexdigest(),
         "settings": dict(settings),
     }
+    if own := [i for i, row in enumerate(rows) if (row.guidance, row.width, row.height) != (None, None, None)]:
+        record["own"] = own  # rows with settings of their own, which the manifest does not tell
     try:
         return dict(json.loads(json.dumps(record, allow_nan=False)))  # as it will be read back: tuples are lists
     except (TypeError, ValueError) as error:

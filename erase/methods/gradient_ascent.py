@@ -1,4 +1,8 @@
-"""GA: ascend the loss of the forget data, and look at nothing else (Thudi et al., EuroS&P 2022)."""
+"""GA: ascend the loss of the forget data, and look at nothing else.
+
+Source: Thudi et al., "Unrolling SGD: Understanding Factors Influencing Machine Unlearning", EuroS&P 2022,
+arXiv 2109.13398.
+"""
 
 from __future__ import annotations
 

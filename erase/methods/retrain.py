@@ -1,5 +1,6 @@
 """RT: train from scratch without what is to be forgotten, the gold standard of unlearning; or with everything.
 
+Named RT in Huang et al., arXiv 2409.19732.
 Not an unlearning method: what the others are measured against, and how a model is trained in the first place.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -95,6 +96,7 @@ def fisher_diagonal(
         chunk = max(1, int(256e6 / (4 * numel)))
     vmapped = per == "sample" and chunk > 1 and isinstance(backend, Drawing)
     wrapper = _Losses(backend, loss) if vmapped else None
+    squares = _Squares(params, sums, scale)
     modes = {m: m.training for m in net.modules()}
     net.eval()
     count = done = 0
@@ -106,7 +108,7 @@ def fisher_diagonal(
                 if per == "batch":
                     with autocast():
                         value = loss(backend, drawn, generator).mean() * scale
-                    _add_square(sums, params, value, scale)
+                    squares(value)
                     count += 1
                 elif wrapper is not None:
                     for start in range(0, size, chunk):
@@ -117,12 +119,13 @@ def fisher_diagonal(
                     for i in range(size):
                         with autocast():
                             value = loss(backend, _rows(drawn, i, i + 1), generator).sum() * scale
-                        _add_square(sums, params, value, scale)
+                        squares(value)
                     count += size
             done += size
             if progress is not None:
                 progress(done)
     finally:
+        squares.close()
         for module, mode in modes.items():
             module.training = mode
     counted = torch.tensor(float(count), dtype=torch.float64, device=device_of(net))
@@ -143,12 +146,34 @@ def _rows(batch: Any, start: int, stop: int) -> Any:
     return map_batch(lambda x: x[start:stop], batch)
 
 
-def _add_square(sums: dict[str, Tensor], params: dict[str, nn.Parameter], value: Tensor, scale: float) -> None:
-    grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-    for name, grad in zip(params, grads, strict=True):
-        if grad is not None:
-            g = grad.float()
+class _Squares:
+    """Adds the square of a loss's gradient to `sums`, weight by weight as the backward pass reaches it.
+
+    No weight's gradient outlives its turn: they are never all in memory. Gradients that were there are put back.
+    """
+
+    def __init__(self, params: dict[str, nn.Parameter], sums: dict[str, Tensor], scale: float) -> None:
+        self.before = [(p, p.grad) for p in params.values()]
+        for p, _ in self.before:
+            p.grad = None
+
+        def take(name: str, p: Tensor) -> None:
+            assert p.grad is not None
+            g = p.grad.float()
             sums[name].addcmul_(g, g, value=1.0 / scale**2)
+            p.grad = None
+
+        register: Any = nn.Parameter.register_post_accumulate_grad_hook
+        self.hooks = [register(p, partial(take, name)) for name, p in params.items()]
+
+    def __call__(self, value: Tensor) -> None:
+        torch.autograd.backward(value)
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for p, grad in self.before:
+            p.grad = grad
 
 
 def _vmap_squares(

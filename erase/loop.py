@@ -95,7 +95,7 @@ def unlearn(
 
     Raises:
         ValueError: for steps < 1, missing data, batches that do not divide over processes, gradient accumulation,
-            FSDP or DeepSpeed.
+            FSDP or DeepSpeed, weight decay where a mask holds in slow steps.
         KeyError: for a trainable parameter that the mask does not know.
         NonFiniteError: after a phase was skipped `max_skips` times in a row.
     """
@@ -136,6 +136,10 @@ class _Run:
         self.named = trainable(backend.net)
         self.params = list(self.named.values())
         self.slow = optimizer(self.params)
+        if method.update.mask_slow and any(group.get("weight_decay") for group in self.slow.param_groups):
+            raise ValueError(
+                f"method {method.name!r} never moves masked weights, and weight decay would: set train.weight_decay=0"
+            )
         self.base_rates = [float(g["lr"]) for g in self.slow.param_groups]
         update = method.update
         self.own_rule = method.forget is not None and update.fast_rule not in ("shared", "joint")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,38 @@ from erase.fisher import Fisher
 FORMAT = "erase-mask-1"
 
 
+class Bits(Mapping[str, Tensor]):
+    """Named bool tensors held at one bit an element: each is unpacked when it is asked for."""
+
+    def __init__(self, packed: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+        self.packed, self.shapes = dict(packed), {name: list(shape) for name, shape in shapes.items()}
+
+    @classmethod
+    def pack(cls, named: Mapping[str, Tensor]) -> Bits:
+        """Bits of bool tensors, on the CPU."""
+        packed, shapes = {}, {}
+        for name, m in named.items():
+            packed[name] = torch.from_numpy(np.packbits(m.cpu().numpy().reshape(-1), bitorder="little"))
+            shapes[name] = m.shape
+        return cls(packed, shapes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self.shapes[name]
+        flat = np.unpackbits(self.packed[name].numpy(), count=math.prod(shape), bitorder="little")
+        return torch.from_numpy(flat.view(bool)).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
 @dataclass(frozen=True)
 class Mask:
     """Which weights the forget step may change."""
 
-    named: dict[str, Tensor]
+    named: Mapping[str, Tensor]
     """bool, shaped like the parameter of that name."""
     meta: dict[str, str] = field(default_factory=dict)
     """How it was made: source, per, threshold or density asked for."""
@@ -78,15 +105,12 @@ def fisher_ratio_mask(
     if threshold is not None:
         if not threshold >= 0:
             raise ValueError(f"threshold must be ≥ 0; got {threshold}")
-        named = {}
-        for name, f in forget.named.items():
-            keep = f >= threshold * remain.named[name]
-            named[name] = keep if threshold == 0 else keep & (f > 0)
+        keeps = _Lazy(forget.named, lambda name: _above(forget.named[name], remain.named[name], threshold))
+        named = Bits.pack(keeps)
         meta["threshold"] = repr(threshold)
     else:
         assert density is not None
-        ratios = {name: _ratio(f, remain.named[name]) for name, f in forget.named.items()}
-        named = _top(ratios, density)
+        named = _top(_Lazy(forget.named, lambda name: _ratio(forget.named[name], remain.named[name])), density)
         meta["density"] = repr(density)
     return _checked(Mask(named, meta), partial=bool(threshold) or (density is not None and density < 1))
 
@@ -99,7 +123,7 @@ def magnitude_mask(scores: Mapping[str, Tensor], *, density: float) -> Mask:
     """
     if not all(bool((s >= 0).all()) for s in scores.values()):  # so said, NaN fails too
         raise ValueError("magnitude_mask takes scores ≥ 0, such as |gradient|")
-    named = _top({name: s.float() for name, s in scores.items()}, density)
+    named = _top(_Lazy(scores, lambda name: scores[name].float()), density)
     return _checked(Mask(named, {"source": "magnitude", "density": repr(density)}), partial=density < 1)
 
 
@@ -108,7 +132,28 @@ def _ratio(forget: Tensor, remain: Tensor) -> Tensor:
     return torch.nan_to_num(forget / remain, nan=0.0, posinf=float("inf"))
 
 
-def _top(scores: dict[str, Tensor], density: float) -> dict[str, Tensor]:
+def _above(forget: Tensor, remain: Tensor, threshold: float) -> Tensor:
+    keep = forget >= threshold * remain
+    return keep if threshold == 0 else keep & (forget > 0)
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """Tensors made anew each time they are asked for: never all in memory."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+        self.names, self.make = list(names), make
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _top(scores: Mapping[str, Tensor], density: float) -> Bits:
     """Keep the top `density` of all scores together, exactly, without sorting them.
 
     Non-negative float32 order like their bits as integers, so two histograms (high and low 16 bits) find the cut.
@@ -118,7 +163,7 @@ def _top(scores: dict[str, Tensor], density: float) -> dict[str, Tensor]:
     numel = sum(s.numel() for s in scores.values())
     want = max(1, round(density * numel))
     if want >= numel:
-        return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+        return Bits.pack(_Lazy(scores, lambda name: torch.ones_like(scores[name], dtype=torch.bool)))
 
     def bits(s: Tensor) -> Tensor:
         return s.contiguous().abs().view(torch.int32).flatten()
@@ -139,8 +184,12 @@ def _top(scores: dict[str, Tensor], density: float) -> dict[str, Tensor]:
         inside = b[(b >> 16) == bucket] & 0xFFFF
         low += torch.bincount(inside.to(torch.int64), minlength=1 << 16).cpu()
     cut = (bucket << 16) | at_least(low, want - above)[0]
-    kept = {name: (bits(s) >= cut).view(s.shape) for name, s in scores.items()}
-    return {name: m & (scores[name] > 0) for name, m in kept.items()}
+
+    def keep(name: str) -> Tensor:
+        s = scores[name]
+        return (bits(s) >= cut).view(s.shape) & (s > 0)
+
+    return Bits.pack(_Lazy(scores, keep))
 
 
 def _checked(mask: Mask, *, partial: bool) -> Mask:
@@ -155,16 +204,13 @@ def _checked(mask: Mask, *, partial: bool) -> Mask:
 
 def save_mask(mask: Mask, path: Path) -> None:
     """Write a mask bit-packed (1/8 byte a weight): safetensors with one uint8 vector per parameter, atomically."""
-    packed = {
-        name: torch.from_numpy(np.packbits(m.cpu().numpy().reshape(-1), bitorder="little"))
-        for name, m in mask.named.items()
-    }
+    bits = mask.named if isinstance(mask.named, Bits) else Bits.pack(mask.named)
     meta = {
         "format": FORMAT,
-        "shapes": json.dumps({name: list(m.shape) for name, m in mask.named.items()}),
+        "shapes": json.dumps(bits.shapes),
         "mask": json.dumps({**mask.meta, "kept": f"{mask.density:.6f}"}),
     }
-    write_safetensors(path, packed, meta)
+    write_safetensors(path, bits.packed, meta)
 
 
 def load_mask(path: Path) -> Mask:
@@ -179,9 +225,4 @@ def load_mask(path: Path) -> Mask:
     shapes: dict[str, list[int]] = json.loads(header["shapes"])
     meta: dict[str, str] = json.loads(header["mask"])
     meta.pop("kept", None)
-    named = {}
-    for name, shape in shapes.items():
-        numel = math.prod(shape)
-        flat = np.unpackbits(packed[name].numpy(), count=numel, bitorder="little").astype(bool)
-        named[name] = torch.from_numpy(flat).view(shape)
-    return Mask(named, meta)
+    return Mask(Bits(packed, shapes), meta)

@@ -493,6 +493,7 @@ def count_classes(
     pairs = paired(rows, guess.labels)
     axis = config.forget.axis or "object"
     along = classes.axis(guess, 0 if axis == "object" else 1) if pairs else guess
+    across = classes.axis(guess, 1 if axis == "object" else 0) if pairs else None
     expected = [str(label_of(row, axis)) for row in rows]
     result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
     for side, keep in (("forget", True), ("remain", False)):
@@ -507,7 +508,9 @@ def count_classes(
         score = classes.accuracy(take(along, index), [expected[i] for i in index])
         score |= {"object": row.object, "style": row.style}
         score["side"] = "forget" if row.prompt in plan.forget else "form" if gone else "remain"
-        if pairs:
+        if across is not None:
+            other = row.style if axis == "object" else row.object
+            score["other_accuracy"] = classes.accuracy(take(across, index), [str(other)] * len(index))["accuracy"]
             score["pair_accuracy"] = classes.accuracy(take(guess, index), [f"{row.object}/{row.style}"] * len(index))[
                 "accuracy"
             ]
@@ -526,7 +529,8 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
     `forget`: share of the forget prompts' pictures that still show the concept (the classifier's word, else the
-    detector's); `forms`: the same for its other forms; `remain`: accuracy on the other prompts of the forget
+    detector's); `forms`: the same for its other forms; `kept`: share of all these that still show the other half of
+    what was asked (the style, where an object was erased); `remain`: accuracy on the other prompts of the forget
     prompts' kind (the plain ones, where a plain object was erased), `drop` from the base and `worst` of one prompt, in
     points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the pictures of the erased
     concept, other forms included, show most.
@@ -544,6 +548,7 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
         drops = [100 * (old[p]["accuracy"] - rows[p]["accuracy"]) for p in like]
         out["forget"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "forget"])
         out["forms"] = mean(forms)
+        out["kept"] = mean([r["other_accuracy"] for r in rows.values() if r["side"] != "remain" and after["pairs"]])
         out["remain"] = mean([rows[p]["accuracy"] for p in like])
         out["drop"], out["worst"] = mean(drops), max(drops, default=None)
         key = "pair_accuracy" if after["pairs"] else "accuracy"

@@ -262,7 +262,7 @@ def memory(model: str, parameters: str, density: float, batch: int | None) -> di
         for some, loss in ((forget, objective.loss), (remain, Denoise(0.0)))
     ]
     mask = fisher_ratio_mask(diagonals[0], diagonals[1], density=density)
-    diagonals.clear()
+    diagonals.clear()  # the mask is held at one bit a weight
     saliency = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unlearn(
         backend,

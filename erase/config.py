@@ -208,6 +208,9 @@ class ForgetLabels:
     """One for each label, or one for all; for `redirect`. None: another class by lot for each image (RL, SalUn)."""
     count: Positive = 500
     """Images per label, from the data or drawn."""
+    pictures: Literal["own", "anchor", "both"] = "own"
+    """What a redirect is learned on: pictures of the forgotten classes, of their anchors (without anchors: of all
+    classes that stay, each with its own label as the anchor), or both."""
     loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
     """`surrogate` fits uniform noise in the place of the forgotten images (SA)."""
     target: Literal["online", "frozen"] = "online"

@@ -244,6 +244,8 @@ def make_plan(
         raise ValueError("forget.labels names every class: something must stay")
     if not forget and not fresh:
         raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
+    if config.forget.pictures != "own" and config.forget.loss != "redirect":
+        raise ValueError(f"forget.pictures={config.forget.pictures} is for forget.loss=redirect; with the others: own")
     anchors: list[int] = []
     if config.forget.loss == "redirect" and not fresh:
         anchors = [number(label) for label in config.forget.anchors]
@@ -327,19 +329,28 @@ def gather(
             raise ValueError("training needs data.source: labelled images")
         mean, cond = side(plan.remain, config.remain.count, "remain")
         return None, LatentSet(mean, cond, table)
-    mean, cond = side(plan.forget, config.forget.count, "forget")
-    anchor = None
-    if plan.anchors:
-        of = torch.zeros(len(plan.labels), dtype=torch.long)
-        of[plan.forget] = torch.tensor(plan.anchors)
-        anchor = of[cond]
-    elif config.forget.loss == "redirect":  # another class by lot
-        lot = torch.randint(len(plan.remain), cond.shape, generator=seeded("cpu", config.seed, 2))
-        anchor = torch.tensor(plan.remain)[lot]
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    """Pictures, the forgotten class that asks for them, and its anchor."""
+    if config.forget.pictures != "anchor":
+        mean, cond = side(plan.forget, config.forget.count, "forget")
+        if plan.anchors:
+            of = torch.zeros(len(plan.labels), dtype=torch.long)
+            of[plan.forget] = torch.tensor(plan.anchors)
+            anchor = of[cond]
+        else:  # another class by lot
+            lot = torch.randint(len(plan.remain), cond.shape, generator=seeded("cpu", config.seed, 2))
+            anchor = torch.tensor(plan.remain)[lot]
+        parts.append((mean, cond, anchor))
+    if config.forget.pictures != "own":
+        for number, label in enumerate(plan.forget):
+            where = [plan.anchors[number]] if plan.anchors else plan.remain
+            mean, anchor = side(where, -(-config.forget.count // len(where)), "anchor")
+            parts.append((mean, torch.full_like(anchor, label), anchor))
+    mean, cond, anchor = (torch.cat([part[i] for part in parts]) for i in range(3))
     if config.forget.loss == "surrogate":
         mean = torch.rand(mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
-    forget = LatentSet(mean, cond, table, anchor=anchor)
-    balanced = -(-len(forget) // len(plan.remain))
+    forget = LatentSet(mean, cond, table, anchor=anchor if config.forget.loss == "redirect" else None)
+    balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
     mean, cond = side(plan.remain, config.remain.count or balanced, "remain")
     return forget, LatentSet(mean, cond, table)
 

@@ -150,9 +150,12 @@ def test_without_methods_there_is_the_presets_and_without_seeds_one(comparing: M
         ({"seeds": [1, 1]}, "two runs of the comparison would share the folder runs/fast-rate-1/car/1: rename one"),
         ({"targets": {"a b": {}, "A-B": {}}}, "would share the folder runs/fast-rate-1/a-b/0"),
         ({"methods": {"a/b": {}, "a-b": {}}}, "would share the folder runs/a-b/car/0"),
-        ({"settings": {"trian": {}}}, "unknown setting trian; did you mean train"),
+        ({"settings": {"trainz": {}}}, "unknown setting trainz; did you mean train"),
         ({"methods": {"a": {"train": {"steps": 0}}}}, "train.steps: .*; got 0"),
-        ({"targets": {"a": {"forget": {"promts": []}}}}, "unknown setting forget.promts; did you mean forget.prompts"),
+        (
+            {"targets": {"a": {"forget": {"promptz": []}}}},
+            "unknown setting forget.promptz; did you mean forget.prompts",
+        ),
     ],
 )
 def test_a_wrong_spec_is_one_clear_line(comparing: ModuleType, changes: dict[str, Any], said: str) -> None:

@@ -428,6 +428,12 @@ def _describe(path: Path) -> dict[str, Any]:
             from erase.diffusion import folders
             from erase.diffusion import stable_diffusion as sd
 
+            unet = _mapping(path / "model_index.json").get("unet")
+            if isinstance(unet, list) and unet[-1] == "UNet2DModel":
+                from erase.diffusion import ddpm
+
+                place = ddpm.locate(path)
+                return {**ddpm.describe(place), "sha256": folders.fingerprint(place)}
             source = sd.locate(path)
             return {**sd.describe(source), "sha256": folders.fingerprint(source)}
         if (path / "run.json").exists():

@@ -31,6 +31,10 @@ Shape = tuple[int, int, int]
 Read = tuple[Tensor, Tensor, Sequence[str]]
 
 
+class NoSplitError(ValueError):
+    """The source does not have the split that was asked for."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """Images with the number of their class. A part of a set keeps all names, so that numbers keep their meaning."""
@@ -159,7 +163,8 @@ def _read_idx(folder: Path, split: Split, shape: Shape | None) -> Read:
     for what, rank in (("images", 3), ("labels", 1)):
         path = _idx_file(folder, part, what)
         if path is None:
-            raise ValueError(f"{folder} has IDX files but no {part}-{what}-idx{rank}-ubyte (or .gz): add it")
+            kind = NoSplitError if what == "images" else ValueError
+            raise kind(f"{folder} has IDX files but no {part}-{what}-idx{rank}-ubyte (or .gz): add it")
         arrays.append(_idx_array(path, rank))
         if what == "images":
             _check_shape(str(path), (1, *arrays[0].shape[1:]), shape)
@@ -200,12 +205,12 @@ def _read_folders(folder: Path, split: Split, names: Sequence[str] | None, shape
     halves = {half: _subfolders(folder / half) for half in ("train", "test")}
     if any(halves.values()):
         if not halves[split]:
-            raise ValueError(f"{folder} has no {split}/ with class folders, which split {split!r} needs")
+            raise NoSplitError(f"{folder} has no {split}/ with class folders, which split {split!r} needs")
         if all(halves.values()) and (odd := halves["train"].keys() ^ halves["test"].keys()):
             raise ValueError(f"{folder}: train/ and test/ must have the same class folders; {min(odd)} is in one only")
         classes = halves[split]
     elif split == "test" or halves.keys() <= classes.keys():
-        raise ValueError(f"{folder} has no train/ and test/ with class folders, which split {split!r} needs")
+        raise NoSplitError(f"{folder} has no train/ and test/ with class folders, which split {split!r} needs")
     if names is not None and sorted(names) != sorted(classes):
         raise ValueError(f"{folder}: names must be its class folders, {', '.join(classes)}; got {', '.join(names)}")
     paths: list[Path] = []

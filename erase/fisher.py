@@ -142,6 +142,49 @@ def fisher_diagonal(
     return Fisher(named=sums, per=per, count=int(counted.item()))
 
 
+def mean_gradient(
+    backend: Backend[Any],
+    batches: Iterable[Any],
+    *,
+    draws: int = 1,
+    generator: torch.Generator,
+    loss: LossFn = plain,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss over all samples and draws, float32, in eval mode; arguments as `fisher_diagonal`.
+
+    Raises:
+        ValueError: for no batches, draws < 1, or gradients that are not finite.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}")
+    params = trainable(backend.net)
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
+    modes = {m: m.training for m in backend.net.modules()}
+    backend.net.eval()
+    count = 0
+    try:
+        for batch in batches:
+            for _ in range(draws):
+                with autocast():
+                    value = loss(backend, batch, generator).sum() * scale
+                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+                for total, grad in zip(sums.values(), grads, strict=True):
+                    if grad is not None:
+                        total.add_(grad.float(), alpha=1 / scale)
+                count += batch_size(batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if count == 0:
+        raise ValueError("mean_gradient got no batches")
+    for name, value in sums.items():
+        if not bool(torch.isfinite(value.div_(count)).all()):
+            raise ValueError(f"the gradient of {name} is not finite; check the data, or use precision=no or bf16")
+    return sums
+
+
 def _rows(batch: Any, start: int, stop: int) -> Any:
     return map_batch(lambda x: x[start:stop], batch)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from erase import files
-from erase.backend import Backend, LossFn, batch_size, seeded, trainable
+from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.config import Saliency, Train, dump
-from erase.fisher import Fisher, fisher_diagonal
+from erase.fisher import Fisher, fisher_diagonal, mean_gradient
 from erase.loop import Checkpoint, unlearn
 from erase.losses import Objective, plain
 from erase.method import Method
@@ -90,12 +90,14 @@ def _same(part: Any) -> Any:
     return part
 
 
-def check_saliency(wanted: Saliency) -> None:
+def check_saliency(wanted: Saliency, build: Callable[..., Method]) -> None:
     """Find out now, not after the Fisher diagonals, that no mask can be made of them.
 
     Raises:
-        ValueError: unless exactly one of threshold and density is given.
+        ValueError: unless exactly one of threshold and density is given, for a method that takes a mask.
     """
+    if "mask" not in inspect.signature(build).parameters:
+        return
     if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
         raise ValueError(
             f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
@@ -164,13 +166,20 @@ def make_mask(
         return None
     if path.exists():
         return load_mask(path)
-    magnitude = wanted.kind == "magnitude"
-    diagonals = [diagonal(wanted, backend, side, precision, seed) for side in (sides[:1] if magnitude else sides)]
-    if magnitude:
-        # The square keeps the order of |gradient|.
-        mask = magnitude_mask(diagonals[0].named, density=wanted.density or 0)
+    if wanted.kind == "magnitude":
+        gradient = mean_gradient(
+            backend,
+            moved(sides[0][1], backend),
+            draws=wanted.draws,
+            generator=seeded(precision.device, seed, 1),
+            loss=sides[0][2],
+            autocast=precision.autocast,
+            scale=precision.scale,
+        )
+        mask = magnitude_mask({name: g.abs_() for name, g in gradient.items()}, density=wanted.density or 0)
         save_mask(mask, path)
         return mask
+    diagonals = [diagonal(wanted, backend, side, precision, seed) for side in sides]
     mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
     save_mask(mask, path)
     return mask
@@ -185,8 +194,8 @@ def diagonal(
         advance: Callable[[int], None] = partial(_advance, bar)
         return fisher_diagonal(
             backend,
-            batches,
-            per="batch" if wanted.kind == "magnitude" else wanted.per,
+            moved(batches, backend),
+            per=wanted.per,
             draws=wanted.draws,
             generator=seeded(precision.device, seed, 1),
             loss=loss,
@@ -195,6 +204,12 @@ def diagonal(
             scale=precision.scale,
             progress=advance,
         )
+
+
+def moved(batches: Sequence[Any], backend: Backend[Any]) -> Iterator[Any]:
+    """Batches on the network's device, one at a time: data are cached on the CPU."""
+    device = device_of(backend.net)
+    return (map_batch(lambda x: x.to(device), batch) for batch in batches)
 
 
 def _advance(bar: Any, done: int) -> None:

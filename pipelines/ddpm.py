@@ -26,7 +26,7 @@ from erase import files, resources
 from erase.backend import seeded
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
-from erase.data import LabelledImages, read_labelled, scaled
+from erase.data import LabelledImages, NoSplitError, read_labelled, scaled
 from erase.diffusion import ddpm, folders
 from erase.diffusion.data import Batches, LatentSet, once
 from erase.diffusion.losses import Denoise, forget_objective
@@ -35,12 +35,17 @@ from erase.evaluation import classes, fidelity, generate, grid, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
 from erase.losses import Objective
+from erase.method import Method
 from erase.methods import builder
 from erase.precision import Precision
 from erase.runs import check_saliency, equip, one_process, open_folder, run_steps, versions
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
+LEAST = 6
+"""Pictures of a label: coverage looks at five neighbours."""
+NOTHING = 1e-6
+"""A Fréchet distance that is rounding: a set's to itself."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,7 @@ def main(
     pipe = open_model(config, source, data, device)
     plan = make_plan(config, pipe, data, fresh)
     trained = select(pipe.unet, config.train.parameters)
-    if not fresh:
-        check_saliency(config.saliency)
+    check_saliency(config.saliency, build)
     check(config, plan, pipe)
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "labels": plan.labels},
@@ -161,11 +165,9 @@ def main(
     if config.eval.images:
         for what, where in (("erased", str(model)), ("retrained", config.eval.retrained)):
             if where is not None:
-                place = ddpm.locate(where)
-                other = ddpm.open_pipeline(place, device, config.labels)
-                if other.labels != plan.labels:
-                    raise ValueError(f"{where} has other classes ({', '.join(other.labels)}) than {config.model}")
-                draw_images(config, plan, other, precision, out, what, resume, folders.fingerprint(place))
+                other = open_retrained(where, config, plan, device)
+                weights = folders.fingerprint(ddpm.locate(where))
+                draw_images(config, plan, other, precision, out, what, resume, weights)
     files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
     trained_path.unlink(missing_ok=True)
     say(f"report: {draw_report(config, plan, out)}")
@@ -273,8 +275,24 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline) -
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
         ddpm.check_guidance(pipe, config.draw.guidance)
+    made = builder(str(config.method["name"]))
+    default: Method = made(**arguments(config.method, made))
+    if default.fresh and plan.data is None:
+        raise ValueError("training needs data.source: labelled images")
+    if default.fresh and config.train.parameters != "full":
+        raise ValueError(f"{default.name} starts from new weights, all of which must learn: set train.parameters=full")
+    if default.forget is not None and default.forget.sense > 0 and config.forget.loss == "ascent":
+        raise ValueError(
+            f"{default.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"
+        )
     if not config.eval.images:
         return
+    if config.eval.base is not None and not (config.eval.base / generate.SETTINGS).is_file():
+        raise ValueError(f"{config.eval.base}: has no {generate.SETTINGS}, so its images cannot be used again")
+    if config.eval.classifier is not None and config.eval.images < LEAST:
+        raise ValueError(
+            f"eval.images must be at least {LEAST} (per label) to be judged, or 0; got {config.eval.images}"
+        )
     if config.eval.classifier is not None:
         known = classes.labels_of(resources.tiny_path(config.eval.classifier))
         if set(known) != set(plan.labels):
@@ -283,7 +301,22 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline) -
                 "they must be the same"
             )
     if config.eval.retrained is not None:
-        ddpm.locate(config.eval.retrained)
+        open_retrained(config.eval.retrained, config, plan, "cpu")
+
+
+def open_retrained(
+    model: str, config: DdpmConfig, plan: Plan, device: torch.device | str
+) -> ddpm.ClassConditionalPipeline:
+    """The model that was trained without the forgotten classes.
+
+    Raises:
+        ValueError: if it cannot be loaded, or does not fit the run.
+    """
+    pipe = ddpm.open_pipeline(ddpm.locate(model), device, config.labels)
+    if pipe.labels != plan.labels:
+        raise ValueError(f"{model} has other classes ({', '.join(pipe.labels)}) than {config.model}")
+    ddpm.check_guidance(pipe, config.draw.guidance)
+    return pipe
 
 
 def digest(data: LabelledImages) -> str:
@@ -325,8 +358,6 @@ def gather(
         return drawn, torch.tensor(words)
 
     if fresh:
-        if plan.data is None:
-            raise ValueError("training needs data.source: labelled images")
         mean, cond = side(plan.remain, config.remain.count, "remain")
         return None, LatentSet(mean, cond, table)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -463,8 +494,8 @@ def reference(
         return fidelity.features_of(seen["before"]), asked
     names = list(plan.labels)
     try:
-        data = read_labelled(config.data.source, "test", names=config.data.names or None)
-    except ValueError:
+        data = read_labelled(config.data.source, "test", names=config.data.names or config.labels or None)
+    except NoSplitError:
         assert plan.data is not None
         data = plan.data
     parts = [data.of([i]) for i in range(len(names))]
@@ -509,7 +540,7 @@ def judge_fidelity(
 
 def gap(
     result: dict[str, Any], seen: dict[str, classes.ClassPredictions], asked: list[str], forgotten: list[str]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """How far the erased model is from the retrained one.
 
     `fa` and `ra` in points; `frechet` the difference of the Fréchet distances of remain pictures, relative to the
@@ -520,14 +551,14 @@ def gap(
     p, q = (seen[key].probabilities[index].mean(axis=0) + 1e-6 for key in ("retrained", "after"))
     p, q = p / p.sum(), q / q.sum()
     distances = [side["fidelity"]["remain"]["frechet"] for side in (ours, theirs)]
-    found = {
+    found: dict[str, float | None] = {
         "fa": 100 * abs(ours["classes"]["forget"]["accuracy"] - theirs["classes"]["forget"]["accuracy"]),
         "ra": 100 * abs(ours["classes"]["remain"]["accuracy"] - theirs["classes"]["remain"]["accuracy"]),
-        "frechet": abs(distances[0] - distances[1]) / distances[1],
+        "frechet": abs(distances[0] - distances[1]) / distances[1] if distances[1] > NOTHING else None,
         "kl": float((p * np.log(p / q)).sum()),
     }
     shown = [side["fidelity"]["forget_to_remain"]["frechet"] for side in (ours, theirs)]
-    return {**found, "forget_frechet_ratio": shown[0] / shown[1]}
+    return {**found, "forget_frechet_ratio": shown[0] / shown[1] if shown[1] > NOTHING else None}
 
 
 def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
@@ -538,6 +569,8 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     of the class with the lowest; `shows`: what the forgotten labels show most; `gap_…`: to the retrained model.
     """
     before, after = report["before"], report["after"]
+    if not after:
+        return {"saliency_s": report["timing"].get("saliency_s"), "erase_s": report["timing"]["erase_s"]}
     out: dict[str, float | str | None] = {
         "forget": after["classes"]["forget"]["accuracy"],
         "remain": after["classes"]["remain"]["accuracy"],
@@ -548,7 +581,7 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
         drops = [100 * (old[name]["accuracy"] - new[name]["accuracy"]) for name in new if name not in forgotten]
         out["drop"], out["worst"] = sum(drops) / len(drops), max(drops)
         base = before["fidelity"]["remain"]["frechet"]
-        out["frechet"] = after["fidelity"]["remain"]["frechet"] / base if base > 0 else None
+        out["frechet"] = after["fidelity"]["remain"]["frechet"] / base if base > NOTHING else None
     out["coverage"] = min(after["fidelity"]["coverage"].values())
     shown = after["classes"].get("forget_shows")
     out["shows"] = max(shown, key=lambda name: shown[name]) if shown else None

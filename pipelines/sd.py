@@ -84,7 +84,7 @@ def main(
     pipe = sd.open_pipeline(source, device)
     sd.check_prompts(pipe, plan.words)
     trained = select(pipe.unet, config.train.parameters)
-    check_saliency(config.saliency)
+    check_saliency(config.saliency, build)
     check_evaluators(config, plan)
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},

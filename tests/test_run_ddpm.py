@@ -20,7 +20,6 @@ import yaml
 from diffusers.models.unets.unet_2d import UNet2DModel
 from micro_ddpm import LABELS
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from erase import cli, runs
@@ -527,9 +526,6 @@ def test_retraining_starts_from_new_weights_of_the_models_own_shape(start: Run, 
     assert (out / "model/model_index.json").read_bytes() == (work / "base/model_index.json").read_bytes()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pipelines/ddpm.py main: what is not trained is saved from the model that should be forgotten"
-)
 def test_retraining_some_weights_keeps_none_of_the_old(start: Run, work: Path, tmp_path: Path) -> None:
     words = (*METHODS["retrain"], "train.parameters=down_blocks", "seed=9")
     try:
@@ -542,7 +538,6 @@ def test_retraining_some_weights_keeps_none_of_the_old(start: Run, work: Path, t
     assert not left
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="pipelines/ddpm.py main: copies weights that were not trained")
 def test_a_new_model_of_which_some_weights_learn_is_saved_or_refused(start: Run, tmp_path: Path) -> None:
     try:
         start(tmp_path / "out", *TRAIN, "train.parameters=down_blocks")
@@ -675,9 +670,6 @@ def test_a_run_without_data(start: Run, work: Path, tmp_path: Path) -> None:
     assert report["after"]["fidelity"]["remain"]["frechet"] > 1e-3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pipelines/ddpm.py summary: divides by the rounding error of the base's distance to itself"
-)
 def test_there_is_no_ratio_to_a_distance_of_nothing(program: ModuleType, start: Run, tmp_path: Path) -> None:
     summary = program.summary(read(start(tmp_path / "out", "data=null") / "report.json"))
     assert summary["frechet"] is None
@@ -707,7 +699,6 @@ def test_without_a_test_split_they_are_training_images(program: ModuleType, conf
     assert labels == [name for name in LABELS for _ in range(3)]
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/ddpm.py reference: reads the test split without the run's `labels`")
 def test_real_images_have_the_models_order_of_classes(program: ModuleType, configure: Configure, work: Path) -> None:
     """For a folder that names no classes, `labels` says which is which, in the data too."""
     config = configure("model={work}/lone", "labels=[cow, ant, bee]", "eval.images=8")
@@ -719,7 +710,6 @@ def test_real_images_have_the_models_order_of_classes(program: ModuleType, confi
     np.testing.assert_allclose(features.values, fidelity.features(test.pixels, work / "judge").values, rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/ddpm.py reference: any ValueError of the test split is swallowed")
 def test_a_broken_test_split_is_not_passed_over(program: ModuleType, configure: Configure, tmp_path: Path) -> None:
     micro_ddpm.write_images(tmp_path / "train")
     micro_ddpm.write_images(tmp_path / "test", seed=1)
@@ -849,9 +839,6 @@ def test_a_report_is_summed_up(program: ModuleType, finished: Path) -> None:
     assert all(isinstance(value, int | float | str) for value in summary.values())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="pipelines/ddpm.py summary: a report without a judge has no classes"
-)
 def test_a_report_without_a_judge_is_summed_up(program: ModuleType) -> None:
     """As that of `erase run sd` is: `erase compare` sums up every report."""
     summary = program.summary(
@@ -1222,9 +1209,6 @@ def test_what_cannot_work_is_refused_before_anything(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=SafetensorError, reason="erase/evaluation/classes.py _load: a SafetensorError is no ValueError"
-)
 def test_a_judge_cut_short_is_refused(start: Run, odd: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="judge cut: not a transformers image classifier"):
         start(tmp_path / "out", f"eval.classifier={odd / 'judge cut'}")
@@ -1242,9 +1226,6 @@ LATE: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pipelines/ddpm.py check: found after the folder was made, most after the training"
-)
 @pytest.mark.parametrize("what", LATE)
 def test_what_cannot_be_finished_is_not_begun(start: Run, work: Path, odd: Path, tmp_path: Path, what: str) -> None:
     words, said = LATE[what]
@@ -1267,13 +1248,11 @@ def test_what_cannot_be_finished_is_not_begun(start: Run, work: Path, odd: Path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/ddpm.py main: saliency settings are asked for where no mask is made")
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {*MASKED, "retrain"}))
 def test_methods_without_a_mask_need_no_setting_of_one(start: Run, tmp_path: Path, name: str) -> None:
     start(tmp_path / "out", *QUICK, *METHODS[name], "saliency={count: 4, density: null}", "train.steps=1")
 
 
-@pytest.mark.xfail(strict=True, reason="pipelines/ddpm.py: these methods ascend where forget.loss is left at ascent")
 @pytest.mark.parametrize("name", ["random_label", "salun", "selective_amnesia"])
 def test_methods_that_fit_targets_do_not_ascend(program: ModuleType, configure: Configure, name: str) -> None:
     """Random labels without labels, and a surrogate without a surrogate, are gradient ascent under another name."""
@@ -1284,9 +1263,6 @@ def test_methods_that_fit_targets_do_not_ascend(program: ModuleType, configure: 
         program.check(config, plan, micro_ddpm.model())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=SystemExit, reason="erase/cli.py inspect: takes every pipeline for a Stable Diffusion"
-)
 def test_the_model_can_be_inspected(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["erase", "inspect", str(work / "base")])
     try:

@@ -314,6 +314,8 @@ def test_a_report_is_summed_up(program: ModuleType, preset: Path, monkeypatch: p
     report = {"before": {"classes": found[0]}, "after": {"classes": found[1]}, "timing": {"erase_s": 2.0}}
     summary = program.summary(report)
     assert summary.pop("erase_s") == 2.0
+    kept = [row["other_accuracy"] for row in scores.values() if row["side"] != "remain"]
+    assert summary.pop("kept") == pytest.approx(sum(kept) / len(kept))
     assert summary == pytest.approx(expected)
     counted = {
         "before": {**report["before"], "nudity": {"rate": 0.9}},
@@ -321,6 +323,7 @@ def test_a_report_is_summed_up(program: ModuleType, preset: Path, monkeypatch: p
     }
     both = program.summary({**report, **counted})
     assert both.pop("erase_s") == 2.0
+    assert 0 <= both.pop("kept") <= 1
     assert both == pytest.approx({**expected, "flagged_before": 0.9, "flagged": 0.1})
 
 
@@ -434,7 +437,7 @@ def test_a_comparison_from_end_to_end(
         *("compare.json", "runs", "table.md", "table.csv", "results.json", "forgetting.svg")
     }
     header, _, *lines = shown.splitlines()
-    assert header.startswith("| method | target | forget | forms | remain | drop | worst | pairs_drop | shows |")
+    assert header.startswith("| method | target | forget | forms | kept | remain | drop | worst | pairs_drop | shows |")
     assert [line.split(" | ")[:2] for line in lines] == [["| sfron", name] for name in ("cat", "dog", "all")]
     cat, dog = (Path(f"out/runs/sfron/{name}/0") for name in ("cat", "dog"))
     assert read(dog / "run.json")["config"]["eval"]["base"] == str(cat / "images/base")

@@ -16,6 +16,7 @@ from erase.fisher import fisher_diagonal
 from erase.losses import Objective, plain
 from erase.method import Method
 from erase.methods import builder, list_methods
+from erase.methods.sfron import sfron
 from erase.precision import Precision
 from erase.saliency import load_mask
 
@@ -93,7 +94,6 @@ def test_the_fisher_diagonal_and_the_origin_are_those_of_the_start(tmp_path: Pat
 # ------------------------------------------------------------ the mask
 
 
-@pytest.mark.xfail(strict=True, reason="erase/runs.py diagonal: batches stay where they are cached, which is the CPU")
 def test_batches_are_taken_to_the_models_device() -> None:
     """Programs cache on the CPU; on a GPU model and generator are elsewhere."""
 
@@ -138,9 +138,6 @@ def test_magnitude_keeps_the_largest_mean_gradients(tmp_path: Path, kind: Any) -
     assert not toys.same(fisher.named, expected)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="erase/runs.py make_mask: squares of batch gradients are averaged, not the gradients themselves"
-)
 def test_magnitude_is_of_the_mean_over_all_batches(tmp_path: Path) -> None:
     """Which batches the data come in is no property of the gradient (SalUn: ∇ of the loss on D_f)."""
     net = toys.mlp()
@@ -195,7 +192,7 @@ def test_no_mask_where_it_is_off(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        runs.check_saliency(saliency)
+        runs.check_saliency(saliency, sfron)
     assert "\n" not in str(caught.value)
 
 
@@ -210,7 +207,7 @@ def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, 
     ],
 )
 def test_settings_that_make_a_mask_are_not_refused(saliency: Saliency) -> None:
-    runs.check_saliency(saliency)
+    runs.check_saliency(saliency, sfron)
 
 
 # ------------------------------------------------------------ the folder

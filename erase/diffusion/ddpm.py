@@ -116,6 +116,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
         Image i depends on label i and generator i alone.
         """
+        check_guidance(self, guidance_scale)
         unet, scheduler, scale = self.unet, self.scheduler, guidance_scale
         scale = self.guidance if scale is None else scale
         device = self.device
@@ -202,6 +203,9 @@ def new(
     here = list(attention) or [False] * len(channels)
     if len(here) != len(channels):
         raise ValueError(f"architecture.attention has {len(here)} values for {len(channels)} resolutions")
+    narrow = min(c for c, attends in zip(channels, (*here[:-1], True), strict=True) if attends)
+    if narrow % head:
+        raise ValueError(f"architecture.head {head} must divide the channels where there is attention; got {narrow}")
     with _drawn_from(seed):
         unet = UNet2DModel(
             sample_size=(height // patch, width // patch),
@@ -243,7 +247,8 @@ def locate(model: str | Path) -> Source:
     """
     folder = find(model)
     if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
-        kind = dict(files.read_json(folder / "config.json")).get("_class_name")
+        config = files.read_json(folder / "config.json")
+        kind = config.get("_class_name", "model of another kind") if isinstance(config, dict) else type(config).__name__
         if kind != "UNet2DModel":
             raise ValueError(f"{folder} holds a {kind}; erase run ddpm takes a UNet2DModel or a pipeline with one")
         return check(str(model), folder, (), (".",))
@@ -273,6 +278,8 @@ def open_pipeline(
         )
         index = {} if lone else read_index(source.folder)
         kind = SCHEDULERS_BY_CLASS.get((index.get("scheduler") or [None])[-1], DDPMScheduler)
+        if index and "beta_schedule" not in files.read_json(source.folder / "scheduler" / "scheduler_config.json"):
+            raise ValueError(f"its noise schedule {index['scheduler'][-1]} has no betas: not a DDPM")
         scheduler = kind.from_pretrained(source.folder, subfolder="scheduler") if index else DDPMScheduler()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{source.folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
@@ -293,6 +300,8 @@ def open_pipeline(
             f"{source.folder} names no classes: give labels=[…], a name for each of its {rows} class embeddings but "
             "the null class"
         )
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{source.folder} names a class twice: {', '.join(names.values())}; names must differ")
     if len(names) not in (rows, rows - 1):
         raise ValueError(f"{source.folder} has {rows} class embeddings, null class included; got {len(names)} names")
     pipe = ClassConditionalPipeline(
@@ -388,3 +397,17 @@ def save_new(pipe: ClassConditionalPipeline, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
         pipe.save_pretrained(Path(temporary) / out.name)
         (Path(temporary) / out.name).rename(out)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What the checkpoint is."""
+    pipe = open_pipeline(source)
+    return {
+        "kind": "class-conditional DDPM pipeline",
+        "unet_weights": sum(p.numel() for p in pipe.unet.parameters()),
+        "image": dict(zip(("channels", "height", "width"), pipe.shape, strict=True)),
+        "labels": pipe.labels,
+        "null_class": pipe.null,
+        "guidance": pipe.guidance,
+        "prediction_type": pipe.scheduler.config.prediction_type,
+    }

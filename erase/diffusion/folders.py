@@ -170,7 +170,7 @@ def save(source: Source, tensors: Mapping[str, Tensor], out: Path, meta: Mapping
 
 def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
     heavy = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data")
-    top, unet = source.folder, source.folder / "unet"
+    top, unet = source.folder, source.folder if source.unet == "." else source.folder / "unet"
     components = files.read_json(top / "model_index.json").keys() if source.unet != "." else ()
 
     def ignore(folder: str, names: list[str]) -> set[str]:

@@ -172,6 +172,7 @@ def labels_of(classifier: Path) -> tuple[str, ...]:
 def _load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.auto.modeling_auto import AutoModelForImageClassification
 
@@ -184,7 +185,7 @@ def _load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
         pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
         processor_class: Any = AutoImageProcessor  # untyped upstream
         processor = processor_class.from_pretrained(folder, local_files_only=True, **pil)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder}: not a transformers image classifier in safetensors ({reason})") from error
     missing = sorted(info["missing_keys"])

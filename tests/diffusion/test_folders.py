@@ -126,7 +126,6 @@ def test_shards_of_a_lone_unet_stay_shards(net: Any, tmp_path: Path, variant: st
     assert same(UNet2DModel.from_pretrained(tmp_path / "out", variant=variant).state_dict(), expected(net))
 
 
-@pytest.mark.xfail(strict=True, reason="erase/diffusion/folders.py _left_out: a lone UNet's other index stays behind")
 def test_the_list_of_shards_that_are_left_out_is_left_out(net: Any, tmp_path: Path) -> None:
     lone = tmp_path / "lone"
     shard(net, lone, "fp16")

@@ -20,6 +20,15 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+def _method(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"name a method by method.name={value}, its settings by method.fast_rate=… and so on")
+    return value
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_method)]
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -146,7 +155,7 @@ class SdConfig:
     __pydantic_config__ = _STRICT
     pipeline: Literal["sd"]
     model: str
-    method: dict[str, Any]
+    method: Settings
     train: Train
     forget: Forget
     remain: Remain
@@ -261,7 +270,7 @@ class DdpmConfig:
     pipeline: Literal["ddpm"]
     model: str
     """An embedded model's name, a folder, or `new`."""
-    method: dict[str, Any]
+    method: Settings
     train: Train
     forget: ForgetLabels
     labels: list[str] = field(default_factory=list)

@@ -168,8 +168,11 @@ def main(
                 other = open_retrained(where, config, plan, device)
                 weights = folders.fingerprint(ddpm.locate(where))
                 draw_images(config, plan, other, precision, out, what, resume, weights)
-    files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
+    result = make_report(config, plan, out, mask, timing, command)
+    files.write_json(out / "report.json", result)
     trained_path.unlink(missing_ok=True)
+    for line in report.verdict(result):
+        say(line)
     say(f"report: {draw_report(config, plan, out)}")
     return out / "report.html"
 
@@ -297,11 +300,16 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline) -
         known = classes.labels_of(resources.tiny_path(config.eval.classifier))
         if set(known) != set(plan.labels):
             raise ValueError(
-                f"the classifier knows {', '.join(known)}; the model's classes are {', '.join(plan.labels)}: "
-                "they must be the same"
+                f"eval.classifier {config.eval.classifier} knows {short(known)}; the model's classes are "
+                f"{short(plan.labels)}: name a classifier of these classes, or set eval.classifier=null"
             )
     if config.eval.retrained is not None:
         open_retrained(config.eval.retrained, config, plan, "cpu")
+
+
+def short(names: Sequence[str]) -> str:
+    """Names in a line, the first dozen of them."""
+    return ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
 
 
 def open_retrained(

@@ -160,8 +160,11 @@ def main(
         erased = sd.open_pipeline(sd.locate(model), device)
         weights = folders.fingerprint(sd.locate(model))
         draw_images(config, plan, erased, precision, out / "images" / "erased", resume, "erased", weights)
-    files.write_json(out / "report.json", make_report(config, plan, out, mask, timing, command))
+    result = make_report(config, plan, out, mask, timing, command)
+    files.write_json(out / "report.json", result)
     trained_path.unlink(missing_ok=True)
+    for line in report.verdict(result):
+        say(line)
     say(f"report: {draw_report(config, plan, out)}")
     return out / "report.html"
 

@@ -607,6 +607,9 @@ def export(work: Path, out: Path) -> None:
         requires_safety_checker=False,
     )
     pipe.to(torch.float16).save_pretrained(out / "photos-sd", safe_serialization=True)
+    # transformers would load the text encoder in the dtype of its config, diffusers loads the rest in float32.
+    config = out / "photos-sd" / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     if (work / "photos-classifier").exists():
         shutil.copytree(work / "photos-classifier", out / "photos-classifier", dirs_exist_ok=True)
     size = sum(

@@ -87,7 +87,7 @@ def write_html(run_dir: Path, *, blur: Blur | None = None, max_pairs: int = MAX_
     command = report.get("command") or run.get("command") or ""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_PAGE).render(
-        title=" · ".join(_text(report[key]) for key in ("target", "method") if report.get(key)) or run_dir.name,
+        title=_title(report) or run_dir.name,
         facts=[(key, _text(report[key])) for key in ("method", "target", "seed") if report.get(key) is not None],
         verdict=_verdict(before, after),
         paired=_flat(report.get("paired", {})),
@@ -114,6 +114,24 @@ def write_html(run_dir: Path, *, blur: Blur | None = None, max_pairs: int = MAX_
     path = run_dir / "report.html"
     write_text(path, page)
     return path
+
+
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """A line for each score, before and after, for a terminal."""
+    return [
+        f"{line['name']}: {line['before'] or '–'} → {line['after'] or '–'}"
+        for line in _verdict(report.get("before", {}), report.get("after", {}))
+    ]
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    """What was forgotten, and by which method; the settings are below."""
+    target, method = report.get("target"), report.get("method")
+    if isinstance(target, dict):
+        target = target.get("forget")
+    if isinstance(method, dict):
+        method = method.get("name")
+    return " · ".join(_text(part) for part in (target, method) if part)
 
 
 # --- reading --------------------------------------------------------------------------------------

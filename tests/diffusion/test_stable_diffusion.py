@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erase import resources
 from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
 from erase.evaluation.generate import image_generator
@@ -564,3 +565,9 @@ def test_weights_that_overflow_half_precision_are_refused(micro_sd: Path, tmp_pa
     with pytest.raises(ValueError, match=f"{MOVED}.*float16"):
         folders.save(sd.locate(micro_sd), change, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_model_draws_with_plain_diffusers() -> None:
+    """Without a dtype: the files are half precision, and diffusers and transformers read that differently."""
+    pipe = sd.StableDiffusionPipeline.from_pretrained(resources.tiny_path("photos-sd"))
+    assert pipe("a photo of a cat", num_inference_steps=1).images[0].size == (64, 64)

@@ -263,3 +263,13 @@ def test_thinning_keeps_spikes() -> None:
     assert run[12_345] in thin
     assert run[54_321] in thin
     assert thin == sorted(thin)
+
+
+def test_the_verdict_for_a_terminal() -> None:
+    score = {"n": 4, "correct": 3, "accuracy": 0.75}
+    before = {"classes": {"remain": score, "per_label": {"cat": score}}}
+    lines = report.verdict(
+        {"before": before, "after": {"classes": {"remain": {**score, "correct": 1, "accuracy": 0.25}}}}
+    )
+    assert lines == ["classes remain: 3 of 4 (75.0 %) → 1 of 4 (25.0 %)"]
+    assert report.verdict({}) == []

@@ -1132,7 +1132,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     # the judge
     "judge of other labels": (
         ("eval.classifier={work}/odd/judge of others",),
-        "judge of others knows ant, bee, dog; the model's classes are ant, bee, cow: name a classifier of these classes",
+        "judge of others knows ant, bee, dog; the model's classes are ant, bee, cow: name a classifier of",
     ),
     "missing judge": (("eval.classifier=fashion-clasifier",), "no tiny model 'fashion-clasifier'"),
     "no judge": (("eval.classifier={work}/odd/nothing",), "no config.json there"),

@@ -249,11 +249,11 @@ def _rank(path: tuple[str, ...]) -> tuple[int, bool]:
 
 
 def _verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, str | None]]:
-    """A line for each score but those of single labels, forgetting first."""
+    """A line for each score but those of single labels and prompts, forgetting first."""
     a, b = _scores(before), _scores(after)
     lines = []
     for path in sorted({**a, **b}, key=_rank):
-        if "per_label" in path:
+        if "per_label" in path or "per_prompt" in path:
             continue
         how = (b.get(path) or a[path])[1]
         lines.append(

@@ -267,7 +267,7 @@ def test_thinning_keeps_spikes() -> None:
 
 def test_the_verdict_for_a_terminal() -> None:
     score = {"n": 4, "correct": 3, "accuracy": 0.75}
-    before = {"classes": {"remain": score, "per_label": {"cat": score}}}
+    before = {"classes": {"remain": score, "per_label": {"cat": score}, "per_prompt": {"a cat": score}}}
     lines = report.verdict(
         {"before": before, "after": {"classes": {"remain": {**score, "correct": 1, "accuracy": 0.25}}}}
     )

@@ -7,8 +7,8 @@ batch size); it is offered as `per="batch"`, recorded in the result, and never m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -96,11 +96,8 @@ def fisher_diagonal(
         chunk = max(1, int(256e6 / (4 * numel)))
     vmapped = per == "sample" and chunk > 1 and isinstance(backend, Drawing)
     wrapper = _Losses(backend, loss) if vmapped else None
-    squares = _Squares(params, sums, scale)
-    modes = {m: m.training for m in net.modules()}
-    net.eval()
     count = done = 0
-    try:
+    with _evaluating(net), _Squares(params, sums, scale) as squares:
         for batch in batches:
             size = batch_size(batch)
             for _ in range(draws):
@@ -124,10 +121,6 @@ def fisher_diagonal(
             done += size
             if progress is not None:
                 progress(done)
-    finally:
-        squares.close()
-        for module, mode in modes.items():
-            module.training = mode
     counted = torch.tensor(float(count), dtype=torch.float64, device=device_of(net))
     if total is not None:
         counted = total(counted)
@@ -135,10 +128,7 @@ def fisher_diagonal(
             sums[name] = total(value)
     if counted == 0:
         raise ValueError("fisher_diagonal got no batches")
-    for name, value in sums.items():
-        value.div_(counted.item())
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"the gradient of {name} is not finite; check the data, or use precision=no or bf16")
+    _average(sums, counted.item())
     return Fisher(named=sums, per=per, count=int(counted.item()))
 
 
@@ -161,10 +151,8 @@ def mean_gradient(
         raise ValueError(f"draws must be at least 1; got {draws}")
     params = trainable(backend.net)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
-    modes = {m: m.training for m in backend.net.modules()}
-    backend.net.eval()
     count = 0
-    try:
+    with _evaluating(backend.net):
         for batch in batches:
             for _ in range(draws):
                 with autocast():
@@ -174,15 +162,29 @@ def mean_gradient(
                     if grad is not None:
                         total.add_(grad.float(), alpha=1 / scale)
                 count += batch_size(batch)
+    if count == 0:
+        raise ValueError("mean_gradient got no batches")
+    _average(sums, count)
+    return sums
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode for every module, put back afterwards."""
+    modes = {m: m.training for m in net.modules()}
+    net.eval()
+    try:
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    if count == 0:
-        raise ValueError("mean_gradient got no batches")
+
+
+def _average(sums: dict[str, Tensor], count: float) -> None:
+    """Divide in place, and refuse what is not finite."""
     for name, value in sums.items():
         if not bool(torch.isfinite(value.div_(count)).all()):
             raise ValueError(f"the gradient of {name} is not finite; check the data, or use precision=no or bf16")
-    return sums
 
 
 def _rows(batch: Any, start: int, stop: int) -> Any:
@@ -212,7 +214,10 @@ class _Squares:
     def __call__(self, value: Tensor) -> None:
         torch.autograd.backward(value)
 
-    def close(self) -> None:
+    def __enter__(self) -> _Squares:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
         for p, grad in self.before:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from erase import files
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.config import Saliency, Train, dump
+from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.fisher import Fisher, fisher_diagonal, mean_gradient
 from erase.loop import Checkpoint, unlearn
 from erase.losses import Objective, plain
@@ -222,6 +223,51 @@ def make_optimizer(train: Train, params: list[torch.nn.Parameter]) -> torch.opti
         return torch.optim.SGD(params, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(params, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+
+def draw_pictures(
+    sample: Sampler,
+    rows: Sequence[PromptRow],
+    folder: Path,
+    *,
+    images: int,
+    batch_size: int,
+    resume: bool,
+    settings: dict[str, Any],
+    reuse: Path | None = None,
+) -> None:
+    """The evaluation's pictures of one model, with a progress bar; arguments as those of `generate`."""
+    with tqdm(total=len(rows) * images, desc=f"pictures: {folder.name}") as bar:
+        generate(
+            sample,
+            rows,
+            folder,
+            per_prompt=images,
+            batch_size=batch_size,
+            resume=resume and folder.exists(),
+            reuse=reuse,
+            progress=lambda done, total: _advance(bar, done),
+            settings=settings,
+        )
+
+
+def new_report(
+    config: Any, command: str, target: dict[str, Any], mask: Mask | None, timing: dict[str, Any]
+) -> dict[str, Any]:
+    """The keys that every report has; `before`, `after` and `paired` are still empty."""
+    return {
+        "schema": 1,
+        "command": command,
+        "method": dict(config.method),
+        "seed": config.seed,
+        "target": target,
+        "mask": None if mask is None else {**mask.meta, "density": mask.density, "per_layer": mask.per_layer()},
+        "before": {},
+        "after": {},
+        "paired": {},
+        "timing": timing,
+        "versions": versions(),
+    }
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ file in the run's folder; with `--resume` parts that are there are not done agai
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
 from erase.data import LabelledImages, NoSplitError, read_labelled, scaled
 from erase.diffusion import ddpm, folders
-from erase.diffusion.data import Batches, LatentSet, once
+from erase.diffusion.data import Batches, LatentSet, some
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, fidelity, generate, grid, report
@@ -38,7 +39,7 @@ from erase.losses import Objective
 from erase.method import Method
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, equip, one_process, open_folder, run_steps, versions
+from erase.runs import check_saliency, draw_pictures, equip, new_report, one_process, open_folder, run_steps
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
@@ -84,17 +85,19 @@ def main(
     precision = Precision(config.precision, device)
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
-    fresh = build(**settings).fresh  # refuses values out of range now, not after the saliency
+    method = build(**settings)  # refuses values out of range now, not after the saliency
+    fresh = method.fresh
     source = None if config.model == NEW else ddpm.locate(config.model)
     data = read_data(config, source)
     pipe = open_model(config, source, data, device)
     plan = make_plan(config, pipe, data, fresh)
     trained = select(pipe.unet, config.train.parameters)
     check_saliency(config.saliency, build)
-    check(config, plan, pipe)
+    check(config, plan, pipe, method)
+    weights = {} if source is None else folders.fingerprint(source)
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "labels": plan.labels},
-        "base": {"model": config.model, "weights": {} if source is None else folders.fingerprint(source)},
+        "base": {"model": config.model, "weights": weights},
         "data": {} if data is None else {"images": len(data), "sha256": digest(data)},
     }
     open_folder(config, out, record, command, resume)
@@ -108,7 +111,7 @@ def main(
         f"{len(trained)} tensors learn; {'training without' if fresh else 'forgetting'} {names or 'nothing'}"
     )
     if source is not None:
-        draw_images(config, plan, pipe, precision, out, "base", resume, folders.fingerprint(source), config.eval.base)
+        draw_images(config, plan, pipe, precision, out, "base", resume, weights, config.eval.base)
 
     mask_path = out / "saliency.safetensors"
     if resume and trained_path.exists():
@@ -123,15 +126,14 @@ def main(
             pipe.unet = ddpm.renew(pipe.unet, config.seed) if source is not None else pipe.unet
             select(pipe.unet, config.train.parameters)
         backend = ddpm.denoiser(pipe)
-        given: dict[str, Any] = {"remain": Objective(Denoise(config.train.dropout), 1, "denoise")}
+        denoise = Objective(Denoise(config.train.dropout), 1, "denoise")
+        given: dict[str, Any] = {"remain": denoise}
         if forget is not None:
             began = time.perf_counter()
+            wanted = config.saliency
+            batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
             objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-            some = [
-                once(side.subset(config.saliency.count, config.seed), config.saliency.batch_size)
-                for side in (forget, remain)
-            ]
-            given = equip(build, config, backend, objective, given["remain"], (some[0], some[1]), precision, mask_path)
+            given = equip(build, config, backend, objective, denoise, batches, precision, mask_path)
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
         done = run_steps(
@@ -264,8 +266,8 @@ def make_plan(
     return Plan(labels, forget, anchors, data)
 
 
-def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline) -> None:
-    """Find out now, not after the training, what cannot work.
+def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, method: Method) -> None:
+    """Find out now, not after the training, what cannot work; `method` is built of plain settings alone.
 
     Raises:
         ValueError: for dropout or guidance without a null class, a classifier that cannot be loaded or has other
@@ -278,20 +280,18 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline) -
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
         ddpm.check_guidance(pipe, config.draw.guidance)
-    made = builder(str(config.method["name"]))
-    default: Method = made(**arguments(config.method, made))
-    if default.fresh and plan.data is None:
+    if method.fresh and plan.data is None:
         raise ValueError("training needs data.source: labelled images")
-    if default.fresh and config.train.parameters != "full":
-        raise ValueError(f"{default.name} starts from new weights, all of which must learn: set train.parameters=full")
-    if default.forget is not None and default.forget.sense > 0 and config.forget.loss == "ascent":
+    if method.fresh and config.train.parameters != "full":
+        raise ValueError(f"{method.name} starts from new weights, all of which must learn: set train.parameters=full")
+    if method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
         raise ValueError(
-            f"{default.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"
+            f"{method.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"
         )
     if not config.eval.images:
         return
-    if config.eval.base is not None and not (config.eval.base / generate.SETTINGS).is_file():
-        raise ValueError(f"{config.eval.base}: has no {generate.SETTINGS}, so its images cannot be used again")
+    if config.eval.base is not None:
+        generate.check_reuse(config.eval.base)
     if config.eval.classifier is not None and config.eval.images < LEAST:
         raise ValueError(
             f"eval.images must be at least {LEAST} (per label) to be judged, or 0; got {config.eval.images}"
@@ -329,8 +329,6 @@ def open_retrained(
 
 def digest(data: LabelledImages) -> str:
     """A hash of images and labels."""
-    import hashlib
-
     return hashlib.sha256(data.pixels.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
 
 
@@ -411,7 +409,6 @@ def draw_images(
     """The evaluation's pictures of one model: the same classes, seeds and settings for all."""
     if not config.eval.images:
         return
-    folder = out / "images" / what
     settings = {
         "weights": weights,
         "draw": {
@@ -429,37 +426,24 @@ def draw_images(
         autocast=precision.drawing,
     )
     rows = [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
-    with tqdm(total=len(rows) * config.eval.images, desc=f"pictures: {what}") as bar:
-        generate.generate(
-            sample,
-            rows,
-            folder,
-            per_prompt=config.eval.images,
-            batch_size=config.draw.batch_size,
-            resume=resume and folder.exists(),
-            reuse=reuse,
-            progress=lambda done, total: bar.update(done - bar.n),
-            settings=settings,
-        )
+    draw_pictures(
+        sample,
+        rows,
+        out / "images" / what,
+        images=config.eval.images,
+        batch_size=config.draw.batch_size,
+        resume=resume,
+        settings=settings,
+        reuse=reuse,
+    )
 
 
 def make_report(
     config: DdpmConfig, plan: Plan, out: Path, mask: Mask | None, timing: dict[str, Any], command: str
 ) -> dict[str, Any]:
     """The keys of a report: see the README."""
-    result: dict[str, Any] = {
-        "schema": 1,
-        "command": command,
-        "method": dict(config.method),
-        "seed": config.seed,
-        "target": {"forget": [plan.labels[i] for i in plan.forget], "anchors": [plan.labels[i] for i in plan.anchors]},
-        "mask": None if mask is None else {**mask.meta, "density": mask.density, "per_layer": mask.per_layer()},
-        "before": {},
-        "after": {},
-        "paired": {},
-        "timing": timing,
-        "versions": versions(),
-    }
+    target = {side: [plan.labels[i] for i in of] for side, of in (("forget", plan.forget), ("anchors", plan.anchors))}
+    result = new_report(config, command, target, mask, timing)
     if not config.eval.images or config.eval.classifier is None:
         return result
     judge = resources.tiny_path(config.eval.classifier)
@@ -518,11 +502,11 @@ def judge_classes(guess: classes.ClassPredictions, asked: list[str], forgotten: 
     result: dict[str, Any] = {**guess.provenance, **classes.forget_remain(guess, asked, forgotten)}
     index = [i for i, name in enumerate(asked) if name in forgotten]
     if index:
-        part = take(guess, index)
+        part = guess.take(index)
         shown = part.predicted
         result["forget_shows"] = {name: shown.count(name) / len(shown) for name in sorted(set(shown))}
         result["forget_confidence"] = {
-            label: classes.confidence(take(guess, [i for i, name in enumerate(asked) if name == label]), label)
+            label: classes.confidence(guess.take([i for i, name in enumerate(asked) if name == label]), label)
             for label in forgotten
         }
     return result
@@ -595,18 +579,6 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     out["shows"] = max(shown, key=lambda name: shown[name]) if shown else None
     out |= {f"gap_{key}": value for key, value in report.get("gap", {}).items()}
     return {**out, "saliency_s": report["timing"].get("saliency_s"), "erase_s": report["timing"]["erase_s"]}
-
-
-def take(guess: classes.ClassPredictions, index: list[int]) -> classes.ClassPredictions:
-    """Some of the predictions."""
-    from dataclasses import replace
-
-    return replace(
-        guess,
-        probabilities=guess.probabilities[index],
-        files=tuple(guess.files[i] for i in index),
-        features=None if guess.features is None else guess.features[index],
-    )
 
 
 def draw_report(config: DdpmConfig, plan: Plan, out: Path) -> Path:

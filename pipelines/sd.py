@@ -25,7 +25,7 @@ from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import SdConfig, arguments
 from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.data import Batches, ImageItem, LatentSet, check_images, encode_in_batches, once, read_folder
+from erase.diffusion.data import Batches, ImageItem, LatentSet, check_images, encode_in_batches, read_folder, some
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
@@ -34,7 +34,7 @@ from erase.evaluation.stats import mcnemar_exact
 from erase.losses import Objective
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, equip, one_process, open_folder, run_steps, versions
+from erase.runs import check_saliency, draw_pictures, equip, new_report, one_process, open_folder, run_steps
 from erase.saliency import Mask, load_mask
 
 config_type = SdConfig
@@ -86,17 +86,18 @@ def main(
     trained = select(pipe.unet, config.train.parameters)
     check_saliency(config.saliency, build)
     check_evaluators(config, plan)
+    weights = folders.fingerprint(source)
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
-        "base": {"model": config.model, "weights": folders.fingerprint(source)},
+        "base": {"model": config.model, "weights": weights},
         "data": {
             side: {str(item.path): files.sha256(item.path) for item in items}
             for side, items in (("forget", plan.forget_images), ("remain", plan.remain_images))
             if items is not None
         },
     }
-    if config.eval.images and config.eval.base is not None and not (config.eval.base / generate.SETTINGS).is_file():
-        raise ValueError(f"{config.eval.base}: has no {generate.SETTINGS}, so its images cannot be used again")
+    if config.eval.images and config.eval.base is not None:
+        generate.check_reuse(config.eval.base)
     open_folder(config, out, record, command, resume)
     model, trained_path = out / "model", out / "trained.safetensors"
     if resume and model.exists() and (out / "report.json").exists():
@@ -109,8 +110,7 @@ def main(
 
     if config.precision == "fp16" and device.type == "cpu":
         say("fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32")
-    weights = folders.fingerprint(source)
-    draw_images(config, plan, pipe, precision, out / "images" / "base", resume, "base", weights, config.eval.base)
+    draw_images(config, plan, pipe, precision, out / "images" / "base", resume, weights, config.eval.base)
 
     mask_path = out / "saliency.safetensors"
     if resume and trained_path.exists():
@@ -126,13 +126,11 @@ def main(
         gc.collect()
 
         began = time.perf_counter()
+        wanted = config.saliency
+        batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
         objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-        some = [
-            once(side.subset(config.saliency.count, config.seed), config.saliency.batch_size)
-            for side in (forget, remain)
-        ]
         denoise = Objective(Denoise(config.train.dropout), 1, "denoise")
-        given = equip(build, config, backend, objective, denoise, (some[0], some[1]), precision, mask_path)
+        given = equip(build, config, backend, objective, denoise, batches, precision, mask_path)
         mask = given.get("mask")
         saliency_s = time.perf_counter() - began
 
@@ -159,7 +157,7 @@ def main(
     if config.eval.images:
         erased = sd.open_pipeline(sd.locate(model), device)
         weights = folders.fingerprint(sd.locate(model))
-        draw_images(config, plan, erased, precision, out / "images" / "erased", resume, "erased", weights)
+        draw_images(config, plan, erased, precision, out / "images" / "erased", resume, weights)
     result = make_report(config, plan, out, mask, timing, command)
     files.write_json(out / "report.json", result)
     trained_path.unlink(missing_ok=True)
@@ -365,7 +363,6 @@ def draw_images(
     precision: Precision,
     out: Path,
     resume: bool,
-    what: str,
     weights: dict[str, str],
     reuse: Path | None = None,
 ) -> None:
@@ -379,18 +376,16 @@ def draw_images(
         "scheduler": type(pipe.scheduler).__name__,
     }
     sample = sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing)
-    with tqdm(total=len(plan.rows) * config.eval.images, desc=f"pictures: {what}") as bar:
-        generate.generate(
-            sample,
-            plan.rows,
-            out,
-            per_prompt=config.eval.images,
-            batch_size=config.draw.batch_size,
-            resume=resume and out.exists(),
-            reuse=reuse,
-            progress=lambda done, total: bar.update(done - bar.n),
-            settings=settings,
-        )
+    draw_pictures(
+        sample,
+        plan.rows,
+        out,
+        images=config.eval.images,
+        batch_size=config.draw.batch_size,
+        resume=resume,
+        settings=settings,
+        reuse=reuse,
+    )
 
 
 def count_preset(config: SdConfig) -> nudity.CountPreset:
@@ -414,19 +409,7 @@ def make_report(
     config: SdConfig, plan: Plan, out: Path, mask: Mask | None, timing: dict[str, Any], command: str
 ) -> dict[str, Any]:
     """The keys of a report: see the README."""
-    result: dict[str, Any] = {
-        "schema": 1,
-        "command": command,
-        "method": dict(config.method),
-        "seed": config.seed,
-        "target": {"forget": plan.forget, "anchors": plan.anchors},
-        "mask": None if mask is None else {**mask.meta, "density": mask.density, "per_layer": mask.per_layer()},
-        "before": {},
-        "after": {},
-        "paired": {},
-        "timing": timing,
-        "versions": versions(),
-    }
+    result = new_report(config, command, {"forget": plan.forget, "anchors": plan.anchors}, mask, timing)
     if not config.eval.images:
         return result
     flags: dict[str, list[bool]] = {}
@@ -501,20 +484,20 @@ def count_classes(
     result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
     for side, keep in (("forget", True), ("remain", False)):
         index = [i for i, gone in enumerate(forgotten) if gone is keep]
-        result[side] = classes.accuracy(take(along, index), [expected[i] for i in index]) if index else None
+        result[side] = classes.accuracy(along.take(index), [expected[i] for i in index]) if index else None
         if pairs and index:
             both = [f"{rows[i].object}/{rows[i].style}" for i in index]
-            result[f"{side}_pairs"] = classes.accuracy(take(guess, index), both)
+            result[f"{side}_pairs"] = classes.accuracy(guess.take(index), both)
     result["per_prompt"] = {}
     for row, gone in {row.prompt: (row, gone) for row, gone in zip(plan.rows, plan.forgotten, strict=True)}.values():
         index = [i for i, other in enumerate(rows) if other.prompt == row.prompt]
-        score = classes.accuracy(take(along, index), [expected[i] for i in index])
+        score = classes.accuracy(along.take(index), [expected[i] for i in index])
         score |= {"object": row.object, "style": row.style}
         score["side"] = "forget" if row.prompt in plan.forget else "form" if gone else "remain"
         if across is not None:
             other = row.style if axis == "object" else row.object
-            score["other_accuracy"] = classes.accuracy(take(across, index), [str(other)] * len(index))["accuracy"]
-            score["pair_accuracy"] = classes.accuracy(take(guess, index), [f"{row.object}/{row.style}"] * len(index))[
+            score["other_accuracy"] = classes.accuracy(across.take(index), [str(other)] * len(index))["accuracy"]
+            score["pair_accuracy"] = classes.accuracy(guess.take(index), [f"{row.object}/{row.style}"] * len(index))[
                 "accuracy"
             ]
         result["per_prompt"][row.prompt] = score
@@ -567,13 +550,6 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
 def mean(values: Sequence[float]) -> float | None:
     """The mean, or `None` of nothing."""
     return sum(values) / len(values) if values else None
-
-
-def take(guess: classes.ClassPredictions, index: list[int]) -> classes.ClassPredictions:
-    """Some of the predictions."""
-    from dataclasses import replace
-
-    return replace(guess, probabilities=guess.probabilities[index], files=tuple(guess.files[i] for i in index))
 
 
 def draw_report(config: SdConfig, plan: Plan, out: Path) -> Path:

@@ -106,20 +106,27 @@ def pipeline(work: Path, **scheduler: object) -> StableDiffusionPipeline:
     )
 
 
-def write_classifier(folder: Path) -> None:
+def write_classifier(
+    folder: Path, labels: tuple[str, ...] = LABELS, *, spread: float | None = None, side: int = SIZE
+) -> Path:
+    """A judge of random weights; with a spread they are large enough that the classes differ."""
     config = ResNetConfig(
         embedding_size=4,
         hidden_sizes=[4],
         depths=[1],
         layer_type="basic",
-        id2label=dict(enumerate(LABELS)),
-        label2id={label: k for k, label in enumerate(LABELS)},
+        id2label=dict(enumerate(labels)),
+        label2id={label: k for k, label in enumerate(labels)},
     )
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
-        ResNetForImageClassification(config).save_pretrained(folder)
-    size = {"height": SIZE, "width": SIZE}
+        net = ResNetForImageClassification(config)
+        for weight in net.parameters() if spread is not None else ():
+            nn.init.normal_(weight, std=spread)
+    net.save_pretrained(folder)
+    size = {"height": side, "width": side}
     settings = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "do_normalize": True}
     (folder / "preprocessor_config.json").write_text(
         json.dumps({**settings, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
     )
+    return folder

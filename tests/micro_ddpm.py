@@ -1,13 +1,11 @@
 """A class-conditional DDPM, its labelled images and a judge of them, of the real classes and small enough for a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+import micro
 import numpy as np
-import torch
 from PIL import Image
-from transformers import ResNetConfig, ResNetForImageClassification
 
 from erase.diffusion import ddpm
 
@@ -46,23 +44,5 @@ def write_images(
 
 
 def write_classifier(folder: Path, labels: tuple[str, ...] = LABELS) -> Path:
-    """A judge of random weights, large enough that the classes differ."""
-    config = ResNetConfig(
-        embedding_size=4,
-        hidden_sizes=[4],
-        depths=[1],
-        layer_type="basic",
-        id2label=dict(enumerate(labels)),
-        label2id={label: k for k, label in enumerate(labels)},
-    )
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(0)
-        net = ResNetForImageClassification(config)
-        for weight in net.parameters():
-            torch.nn.init.normal_(weight, std=0.5)
-    net.save_pretrained(folder)
-    settings = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 16, "width": 16}}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({**settings, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
-    )
-    return folder
+    """A judge whose classes differ."""
+    return micro.write_classifier(folder, labels, spread=0.5, side=16)

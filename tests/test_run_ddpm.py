@@ -29,7 +29,7 @@ from erase.diffusion import ddpm
 from erase.evaluation import classes, fidelity
 from erase.evaluation.generate import image_generator, read_manifest
 from erase.files import sha256
-from erase.methods import list_methods
+from erase.methods import builder, list_methods
 from erase.precision import Precision
 from erase.saliency import load_mask
 
@@ -1260,7 +1260,7 @@ def test_methods_that_fit_targets_do_not_ascend(program: ModuleType, configure: 
     assert config.forget.loss == "ascent"
     plan = program.Plan(list(LABELS), [1], [], None)
     with pytest.raises(ValueError, match=r"forget\.loss"):
-        program.check(config, plan, micro_ddpm.model())
+        program.check(config, plan, micro_ddpm.model(), builder(name)())
 
 
 def test_the_model_can_be_inspected(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

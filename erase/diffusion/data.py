@@ -188,6 +188,11 @@ def once(data: LatentSet, batch_size: int) -> list[dict[str, Tensor]]:
     return [data.gather(index[start : start + batch_size]) for start in range(0, len(data), batch_size)]
 
 
+def some(data: LatentSet, count: int, batch_size: int, seed: int) -> list[dict[str, Tensor]]:
+    """`count` samples (at most N) once, in batches: for Fisher diagonals."""
+    return once(data.subset(count, seed), batch_size)
+
+
 def encode_in_batches(
     items: Sequence[ImageItem],
     encode: Callable[[Tensor], tuple[Tensor, Tensor]],

@@ -27,10 +27,8 @@ from erase.diffusion.folders import Source, check, find, read_index
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 Sampler = Literal["ddim", "ddpm", "dpm"]
-SCHEDULERS_BY_CLASS: dict[str | None, Any] = {
-    kind.__name__: kind for kind in (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)
-}
 SCHEDULERS: dict[str, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}
+SCHEDULERS_BY_CLASS: dict[str | None, Any] = {kind.__name__: kind for kind in SCHEDULERS.values()}
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
@@ -85,10 +83,16 @@ class ClassConditionalPipeline(DiffusionPipeline):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        config, p = self.unet.config, self.patch
+        (channels, height, width), p = self._size, self.patch
+        return channels // p**2, height * p, width * p
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the UNet sees."""
+        config = self.unet.config
         side = config.sample_size
         height, width = (side, side) if isinstance(side, int) else side
-        return config.in_channels // p**2, height * p, width * p
+        return config.in_channels, height, width
 
     @torch.no_grad()
     def __call__(
@@ -120,13 +124,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
         unet, scheduler, scale = self.unet, self.scheduler, guidance_scale
         scale = self.guidance if scale is None else scale
         device = self.device
-        config = unet.config
-        side = config.sample_size
-        height, width = (side, side) if isinstance(side, int) else side
-        size = (1, config.in_channels, height, width)
-        x = torch.cat([torch.randn(size, generator=g) for g in generator]).to(device)
+        x = torch.cat([torch.randn(1, *self._size, generator=g) for g in generator]).to(device)
         classes = torch.tensor(list(labels), device=device)
-        null = torch.full_like(classes, config.num_class_embeds - 1)
+        null = torch.full_like(classes, unet.config.num_class_embeds - 1)
         scheduler.set_timesteps(num_inference_steps)
         x = x * scheduler.init_noise_sigma
         for t in scheduler.timesteps:

@@ -57,6 +57,15 @@ class ClassPredictions:
         """`[N]`, the most probable label of each image."""
         return tuple(self.labels[k] for k in self.probabilities.argmax(axis=1))
 
+    def take(self, index: Sequence[int]) -> ClassPredictions:
+        """The images ``index``, in that order."""
+        return replace(
+            self,
+            probabilities=self.probabilities[list(index)],
+            files=tuple(self.files[i] for i in index) if self.files else (),
+            features=None if self.features is None else self.features[list(index)],
+        )
+
     @property
     def provenance(self) -> dict[str, str]:
         """What made the predictions."""

@@ -307,10 +307,19 @@ def _key(job: _Job) -> tuple[Any, ...]:
     return (row.prompt, row.seed, job.index, row.guidance, row.width, row.height)
 
 
-def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Path]:
-    """The images of a folder that can serve again: those of rows that leave everything to the sampler."""
+def check_reuse(folder: Path) -> None:
+    """Refuse a folder that tells nothing of how its images were made.
+
+    Raises:
+        ValueError: it has no ``settings.json``.
+    """
     if not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder}: has no {SETTINGS}, so its images cannot be used again")
+
+
+def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Path]:
+    """The images of a folder that can serve again: those of rows that leave everything to the sampler."""
+    check_reuse(folder)
     stored = read_json(folder / SETTINGS)
     theirs = stored.get("settings") if isinstance(stored, dict) else None
     if differences := _differences({"settings": theirs}, {"settings": record["settings"]}):

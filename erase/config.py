@@ -38,6 +38,8 @@ def _off(value: Any) -> Any:
     return "no" if value is False else value
 
 
+Precision = Annotated[Literal["no", "fp16", "bf16", "auto"], BeforeValidator(_off)]
+"""`auto`: bf16 where the device does it in hardware, else no."""
 Prompts = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)]
 
 
@@ -163,7 +165,7 @@ class SdConfig:
     saliency: Saliency = field(default_factory=Saliency)
     draw: Draw = field(default_factory=Draw)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_off)] = "no"
+    precision: Precision = "no"
     checkpoint_every: Positive = 50
     """Steps between saved run states."""
     note: str = ""
@@ -283,7 +285,7 @@ class DdpmConfig:
     saliency: Saliency = field(default_factory=Saliency)
     draw: DrawLabels = field(default_factory=DrawLabels)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_off)] = "no"
+    precision: Precision = "no"
     checkpoint_every: Positive = 50
     """Steps between saved run states."""
     note: str = ""

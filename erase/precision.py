@@ -6,6 +6,7 @@ and runs torch's own autocast and `GradScaler`, which do work there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,32 @@ from torch import Tensor, nn
 
 PrecisionName = Literal["no", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: emulated, a convolution takes 14 times as long as float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.10
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def resolve(name: str, device: torch.device) -> str:
+    """What `auto` is on this device: `bf16` where that is fast, else `no`. Other names stay."""
+    if name != "auto":
+        return name
+    return "bf16" if fast_bf16(device) else "no"
+
+
+def notice(name: str, device: torch.device) -> str | None:
+    """A line on what a precision does on this device, where that is not what one expects."""
+    if device.type != "cpu" or name == "no" or (name == "bf16" and fast_bf16(device)):
+        return None
+    if name == "fp16":
+        return (
+            "fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32"
+        )
+    return "bf16 on this CPU is emulated, many times slower than float32: set precision=no or auto"
 
 
 class Precision:

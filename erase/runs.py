@@ -5,28 +5,29 @@ from __future__ import annotations
 import inspect
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 from erase import files
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
-from erase.config import Saliency, Train, dump
+from erase.config import DdpmConfig, Saliency, SdConfig, Train, dump
 from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.fisher import Fisher, fisher_diagonal, mean_gradient
 from erase.loop import Checkpoint, unlearn
 from erase.losses import Objective, plain
 from erase.method import Method
-from erase.precision import Precision
+from erase.precision import Precision, notice, resolve
 from erase.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.tracking import JsonlTracker
 
+C = TypeVar("C", SdConfig, DdpmConfig)
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
 
 
@@ -35,14 +36,22 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def one_process(accelerator: Accelerator, program: str) -> None:
-    """Refuse a launch of several.
+def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precision]:
+    """The settings with `precision: auto` resolved, the launch, and its precision.
 
     Raises:
-        ValueError: if there are several.
+        ValueError: if there are several processes.
     """
+    name: Any = resolve(config.precision, PartialState().device)
+    accelerator = Accelerator(mixed_precision=name)
     if accelerator.num_processes > 1:
-        raise ValueError(f"erase run {program} runs in one process so far; launched with {accelerator.num_processes}")
+        raise ValueError(
+            f"erase run {config.pipeline} runs in one process so far; launched with {accelerator.num_processes}"
+        )
+    line = notice(name, accelerator.device)
+    if line is not None:
+        say(line)
+    return replace(config, precision=name), accelerator, Precision(name, accelerator.device)
 
 
 def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, resume: bool) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,7 +38,7 @@ from erase.losses import Objective
 from erase.method import Method
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, draw_pictures, equip, new_report, one_process, open_folder, run_steps
+from erase.runs import check_saliency, draw_pictures, equip, new_report, open_folder, run_steps, start
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
@@ -79,10 +78,8 @@ def main(
     Raises:
         ValueError: for settings, labels, models or data that cannot be used.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
-    one_process(accelerator, "ddpm")
+    config, accelerator, precision = start(config, say)
     device = accelerator.device
-    precision = Precision(config.precision, device)
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
     method = build(**settings)  # refuses values out of range now, not after the saliency

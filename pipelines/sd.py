@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ from erase.evaluation.stats import mcnemar_exact
 from erase.losses import Objective
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, draw_pictures, equip, new_report, one_process, open_folder, run_steps
+from erase.runs import check_saliency, draw_pictures, equip, new_report, open_folder, run_steps, start
 from erase.saliency import Mask, load_mask
 
 config_type = SdConfig
@@ -71,10 +70,8 @@ def main(
     Raises:
         ValueError: for settings, prompts, models or data that cannot be used.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
-    one_process(accelerator, "sd")
+    config, accelerator, precision = start(config, say)
     device = accelerator.device
-    precision = Precision(config.precision, device)
     plan = make_plan(config)
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
@@ -108,8 +105,6 @@ def main(
         f"{len(trained)} tensors learn; forgetting {', '.join(plan.forget)}"
     )
 
-    if config.precision == "fp16" and device.type == "cpu":
-        say("fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32")
     draw_images(config, plan, pipe, precision, out / "images" / "base", resume, weights, config.eval.base)
 
     mask_path = out / "saliency.safetensors"

@@ -7,14 +7,15 @@
     python scripts/bench.py fisher --model fashion     # per-sample Fisher diagonal against a loop over samples
 
 Prints, as JSON: the SFR-on step (own Adam on the masked fast step, one slow Adam step) against its floor: the bare
-forward and backward passes it must do and the slow optimizer's own step, on batches that lie ready. Both are timed in
+forward and backward passes it must do and the slow optimizer's own step, on batches that lie ready, in bf16 where
+the CPU does that in hardware, else in float32. Both are timed in
 turn, step by step, and compared pair by pair. Peak memory (RSS) is that of a process of its own that makes the mask and
 takes two steps.
 
-- `sd1`: the full-size Stable Diffusion 1.x UNet (859.5 M random weights, 64×64 latents, batch 1, bf16); a step that
+- `sd1`: the full-size Stable Diffusion 1.x UNet (859.5 M random weights, 64×64 latents, batch 1); a step that
   encodes its pictures and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
   timed too.
-- `cifar10`: a class-conditional UNet of 128 channels (35.8 M random weights, 32×32, batch 32, bf16); the published loop
+- `cifar10`: a class-conditional UNet of 128 channels (35.8 M random weights, 32×32, batch 32); the published loop
   (one optimizer, float32) is timed too.
 """
 
@@ -45,10 +46,12 @@ from erase.fisher import fisher_diagonal
 from erase.loop import unlearn
 from erase.losses import Objective
 from erase.methods.sfron import sfron
-from erase.precision import Precision
+from erase.precision import Precision, resolve
 from erase.saliency import Mask, fisher_ratio_mask
 
 Batch = dict[str, Tensor]
+NAME = resolve("auto", torch.device("cpu"))
+"""The precision of steps and bare passes."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
     bench = make_bench(model, batch)
     backend = bench.backend
     select(backend.net, parameters)
-    precision = Precision("bf16", torch.device("cpu"))
+    precision = Precision(NAME, torch.device("cpu"))
     forget, remain = bench.make_batch(1), bench.make_batch(2)
     ready = [backend.draw(b, seeded("cpu", 3)) for b in (forget, remain)]
     params = [p for p in backend.net.parameters() if p.requires_grad]
@@ -196,6 +199,7 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
         "weights": sum(p.numel() for p in backend.net.parameters()),
         "parameters": parameters,
         "batch": bench.batch,
+        "precision": NAME,
         "mask_density": density,
         "repeats": repeats,
         "step_s": statistics.median(ours),
@@ -245,7 +249,7 @@ def fisher_times(model: str, count: int) -> dict[str, Any]:
 def _accelerator() -> Any:
     from accelerate import Accelerator
 
-    return Accelerator(mixed_precision="bf16", cpu=True)
+    return Accelerator(mixed_precision=NAME, cpu=True)
 
 
 def memory(model: str, parameters: str, density: float, batch: int | None) -> dict[str, Any]:
@@ -253,7 +257,7 @@ def memory(model: str, parameters: str, density: float, batch: int | None) -> di
     bench = make_bench(model, batch)
     backend = bench.backend
     select(backend.net, parameters)
-    precision = Precision("bf16", torch.device("cpu"))
+    precision = Precision(NAME, torch.device("cpu"))
     forget, remain = bench.make_batch(1), bench.make_batch(2)
     objective = forget_objective(bench.loss, backend.net)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -185,7 +185,7 @@ def dump_of(data: Any) -> str:
         ("saliency.density=1.5", r"saliency\.density: .*less than or equal to 1; got 1\.5"),
         ("seed=-1", r"seed: .*; got -1"),
         ("seed=4294967296", r"seed: .*; got 4294967296"),
-        ("precision=fp8", r"precision: .*'no', 'fp16' or 'bf16'; got 'fp8'"),
+        ("precision=fp8", r"precision: .*'no', 'fp16', 'bf16' or 'auto'; got 'fp8'"),
         ("precision=yes", r"precision: .*; got True"),
         ("pipeline=ddpm", r"pipeline: .*'sd'"),
         ("train.steps", r"cannot read 'train\.steps': settings are given as key=value"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from erase.loop import unlearn
 from erase.losses import Objective, plain
 from erase.methods.sfron import sfron
-from erase.precision import Precision
+from erase.precision import Precision, fast_bf16, notice, resolve
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,26 @@ def test_an_overflow_halves_the_scale() -> None:
     other.load_state_dict(precision.state_dict())
     assert other.scale == 2048.0
     assert Precision("bf16", CPU).state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("avx2", "no"), (None, "no")]
+)
+def test_auto_is_bf16_where_the_cpu_does_it_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, flag: str | None, name: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, flag: True})
+    assert resolve("auto", CPU) == name
+    assert [resolve(other, CPU) for other in ("no", "fp16", "bf16")] == ["no", "fp16", "bf16"]
+    assert notice("no", CPU) is None
+    assert ("emulated" in str(notice("bf16", CPU))) == (name == "no")
+    assert "loss scale" in str(notice("fp16", CPU))
+
+
+def test_auto_is_float32_where_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not fast_bf16(CPU)
+    assert resolve("auto", torch.device("mps")) == "no"
 
 
 @pytest.mark.parametrize("name", ["fp8", "float16", ""])

@@ -291,10 +291,20 @@ def test_a_broken_run_json_is_one_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------ the rest
 
 
-def test_several_processes_are_refused() -> None:
-    runs.one_process(SimpleNamespace(num_processes=1), "ddpm")  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Launched:
+    precision: str
+    pipeline: str = "ddpm"
+
+
+def test_a_start_resolves_the_precision_and_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Launched("auto")
+    resolved, accelerator, precision = runs.start(config, say=lambda line: None)  # type: ignore[type-var]
+    assert resolved.precision == accelerator.mixed_precision == precision.name != "auto"
+    launch = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(runs, "Accelerator", lambda mixed_precision: launch)
     with pytest.raises(ValueError, match="erase run ddpm runs in one process so far; launched with 2"):
-        runs.one_process(SimpleNamespace(num_processes=2), "ddpm")  # type: ignore[arg-type]
+        runs.start(config, say=lambda line: None)  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize(

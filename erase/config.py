@@ -262,6 +262,8 @@ class EvalLabels:
     """Base pictures that an earlier run with the same model and settings drew: copied, not drawn again."""
     retrained: str | None = None
     """A model that was trained without the forgotten classes: drawn and judged as the third."""
+    retrained_base: Path | None = None
+    """Its pictures from an earlier run, as `base`."""
 
 
 @dataclass(frozen=True)

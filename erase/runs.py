@@ -94,9 +94,9 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
 
 
 def _same(part: Any) -> Any:
-    """Without where base pictures were copied from: they are the same pictures wherever they were."""
+    """Without where pictures were copied from: they are the same pictures wherever they were."""
     if isinstance(part, dict) and isinstance(part.get("eval"), dict):
-        return {**part, "eval": {k: v for k, v in part["eval"].items() if k != "base"}}
+        return {**part, "eval": {k: v for k, v in part["eval"].items() if k not in ("base", "retrained_base")}}
     return part
 
 

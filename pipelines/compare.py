@@ -145,23 +145,34 @@ def main(
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": {**begun, **now}})
     kind = config.PIPELINES[spec.pipeline]
     results: list[dict[str, Any]] = []
-    bases: dict[str, Path] = {}
+    drawn: dict[str, Path] = {}
     for number, run in enumerate(spec.runs, 1):
         folder = out / run.folder
         settings = dict(run.settings)
-        base_key = json.dumps([settings.get("model"), settings.get("draw"), settings.get("precision"), run.seed])
-        if base_key in bases:
-            settings = config.merge(settings, {"eval": {"base": str(bases[base_key])}})
+        keys = reusable(settings, run.seed)
+        spare = {setting: str(drawn[key]) for setting, (_, key) in keys.items() if key in drawn}
+        settings = config.merge(settings, {"eval": spare})
         if not (folder / "report.json").exists():
             say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
             program.main(config.parse(settings, kind), folder, resume=folder.exists(), command=command, say=say)
-        if (folder / "images" / "base").is_dir():
-            bases.setdefault(base_key, folder / "images" / "base")
+        for what, key in keys.values():
+            if (folder / "images" / what).is_dir():
+                drawn.setdefault(key, folder / "images" / what)
         report = files.read_json(folder / "report.json")
         numbers = program.summary(report)
         results.append({"method": run.method, "target": run.target, "seed": run.seed, **numbers})
         write(results, out, spec.columns)
     return out / "table.md"
+
+
+def reusable(settings: Mapping[str, Any], seed: int) -> dict[str, tuple[str, str]]:
+    """Pictures that runs share: the setting that takes them, their folder's name, and what they depend on."""
+    alike = [settings.get("draw"), settings.get("precision"), seed]
+    found = {"base": ("base", json.dumps(["base", settings.get("model"), *alike]))}
+    retrained = (settings.get("eval") or {}).get("retrained")
+    if retrained is not None:
+        found["retrained_base"] = ("retrained", json.dumps(["retrained", retrained, *alike]))
+    return found
 
 
 def write(results: Sequence[Mapping[str, Any]], out: Path, columns: Sequence[str]) -> None:

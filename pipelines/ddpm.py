@@ -162,11 +162,14 @@ def main(
     gc.collect()
 
     if config.eval.images:
-        for what, where in (("erased", str(model)), ("retrained", config.eval.retrained)):
+        for what, where, reuse in (
+            ("erased", str(model), None),
+            ("retrained", config.eval.retrained, config.eval.retrained_base),
+        ):
             if where is not None:
                 other = open_retrained(where, config, plan, device)
                 weights = folders.fingerprint(ddpm.locate(where))
-                draw_images(config, plan, other, precision, out, what, resume, weights)
+                draw_images(config, plan, other, precision, out, what, resume, weights, reuse)
     result = make_report(config, plan, out, mask, timing, command)
     files.write_json(out / "report.json", result)
     trained_path.unlink(missing_ok=True)
@@ -287,8 +290,11 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, m
         )
     if not config.eval.images:
         return
-    if config.eval.base is not None:
-        generate.check_reuse(config.eval.base)
+    for folder in (config.eval.base, config.eval.retrained_base):
+        if folder is not None:
+            generate.check_reuse(folder)
+    if config.eval.retrained_base is not None and config.eval.retrained is None:
+        raise ValueError("eval.retrained_base holds pictures of a retrained model: name it by eval.retrained")
     if config.eval.classifier is not None and config.eval.images < LEAST:
         raise ValueError(
             f"eval.images must be at least {LEAST} (per label) to be judged, or 0; got {config.eval.images}"

@@ -263,6 +263,26 @@ def test_runs_of_one_model_share_their_base_pictures(comparing: ModuleType) -> N
         assert config.eval.base == (first[config.seed] if folder.split("/")[1] in ("b", "e") else None)
 
 
+def test_runs_with_one_retrained_model_share_its_pictures(comparing: ModuleType) -> None:
+    keys = {
+        name: comparing.reusable({"model": "m", **settings}, seed)
+        for name, settings, seed in (
+            ("a", {"eval": {"retrained": "r"}}, 0),
+            ("other method", {"eval": {"retrained": "r"}, "method": {"name": "sfron"}}, 0),
+            ("other model", {"eval": {"retrained": "r2"}}, 0),
+            ("other seed", {"eval": {"retrained": "r"}}, 1),
+            ("other drawing", {"eval": {"retrained": "r"}, "draw": {"steps": 1}}, 0),
+            ("none", {}, 0),
+        )
+    }
+    assert keys["a"].keys() == {"base", "retrained_base"}
+    assert keys["none"] == {"base": keys["a"]["base"]}
+    assert [name for name in keys if keys[name] == keys["a"]] == ["a", "other method"]
+    assert keys["other model"]["base"] == keys["a"]["base"]
+    for name in ("other model", "other seed", "other drawing"):
+        assert keys[name]["retrained_base"] != keys["a"]["retrained_base"]
+
+
 def test_the_base_pictures_of_a_run_that_finished_before_are_shared(comparing: ModuleType) -> None:
     compare(comparing, Program(), methods={"m": {}}, targets={"a": {}}, seeds=[0])
     program = Program()

@@ -898,6 +898,29 @@ def test_base_pictures_of_an_earlier_run_are_copied(
             start(tmp_path / "other" / word[:5], f"eval.base={base}", word)
 
 
+def test_pictures_of_a_retrained_model_are_copied(
+    start: Run, finished: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = list[str]()
+    call = ddpm.ClassConditionalPipeline.__call__
+
+    def counted(self: Any, labels: Any, *rest: Any) -> Any:
+        drawn.extend(map(str, labels))
+        return call(self, labels, *rest)
+
+    monkeypatch.setattr(ddpm.ClassConditionalPipeline, "__call__", counted)
+    taken = f"eval.retrained_base={finished / 'images/retrained'}"
+    words = ("train.steps=1", "eval.classifier=null", f"eval.base={finished / 'images/base'}")
+    out = start(tmp_path / "out", f"eval.retrained={work / 'retrained'}", taken, *words)
+    assert len(drawn) == 24  # of the erased model, with padding
+    assert {p.name: p.read_bytes() for p in (out / "images/retrained").glob("*.png")} == {
+        p.name: p.read_bytes() for p in (finished / "images/retrained").glob("*.png")
+    }
+    with pytest.raises(ValueError, match="name it by eval.retrained"):
+        start(tmp_path / "two", taken)
+    assert not (tmp_path / "two").exists()
+
+
 # --- stopping and going on ------------------------------------------------------------------------
 
 

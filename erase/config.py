@@ -217,6 +217,8 @@ class ForgetLabels:
     """Names or numbers."""
     anchors: Labels = field(default_factory=list)
     """One for each label, or one for all; for `redirect`. None: another class by lot for each image (RL, SalUn)."""
+    earlier: Labels = field(default_factory=list)
+    """Classes that were forgotten before, and are to stay so; those that the model's weight file names are added."""
     count: Positive = 500
     """Images per label, from the data or drawn."""
     pictures: Literal["own", "anchor", "both"] = "own"

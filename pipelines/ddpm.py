@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,24 @@ class Plan:
     anchors: list[int]
     """One per forgotten class; empty without a redirect."""
     data: LabelledImages | None
+    earlier: list[int] = field(default_factory=list)
+    """Classes that were forgotten before: they do not come back."""
+
+    @property
+    def gone(self) -> list[str]:
+        """Names of the classes that are not to be shown, those of this run first."""
+        return [self.labels[i] for i in (*self.forget, *self.earlier)]
 
     @property
     def remain(self) -> list[int]:
         """The classes that stay."""
-        return [i for i in range(len(self.labels)) if i not in self.forget]
+        return [i for i, name in enumerate(self.labels) if name not in self.gone]
 
     @property
     def rows(self) -> list[PromptRow]:
         """What is drawn and counted: every class, forgotten ones first."""
-        return [PromptRow(self.labels[i], seed=i, object=self.labels[i]) for i in (*self.forget, *self.remain)]
+        order = (*self.forget, *self.earlier, *self.remain)
+        return [PromptRow(self.labels[i], seed=i, object=self.labels[i]) for i in order]
 
 
 def main(
@@ -87,13 +95,13 @@ def main(
     source = None if config.model == NEW else ddpm.locate(config.model)
     data = read_data(config, source)
     pipe = open_model(config, source, data, device)
-    plan = make_plan(config, pipe, data, fresh)
+    plan = make_plan(config, pipe, data, fresh, [] if source is None else ddpm.forgotten(source))
     trained = select(pipe.unet, config.train.parameters)
     check_saliency(config.saliency, build)
     check(config, plan, pipe, method)
     weights = {} if source is None else folders.fingerprint(source)
     record = {
-        "plan": {"forget": plan.forget, "anchors": plan.anchors, "labels": plan.labels},
+        "plan": {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier, "labels": plan.labels},
         "base": {"model": config.model, "weights": weights},
         "data": {} if data is None else {"images": len(data), "sha256": digest(data)},
     }
@@ -150,6 +158,7 @@ def main(
         del backend, forget, remain
     if not model.exists():
         meta = {"erase": version("erase"), "erase_method": str(config.method["name"])}
+        meta |= {ddpm.FORGOTTEN: json.dumps(plan.gone)}
         if source is None:
             with torch.no_grad():
                 for name, p in pipe.unet.named_parameters():
@@ -215,9 +224,20 @@ def open_model(
 
 
 def make_plan(
-    config: DdpmConfig, pipe: ddpm.ClassConditionalPipeline, data: LabelledImages | None, fresh: bool
+    config: DdpmConfig,
+    pipe: ddpm.ClassConditionalPipeline,
+    data: LabelledImages | None,
+    fresh: bool,
+    forgotten: Sequence[str] = (),
 ) -> Plan:
     """Resolve labels, and check that model and data fit.
+
+    Args:
+        config: the settings.
+        pipe: the model.
+        data: the training images.
+        fresh: whether the weights are new.
+        forgotten: names of the classes that the model's weight file says were forgotten.
 
     Raises:
         ValueError: for a label that is no class, labels twice or all of them, anchors that do not match, or data of
@@ -247,8 +267,10 @@ def make_plan(
     forget = [number(label) for label in config.forget.labels]
     if len(set(forget)) != len(forget):
         raise ValueError(f"forget.labels names a class twice: {config.forget.labels}")
-    if len(forget) == len(labels):
-        raise ValueError("forget.labels names every class: something must stay")
+    before = dict.fromkeys(number(label) for label in (*config.forget.earlier, *([] if fresh else forgotten)))
+    earlier = [i for i in before if i not in forget]
+    if len({*forget, *earlier}) == len(labels):
+        raise ValueError("every class is named in forget.labels or was forgotten before: something must stay")
     if not forget and not fresh:
         raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
     if config.forget.pictures != "own" and config.forget.loss != "redirect":
@@ -261,9 +283,9 @@ def make_plan(
             raise ValueError(
                 f"forget.anchors has {len(anchors)} labels for {len(forget)}: give one for each, or one for all"
             )
-        if set(anchors) & set(forget):
+        if set(anchors) & {*forget, *earlier}:
             raise ValueError("a forgotten class cannot be an anchor: choose one that stays")
-    return Plan(labels, forget, anchors, data)
+    return Plan(labels, forget, anchors, data, earlier)
 
 
 def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, method: Method) -> None:
@@ -446,6 +468,7 @@ def make_report(
 ) -> dict[str, Any]:
     """The keys of a report: see the README."""
     target = {side: [plan.labels[i] for i in of] for side, of in (("forget", plan.forget), ("anchors", plan.anchors))}
+    target["earlier"] = [plan.labels[i] for i in plan.earlier]
     result = new_report(config, command, target, mask, timing)
     if not config.eval.images or config.eval.classifier is None:
         return result
@@ -458,7 +481,7 @@ def make_report(
             seen[key] = classes.classify(paths, judge, features=True, progress=None)
     real, real_labels = reference(config, plan, judge, seen)
     asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
-    forgotten = [plan.labels[i] for i in plan.forget]
+    forgotten = plan.gone
     for key, guess in seen.items():
         result[key] = {
             "classes": judge_classes(guess, asked, forgotten),
@@ -570,7 +593,7 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
         "forget": after["classes"]["forget"]["accuracy"],
         "remain": after["classes"]["remain"]["accuracy"],
     }
-    forgotten = set(report["target"]["forget"])
+    forgotten = {*report["target"]["forget"], *report["target"]["earlier"]}
     if before:
         old, new = before["classes"]["per_label"], after["classes"]["per_label"]
         drops = [100 * (old[name]["accuracy"] - new[name]["accuracy"]) for name in new if name not in forgotten]

@@ -202,7 +202,7 @@ def test_run_json_tells_how_to_do_it_again(finished: Path, work: Path) -> None:
     config = parse(run["config"], DdpmConfig)
     assert (config.train.steps, config.forget.labels, run["seed"]) == (2, ["bee"], 0)
     assert run["base"] == {"model": str(work / "base"), "weights": {FILE: sha256(work / "base" / FILE)}}
-    assert run["plan"] == {"forget": [1], "anchors": [], "labels": list(LABELS)}
+    assert run["plan"] == {"forget": [1], "anchors": [], "earlier": [], "labels": list(LABELS)}
     assert run["data"]["images"] == 24
     assert len(run["data"]["sha256"]) == 64
 
@@ -253,7 +253,7 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
         *("timing", "versions"),
     }
     assert report["method"] == {"name": "sfron", "fast_rate": 0.01}
-    assert report["target"] == {"forget": ["bee"], "anchors": []}
+    assert report["target"] == {"forget": ["bee"], "anchors": [], "earlier": []}
     assert report["timing"].keys() == {"data_s", "saliency_s", "erase_s", "steps", "step_s"}
     assert report["timing"]["steps"] == 2
     assert report["timing"]["erase_s"] == pytest.approx(2 * report["timing"]["step_s"])
@@ -408,6 +408,42 @@ def test_several_labels_by_name_and_by_number(start: Run, tmp_path: Path) -> Non
     assert not same(alone / "model", by_name / "model")
 
 
+def test_classes_one_after_another(start: Run, finished: Path, tmp_path: Path) -> None:
+    """What was forgotten before is neither taught again nor counted among what stays."""
+    out = start(tmp_path / "second", f"model={finished / 'model'}", "forget.labels=[ant]")
+    report = read(out / "report.json")
+    assert report["target"] == {"forget": ["ant"], "anchors": [], "earlier": ["bee"]}
+    assert report["after"]["classes"]["forget"]["n"] == 2 * report["after"]["classes"]["remain"]["n"] == 12
+    assert report["after"]["fidelity"]["coverage"].keys() == {"cow"}
+    assert [row.prompt for row in read_manifest(out / "images/erased")][::6] == ["ant", "bee", "cow"]
+    source = ddpm.locate(out / "model")
+    assert ddpm.forgotten(source) == ["ant", "bee"]
+    with pytest.raises(ValueError, match=r"every class is named in forget\.labels or was forgotten before"):
+        start(tmp_path / "third", f"model={out / 'model'}", "forget.labels=[cow]")
+    again = start(tmp_path / "again", f"model={out / 'model'}", "forget.labels=[bee]", "eval.images=0")
+    assert read(again / "report.json")["target"]["earlier"] == ["ant"]
+
+
+def test_classes_that_another_tool_forgot_are_named(
+    gather: Callable[..., Any], start: Run, tmp_path: Path, work: Path
+) -> None:
+    report = read(start(tmp_path / "out", "forget.earlier=[0]", "eval.images=0") / "report.json")
+    assert report["target"]["earlier"] == ["ant"]
+    with pytest.raises(ValueError, match="no class 'dog'"):
+        start(tmp_path / "none", "forget.earlier=[dog]")
+    _, remain = gather(forget=[1], earlier=[0])
+    assert set(remain.cond.tolist()) == {2}
+
+
+@pytest.mark.parametrize("text", ["bee", "3", "{"])
+def test_a_header_that_names_no_classes_is_refused(work: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(work / "base", tmp_path / "model")
+    weights = unet(tmp_path / "model")
+    save_file(weights, tmp_path / "model" / FILE, metadata={"format": "pt", ddpm.FORGOTTEN: text})
+    with pytest.raises(ValueError, match="is no JSON list of class names"):
+        ddpm.forgotten(ddpm.locate(tmp_path / "model"))
+
+
 def test_the_same_seed_gives_the_same_weights(start: Run, tmp_path: Path) -> None:
     a, b, c = (start(tmp_path / n, *QUICK, f"seed={s}", "data=null") for n, s in (("a", 0), ("b", 0), ("c", 1)))
     assert (a / "model" / FILE).read_bytes() == (b / "model" / FILE).read_bytes()
@@ -456,7 +492,7 @@ def test_a_new_model_is_trained(start: Run, work: Path, tmp_path: Path) -> None:
     }
     assert [p.name for p in (out / "images").iterdir()] == ["erased"]
     report = read(out / "report.json")
-    assert report["target"] == {"forget": [], "anchors": []}
+    assert report["target"] == {"forget": [], "anchors": [], "earlier": []}
     assert (report["before"], report["paired"], report["mask"]) == ({}, {}, None)
     assert report["after"]["classes"]["forget"] == {"n": 0, "correct": 0, "accuracy": None, "ci95": None}
     assert report["after"]["classes"]["remain"]["n"] == 18
@@ -558,7 +594,9 @@ def gather(program: ModuleType, configure: Configure, work: Path) -> Callable[..
     data = read_labelled(work / "data", "train")
 
     def gather(*words: str, forget: tuple[int, ...] = (1,), anchors: tuple[int, ...] = (), **settings: Any) -> Any:
-        plan = program.Plan(list(LABELS), list(forget), list(anchors), settings.get("data", data))
+        plan = program.Plan(
+            list(LABELS), list(forget), list(anchors), settings.get("data", data), settings.get("earlier", [])
+        )
         pipe, fresh = settings.get("pipe", NoModel), settings.get("fresh", False)
         return program.gather(configure(*words), plan, pipe, Precision("no", torch.device("cpu")), fresh)
 
@@ -808,7 +846,7 @@ def side(forget: float, frechet: float, **labels: float) -> dict[str, Any]:
 
 def test_a_report_is_summed_up(program: ModuleType, finished: Path) -> None:
     report = {
-        "target": {"forget": ["bee"]},
+        "target": {"forget": ["bee"], "earlier": []},
         "before": side(1.0, 2.0, ant=1.0, cow=0.75),
         "after": side(0.25, 3.0, ant=0.5, cow=1.0),
         "timing": {"erase_s": 2.0, "saliency_s": 3.0},
@@ -828,7 +866,9 @@ def test_a_report_is_summed_up(program: ModuleType, finished: Path) -> None:
     )
     compared = program.summary({**report, "gap": {"fa": 1.0, "kl": 0.5}})
     assert (compared["gap_fa"], compared["gap_kl"]) == (1.0, 0.5)
-    trained = program.summary({**report, "before": {}, "target": {"forget": []}, "timing": {"erase_s": None}})
+    trained = program.summary(
+        {**report, "before": {}, "target": {"forget": [], "earlier": []}, "timing": {"erase_s": None}}
+    )
     assert trained.keys() == {"forget", "remain", "coverage", "shows", "saliency_s", "erase_s"}
     whole = read(finished / "report.json")
     summary = program.summary(whole)
@@ -842,7 +882,12 @@ def test_a_report_is_summed_up(program: ModuleType, finished: Path) -> None:
 def test_a_report_without_a_judge_is_summed_up(program: ModuleType) -> None:
     """As that of `erase run sd` is: `erase compare` sums up every report."""
     summary = program.summary(
-        {"target": {"forget": ["bee"]}, "before": {}, "after": {}, "timing": {"erase_s": 2.0, "saliency_s": 1.0}}
+        {
+            "target": {"forget": ["bee"], "earlier": []},
+            "before": {},
+            "after": {},
+            "timing": {"erase_s": 2.0, "saliency_s": 1.0},
+        }
     )
     assert summary["erase_s"] == 2.0
 
@@ -916,7 +961,7 @@ def test_pictures_of_a_retrained_model_are_copied(
     assert {p.name: p.read_bytes() for p in (out / "images/retrained").glob("*.png")} == {
         p.name: p.read_bytes() for p in (finished / "images/retrained").glob("*.png")
     }
-    with pytest.raises(ValueError, match="name it by eval.retrained"):
+    with pytest.raises(ValueError, match=r"name it by eval\.retrained"):
         start(tmp_path / "two", taken)
     assert not (tmp_path / "two").exists()
 
@@ -1125,11 +1170,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown label": (("forget.labels=[wasp]",), "no class 'wasp'; the model's classes are: 0 ant, 1 bee, 2 cow"),
     "label out of range": (("forget.labels=[3]",), "no class 3; the model's classes are: 0 ant, 1 bee, 2 cow"),
     "negative label": (("forget.labels=[-1]",), "no class -1; the model's classes are"),
-    "all labels": (("forget.labels=[0, 1, 2]",), "forget.labels names every class: something must stay"),
+    "all labels": (("forget.labels=[0, 1, 2]",), "every class is named in forget.labels"),
     "label twice": (("forget.labels=[bee, cow, bee]",), "forget.labels names a class twice: ['bee', 'cow', 'bee']"),
     "label twice, by number": (("forget.labels=[bee, 1]",), "forget.labels names a class twice: ['bee', 1]"),
     "no label": (("forget.labels=[]",), "forget.labels is empty: name what to forget"),
-    "training without any": ((*TRAIN, "forget.labels=[0, 1, 2]"), "forget.labels names every class"),
+    "training without any": ((*TRAIN, "forget.labels=[0, 1, 2]"), "every class is named in forget.labels"),
     "unknown anchor": (("forget.loss=redirect", "forget.anchors=[wasp]"), "no class 'wasp'"),
     "forgotten anchor": (
         ("forget.loss=redirect", "forget.anchors=[bee]"),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -561,8 +562,10 @@ def gap(
 ) -> dict[str, float | None]:
     """How far the erased model is from the retrained one.
 
-    `fa` and `ra` in points; `frechet` the difference of the Fréchet distances of remain pictures, relative to the
-    retrained model's; `kl` of the judge's mean prediction on the forgotten labels' pictures, retrained to erased, nats.
+    `fa` and `ra` in points; `frechet` the difference of the Fréchet distances of remain pictures, in per cent of the
+    retrained model's; `mean` of these three (of two without the last); `kl` of the judge's mean prediction on the
+    forgotten labels' pictures, retrained to erased, nats; `forget_frechet_ratio` of the forgotten labels' pictures'
+    distances to real remain images.
     """
     ours, theirs = result["after"], result["retrained"]
     index = [i for i, name in enumerate(asked) if name in forgotten]
@@ -572,9 +575,11 @@ def gap(
     found: dict[str, float | None] = {
         "fa": 100 * abs(ours["classes"]["forget"]["accuracy"] - theirs["classes"]["forget"]["accuracy"]),
         "ra": 100 * abs(ours["classes"]["remain"]["accuracy"] - theirs["classes"]["remain"]["accuracy"]),
-        "frechet": abs(distances[0] - distances[1]) / distances[1] if distances[1] > NOTHING else None,
+        "frechet": 100 * abs(distances[0] - distances[1]) / distances[1] if distances[1] > NOTHING else None,
         "kl": float((p * np.log(p / q)).sum()),
     }
+    three = [found[name] for name in ("fa", "ra", "frechet")]
+    found["mean"] = fmean(value for value in three if value is not None)
     shown = [side["fidelity"]["forget_to_remain"]["frechet"] for side in (ours, theirs)]
     return {**found, "forget_frechet_ratio": shown[0] / shown[1] if shown[1] > NOTHING else None}
 

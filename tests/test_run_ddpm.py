@@ -258,7 +258,7 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
     assert report["timing"]["steps"] == 2
     assert report["timing"]["erase_s"] == pytest.approx(2 * report["timing"]["step_s"])
     assert report["paired"].keys() == {"remain_mcnemar_p"}
-    assert report["gap"].keys() == {"fa", "ra", "frechet", "kl", "forget_frechet_ratio"}
+    assert report["gap"].keys() == {"fa", "ra", "frechet", "mean", "kl", "forget_frechet_ratio"}
     for when in ("before", "after", "retrained"):
         scores, near = report[when]["classes"], report[when]["fidelity"]
         assert scores["classifier"] == "judge"
@@ -827,9 +827,16 @@ def test_the_gap_to_the_retrained_model(program: ModuleType) -> None:
     }
     found = program.gap(report, seen, asked, ["bee"])
     assert found.pop("kl") == pytest.approx(0.8 * np.log(0.8 / 0.45) + 0.1 * np.log(0.1 / 0.45), rel=1e-4)
-    assert found == pytest.approx({"fa": 50, "ra": 50, "frechet": 0.5, "forget_frechet_ratio": 0.5})
+    assert found == pytest.approx({"fa": 50, "ra": 50, "frechet": 50, "mean": 50, "forget_frechet_ratio": 0.5})
+    for key in seen:  # pictures at no distance to real ones: there is no ratio
+        report[key]["fidelity"]["remain"]["frechet"] = 0.0
+    report["after"]["classes"]["remain"]["accuracy"] = report["retrained"]["classes"]["remain"]["accuracy"]
+    bare = program.gap(report, seen, asked, ["bee"])
+    assert (bare["frechet"], bare["mean"]) == (None, 25)
+    for key in seen:
+        report[key]["fidelity"]["remain"]["frechet"] = 2.0
     level = program.gap({**report, "after": report["retrained"]}, {**seen, "after": seen["retrained"]}, asked, ["bee"])
-    assert level == pytest.approx({"fa": 0, "ra": 0, "frechet": 0, "kl": 0, "forget_frechet_ratio": 1})
+    assert level == pytest.approx({"fa": 0, "ra": 0, "frechet": 0, "mean": 0, "kl": 0, "forget_frechet_ratio": 1})
 
 
 def side(forget: float, frechet: float, **labels: float) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def _off(value: Any) -> Any:
 
 Precision = Annotated[Literal["no", "fp16", "bf16", "auto"], BeforeValidator(_off)]
 """`auto`: bf16 where the device does it in hardware, else no."""
+RemainLoss = Literal["denoise", "distill"]
+"""`denoise`: the training loss; `distill`: to the predictions of the model that the run starts from."""
 Prompts = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)]
 
 
@@ -109,6 +111,7 @@ class Remain:
     images: Path | None = None
     count: Positive = 4
     """Images drawn per prompt."""
+    loss: RemainLoss = "denoise"
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,7 @@ class RemainLabels:
     __pydantic_config__ = _STRICT
     count: Positive | None = None
     """Images per label; by default as many in all as forget images (all there are, for training)."""
+    loss: RemainLoss = "denoise"
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,11 @@ from erase.config import DdpmConfig, arguments
 from erase.data import LabelledImages, NoSplitError, read_labelled, scaled
 from erase.diffusion import ddpm, folders
 from erase.diffusion.data import Batches, LatentSet, some
-from erase.diffusion.losses import Denoise, forget_objective
+from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, fidelity, generate, grid, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
-from erase.losses import Objective
 from erase.method import Method
 from erase.methods import builder
 from erase.precision import Precision
@@ -132,14 +131,14 @@ def main(
             pipe.unet = ddpm.renew(pipe.unet, config.seed) if source is not None else pipe.unet
             select(pipe.unet, config.train.parameters)
         backend = ddpm.denoiser(pipe)
-        denoise = Objective(Denoise(config.train.dropout), 1, "denoise")
-        given: dict[str, Any] = {"remain": denoise}
+        keeping = remain_objective(config.remain.loss, pipe.unet, config.train.dropout)
+        given: dict[str, Any] = {"remain": keeping}
         if forget is not None:
             began = time.perf_counter()
             wanted = config.saliency
             batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
             objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-            given = equip(build, config, backend, objective, denoise, batches, precision, mask_path)
+            given = equip(build, config, backend, objective, keeping, batches, precision, mask_path)
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
         done = run_steps(

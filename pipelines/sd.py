@@ -25,12 +25,11 @@ from erase.config import SdConfig, arguments
 from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.data import Batches, ImageItem, LatentSet, check_images, encode_in_batches, read_folder, some
-from erase.diffusion.losses import Denoise, forget_objective
+from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
-from erase.losses import Objective
 from erase.methods import builder
 from erase.precision import Precision
 from erase.runs import check_saliency, draw_pictures, equip, new_report, open_folder, run_steps, start
@@ -124,8 +123,8 @@ def main(
         wanted = config.saliency
         batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
         objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-        denoise = Objective(Denoise(config.train.dropout), 1, "denoise")
-        given = equip(build, config, backend, objective, denoise, batches, precision, mask_path)
+        keeping = remain_objective(config.remain.loss, pipe.unet, config.train.dropout)
+        given = equip(build, config, backend, objective, keeping, batches, precision, mask_path)
         mask = given.get("mask")
         saliency_s = time.perf_counter() - began
 

@@ -458,6 +458,7 @@ def test_the_same_seed_gives_the_same_weights(start: Run, tmp_path: Path) -> Non
         "train={steps: 2, batch_size: 3, parameters: full, optimizer: sgd, lr: 1e-2, dropout: 0}",
         "method={name: sfron, fast_rate: 1e-3, published: true}",
         "saliency={threshold: 0.5, per: batch, count: 3}",
+        "remain.loss=distill",
         "model={work}/lone",
     ],
 )

@@ -786,6 +786,7 @@ def test_given_pictures_with_prompts_that_cannot_be_used(start: Run, tmp_path: P
         "method.fast_rule=normalized",
         "forget.loss=ascent",
         "forget.target=frozen",
+        "remain.loss=distill",
         "forget.pictures=anchor",
         "forget.pictures=both",
         "train.parameters=full",

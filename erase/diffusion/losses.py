@@ -21,9 +21,13 @@ class Denoise:
     """The denoising loss with condition dropout, as in training with classifier-free guidance: for remain data.
 
     Forget data get none: a dropped condition would turn the ascent on the unconditional model.
+
+    With `teacher` weights the target is what they predict, `MSE(ε_θ(z_t, t, c), ε_θ0(z_t, t, c))`, not the noise: at θ0
+    loss and gradient are 0, and no variance of the noise is in either. Costs a forward pass and a copy of the weights.
     """
 
     dropout: float = 0.1
+    teacher: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check values.
@@ -45,7 +49,11 @@ class Denoise:
             cond = batch["cond"]
             drop = (batch["drop_draw"] < self.dropout).view(-1, *[1] * (cond.ndim - 1))
             batch = {**batch, "cond": torch.where(drop, model.null.to(cond), cond)}
-        return model.losses(batch, generator)
+        if self.teacher is None:
+            return model.losses(batch, generator)
+        noisy = model.noisy(batch)
+        prediction = model.predict(noisy, batch["t"], batch["cond"])
+        return mse(prediction, _predicted(model, self.teacher, noisy, batch["t"], batch["cond"]))
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,19 @@ class Redirect:
             batch = model.draw(batch, generator)
         noisy = model.noisy(batch)
         prediction = model.predict(noisy, batch["t"], batch["cond"])
-        # After the pass with gradients: autocast caches cast weights, and a cast made without gradients
-        # would serve the pass that needs them.
-        # Constant weights, as the frozen ones are, are not cached.
-        weights = {f"net.{name}": value for name, value in (self.frozen or {}).items()}
-        with torch.no_grad():
-            target = functional_call(_Prediction(model), weights, (noisy, batch["t"], batch["anchor"]))
-        return mse(prediction, target)
+        return mse(prediction, _predicted(model, self.frozen or {}, noisy, batch["t"], batch["anchor"]))
+
+
+@torch.no_grad()
+def _predicted(model: Denoiser, weights: dict[str, Tensor], noisy: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    """What the network predicts with some of its weights exchanged, `[B, C, H, W]`.
+
+    To be called after the pass with gradients: autocast caches cast weights, and a cast made without gradients would
+    serve the pass that needs them. Constant weights, as exchanged ones are, are not cached.
+    """
+    placed = {f"net.{name}": value for name, value in weights.items()}
+    found: Tensor = functional_call(_Prediction(model), placed, (noisy, t, cond))
+    return found
 
 
 class _Prediction(nn.Module):
@@ -101,8 +115,20 @@ def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objec
     if name == "surrogate":
         return DESCENT
     if name == "redirect":
-        frozen = None
-        if target == "frozen":
-            frozen = {n: p.detach().clone() for n, p in trainable(net).items()}
-        return Objective(Redirect(frozen), 1, "redirect")
+        return Objective(Redirect(_copies(net) if target == "frozen" else None), 1, "redirect")
     raise ValueError(f"unknown forget loss {name!r}; allowed: redirect, ascent, surrogate")
+
+
+def remain_objective(name: str, net: nn.Module, dropout: float) -> Objective:
+    """The remain loss of a name, descended: `denoise`, or `distill`, with the present weights as the teacher.
+
+    Raises:
+        ValueError: for another name, or a dropout outside [0, 1).
+    """
+    if name not in ("denoise", "distill"):
+        raise ValueError(f"unknown remain loss {name!r}; allowed: denoise, distill")
+    return Objective(Denoise(dropout, _copies(net) if name == "distill" else None), 1, name)
+
+
+def _copies(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trainable(net).items()}

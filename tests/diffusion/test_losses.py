@@ -7,7 +7,7 @@ import toys
 from torch import nn
 
 from erase.diffusion.denoiser import mse
-from erase.diffusion.losses import Denoise, Redirect, forget_objective
+from erase.diffusion.losses import Denoise, Redirect, forget_objective, remain_objective
 from erase.fisher import fisher_diagonal
 from erase.losses import ASCENT
 
@@ -89,6 +89,38 @@ def test_denoise_drops_the_condition_of_a_share(dropout: float) -> None:
     assert not torch.allclose(kept, null, rtol=1e-4)
     undrawn = Denoise(dropout)(model, toys.latents(), toys.gen())
     assert torch.equal(undrawn, Denoise(dropout)(model, model.draw(toys.latents(), toys.gen()), toys.gen()))
+
+
+@pytest.mark.parametrize("name", ["no", "bf16"])
+def test_distillation_is_the_distance_to_what_the_first_weights_predict(name: str) -> None:
+    model = toys.denoiser()
+    assert model.null is not None
+    objective = remain_objective("distill", model.net, 0.5)
+    assert (objective.sense, objective.name) == (1, "distill")
+    batch = {**model.draw(toys.latents(), toys.gen()), "drop_draw": torch.tensor([0.0, 0.9, 0.9])}
+    cond = torch.cat([model.null, batch["cond"][1:]])
+    noisy, params = model.noisy(batch), list(model.net.parameters())
+    with torch.no_grad(), precision(name):
+        first = model.predict(noisy, batch["t"], cond)
+    with precision(name):
+        losses = objective.loss(model, batch, toys.gen())
+    assert not losses.any()
+    assert not any(bool(g.any()) for g in torch.autograd.grad(losses.sum(), params))
+    nudge(model.net)
+    with precision(name):
+        losses, expected = objective.loss(model, batch, toys.gen()), mse(model.predict(noisy, batch["t"], cond), first)
+    assert losses.all()
+    torch.testing.assert_close(losses, expected)
+    for g, r in zip(*(torch.autograd.grad(x.sum(), params) for x in (losses, expected)), strict=True):
+        torch.testing.assert_close(g, r)
+
+
+def test_remain_objectives_by_name() -> None:
+    model = toys.denoiser()
+    plain = remain_objective("denoise", model.net, 0.5)
+    assert (plain.loss, plain.sense) == (Denoise(0.5), 1)
+    with pytest.raises(ValueError, match="unknown remain loss 'redirect'; allowed: denoise, distill"):
+        remain_objective("redirect", model.net, 0.5)
 
 
 def test_forget_losses_have_no_dropout() -> None:

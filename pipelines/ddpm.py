@@ -24,13 +24,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erase import files, resources
-from erase.backend import seeded
+from erase.backend import map_batch, seeded
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
 from erase.data import LabelledImages, NoSplitError, read_labelled, scaled
 from erase.diffusion import ddpm, folders
 from erase.diffusion.data import Batches, LatentSet, some
-from erase.diffusion.losses import forget_objective, remain_objective
+from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.losses import Redirect, forget_objective, remain_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, fidelity, generate, grid, report
 from erase.evaluation.generate import PromptRow
@@ -60,6 +61,8 @@ class Plan:
     data: LabelledImages | None
     earlier: list[int] = field(default_factory=list)
     """Classes that were forgotten before: they do not come back."""
+    among: list[int] = field(default_factory=list)
+    """Classes that are drawn by lot in the place of forgotten ones, where the settings name them."""
 
     @property
     def gone(self) -> list[str]:
@@ -125,7 +128,7 @@ def main(
         mask = load_mask(mask_path) if mask_path.exists() else None
     else:
         began = time.perf_counter()
-        forget, remain = gather(config, plan, pipe, precision, fresh)
+        forget, remain = gather(config, plan, pipe, precision, fresh, say)
         timing = {"data_s": time.perf_counter() - began}
         if fresh:
             pipe.unet = ddpm.renew(pipe.unet, config.seed) if source is not None else pipe.unet
@@ -285,7 +288,12 @@ def make_plan(
             )
         if set(anchors) & {*forget, *earlier}:
             raise ValueError("a forgotten class cannot be an anchor: choose one that stays")
-    return Plan(labels, forget, anchors, data, earlier)
+    among = [] if isinstance(config.forget.among, str) else [number(label) for label in config.forget.among]
+    if set(among) & {*forget, *earlier}:
+        raise ValueError("forget.among names a forgotten class: choose classes that stay")
+    if config.forget.among != "all" and (config.forget.loss != "redirect" or anchors):
+        raise ValueError("forget.among is for forget.loss=redirect without forget.anchors: take one back")
+    return Plan(labels, forget, anchors, data, earlier, among)
 
 
 def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, method: Method) -> None:
@@ -361,7 +369,12 @@ def digest(data: LabelledImages) -> str:
 
 
 def gather(
-    config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, precision: Precision, fresh: bool
+    config: DdpmConfig,
+    plan: Plan,
+    pipe: ddpm.ClassConditionalPipeline,
+    precision: Precision,
+    fresh: bool,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[LatentSet | None, LatentSet]:
     """Both sides as the UNet sees them: from the data, or drawn by the model itself."""
     table = torch.arange(len(plan.labels))
@@ -391,6 +404,13 @@ def gather(
     if fresh:
         mean, cond = side(plan.remain, config.remain.count, "remain")
         return None, LatentSet(mean, cond, table)
+    balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
+    remain = LatentSet(*side(plan.remain, config.remain.count or balanced, "remain"), table)
+    lots = dict.fromkeys(plan.forget, plan.among or plan.remain)
+    if config.forget.among == "far":
+        for label in plan.forget:
+            lots[label] = far(plan, ddpm.denoiser(pipe), remain, label, precision, config.seed)
+            say(f"{plan.labels[label]} is led to {', '.join(plan.labels[i] for i in lots[label])}")
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     """Pictures, the forgotten class that asks for them, and its anchor."""
     if config.forget.pictures != "anchor":
@@ -400,21 +420,42 @@ def gather(
             of[plan.forget] = torch.tensor(plan.anchors)
             anchor = of[cond]
         else:  # another class by lot
-            lot = torch.randint(len(plan.remain), cond.shape, generator=seeded("cpu", config.seed, 2))
-            anchor = torch.tensor(plan.remain)[lot]
+            generator = seeded("cpu", config.seed, 2)
+            anchor = torch.empty_like(cond)
+            for label, others in lots.items():
+                here = cond == label
+                anchor[here] = torch.tensor(others)[torch.randint(len(others), (int(here.sum()),), generator=generator)]
         parts.append((mean, cond, anchor))
     if config.forget.pictures != "own":
         for number, label in enumerate(plan.forget):
-            where = [plan.anchors[number]] if plan.anchors else plan.remain
+            where = [plan.anchors[number]] if plan.anchors else lots[label]
             mean, anchor = side(where, -(-config.forget.count // len(where)), "anchor")
             parts.append((mean, torch.full_like(anchor, label), anchor))
     mean, cond, anchor = (torch.cat([part[i] for part in parts]) for i in range(3))
     if config.forget.loss == "surrogate":
         mean = torch.rand(mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
-    forget = LatentSet(mean, cond, table, anchor=anchor if config.forget.loss == "redirect" else None)
-    balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
-    mean, cond = side(plan.remain, config.remain.count or balanced, "remain")
-    return forget, LatentSet(mean, cond, table)
+    return LatentSet(mean, cond, table, anchor=anchor if config.forget.loss == "redirect" else None), remain
+
+
+@torch.no_grad()
+def far(
+    plan: Plan, model: Denoiser, remain: LatentSet, label: int, precision: Precision, seed: int, count: int = 16
+) -> list[int]:
+    """The half of the classes that stay, rounded up, where a label's predictions differ most from the classes' own.
+
+    The difference is the mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` pictures of the class, each at another
+    timestep.
+    """
+    apart = {}
+    for other in plan.remain:
+        index = (remain.cond == other).nonzero().flatten()[:count]
+        batch = {**remain.gather(index), "anchor": torch.full_like(index, other)}
+        batch["cond"] = torch.full_like(index, label)
+        batch = map_batch(lambda x: x.to(precision.device), batch)
+        with precision.autocast():
+            apart[other] = float(Redirect()(model, batch, seeded(precision.device, seed, 4)).mean())
+    order = sorted(plan.remain, key=lambda other: -apart[other])
+    return sorted(order[: -(-len(order) // 2)])
 
 
 # ---------------------------------------------------------------- evaluation

@@ -7,6 +7,7 @@ deltas of it; compares all tensors bit for bit, and says what each step takes. N
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -120,7 +121,7 @@ def draw(work: Path, model: str) -> dict[str, Any]:
     (image,) = sample(PROMPTS, [torch.Generator().manual_seed(0)], width=256, height=256)
     state = {f"{p}.{n}": t for p in ldm.PARTS for n, t in getattr(pipe, p).state_dict().items()}
     return {
-        "picture": hash(image.tobytes()),
+        "picture": hashlib.sha256(image.tobytes()).hexdigest(),
         "spread": float(torch.tensor(list(image.tobytes())).float().std()),
         "weights": digest(state),
     }

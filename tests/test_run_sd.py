@@ -328,6 +328,23 @@ def test_a_run_that_keeps_a_delta(
     assert (tmp_path / "folder/README.md").read_text() == (whole / "model/README.md").read_text()
 
 
+def test_a_run_that_keeps_a_delta_goes_on(
+    program: ModuleType, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse(override(yaml.safe_load(preset.read_text()), QUICK), SdConfig)
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "make_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            program.main(config, tmp_path / "out", form="delta", say=lambda line: None)
+    before = sha256(tmp_path / "out/delta.safetensors")
+    shutil.rmtree(tmp_path / "out/model")  # as if stopped once more, while it was removed
+    program.main(config, tmp_path / "out", form="delta", resume=True, say=lambda line: None)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("run.json", "metrics.jsonl", "saliency.safetensors", "delta.safetensors", "report.json", "report.html")
+    }
+    assert sha256(tmp_path / "out/delta.safetensors") == before
+
+
 def test_a_card_of_the_base_is_kept(micro_sd: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(micro_sd, tmp_path / "base"))
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: x\ntags: [cats]\n---\nhello")

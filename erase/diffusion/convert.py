@@ -11,13 +11,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from erase import files
 from erase.checkpoint import Lazy, open_safetensors, write_safetensors
 from erase.diffusion import clip
 from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights, weight_files
 from erase.diffusion.ldm import PARTS, POSITIONS, places
 from erase.diffusion.safety import check_finite, check_kinds
 from erase.diffusion.single_file import NAMES, TEXT_FILE, TEXTS, SingleFile, odd_names, part_of, write_texts
+from erase.diffusion.stable_diffusion import shapes
 
 STEMS = {"unet": WEIGHTS, "vae": WEIGHTS, "text_encoder": "model"}
 CARRIED = (*PARTS, "tokenizer", "scheduler")
@@ -55,7 +55,12 @@ def to_file(source: Source, out: Path, progress: Callable[[int], object] | None 
     if bare:
         raise ValueError(f"{source.folder / bare[0]} has no weights ({STEMS[bare[0]]}.safetensors)")
     names = {part: list(tensors) for part, tensors in read.items()}
-    where = places(names, {part: files.read_json(_folder(source, part) / "config.json") for part in PARTS})
+    texts = _texts(source)
+    configs = {part: json.loads(texts[f"{part}/config.json"]) for part in PARTS}
+    where = places(names, configs)
+    missing = sorted(places(shapes(texts), configs).keys() - where.keys())
+    if missing:
+        raise ValueError(f"{source.folder} is not whole: its networks lack what a single file calls {missing[0]}")
     others, header = Lazy((), lambda name: read["unet"][name]), dict[str, str]()
     if (source.folder / LEFTOVERS).is_file():
         others, header = open_safetensors(source.folder / LEFTOVERS)
@@ -72,7 +77,6 @@ def to_file(source: Source, out: Path, progress: Callable[[int], object] | None 
             raise ValueError(f"{source.folder / place.part}: {', '.join(place.names)} are of different dtypes")
         return place.to_ldm(found)
 
-    texts = _texts(source)
     kept = {k: v for k, v in texts.items() if not (k in clip.VOCABULARY and clip.is_clip(texts))}
     odd = odd_names(names)
     meta = {"format": "pt", **header, TEXTS: json.dumps(kept), **({NAMES: json.dumps(odd)} if odd else {})}

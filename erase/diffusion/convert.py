@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -168,8 +169,16 @@ def _texts(source: Source) -> dict[str, str]:
         for path in sorted(_folder(source, part).iterdir()):
             name = f"{part}/{path.name}"
             if TEXT_FILE.fullmatch(name) and ".index." not in name:
-                out[name] = path.read_text(encoding="utf-8")
+                out[name] = _without_path(path.read_text(encoding="utf-8"))
     return out
+
+
+def _without_path(text: str) -> str:
+    """A configuration without the place on somebody's disk that it came from: files are passed on."""
+    config: Any = json.loads(text) if "name_or_path" in text else None
+    found = [key for key in ("_name_or_path", "name_or_path") if isinstance(config, dict) and key in config]
+    local = {key: Path(config[key]).name for key in found if Path(str(config[key])).is_absolute()}
+    return json.dumps({**config, **local}, indent=2) + "\n" if local else text
 
 
 def _left_out(source: Source) -> list[str]:

@@ -236,6 +236,16 @@ def test_what_a_file_has_no_place_for_is_named(copy: Path, tmp_path: Path) -> No
     StableDiffusionPipeline.from_pretrained(tmp_path / "b")  # needs no safety checker
 
 
+def test_nobodys_disk_is_told_of(copy: Path, tmp_path: Path) -> None:
+    for place, key in (("unet/config.json", "_name_or_path"), ("tokenizer/tokenizer_config.json", "name_or_path")):
+        config = json.loads((copy / place).read_text())
+        (copy / place).write_text(json.dumps({**config, key: "/home/somebody/models/mine"}))
+    pack(copy, tmp_path / "a.safetensors")
+    assert b"somebody" not in (tmp_path / "a.safetensors").read_bytes()
+    unpack(tmp_path / "a.safetensors", tmp_path / "b")
+    assert json.loads((tmp_path / "b/unet/config.json").read_text())["_name_or_path"] == "mine"
+
+
 def test_clips_own_vocabulary_is_not_stored(copy: Path, tmp_path: Path) -> None:
     for name, text in clip.files().items():
         (copy / name).write_text(text)

@@ -45,7 +45,6 @@ WIDTH = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FIRST = f"{UNET}input_blocks.0.0.weight"
 """Tensors whose shapes tell the version: key weights of the first cross-attention, the first convolution."""
 
-_VAE_BLOCKS = 4
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -57,11 +56,20 @@ _INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+_UNET_CONFIG = {  # diffusers' defaults among them: its own reader of single files looks for them here
+    "_class_name": "UNet2DConditionModel",
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+    "layers_per_block": 2,
+}
 _VAE_CONFIG = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * _VAE_BLOCKS,
-    "up_block_types": ["UpDecoderBlock2D"] * _VAE_BLOCKS,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 2,
     "latent_channels": 4,
     "scaling_factor": 0.18215,
@@ -281,7 +289,7 @@ def released(
             f"{path} is of Stable Diffusion 2.x and does not say what it predicts: make it a folder with erase convert "
             "--prediction epsilon (512 pixels, -base) or --prediction v_prediction (768 pixels)"
         )
-    unet: dict[str, Any] = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": width}
+    unet: dict[str, Any] = {**_UNET_CONFIG, "cross_attention_dim": width}
     unet |= {"sample_size": 96 if predicts == "v_prediction" else 64, "attention_head_dim": 8}
     text: dict[str, Any] = {**_TEXT_CONFIG, "hidden_size": width, "intermediate_size": 4 * width}
     scheduler: dict[str, Any] = {**_SCHEDULE, "prediction_type": predicts}

@@ -141,13 +141,27 @@ def released() -> dict[str, Any]:
     return released_places(768, "")
 
 
-def released_places(width: int, prediction: str) -> dict[str, Any]:
+def released_texts(width: int, prediction: str) -> dict[str, str]:
     seen = {
         single_file.WIDTH: torch.empty(1, width, device="meta"),
         single_file.FIRST: torch.empty(1, 4, device="meta"),
     }
-    texts = single_file.released(Path("x"), seen, {"modelspec.prediction_type": prediction}, None)
+    return single_file.released(Path("x"), seen, {"modelspec.prediction_type": prediction}, None)
+
+
+def released_places(width: int, prediction: str) -> dict[str, Any]:
+    texts = released_texts(width, prediction)
     return ldm.places(sd.shapes(texts), {part: json.loads(texts[f"{part}/config.json"]) for part in ldm.PARTS})
+
+
+@pytest.mark.parametrize(("width", "prediction"), [(768, ""), (1024, "v")])
+def test_diffusers_reads_the_released_models_by_our_configuration(width: int, prediction: str) -> None:
+    texts = released_texts(width, prediction)
+    needed = sd.shapes(texts)
+    where = released_places(width, prediction)
+    for part, reader in (("unet", convert_ldm_unet_checkpoint), ("vae", convert_ldm_vae_checkpoint)):
+        file = {name: torch.empty(1, device="meta") for name, place in where.items() if place.part == part}
+        assert reader(file, json.loads(texts[f"{part}/config.json"])).keys() == needed[part].keys()
 
 
 @pytest.mark.parametrize(("width", "prediction", "text"), [(768, "", 196), (1024, "v", 23 * 12 + 4)])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -76,7 +76,14 @@ def _no_loading_bars() -> None:
     transformers_bars()  # type: ignore[no-untyped-call]
 
 
-def _run(pipeline: str, preset: str, settings: Sequence[str], out: Path, resume: bool) -> None:
+def _run(
+    pipeline: str,
+    preset: str,
+    settings: Sequence[str],
+    out: Path,
+    resume: bool,
+    form: Literal["full", "delta"] = "full",
+) -> None:
     _quiet()
     from erase import config, resources
 
@@ -87,7 +94,7 @@ def _run(pipeline: str, preset: str, settings: Sequence[str], out: Path, resume:
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
     loaded = program(pipeline)
     _no_loading_bars()
-    loaded.main(checked, out, resume=resume, command=command_line(), say=typer.echo)
+    loaded.main(checked, out, resume=resume, command=command_line(), say=typer.echo, preset=preset, form=form)
 
 
 @app.command()
@@ -107,6 +114,9 @@ def run(
     *,
     out: OutDir,
     resume: Resume = False,
+    save: Annotated[
+        Literal["full", "delta"], typer.Option(help="Keep the whole model, or only what changed (see erase apply).")
+    ] = "full",
 ) -> None:
     """Unlearn: draw, mask, erase, save, draw again, count, report.
 
@@ -116,7 +126,7 @@ def run(
 
     if pipeline not in config.PIPELINES:
         raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(config.PIPELINES)}")
-    _run(pipeline, preset, settings or [], out, resume)
+    _run(pipeline, preset, settings or [], out, resume, save)
 
 
 @app.command()
@@ -185,7 +195,9 @@ def show(preset: Annotated[str, typer.Argument(help="A preset's name or file.")]
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="An embedded model's name, a diffusers folder or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="An embedded model's name, a diffusers folder, a single file or a hub id.")
+    ],
     prompts: Annotated[str, typer.Argument(help="A prompt set's name, or a CSV or text file.")],
     *,
     out: OutDir,
@@ -394,8 +406,81 @@ def grid_(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="A model, mask, run folder or any safetensors file.")]) -> None:
-    """Say what a file or folder is.
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A diffusers folder, hub id, .safetensors or .ckpt.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or else a folder.")],
+    *,
+    prediction: Annotated[
+        Literal["epsilon", "v_prediction"] | None, typer.Option(help="Of a 2.x file, which does not say.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read a .ckpt that holds more than weights: RUNS ITS CODE.")
+    ] = False,
+) -> None:
+    """Write a Stable Diffusion folder as a single file, or the other way round; weights stay bit for bit.
+
+    Example: erase convert runs/demo/model erased.safetensors
+    """
+    _quiet()
+    from tqdm import tqdm
+
+    from erase.diffusion import convert as converting
+    from erase.diffusion import stable_diffusion as sd
+    from erase.diffusion.folders import Source
+
+    found = sd.locate(source, prediction=prediction, trusted=allow_pickle)
+    single = out.suffix == ".safetensors"
+    if out.suffix == ".ckpt":
+        raise ValueError(f"{out}: pickles are not written; a single file is .safetensors")
+    if isinstance(found, Source) and not single:
+        raise ValueError(f"{source} is a folder already: name a file to write, such as {out.name}.safetensors")
+    with tqdm(total=converting.count(found), desc="tensors") as bar:
+        if isinstance(found, Source):
+            done = converting.to_file(found, out, bar.update)
+        elif single:
+            done = converting.to_safetensors(found, out, bar.update)
+        else:
+            done = converting.to_folder(found, out, bar.update)
+    typer.echo(f"{done.tensors} tensors in {out}")
+    for what, names in (
+        ("kept in leftovers.safetensors, as no part of a pipeline has them", done.leftovers),
+        ("left out, as they have no place there", done.left_out),
+    ):
+        if names:
+            typer.echo(f"{what}: {', '.join(names[:12])}{f' … ({len(names)})' if len(names) > 12 else ''}")
+
+
+@app.command()
+def apply(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the delta was made from.")],
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="What erase run --save delta left.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],
+    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base again.")] = False,
+) -> None:
+    """Rebuild an erased model of its base and a delta, bit for bit; or the base of the erased model.
+
+    Example: erase apply photos-sd runs/cat/delta.safetensors --out cat-erased
+    """
+    _quiet()
+    from tqdm import tqdm
+
+    from erase import delta as deltas
+    from erase.diffusion import folders
+
+    change = deltas.open_delta(delta)
+    source = _locate(base)
+    with tqdm(desc="tensors") as bar:
+        values = deltas.apply(change, folders.unet_tensors(source), undo=undo)
+        folders.save(source, values, out, change.base_meta if undo else change.meta, bar.update)
+    typer.echo(str(out))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model (folder or file), mask, delta, run folder or any other file.")],
+) -> None:
+    """Say what a file or folder is, and how it was made if erase made it.
 
     Example: erase inspect runs/demo/saliency.safetensors
     """
@@ -414,59 +499,95 @@ def _mapping(path: Path, *keys: str) -> dict[str, Any]:
     return value
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    from erase import files
+def _locate(model: str) -> Any:
+    """A checkpoint of either pipeline."""
+    from erase import resources
+    from erase.diffusion import ddpm
+    from erase.diffusion import stable_diffusion as sd
 
+    folder = resources.tiny_path(model) if model in resources.list_tiny() else Path(model)
+    index = folder / "model_index.json"
+    unet = _mapping(index).get("unet") if index.exists() else None
+    lone = not index.exists() and (folder / "config.json").exists()
+    return ddpm.locate(model) if lone or (isinstance(unet, list) and unet[-1:] == ["UNet2DModel"]) else sd.locate(model)
+
+
+def _describe(path: Path) -> dict[str, Any]:
     if not path.exists():
         from erase import resources
 
         if str(path) not in resources.list_tiny():
             raise ValueError(f"no such file or folder: {path}")
         path = resources.tiny_path(str(path))
-    if path.is_dir():
-        if (path / "model_index.json").exists():
-            from erase.diffusion import folders
-            from erase.diffusion import stable_diffusion as sd
+    return _describe_folder(path) if path.is_dir() else _describe_file(path)
 
-            unet = _mapping(path / "model_index.json").get("unet")
-            if isinstance(unet, list) and unet[-1] == "UNet2DModel":
-                from erase.diffusion import ddpm
 
-                place = ddpm.locate(path)
-                return {**ddpm.describe(place), "sha256": folders.fingerprint(place)}
-            source = sd.locate(path)
-            return {**sd.describe(source), "sha256": folders.fingerprint(source)}
-        if (path / "run.json").exists():
-            run = _mapping(path / "run.json", "command", "base")
-            done = (path / "report.json").exists()
-            return {"kind": "run of erase", "finished": done, "command": run["command"], "base": run["base"]}
-        if (path / "config.json").exists():
-            config = _mapping(path / "config.json")
-            return {"kind": "transformers model", "architectures": config.get("architectures")}
-        raise ValueError(f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json")
+def _describe_folder(path: Path) -> dict[str, Any]:
+    alone = list(path.glob("*.safetensors")) if not (path / "config.json").exists() else []
+    if (path / "model_index.json").exists():
+        return _describe_model(path)
+    if (path / "run.json").exists():
+        run = _mapping(path / "run.json", "command", "base")
+        done = (path / "report.json").exists()
+        return {"kind": "run of erase", "finished": done, "command": run["command"], "base": run["base"]}
+    if len(alone) == 1:
+        return _describe_file(alone[0])
+    if (path / "config.json").exists():
+        config = _mapping(path / "config.json")
+        if config.get("_class_name") == "UNet2DModel":
+            return _describe_model(path)
+        return {"kind": "transformers model", "architectures": config.get("architectures")}
+    raise ValueError(f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json")
+
+
+def _describe_model(path: Path) -> dict[str, Any]:
+    from erase.diffusion import ddpm, folders
+    from erase.diffusion import stable_diffusion as sd
+    from erase.diffusion.single_file import SingleFile, provenance
+
+    source = _locate(str(path))
+    is_sd = isinstance(source, SingleFile) or (source.folder / "vae").is_dir()
+    what = sd.describe(source) if is_sd else ddpm.describe(source)
+    return {**what, **provenance(folders.unet_header(source)), "sha256": folders.fingerprint(source)}
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    from erase import files
+
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
+        from erase.checkpoint import open_safetensors
+        from erase.diffusion import single_file
 
-        try:
-            with safe_open(path, framework="pt") as f:
-                meta, names = dict(f.metadata() or {}), list(f.keys())
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is cut short or no safetensors file ({error})") from error
+        tensors, meta = open_safetensors(path)
         if meta.get("format") == "erase-mask-1":
             from erase.saliency import load_mask
 
             mask = load_mask(path)
             return {"kind": "saliency mask", **mask.meta, "kept": mask.density, "per_layer": mask.per_layer()}
-        kind = "run state of erase" if meta.get("format") == "erase-state-1" else "safetensors file"
-        shown = {k: v for k, v in meta.items() if k not in ("tree", "shapes")}
+        if meta.get("format") == "erase-delta-1":
+            names = [name.removeprefix("xor/") for name in tensors if name.startswith("xor/")]
+            return {"kind": "delta of erase", **meta, "tensors": len(names), "sha256": files.sha256(path)}
+        if all(
+            any(name.startswith(part) for name in tensors) for part in ("model.diffusion_model.", "cond_stage_model.")
+        ):
+            return _describe_model(path)
+        state = meta.get("format") == "erase-state-1"
         return {
-            "kind": kind,
-            "tensors": len(names),
-            "first": names[:5],
-            "metadata": shown,
+            "kind": "run state of erase" if state else "safetensors file",
+            **({} if state else {"holds": single_file.kind_of(tensors)}),
+            "tensors": len(tensors),
+            "first": list(tensors)[:5],
+            "metadata": {k: v for k, v in meta.items() if k not in ("tree", "shapes")},
             "sha256": files.sha256(path),
         }
-    return {"kind": "a file that erase does not know", "bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    if path.suffix == ".ckpt":
+        return _describe_model(path)
+    what = files.guess_kind(path)
+    return {
+        "kind": f"a file that erase does not know: {what}",
+        "bytes": path.stat().st_size,
+        "sha256": files.sha256(path),
+    }
 
 
 if __name__ == "__main__":

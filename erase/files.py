@@ -110,3 +110,27 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{path}: no such file") from error
+
+
+def guess_kind(path: Path) -> str:
+    """What a file is, by its first bytes alone: nothing in it is run or unpacked."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    signs = (
+        (b"\x89PNG", "a PNG picture"),
+        (b"\xff\xd8\xff", "a JPEG picture"),
+        (b"PK\x03\x04", "a zip archive (torch's pickles are such)"),
+        (b"\x80", "a pickle: reading it may run code"),
+        (b"GGUF", "GGUF weights"),
+        (b"\x1f\x8b", "gzipped data"),
+        (b"\x93NUMPY", "a NumPy array"),
+        (b"\x89HDF", "an HDF5 file"),
+        (b"%PDF", "a PDF document"),
+        (b"<", "a page or XML"),
+        (b"{", "JSON or text"),
+        (b"[", "JSON or text"),
+    )
+    if not head:
+        return "empty"
+    found = next((kind for sign, kind in signs if head.startswith(sign)), None)
+    return found or ("text" if all(b >= 32 or b in b"\t\n\r" for b in head) else "data of unknown kind")

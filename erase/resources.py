@@ -51,6 +51,11 @@ def pipeline_path(name: str | os.PathLike[str]) -> Path:
     return _find(name, "pipeline", _pipelines(), ".py")
 
 
+def clip_merges_path() -> Path:
+    """The merges of CLIP's byte-pair encoding, gzipped text."""
+    return _ROOT / "pipelines" / "clip" / "merges.txt.gz"
+
+
 def list_presets() -> list[str]:
     """Names of the presets that we ship, sorted."""
     return sorted(_presets())

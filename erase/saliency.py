@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erase.checkpoint import read_safetensors, write_safetensors
+from erase.checkpoint import Lazy, read_safetensors, write_safetensors
 from erase.fisher import Fisher
 
 FORMAT = "erase-mask-1"
@@ -105,12 +105,12 @@ def fisher_ratio_mask(
     if threshold is not None:
         if not threshold >= 0:
             raise ValueError(f"threshold must be ≥ 0; got {threshold}")
-        keeps = _Lazy(forget.named, lambda name: _above(forget.named[name], remain.named[name], threshold))
+        keeps = Lazy(forget.named, lambda name: _above(forget.named[name], remain.named[name], threshold))
         named = Bits.pack(keeps)
         meta["threshold"] = repr(threshold)
     else:
         assert density is not None
-        named = _top(_Lazy(forget.named, lambda name: _ratio(forget.named[name], remain.named[name])), density)
+        named = _top(Lazy(forget.named, lambda name: _ratio(forget.named[name], remain.named[name])), density)
         meta["density"] = repr(density)
     return _checked(Mask(named, meta), partial=bool(threshold) or (density is not None and density < 1))
 
@@ -123,7 +123,7 @@ def magnitude_mask(scores: Mapping[str, Tensor], *, density: float) -> Mask:
     """
     if not all(bool((s >= 0).all()) for s in scores.values()):  # so said, NaN fails too
         raise ValueError("magnitude_mask takes scores ≥ 0, such as |gradient|")
-    named = _top(_Lazy(scores, lambda name: scores[name].float()), density)
+    named = _top(Lazy(scores, lambda name: scores[name].float()), density)
     return _checked(Mask(named, {"source": "magnitude", "density": repr(density)}), partial=density < 1)
 
 
@@ -137,22 +137,6 @@ def _above(forget: Tensor, remain: Tensor, threshold: float) -> Tensor:
     return keep if threshold == 0 else keep & (forget > 0)
 
 
-class _Lazy(Mapping[str, Tensor]):
-    """Tensors made anew each time they are asked for: never all in memory."""
-
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
-        self.names, self.make = list(names), make
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.make(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
 def _top(scores: Mapping[str, Tensor], density: float) -> Bits:
     """Keep the top `density` of all scores together, exactly, without sorting them.
 
@@ -163,7 +147,7 @@ def _top(scores: Mapping[str, Tensor], density: float) -> Bits:
     numel = sum(s.numel() for s in scores.values())
     want = max(1, round(density * numel))
     if want >= numel:
-        return Bits.pack(_Lazy(scores, lambda name: torch.ones_like(scores[name], dtype=torch.bool)))
+        return Bits.pack(Lazy(scores, lambda name: torch.ones_like(scores[name], dtype=torch.bool)))
 
     def bits(s: Tensor) -> Tensor:
         return s.contiguous().abs().view(torch.int32).flatten()
@@ -189,7 +173,7 @@ def _top(scores: Mapping[str, Tensor], density: float) -> Bits:
         s = scores[name]
         return (bits(s) >= cut).view(s.shape) & (s > 0)
 
-    return Bits.pack(_Lazy(scores, keep))
+    return Bits.pack(Lazy(scores, keep))
 
 
 def _checked(mask: Mask, *, partial: bool) -> Mask:

@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erase import files, resources
+from erase import files, resources, saving
 from erase.backend import map_batch, seeded
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
@@ -82,9 +81,16 @@ class Plan:
 
 
 def main(
-    config: DdpmConfig, out: Path, *, resume: bool = False, command: str = "", say: Callable[[str], None] = print
+    config: DdpmConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    say: Callable[[str], None] = print,
+    preset: str = "",
+    form: saving.Form = "full",
 ) -> Path:
-    """Run it all; the path of the report.
+    """Run it all; the path of the report. `preset` is named in the model's card, `form` is what is kept of it.
 
     Raises:
         ValueError: for settings, labels, models or data that cannot be used.
@@ -96,6 +102,8 @@ def main(
     method = build(**settings)  # refuses values out of range now, not after the saliency
     fresh = method.fresh
     source = None if config.model == NEW else ddpm.locate(config.model)
+    if source is None and form == "delta":
+        raise ValueError("--save delta needs a base; model=new has none")
     data = read_data(config, source)
     pipe = open_model(config, source, data, device)
     plan = make_plan(config, pipe, data, fresh, [] if source is None else ddpm.forgotten(source))
@@ -109,8 +117,8 @@ def main(
         "data": {} if data is None else {"images": len(data), "sha256": digest(data)},
     }
     open_folder(config, out, record, command, resume)
-    model, trained_path = out / "model", out / "trained.safetensors"
-    if resume and model.exists() and (out / "report.json").exists():
+    model, trained_path = out / saving.MODEL, out / "trained.safetensors"
+    if resume and saving.finished(out):
         say(f"finished before: {draw_report(config, plan, out)}")
         return out / "report.html"
     names = ", ".join(plan.labels[i] for i in plan.forget)
@@ -159,16 +167,15 @@ def main(
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
         write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
         del backend, forget, remain
-    if not model.exists():
-        meta = {"erase": version("erase"), "erase_method": str(config.method["name"])}
-        meta |= {ddpm.FORGOTTEN: json.dumps(plan.gone)}
-        if source is None:
-            with torch.no_grad():
-                for name, p in pipe.unet.named_parameters():
-                    p.copy_(values[name])
-            ddpm.save_new(pipe, model)
-        else:
-            folders.save(source, values, model, meta)
+    if source is not None:
+        target = {"forget": plan.forget, "anchors": plan.anchors}
+        meta = saving.provenance(config, preset, source, target, mask) | {ddpm.FORGOTTEN: json.dumps(plan.gone)}
+        saving.save(source, values, out, meta, form)
+    elif not model.exists():
+        with torch.no_grad():
+            for name, p in pipe.unet.named_parameters():
+                p.copy_(values[name])
+        ddpm.save_new(pipe, model)
     (out / "state.safetensors").unlink(missing_ok=True)
     del values
     gc.collect()
@@ -183,6 +190,7 @@ def main(
                 weights = folders.fingerprint(ddpm.locate(where))
                 draw_images(config, plan, other, precision, out, what, resume, weights, reuse)
     result = make_report(config, plan, out, mask, timing, command)
+    saving.settle(out, form)
     files.write_json(out / "report.json", result)
     trained_path.unlink(missing_ok=True)
     for line in report.verdict(result):

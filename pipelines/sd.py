@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from erase import files, resources
+from erase import files, resources, saving
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import SdConfig, arguments
 from erase.diffusion import folders
@@ -62,9 +61,16 @@ class Plan:
 
 
 def main(
-    config: SdConfig, out: Path, *, resume: bool = False, command: str = "", say: Callable[[str], None] = print
+    config: SdConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    say: Callable[[str], None] = print,
+    preset: str = "",
+    form: saving.Form = "full",
 ) -> Path:
-    """Run it all; the path of the report.
+    """Run it all; the path of the report. `preset` is named in the model's card, `form` is what is kept of it.
 
     Raises:
         ValueError: for settings, prompts, models or data that cannot be used.
@@ -95,8 +101,8 @@ def main(
     if config.eval.images and config.eval.base is not None:
         generate.check_reuse(config.eval.base)
     open_folder(config, out, record, command, resume)
-    model, trained_path = out / "model", out / "trained.safetensors"
-    if resume and model.exists() and (out / "report.json").exists():
+    model, trained_path = out / saving.MODEL, out / "trained.safetensors"
+    if resume and saving.finished(out):
         say(f"finished before: {draw_report(config, plan, out)}")
         return out / "report.html"
     say(
@@ -142,8 +148,8 @@ def main(
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
         write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
         del backend, given, objective, forget, remain
-    if not model.exists():
-        folders.save(source, values, model, {"erase": version("erase"), "erase_method": str(config.method["name"])})
+    target = {"forget": plan.forget, "anchors": plan.anchors}
+    saving.save(source, values, out, saving.provenance(config, preset, source, target, mask), form)
     (out / "state.safetensors").unlink(missing_ok=True)
     del pipe, values
     gc.collect()
@@ -153,6 +159,7 @@ def main(
         weights = folders.fingerprint(sd.locate(model))
         draw_images(config, plan, erased, precision, out / "images" / "erased", resume, weights)
     result = make_report(config, plan, out, mask, timing, command)
+    saving.settle(out, form)
     files.write_json(out / "report.json", result)
     trained_path.unlink(missing_ok=True)
     for line in report.verdict(result):

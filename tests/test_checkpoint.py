@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import toys
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erase.checkpoint import load_state, read_safetensors, save_state, write_safetensors
+from erase.checkpoint import KINDS, Lazy, digest, load_state, read_safetensors, save_state, write_safetensors
 from erase.loop import Checkpoint, NonFiniteError, unlearn
 from erase.losses import Objective, plain
 from erase.methods.sfron import sfron
@@ -226,3 +227,57 @@ def test_a_run_that_breaks_names_its_last_good_state(tmp_path: Path) -> None:
             max_skips=2,
         )
     assert load_state(path)["done"] == 3
+
+
+# --- lazy tensors, and the writer -----------------------------------------------------------------
+
+
+def test_lazy_tensors_are_made_when_they_are_asked_for() -> None:
+    made: list[str] = []
+
+    def make(name: str) -> torch.Tensor:
+        made.append(name)
+        return torch.zeros(2)
+
+    lazy = Lazy(["a", "b"], make)
+    assert "a" in lazy
+    assert "c" not in lazy
+    assert (list(lazy), len(lazy), lazy.keys() & {"b", "c"}) == (["a", "b"], 2, {"b"})
+    assert made == []
+    assert torch.equal(lazy["a"], torch.zeros(2))
+    assert made == ["a"]
+    with pytest.raises(KeyError):
+        lazy["c"]
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_the_writer_and_the_library_read_each_other(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {
+        "matrix": (torch.arange(6).view(2, 3) % 2).to(dtype),
+        "turned": torch.arange(6).view(2, 3).T.to(dtype),
+        "one": torch.ones((), dtype=dtype),
+        "none": torch.zeros(0, 3, dtype=dtype),
+        "näme/…": torch.ones(3, dtype=dtype),
+    }
+    done: list[int] = []
+    write_safetensors(tmp_path / "ours", tensors, {"b": "1", "a": "ü"}, done.append)
+    save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "theirs")
+    assert sum(done) == len(tensors)
+    for found in (load_file(tmp_path / "ours"), dict(read_safetensors(tmp_path / "theirs")[0])):
+        assert {n: (t.dtype, t.shape) for n, t in found.items()} == {n: (t.dtype, t.shape) for n, t in tensors.items()}
+        assert digest(found) == digest(tensors)
+    assert read_safetensors(tmp_path / "ours")[1] == {"a": "ü", "b": "1"}
+
+
+def test_a_digest_tells_names_shapes_dtypes_and_values_apart() -> None:
+    base = {"a": torch.zeros(4), "b": torch.ones(2)}
+    others = [
+        {"a": torch.zeros(4), "c": torch.ones(2)},
+        {"a": torch.zeros(2, 2), "b": torch.ones(2)},
+        {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(2)},
+        {"a": torch.zeros(4), "b": torch.tensor([1.0, 1.0000001])},
+        {"a": torch.tensor([0.0, 0.0, 0.0, -0.0]), "b": torch.ones(2)},
+        {"a": torch.zeros(4)},
+    ]
+    assert digest(base) == digest(dict(reversed(base.items())))
+    assert len({digest(x) for x in (base, *others)}) == 1 + len(others)

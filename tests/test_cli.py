@@ -15,10 +15,14 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from toys import same
 
 from erase import cli, resources
-from erase.checkpoint import save_state
+from erase.checkpoint import open_safetensors, save_state
+from erase.delta import write_delta
+from erase.diffusion import stable_diffusion as sd
+from erase.diffusion.folders import unet_tensors
 from erase.evaluation.generate import read_manifest
 from erase.saliency import Mask, save_mask
 
@@ -391,6 +395,63 @@ def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Pa
     assert not (tmp_path / "out.json").exists()
 
 
+# --- convert, apply -------------------------------------------------------------------------------
+
+
+def test_convert(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.safetensors", tmp_path / "b"
+    count = sum(len(load_file(path)) for path in micro_sd.glob("*/*.safetensors"))
+    assert erase("convert", micro_sd, file).out.splitlines() == [f"{count} tensors in {file}"]
+    old, header = open_safetensors(file)
+    save_file({**old, "alphas_cumprod": torch.zeros(3)}, file, metadata=header)
+    assert erase("convert", file, folder).out.splitlines() == [
+        f"{count + 1} tensors in {folder}",
+        "kept in leftovers.safetensors, as no part of a pipeline has them: alphas_cumprod",
+    ]
+    (folder / "notes.txt").touch()
+    assert erase("convert", folder, tmp_path / "c.safetensors").out.splitlines() == [
+        f"{count + 1} tensors in {tmp_path / 'c.safetensors'}",
+        "left out, as they have no place there: notes.txt",
+    ]
+    assert same(load_file(tmp_path / "c.safetensors"), load_file(file))
+
+
+def test_convert_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    assert (
+        "is a folder already: name a file to write, such as out.safetensors"
+        in erase("convert", micro_sd, tmp_path / "out").said
+    )
+    assert "pickles are not written" in erase("convert", micro_sd, tmp_path / "out.ckpt").said
+    assert "no model 'none'" in erase("convert", "none", tmp_path / "out").said
+    erase("convert", micro_sd, tmp_path / "a.safetensors")
+    assert "exists: choose another name" in erase("convert", micro_sd, tmp_path / "a.safetensors").said
+    assert "is a .safetensors already" in erase("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors").said
+    assert "'epsilon', 'v_prediction'" in erase("convert", "a", "b", "--prediction", "x").err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    base = unet_tensors(sd.locate(micro_sd))
+    meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro"}
+    write_delta(base, {n: t + 1 if "attn2" in n else t for n, t in base.items()}, tmp_path / "d", meta)
+    assert erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").out == f"{tmp_path / 'erased'}\n"
+    erase("apply", tmp_path / "erased", tmp_path / "d", "--undo", "--out", tmp_path / "base")
+    assert same(dict(unet_tensors(sd.locate(tmp_path / "base"))), dict(base))
+    name = next(n for n in base if "attn2" in n)
+    assert torch.equal(unet_tensors(sd.locate(tmp_path / "erased"))[name], base[name] + 1)
+    for words, said in (
+        ((tmp_path / "erased", tmp_path / "d"), "takes the UNet's weights of its base, micro; they are erased already"),
+        ((micro_sd, tmp_path / "d", "--undo"), "of the model that it erased; they are its base's, micro"),
+        (("photos-sd", tmp_path / "d"), "takes the UNet's weights of its base, micro; their SHA-256 is"),
+        (("fashion-ddpm", tmp_path / "d"), "their SHA-256 is"),
+        ((micro_sd, tmp_path / "none"), "no such file"),
+        (("none", tmp_path / "d"), "no model 'none'"),
+    ):
+        assert said in erase("apply", *words, "--out", tmp_path / "x").said
+    assert "erased exists" in erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").said
+    assert {p.name for p in tmp_path.iterdir()} == {"d", "erased", "base"}
+
+
 # --- inspect --------------------------------------------------------------------------------------
 
 
@@ -426,6 +487,43 @@ def test_inspect_files(erase: Erase, tmp_path: Path) -> None:
     assert (found["kind"], found["first"], found["metadata"]) == ("safetensors file", ["w"], {"format": "pt"})
     (tmp_path / "notes.txt").write_text("abc")
     assert described(erase("inspect", tmp_path / "notes.txt"))["bytes"] == 3
+
+
+def test_inspect_what_erase_made(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro"}
+    base = unet_tensors(sd.locate(micro_sd))
+    write_delta(base, base, tmp_path / "d.safetensors", meta)
+    found = described(erase("inspect", tmp_path / "d.safetensors"))
+    assert (found["kind"], found["tensors"], found["erase_base"]) == ("delta of erase", 0, "micro")
+    erase("apply", micro_sd, tmp_path / "d.safetensors", "--out", tmp_path / "folder")
+    erase("convert", micro_sd, tmp_path / "a.safetensors")
+    erase("apply", tmp_path / "a.safetensors", tmp_path / "d.safetensors", "--out", tmp_path / "file")
+    for path in ("folder", "file", "file/model.safetensors"):
+        found = described(erase("inspect", tmp_path / path))
+        assert found["kind"].startswith("Stable Diffusion")
+        assert meta.items() <= found.items()
+    found = described(erase("inspect", tmp_path / "folder/unet/diffusion_pytorch_model.safetensors"))
+    assert found["holds"] == "a diffusers UNet's weights"
+    assert meta.items() <= found["metadata"].items()
+    assert described(erase("inspect", "fashion-ddpm"))["kind"] == "class-conditional DDPM pipeline"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty"),
+        (b"\x80\x02}q\x00.", "a pickle: reading it may run code"),
+        (b"PK\x03\x04" + b"\0" * 20, "a zip archive (torch's pickles are such)"),
+        (b"GGUF\3", "GGUF weights"),
+        (b"\x89PNG\r\n", "a PNG picture"),
+        (b'{"a": 1}', "JSON or text"),
+        (b"hello\n", "text"),
+        (bytes(range(5)), "data of unknown kind"),
+    ],
+)
+def test_inspect_unknown_files(erase: Erase, tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "file.bin").write_bytes(data)
+    assert described(erase("inspect", tmp_path / "file.bin"))["kind"] == f"a file that erase does not know: {kind}"
 
 
 def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from micro_ddpm import LABELS
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from erase import cli, runs
+from erase import cli, delta, runs
 from erase.config import DdpmConfig, override, parse
 from erase.data import LabelledImages, read_labelled, scaled
-from erase.diffusion import ddpm
+from erase.diffusion import ddpm, folders
 from erase.evaluation import classes, fidelity
 from erase.evaluation.generate import image_generator, read_manifest
 from erase.files import sha256
@@ -207,8 +207,42 @@ def test_run_json_tells_how_to_do_it_again(finished: Path, work: Path) -> None:
     assert len(run["data"]["sha256"]) == 64
 
 
+@pytest.mark.parametrize("model", ["base", "lone"])
+def test_a_run_that_keeps_a_delta(
+    program: ModuleType, configure: Configure, work: Path, tmp_path: Path, model: str
+) -> None:
+    words = [*QUICK, f"model={{work}}/{model}", *(["labels=[ant, bee, cow]"] if model == "lone" else [])]
+    for form in ("full", "delta"):
+        program.main(configure(*words), tmp_path / form, form=form, preset="mine.yaml", say=lambda line: None)
+    assert not (tmp_path / "delta/model").exists()
+    change = delta.open_delta(tmp_path / "delta/delta.safetensors")
+    assert (change.meta["erase_base"], change.meta["erase_preset"]) == (model, "mine")
+    source = ddpm.locate(work / model)
+    folders.save(source, delta.apply(change, folders.unet_tensors(source)), tmp_path / "again", change.meta)
+    trees = [
+        {p.relative_to(top): sha256(p) for p in top.rglob("*") if p.is_file()}
+        for top in (tmp_path / "again", tmp_path / "full/model")
+    ]
+    assert trees[0] == trees[1]
+    if model == "base":  # and once more, on what was erased already
+        first = tmp_path / "full/model"
+        words = ["forget.labels=[cow]", f"model={first}"]
+        program.main(configure(*QUICK, *words), tmp_path / "twice", form="delta", say=lambda line: None)
+        change, source = delta.open_delta(tmp_path / "twice/delta.safetensors"), ddpm.locate(first)
+        folders.save(source, delta.apply(change, folders.unet_tensors(source)), tmp_path / "two", change.meta)
+        assert ddpm.forgotten(ddpm.locate(tmp_path / "two")) == ["cow", "bee"]
+        both = ddpm.locate(tmp_path / "two")
+        back = delta.apply(change, folders.unet_tensors(both), undo=True)
+        folders.save(both, back, tmp_path / "one", change.base_meta)
+        assert ddpm.forgotten(ddpm.locate(tmp_path / "one")) == ["bee"]
+        assert (tmp_path / "one" / FILE).read_bytes() == (first / FILE).read_bytes()
+        assert (tmp_path / "one/README.md").read_text() == (first / "README.md").read_text()
+    with pytest.raises(ValueError, match="--save delta needs a base; model=new has none"):
+        program.main(configure(*TRAIN), tmp_path / "new", form="delta")
+
+
 def test_the_model_is_the_same_kind_of_folder(finished: Path, work: Path) -> None:
-    names = {p.relative_to(work / "base") for p in (work / "base").rglob("*")}
+    names = {p.relative_to(work / "base") for p in (work / "base").rglob("*")} | {Path("README.md")}
     assert {p.relative_to(finished / "model") for p in (finished / "model").rglob("*")} == names
     for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
         assert (finished / "model" / name).read_bytes() == (work / "base" / name).read_bytes()
@@ -467,7 +501,8 @@ def test_every_setting_runs(start: Run, work: Path, tmp_path: Path, word: str) -
     out = start(tmp_path / "out", *QUICK, word, *(["labels=[ant, bee, cow]"] if lone else []))
     if lone:
         before, after = load_file(work / "lone" / Path(FILE).name), load_file(out / "model" / Path(FILE).name)
-        assert {p.name for p in (out / "model").iterdir()} == {p.name for p in (work / "lone").iterdir()}
+        there = {p.name for p in (work / "lone").iterdir()}
+        assert {p.name for p in (out / "model").iterdir()} == there | {"README.md"}
         assert any(not torch.equal(before[n], after[n]) for n in before)
         return
     changed = moved(out, work / "base")

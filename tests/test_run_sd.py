@@ -17,10 +17,14 @@ import torch
 import yaml
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from erase import cli, runs
+from erase import cli, delta, runs
+from erase.checkpoint import digest as digest_of
 from erase.config import SdConfig, override, parse
+from erase.diffusion import convert, folders
+from erase.diffusion import stable_diffusion as sd
 from erase.evaluation import classes, nudity
 from erase.evaluation.generate import PromptRow, read_manifest
 from erase.files import sha256
@@ -110,9 +114,8 @@ def unet(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def digest(out: Path) -> str:
-    """Of the UNet's values: the order of a file's metadata is not settled."""
-    tensors = sorted(unet(out / "model").items())
-    return hashlib.sha256(b"".join(name.encode() + t.numpy().tobytes() for name, t in tensors)).hexdigest()
+    """Of the UNet's values."""
+    return digest_of(unet(out / "model"))
 
 
 def moved(out: Path, base: Path) -> set[str]:
@@ -158,12 +161,40 @@ def test_metrics_have_a_row_a_step(finished: Path) -> None:
 
 
 def test_the_model_is_a_plain_pipeline(finished: Path, micro_sd: Path) -> None:
-    names = {p.relative_to(micro_sd) for p in micro_sd.rglob("*")}
+    names = {p.relative_to(micro_sd) for p in micro_sd.rglob("*")} | {Path("README.md")}
     assert {p.relative_to(finished / "model") for p in (finished / "model").rglob("*")} == names
     StableDiffusionPipeline.from_pretrained(finished / "model", safety_checker=None)
     changed = moved(finished, micro_sd)
     assert changed
     assert all(".attn2." in name for name in changed)
+
+
+def test_the_model_says_how_it_was_made(finished: Path, preset: Path, micro_sd: Path) -> None:
+    """In every file of weights that changed, and in its card; without prompts, dates and paths of the machine."""
+    with safe_open(finished / "model/unet/diffusion_pytorch_model.safetensors", framework="pt") as f:
+        meta = f.metadata()
+    assert meta["erase_method"] == "sfron"
+    assert json.loads(meta["erase_settings"]) == {"name": "sfron", "fast_rate": 1e-2, "fast_rule": "adam"}
+    assert (meta["erase_preset"], meta["erase_base"]) == ("micro", "micro-sd")
+    assert meta["erase_train"] == "xattn, 2 steps, seed 0"
+    assert meta["erase_base_sha256"] == folder_digest(micro_sd)
+    target = json.dumps({"anchors": ["a photo of a dog"], "forget": ["a photo of a cat"]})
+    assert meta["erase_prompts_sha256"] == hashlib.sha256(target.encode()).hexdigest()
+    density = load_mask(finished / "saliency.safetensors").density
+    assert float(meta["erase_mask_density"]) == pytest.approx(density, abs=1e-6)
+    assert "torch 2" in meta["erase_versions"]
+    _, head, text = (finished / "model/README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert (card["library_name"], card["base_model"], card["license"]) == ("diffusers", "micro-sd", "unknown")
+    assert {"sfron", "concept-erasure"} <= set(card["tags"])
+    for key, value in meta.items():
+        assert key == "format" or value in text
+    for hidden in (str(micro_sd.parent), str(finished), "a cat", "a photo"):
+        assert hidden not in head + text + json.dumps(meta)
+
+
+def folder_digest(folder: Path) -> str:
+    return digest_of(unet(folder))
 
 
 def test_the_mask_has_the_density_asked_for(finished: Path) -> None:
@@ -235,6 +266,98 @@ def test_pictures_are_blurred_without_a_count_of_nudity(
     start(tmp_path / "out", "eval.images=1", "eval.classifier=null", "eval.blur=true")
     assert len(seen[0]) == 8  # every picture was looked at
     assert read(tmp_path / "out/report.json")["before"] == {}
+
+
+# --- other forms of a model -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def single(micro_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint as a single file."""
+    out = tmp_path_factory.mktemp("single") / "micro.safetensors"
+    source: Any = sd.locate(micro_sd)
+    convert.to_file(source, out)
+    return out
+
+
+def test_a_single_file_gives_a_single_file(start: Run, single: Path, tmp_path: Path) -> None:
+    """The same run as on the folder, in the form that came in; the pictures are drawn with it too."""
+    words = ("eval.images=1", "eval.classifier=null")
+    folder, file = start(tmp_path / "a", *words), start(tmp_path / "b", f"model={single}", *words)
+    assert {p.name for p in (file / "model").iterdir()} == {"model.safetensors", "README.md"}
+    before, after = load_file(single), load_file(file / "model/model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("model.diffusion_model.") and ".attn2." in name for name in changed)
+    assert digest_of(dict(folders.unet_tensors(sd.locate(file / "model")))) == folder_digest(folder / "model")
+    for name in ("base", "erased"):
+        one, other = (read_manifest(out / "images" / name) for out in (folder, file))
+        assert [row.sha256 for row in one] == [row.sha256 for row in other]
+    again = start(tmp_path / "b", f"model={single}", *words, resume=True)
+    assert (again / "report.html").exists()
+
+
+def test_a_run_that_keeps_a_delta(
+    program: ModuleType, preset: Path, micro_sd: Path, single: Path, start: Run, tmp_path: Path
+) -> None:
+    """It rebuilds the model of a run that keeps it whole, of the folder and of the single file, and the bases."""
+    words = ("eval.images=1", "eval.classifier=null")
+    whole = start(tmp_path / "whole", *words)
+    config = parse(override(yaml.safe_load(preset.read_text()), words), SdConfig)
+    out = tmp_path / "delta"
+    for resume in (False, True):
+        program.main(config, out, resume=resume, form="delta", say=lambda line: None)
+    assert {p.name for p in out.iterdir()} >= {"run.json", "delta.safetensors", "report.json", "report.html"}
+    assert not (out / "model").exists()
+    change = delta.open_delta(out / "delta.safetensors")
+    for name, base in (("folder", micro_sd), ("file", single)):
+        source = sd.locate(base)
+        folders.save(source, delta.apply(change, folders.unet_tensors(source)), tmp_path / name, change.meta)
+        erased = sd.locate(tmp_path / name)
+        assert digest_of(dict(folders.unet_tensors(erased))) == folder_digest(whole / "model")
+        back = delta.apply(change, folders.unet_tensors(erased), undo=True)
+        folders.save(erased, back, tmp_path / f"{name}-base", {})
+        assert digest_of(dict(folders.unet_tensors(sd.locate(tmp_path / f"{name}-base")))) == folder_digest(micro_sd)
+    assert sha256(tmp_path / "file-base/model.safetensors") == sha256(single)
+    trees = [
+        {p.relative_to(top): sha256(p) for p in top.rglob("*") if p.is_file()}
+        for top in (tmp_path / "folder-base", micro_sd)
+    ]
+    assert trees[0] == trees[1]  # the card is gone again
+    assert (tmp_path / "folder/README.md").read_text() == (whole / "model/README.md").read_text()
+
+
+def test_a_run_that_keeps_a_delta_goes_on(
+    program: ModuleType, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse(override(yaml.safe_load(preset.read_text()), QUICK), SdConfig)
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "make_report", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            program.main(config, tmp_path / "out", form="delta", say=lambda line: None)
+    before = sha256(tmp_path / "out/delta.safetensors")
+    shutil.rmtree(tmp_path / "out/model")  # as if stopped once more, while it was removed
+    program.main(config, tmp_path / "out", form="delta", resume=True, say=lambda line: None)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("run.json", "metrics.jsonl", "saliency.safetensors", "delta.safetensors", "report.json", "report.html")
+    }
+    assert sha256(tmp_path / "out/delta.safetensors") == before
+
+
+def test_a_card_of_the_base_is_kept(micro_sd: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(micro_sd, tmp_path / "base"))
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: x\ntags: [cats]\n---\nhello")
+    meta = {"erase": "0", "erase_method": "sfron", "erase_base": "a/b"}
+    folders.save(sd.locate(base), {}, tmp_path / "once", meta)
+    folders.save(sd.locate(tmp_path / "once"), {}, tmp_path / "twice", meta)
+    for name in ("once", "twice"):
+        card = yaml.safe_load((tmp_path / name / "README.md").read_text().split("---")[1])
+        assert (card["license"], card["license_name"], card["base_model"]) == ("other", "x", "a/b")
+        assert (tmp_path / name / "README.base.md").read_text().endswith("hello")
+    folders.save(sd.locate(tmp_path / "twice"), {}, tmp_path / "undone", {})
+    assert sha256(tmp_path / "undone/README.md") == sha256(base / "README.md")
+    assert not (tmp_path / "undone/README.base.md").exists()
 
 
 # --- counting -------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from erase import files
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.folders import Source, check, find, read_index
+from erase.diffusion.safety import check_finite
 
 FORGOTTEN = "erase_forgotten"
 """The key of a weight file's header that names forgotten classes, a JSON list."""
@@ -286,8 +287,8 @@ def open_pipeline(
     """The pipeline in float32; a folder that names no classes gets `labels`.
 
     Raises:
-        ValueError: for weights that do not fit their configuration, a UNet without classes, or a number of names
-            that is not the number of classes.
+        ValueError: for weights that do not fit their configuration or are not finite, a UNet without classes, or a
+            number of names that is not the number of classes.
     """
     lone = source.unet == "."
     try:
@@ -307,6 +308,7 @@ def open_pipeline(
     absent = [name for name, p in unet.named_parameters() if p.is_meta]
     if absent:
         raise ValueError(f"{source.folder}: {len(absent)} weights are missing, such as {absent[0]}: get it again")
+    check_finite(dict(unet.named_parameters()), source.folder / source.unet)
     rows = unet.config.num_class_embeds
     if rows is None:
         raise ValueError(f"{source.folder} has a UNet without classes (num_class_embeds): it has no class to forget")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erase import files, resources
-from erase.checkpoint import read_safetensors, write_safetensors
+from erase.checkpoint import Lazy, open_safetensors, write_safetensors
+from erase.diffusion import card, safety
+from erase.diffusion.ldm import EMA
+from erase.diffusion.pickles import read_pickle
+from erase.diffusion.single_file import SingleFile, fitted, rewrite, without_provenance
 
 WEIGHTS = "diffusion_pytorch_model"
+LEFTOVERS = "leftovers.safetensors"
+"""Tensors of a single file that no component of the folder has."""
+SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,59 @@ class Source:
     @property
     def weights(self) -> list[Path]:
         """The UNet's weight files: one, or the shards."""
-        tag = f".{self.variant}" if self.variant else ""
-        folder = self.folder / self.unet
-        if self.index.is_file():
-            return [folder / name for name in sorted(set(files.read_json(self.index)["weight_map"].values()))]
-        for suffix in (".safetensors", ".bin"):
-            if (folder / f"{WEIGHTS}{tag}{suffix}").is_file():
-                return [folder / f"{WEIGHTS}{tag}{suffix}"]
-        return []
+        return weight_files(self.folder / self.unet, WEIGHTS, self.variant)
+
+
+def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
+    """The weight files of a component: one, or the shards; none if it has no such variant.
+
+    Raises:
+        ValueError: for a list of shards that is none, or leads out of the folder.
+    """
+    tag = f".{variant}" if variant else ""
+    index = folder / f"{stem}.safetensors.index{tag}.json"
+    if index.is_file():
+        whole = files.read_json(index)
+        listed = whole.get("weight_map") if isinstance(whole, dict) else None
+        if not isinstance(listed, dict) or not listed:
+            raise ValueError(f"{index} lists no shards (weight_map)")
+        return [folder / name for name in sorted({safety.check_name(name, index) for name in listed.values()})]
+    for suffix in (".safetensors", ".bin"):
+        if (folder / f"{stem}{tag}{suffix}").is_file():
+            return [folder / f"{stem}{tag}{suffix}"]
+    return []
+
+
+def read_weights(paths: Sequence[Path]) -> Lazy:
+    """Tensors of weight files, as they are stored.
+
+    Raises:
+        ValueError: for a file that is broken, or a pickle that holds more than weights.
+    """
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for path in paths:
+        tensors = read_pickle(path) if path.suffix == ".bin" else open_safetensors(path)[0]
+        found |= dict.fromkeys(tensors, tensors)
+    return Lazy(found, lambda name: found[name][name])
+
+
+def saved(source: Source | SingleFile, out: Path) -> Source | SingleFile:
+    """What `save` wrote into a folder, as a source."""
+    if isinstance(source, SingleFile):
+        return replace(source, path=out / SINGLE)
+    return replace(source, folder=out, unet="." if source.unet == "." else "unet")
+
+
+def unet_tensors(source: Source | SingleFile) -> Lazy:
+    """The UNet's tensors under diffusers' names, as they are stored."""
+    return source.part("unet") if isinstance(source, SingleFile) else read_weights(source.weights)
+
+
+def unet_header(source: Source | SingleFile) -> dict[str, str]:
+    """The header of the file, or of the first, that holds the UNet's weights; a pickle has none."""
+    if isinstance(source, SingleFile):
+        return source.open()[1]
+    return open_safetensors(source.weights[0])[1] if source.weights[0].suffix == ".safetensors" else {}
 
 
 def find(model: str | Path, downloader: Any = None) -> Path:
@@ -89,6 +139,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = files.read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
     if not isinstance(index, dict):
         raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
+    safety.check_components(index, folder / "model_index.json")
     return {"_class_name": None, **index}
 
 
@@ -102,8 +153,10 @@ def check(name: str, folder: Path, parts: Sequence[str], unets: Sequence[str] = 
         unets: subfolders that may hold the weights to start from, in order of preference.
 
     Raises:
-        ValueError: for a missing part, and a weight file that is missing or cut short.
+        ValueError: for a missing part, a link out of the folder, and a weight file that is missing, cut short or of
+            integers.
     """
+    safety.check_links(folder)
     for part in parts:
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} is not whole: the subfolder {part} is missing")
@@ -112,11 +165,8 @@ def check(name: str, folder: Path, parts: Sequence[str], unets: Sequence[str] = 
         for config in (*place.glob("config.json"), *place.glob("scheduler_config.json")):
             files.read_json(config)
         for weights in place.glob("*.safetensors"):
-            try:
-                with safe_open(weights, framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{weights} is cut short or no safetensors file ({error}): get it again") from error
+            found = open_safetensors(weights)[0]
+            safety.check_kinds({n: t for n, t in found.items() if not n.endswith("position_ids")}, weights)
     for unet in unets:
         for variant in (None, "fp16"):
             source = Source(name, folder, unet, variant)
@@ -128,18 +178,27 @@ def check(name: str, folder: Path, parts: Sequence[str], unets: Sequence[str] = 
     raise ValueError(f"{folder / unets[-1]} has no weights ({WEIGHTS}.safetensors)")
 
 
-def save(source: Source, tensors: Mapping[str, Tensor], out: Path, meta: Mapping[str, str]) -> None:
+def save(
+    source: Source | SingleFile,
+    tensors: Mapping[str, Tensor],
+    out: Path,
+    meta: Mapping[str, str],
+    progress: Callable[[int], object] | None = None,
+) -> None:
     """Write the checkpoint again with other UNet weights, in the form it came in.
 
     Files, shards, names and dtypes are the original's; a tensor that did not change is bit-identical; other
-    components are copied as they are. Other variants of the UNet, single-file checkpoints and folders that are no
-    component are left out: they could still hold the concept. The folder appears whole or not at all.
+    components are copied as they are. Other variants of the UNet, running averages (`model_ema`), single-file
+    checkpoints beside a folder and folders that are no component are left out: they could still hold the concept.
+    A single file becomes `model.safetensors` in the folder, or `out` itself if that is named `.safetensors`. What is
+    written appears whole or not at all.
 
     Args:
         source: the checkpoint that was opened.
         tensors: new values of the trained parameters, by name.
         out: the folder to write; must not exist.
-        meta: added to the safetensors header.
+        meta: provenance for the safetensors header and the model card, in the place of what was there.
+        progress: called with 1 for each tensor that is written.
 
     Raises:
         ValueError: if `out` exists, a name is not among the checkpoint's tensors, or a value is beyond its dtype.
@@ -147,25 +206,48 @@ def save(source: Source, tensors: Mapping[str, Tensor], out: Path, meta: Mapping
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another folder, or remove it")
+    if out.suffix == ".safetensors":
+        if isinstance(source, Source):
+            raise ValueError(f"{out} would be a single file, and {source.name} is a folder: name a folder")
+        rewrite(source, tensors, out, meta, progress)
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         target = temporary / out.name
-        shutil.copytree(source.folder, target, ignore=_left_out(source))
-        unet = target if source.unet == "." else target / "unet"
-        unet.mkdir(exist_ok=True)
-        config = source.folder / source.unet / "config.json"
-        files.write_bytes(unet / "config.json", config.read_bytes())
-        left = set(tensors)
-        for path in source.weights:
-            left -= _rewrite(path, tensors, unet, meta)
-        if left:
-            raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
-        if source.index.is_file():
-            files.write_bytes(unet / source.index.name, source.index.read_bytes())
+        if isinstance(source, SingleFile):
+            rewrite(source, tensors, target / SINGLE, meta, progress)
+        else:
+            _save_folder(source, tensors, target, meta, progress)
+        card.write(target, meta)
         target.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_folder(
+    source: Source,
+    tensors: Mapping[str, Tensor],
+    target: Path,
+    meta: Mapping[str, str],
+    progress: Callable[[int], object] | None,
+) -> None:
+    shutil.copytree(source.folder, target, ignore=_left_out(source))
+    unet = target if source.unet == "." else target / "unet"
+    unet.mkdir(exist_ok=True)
+    config = source.folder / source.unet / "config.json"
+    files.write_bytes(unet / "config.json", config.read_bytes())
+    left = set(tensors)
+    for path in source.weights:
+        left -= _rewrite(path, tensors, unet, meta, progress)
+    if left:
+        raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
+    if source.index.is_file():
+        files.write_bytes(unet / source.index.name, source.index.read_bytes())
+    if (source.folder / LEFTOVERS).is_file() and source.unet != ".":
+        others, header = open_safetensors(source.folder / LEFTOVERS)
+        kept = Lazy((n for n in others if not n.startswith(EMA)), others.make)
+        write_safetensors(target / LEFTOVERS, kept, header)
 
 
 def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
@@ -187,32 +269,29 @@ def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
     return ignore
 
 
-def _rewrite(path: Path, tensors: Mapping[str, Tensor], folder: Path, meta: Mapping[str, str]) -> set[str]:
+def _rewrite(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    meta: Mapping[str, str],
+    progress: Callable[[int], object] | None,
+) -> set[str]:
     """Write one weight file with new values; the names of those written."""
-    old, header = (read_bin(path), {"format": "pt"}) if path.suffix == ".bin" else read_safetensors(path)
-    taken = set(tensors) & set(old)
-    for name in taken:
-        if old[name].shape != tensors[name].shape:
-            raise ValueError(f"{path}: {name} has shape {list(old[name].shape)}, got {list(tensors[name].shape)}")
-        old[name] = tensors[name].detach().to("cpu", old[name].dtype)
-        if not old[name].isfinite().all():
-            raise ValueError(f"{name} holds values that {str(old[name].dtype).removeprefix('torch.')} does not reach")
-    write_safetensors(folder / f"{path.stem}.safetensors", old, {"format": "pt", **header, **meta})
+    old, header = (read_weights([path]), {}) if path.suffix == ".bin" else open_safetensors(path)
+    taken = tensors.keys() & old.keys()
+
+    def get(name: str) -> Tensor:
+        return fitted(name, old[name], tensors[name], path) if name in taken else old[name]
+
+    whole = {"format": "pt", **without_provenance(header), **meta}
+    write_safetensors(folder / f"{path.stem}.safetensors", Lazy(old, get), whole, progress)
     return taken
 
 
-def read_bin(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """Weights that were pickled; nothing but tensors is unpickled."""
-    try:
-        found: dict[str, Tensor] = torch.load(path, map_location=device, weights_only=True)  # noqa: TID251
-    except Exception as error:  # broken pickles raise a dozen unrelated types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is cut short, or holds more than weights ({reason})") from error
-    return found
-
-
-def fingerprint(source: Source) -> dict[str, str]:
+def fingerprint(source: Source | SingleFile) -> dict[str, str]:
     """SHA-256 of every weight file of the checkpoint, by path inside it."""
+    if isinstance(source, SingleFile):
+        return {source.path.name: files.sha256(source.path)}
     others = [p for part in ("vae", "text_encoder") for p in (source.folder / part).glob("*")]
     paths = sorted({*source.weights, *(p for p in others if p.suffix in (".safetensors", ".bin"))})
     return {p.relative_to(source.folder).as_posix(): files.sha256(p) for p in paths}

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: open a diffusers pipeline, cache its data, denoise, draw, save.
+"""Stable Diffusion 1.x and 2.x: open a diffusers folder or a single file, cache its data, denoise, draw.
 
 Everything that the training loop does not need (VAE, text encoder) is used once, before it: prompts become
 embeddings and images become latents (mean and std), and both networks can then be freed.
@@ -7,34 +7,53 @@ embeddings and images become latents (mean and std), and both networks can then 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from erase import files
+from erase import files, resources
+from erase.checkpoint import KINDS
+from erase.diffusion import single_file
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.folders import Source, check, find, read_bin, read_index
+from erase.diffusion.folders import Source, check, find, read_index, unet_tensors
+from erase.diffusion.safety import check_finite
+from erase.diffusion.single_file import SUFFIXES, Prediction, SingleFile
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
-def locate(model: str | Path) -> Source:
-    """Find a checkpoint: an embedded model's name, a diffusers folder, or a hub id (downloaded once, then cached).
+def locate(model: str | Path, *, prediction: Prediction | None = None, trusted: bool = False) -> Source | SingleFile:
+    """Find a checkpoint: an embedded model's name, a diffusers folder, a single file, or a hub id (downloaded once).
+
+    Args:
+        model: as the user gave it; a folder may hold one single file instead of a pipeline.
+        prediction: what a single file of 2.x predicts, if it does not say.
+        trusted: whether a pickle may run code.
 
     Raises:
-        ValueError: for a path or id that leads nowhere, a folder that is no Stable Diffusion pipeline, or a
-            weight file that is cut short.
+        ValueError: for a path or id that leads nowhere, a file or folder that is no Stable Diffusion, or a weight file
+            that is broken.
     """
+    path = Path(model)
+    if str(model) not in resources.list_tiny() and not (path / "model_index.json").exists():
+        alone = [p for suffix in SUFFIXES for p in path.glob(f"*{suffix}")]
+        path = alone[0] if len(alone) == 1 else path
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
+        return single_file.find(str(model), path, shapes, prediction=prediction, trusted=trusted)
     folder = find(model, StableDiffusionPipeline)
     kind = read_index(folder)["_class_name"]
     if kind != "StableDiffusionPipeline":
@@ -42,56 +61,115 @@ def locate(model: str | Path) -> Source:
     return check(str(model), folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"))
 
 
-def open_pipeline(source: Source, device: torch.device | str = "cpu") -> StableDiffusionPipeline:
+def shapes(texts: Mapping[str, str]) -> single_file.Shapes:
+    """Of the tensors that the networks of a folder's configuration have, by part and name.
+
+    Raises:
+        ValueError: for a configuration that makes no network.
+    """
+    try:
+        with torch.device("meta"):
+            nets = {part: network(part, json.loads(texts[f"{part}/config.json"])) for part in ("unet", "vae")}
+            nets["text_encoder"] = CLIPTextModel(_text_config(texts))
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"the configuration makes no network: {str(error).strip().splitlines()[0]}") from error
+    return {part: {name: t.shape for name, t in net.state_dict().items()} for part, net in nets.items()}
+
+
+def network(part: str, config: dict[str, Any]) -> nn.Module:
+    """The UNet or the VAE of a configuration, with new weights."""
+    kind: Any = UNet2DConditionModel if part == "unet" else AutoencoderKL
+    net: nn.Module = kind.from_config(config)
+    return net
+
+
+def _text_config(texts: Mapping[str, str]) -> CLIPTextConfig:
+    found: CLIPTextConfig = CLIPTextConfig.from_dict(json.loads(texts["text_encoder/config.json"]))
+    return found
+
+
+def open_pipeline(source: Source | SingleFile, device: torch.device | str = "cpu") -> StableDiffusionPipeline:
     """The whole pipeline in float32, without a safety checker: it would hide what an evaluation must count.
 
     Raises:
-        ValueError: for weights that do not fit their configuration.
+        ValueError: for weights that do not fit their configuration, or are NaN or infinite.
     """
+    path = source.path if isinstance(source, SingleFile) else source.folder
     try:
-        unet = UNet2DConditionModel.from_pretrained(
-            source.folder, subfolder=source.unet, variant=source.variant, dtype=torch.float32
-        )
-        encoder: Any = CLIPTextModel  # its annotations leave out output_loading_info
-        text_encoder, info = encoder.from_pretrained(
-            source.folder,
-            subfolder="text_encoder",
-            variant=source.variant,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        pipe = StableDiffusionPipeline.from_pretrained(
-            source.folder,
-            unet=unet,
-            text_encoder=text_encoder,
-            variant=source.variant,
-            dtype=torch.float32,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-        )
+        if isinstance(source, SingleFile):
+            pipe = _open_file(source)
+        else:
+            pipe = _open_folder(source)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{source.folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    # Weights that their files lack: transformers makes them up, diffusers leaves them on "meta".
-    absent = {"text_encoder": sorted(info["missing_keys"])}
-    for part in ("unet", "vae"):
-        absent[part] = [name for name, p in getattr(pipe, part).named_parameters() if p.is_meta]
-    for part, names in absent.items():
+        raise ValueError(f"{path} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    # Weights that their files lack: diffusers leaves them on "meta".
+    for part in ("unet", "vae", "text_encoder"):
+        net = getattr(pipe, part)
+        names = [name for name, p in net.named_parameters() if p.is_meta]
         if names:
-            raise ValueError(
-                f"{source.folder / part}: {len(names)} weights are missing, such as {names[0]}: get it again"
-            )
+            raise ValueError(f"{path / part}: {len(names)} weights are missing, such as {names[0]}: get it again")
+        check_finite(dict(net.named_parameters()), path / part)
     channels = pipe.unet.config.in_channels
     if channels != pipe.vae.config.latent_channels:
         raise ValueError(
-            f"{source.folder} has a UNet of {channels} input channels for {pipe.vae.config.latent_channels} latent "
+            f"{path} has a UNet of {channels} input channels for {pipe.vae.config.latent_channels} latent "
             "channels: inpainting and depth models are not supported"
         )
     pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     return pipe.to(device)
+
+
+def _open_folder(source: Source) -> StableDiffusionPipeline:
+    unet = UNet2DConditionModel.from_pretrained(
+        source.folder, subfolder=source.unet, variant=source.variant, dtype=torch.float32
+    )
+    encoder: Any = CLIPTextModel  # its annotations leave out output_loading_info
+    text_encoder, info = encoder.from_pretrained(
+        source.folder,
+        subfolder="text_encoder",
+        variant=source.variant,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    absent = sorted(info["missing_keys"])  # transformers makes them up
+    if absent:
+        where = source.folder / "text_encoder"
+        raise ValueError(f"{where}: {len(absent)} weights are missing, such as {absent[0]}: get it again")
+    return _assemble(source.folder, unet=unet, text_encoder=text_encoder, variant=source.variant)
+
+
+def _open_file(source: SingleFile) -> StableDiffusionPipeline:
+    def values(part: str) -> dict[str, Tensor]:
+        return {name: tensor.to(torch.float32, copy=True) for name, tensor in source.part(part).items()}
+
+    nets: dict[str, Any] = {}
+    for part in ("unet", "vae"):
+        with torch.device("meta"):
+            nets[part] = network(part, source.config(part))
+        nets[part].load_state_dict(values(part), assign=True)
+    encoder: Any = CLIPTextModel
+    nets["text_encoder"] = encoder.from_pretrained(
+        None, config=_text_config(source.texts), state_dict=values("text_encoder"), dtype=torch.float32
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        single_file.write_texts(source.texts, Path(folder))
+        return _assemble(Path(folder), **nets)
+
+
+def _assemble(folder: Path, **parts: Any) -> StableDiffusionPipeline:
+    """The pipeline of a folder, some parts of which are loaded."""
+    pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+        **parts,
+    )
+    return pipe
 
 
 def resolution(pipe: StableDiffusionPipeline) -> int:
@@ -217,29 +295,23 @@ def denoiser(pipe: StableDiffusionPipeline, null: Tensor | None = None) -> Denoi
     )
 
 
-def describe(source: Source) -> dict[str, Any]:
-    """What the checkpoint is, from its configuration files alone."""
-    unet: dict[str, Any] = files.read_json(source.folder / source.unet / "config.json")
-    scheduler: dict[str, Any] = files.read_json(source.folder / "scheduler" / "scheduler_config.json")
-    numel, kinds = 0, set()
-    for path in source.weights:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as f:
-                for name in f.keys():  # noqa: SIM118
-                    part = f.get_slice(name)
-                    numel += torch.Size(part.get_shape()).numel()
-                    kinds.add(str(part.get_dtype()))
-        else:
-            for tensor in read_bin(path, "meta").values():
-                numel += tensor.numel()
-                kinds.add(str(tensor.dtype).removeprefix("torch.").replace("float", "F").upper())
+def describe(source: Source | SingleFile) -> dict[str, Any]:
+    """What the checkpoint is, from its configuration and header alone."""
+    if isinstance(source, SingleFile):
+        unet, scheduler = source.config("unet"), json.loads(source.texts["scheduler/scheduler_config.json"])
+        index = json.loads(source.texts["model_index.json"])
+    else:
+        unet = files.read_json(source.folder / source.unet / "config.json")
+        scheduler = files.read_json(source.folder / "scheduler" / "scheduler_config.json")
+        index = files.read_json(source.folder / "model_index.json")
+    tensors = unet_tensors(source)
     return {
-        "kind": "Stable Diffusion pipeline",
-        "unet_weights": numel,
-        "dtype": "/".join(sorted(kinds)),
+        "kind": "Stable Diffusion " + ("single file" if isinstance(source, SingleFile) else "pipeline"),
+        "unet_weights": sum(tensor.numel() for tensor in tensors.values()),
+        "dtype": "/".join(sorted({KINDS[tensor.dtype] for tensor in tensors.values()})),
         "resolution": unet.get("sample_size"),
         "cross_attention_dim": unet.get("cross_attention_dim"),
         "prediction_type": scheduler.get("prediction_type", "epsilon"),
-        "ema": source.unet == "unet_ema",
-        "index": json.loads((source.folder / "model_index.json").read_text()),
+        "ema": not isinstance(source, SingleFile) and source.unet == "unet_ema",
+        "index": index,
     }

@@ -227,8 +227,8 @@ def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
             (tmp_path / "model_index.json").write_text(text)
         with pytest.raises(ValueError, match=r"is no diffusers pipeline: it has no model_index\.json"):
             folders.read_index(tmp_path)
-    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["a", "b"]}))
-    assert folders.read_index(tmp_path) == {"_class_name": None, "unet": ["a", "b"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "b"]}))
+    assert folders.read_index(tmp_path) == {"_class_name": None, "unet": ["diffusers", "b"]}
 
 
 def test_a_part_that_is_missing_is_named(lone: Path, tmp_path: Path) -> None:

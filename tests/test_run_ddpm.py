@@ -26,6 +26,8 @@ from erase import cli, delta, runs
 from erase.config import DdpmConfig, override, parse
 from erase.data import LabelledImages, read_labelled, scaled
 from erase.diffusion import ddpm, folders
+from erase.diffusion.data import LatentSet
+from erase.diffusion.denoiser import Denoiser
 from erase.evaluation import classes, fidelity
 from erase.evaluation.generate import image_generator, read_manifest
 from erase.files import sha256
@@ -630,9 +632,8 @@ def gather(program: ModuleType, configure: Configure, work: Path) -> Callable[..
     data = read_labelled(work / "data", "train")
 
     def gather(*words: str, forget: tuple[int, ...] = (1,), anchors: tuple[int, ...] = (), **settings: Any) -> Any:
-        plan = program.Plan(
-            list(LABELS), list(forget), list(anchors), settings.get("data", data), settings.get("earlier", [])
-        )
+        kept = {name: settings.get(name, []) for name in ("earlier", "among")}
+        plan = program.Plan(list(LABELS), list(forget), list(anchors), settings.get("data", data), **kept)
         pipe, fresh = settings.get("pipe", NoModel), settings.get("fresh", False)
         return program.gather(configure(*words), plan, pipe, Precision("no", torch.device("cpu")), fresh)
 
@@ -690,6 +691,36 @@ def test_without_anchors_each_image_has_another_class_by_lot(gather: Callable[..
     assert set(one) == {0, 2}
     assert one == two != other
     assert gather("forget.count=8", "forget.loss=ascent")[0].anchor is None
+
+
+def test_the_lot_is_among_named_classes(gather: Callable[..., Any]) -> None:
+    words = ("forget.count=8", "forget.loss=redirect", "forget.among=[cow]")
+    for pictures, seen in (("own", {1}), ("anchor", {2})):
+        forget, remain = gather(*words, f"forget.pictures={pictures}", among=[2])
+        assert (set(shown(forget.mean)), set(forget.anchor.tolist()), set(forget.cond.tolist())) == (seen, {2}, {1})
+        assert set(remain.cond.tolist()) == {0, 2}  # slow steps hold on to all
+
+
+def test_the_far_half_is_where_predictions_differ_most(
+    program: ModuleType, gather: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that says `label`, a constant, to everything: classes are as far apart as their numbers."""
+
+    class Constant(torch.nn.Module):
+        def forward(self, x: Any, t: Any, class_labels: torch.Tensor, return_dict: bool) -> Any:
+            return (torch.ones_like(x) * class_labels.view(-1, 1, 1, 1),)
+
+    model = Denoiser(Constant(), ddpm._predict, torch.linspace(0.9, 0.1, 10))
+    g = torch.Generator().manual_seed(0)
+    remain = LatentSet(torch.randn(40, 1, 8, 8, generator=g), torch.arange(40) % 5, torch.arange(5))
+    exact = Precision("no", torch.device("cpu"))
+    for label, forgotten, expected in ((0, [0], [3, 4]), (4, [4], [0, 1]), (2, [2, 1], [0, 4]), (2, [2], [0, 4])):
+        plan = program.Plan(list("abcde"), forgotten, [], None)
+        assert program.far(plan, model, remain, label, exact, 0) == expected
+    monkeypatch.setattr(program, "far", lambda plan, model, remain, label, precision, seed: [0])
+    monkeypatch.setattr(ddpm, "denoiser", lambda pipe: None)
+    forget, _ = gather("forget.count=8", "forget.loss=redirect", "forget.among=far")
+    assert set(forget.anchor.tolist()) == {0}
 
 
 def test_a_surrogate_is_uniform_noise_under_the_forgotten_label(gather: Callable[..., Any]) -> None:
@@ -1222,6 +1253,15 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "forgotten anchor": (
         ("forget.loss=redirect", "forget.anchors=[bee]"),
         "a forgotten class cannot be an anchor: choose one that stays",
+    ),
+    "a lot of forgotten classes": (
+        ("forget.loss=redirect", "forget.among=[ant, bee]"),
+        "forget.among names a forgotten class: choose classes that stay",
+    ),
+    "a lot for ascent": (("forget.among=far",), "forget.among is for forget.loss=redirect without forget.anchors"),
+    "a lot beside anchors": (
+        ("forget.loss=redirect", "forget.anchors=[ant]", "forget.among=[cow]"),
+        "forget.among is for forget.loss=redirect without forget.anchors",
     ),
     "anchors do not match": (
         ("forget.loss=redirect", "forget.labels=[bee]", "forget.anchors=[ant, cow]"),

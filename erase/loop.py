@@ -15,7 +15,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from erase.backend import Backend, Binned, Drawing, batch_size, device_of, map_batch, seeded, trainable
-from erase.checkpoint import load_state, save_state
+from erase.checkpoint import Checkpoint, load_state, save_state
 from erase.losses import Objective, weighted_mean
 from erase.method import Method
 from erase.precision import Precision
@@ -32,22 +32,8 @@ class NonFiniteError(RuntimeError):
     """A phase had a loss or gradient that is not finite too many times in a row."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where run state is saved, every how many steps, and whether to go on from it."""
-
-    path: Path
-    every: int
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        """Check values.
-
-        Raises:
-            ValueError: for `every` < 1.
-        """
-        if self.every < 1:
-            raise ValueError(f"a checkpoint every {self.every} steps: at least 1 is needed")
+class StoppedError(RuntimeError):
+    """The run was asked to stop, and did after a step; where there is a checkpoint its state is saved."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +58,7 @@ def unlearn(
     accelerator: Accelerator | None = None,
     log: Log | None = None,
     checkpoint: Checkpoint | None = None,
+    stop: Callable[[], bool] | None = None,
     max_skips: int = 10,
 ) -> Result:
     """Run a method on a model, in place.
@@ -91,6 +78,7 @@ def unlearn(
         accelerator: processes and precision; by default those of the launch, and no mixed precision.
         log: called once a step with a row of plain numbers.
         checkpoint: save run state, and resume from it bit-identically.
+        stop: asked after each step whether to save and end here; with several processes one that says so is enough.
         max_skips: times in a row that a phase may have a loss or gradient that is not finite; the last gives up.
 
     Raises:
@@ -98,10 +86,24 @@ def unlearn(
             FSDP or DeepSpeed, weight decay where a mask holds in slow steps.
         KeyError: for a trainable parameter that the mask does not know.
         NonFiniteError: after a phase was skipped `max_skips` times in a row.
+        StoppedError: `stop` said so.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    return _Run(backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint, max_skips).run()
+    return _Run(
+        backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint, stop, max_skips
+    ).run()
+
+
+def check_launch(launched: Accelerator | PartialState) -> None:
+    """Refuse what spreads one copy of the weights over processes.
+
+    Raises:
+        ValueError: for FSDP, DeepSpeed and Megatron.
+    """
+    kind = str(launched.distributed_type.value)
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(f"{kind} is not supported: masks need whole weights; use plain multi-process (DDP) launch")
 
 
 class _Run:
@@ -117,16 +119,15 @@ class _Run:
         accelerator: Accelerator | None,
         log: Log | None,
         checkpoint: Checkpoint | None,
+        stop: Callable[[], bool] | None,
         max_skips: int,
     ) -> None:
         self.backend, self.method, self.steps, self.seed = backend, method, steps, seed
-        self.log, self.checkpoint, self.max_skips = log, checkpoint, max_skips
+        self.log, self.checkpoint, self.stop, self.max_skips = log, checkpoint, stop, max_skips
         self.device = device_of(backend.net)
         # An Accelerator of our own would fix the precision of every later one in this process.
         self.processes = accelerator or PartialState(cpu=self.device.type == "cpu")
-        kind = str(self.processes.distributed_type.value)
-        if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            raise ValueError(f"{kind} is not supported: masks need whole weights; use plain multi-process (DDP) launch")
+        check_launch(self.processes)
         if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
                 "gradient_accumulation_steps must be 1: with two phases a step, forgetting would never step"
@@ -164,16 +165,24 @@ class _Run:
     # ------------------------------------------------------------ the run
 
     def run(self) -> Result:
-        if self.checkpoint is not None and self.checkpoint.resume and self.checkpoint.path.exists():
-            self._load(self.checkpoint.path)
+        if self.checkpoint is not None and self.checkpoint.resume:
+            there = float(self._total(torch.tensor(float(self.checkpoint.path.exists()))))
+            if there not in (0, self.world):
+                raise ValueError(f"not all processes see {self.checkpoint.path}: use a folder that all share")
+            if there:
+                self._load(self.checkpoint.path)
         began = time.perf_counter()
         for step in range(self.done, self.steps):
             row = self._step(step)
             self.done = step + 1
             if self.log is not None:
                 self.log({"step": step, **row, "skipped_fast": self.skips[FORGET], "skipped_slow": self.skips[REMAIN]})
-            if self.checkpoint is not None and self.done % self.checkpoint.every == 0 and not any(self.in_a_row):
+            stopping = self._stopping()
+            due = self.checkpoint is not None and (stopping or self.done % self.checkpoint.every == 0)
+            if self.checkpoint is not None and due and not any(self.in_a_row):
                 self._save(self.checkpoint.path)
+            if stopping:
+                raise StoppedError(f"stopped after {self.done} of {self.steps} steps")
         if self.average is not None:
             with torch.no_grad():
                 torch._foreach_copy_(list[Tensor](self.params), self.average)
@@ -310,6 +319,11 @@ class _Run:
         summed = reduce(x.to(self.processes.device), reduction="sum")
         assert isinstance(summed, Tensor)
         return summed.to(x.device)
+
+    def _stopping(self) -> bool:
+        if self.stop is None:
+            return False
+        return bool(self._total(torch.tensor(float(self.stop()))) > 0)
 
     # ------------------------------------------------------------ state
 

@@ -79,7 +79,7 @@ def _let_the_first_speak(error: Exception) -> None:
     lost = isinstance(error, RuntimeError)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (lost or not _speaks()):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(5 if _speaks() else 3)
+        time.sleep(60 if lost else 10)
 
 
 def program(name: str) -> ModuleType:

@@ -70,7 +70,7 @@ def fisher_diagonal(
     same state: with batches of equal shape both then see the same timesteps and noise.
 
     With several processes all are given the same batches and generator, and take the draws in turn. A backend that
-    can `draw` then sees what one process would; the sums differ from its by the order of float32 additions alone.
+    can `draw` then sees what one process would, and the result is the same.
 
     Args:
         backend: the model; only trainable parameters get entries.
@@ -81,7 +81,7 @@ def fisher_diagonal(
         loss: `(backend, batch, generator) -> [B]`.
         chunk: samples whose gradients are held at once (`vmap`); 1 takes them one by one, `None` picks
             as many as fit in 256 MB of gradients. Needs a backend that can `draw`; others go one by one.
-        autocast: makes the precision context of passes taken one by one; sums are float32. The `vmap` path runs
+        autocast: makes the precision context of passes taken one by one; sums are float64. The `vmap` path runs
             in float32 throughout: torch's batched normalisation has no backward pass in mixed precision.
         scale: losses are multiplied by it before the backward pass and gradients divided after (fp16).
         share: this process's number, and how many there are.
@@ -99,7 +99,8 @@ def fisher_diagonal(
         raise ValueError(f"draws must be at least 1; got {draws}")
     net = backend.net
     params = trainable(net)
-    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
+    # float64: the order of additions, and with it the number of processes, does not show in the float32 result.
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     if chunk is None:
         numel = sum(p.numel() for p in params.values())
         chunk = max(1, int(256e6 / (4 * numel)))
@@ -168,6 +169,8 @@ def fisher_diagonal(
     if counted == 0:
         raise ValueError("fisher_diagonal got no batches")
     _average(sums, counted.item())
+    for name, value in sums.items():
+        sums[name] = value.float()
     return Fisher(named=sums, per=per, count=int(counted))
 
 
@@ -253,7 +256,7 @@ class _Squares:
 
         def take(name: str, p: Tensor) -> None:
             assert p.grad is not None
-            g = p.grad.float()
+            g = p.grad.double()
             sums[name].addcmul_(g, g, value=1.0 / scale**2)
             p.grad = None
 

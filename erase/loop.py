@@ -259,7 +259,7 @@ class _Run:
         weights = None
         if phase == FORGET and self.method.weights is not None:
             weights = self._weights(losses, batch, objective)
-            heaviest = float(weights.max())
+            heaviest = self._largest(weights)
             row["weight_max"] = heaviest if math.isfinite(heaviest) else None
         self.precision.backward(objective.sense * factor * weighted_mean(losses, weights))
         mean = float(self._total(losses.detach().mean()) / self.world)
@@ -319,6 +319,12 @@ class _Run:
         summed = reduce(x.to(self.processes.device), reduction="sum")
         assert isinstance(summed, Tensor)
         return summed.to(x.device)
+
+    def _largest(self, x: Tensor) -> float:
+        """Over processes."""
+        each = x.new_zeros(self.world)
+        each[self.rank] = x.detach().max()
+        return float(self._total(each).max())
 
     def _stopping(self) -> bool:
         if self.stop is None:

@@ -46,8 +46,8 @@ def small_run(pipeline: str, work: Path) -> dict[str, Any]:
     common = {
         "pipeline": pipeline,
         "method": {"name": "sfron", "fast_rate": 1e-2, "outer_rate": 0.9},
-        "saliency": {"density": 0.3, "count": 12, "draws": 2, "batch_size": 4, "chunk": 1},
-        "train": {"steps": 12, "batch_size": 2, "lr": 1e-3, "parameters": "full"},
+        "saliency": {"density": 0.3, "count": 8, "draws": 2, "batch_size": 4, "chunk": 1},
+        "train": {"steps": 8, "batch_size": 2, "lr": 1e-3, "parameters": "full"},
         "checkpoint_every": 2,
     }
     if pipeline == "ddpm":
@@ -70,12 +70,12 @@ def small_run(pipeline: str, work: Path) -> dict[str, Any]:
     return {
         **common,
         "model": str(work / "model"),
-        "forget": {"prompts": ["a photo of a cat"], "anchors": ["a photo of a dog"], "count": 12, "pictures": "both"},
-        "remain": {"prompts": [str(work / "set.csv")], "count": 4},
+        "forget": {"prompts": ["a photo of a cat"], "anchors": ["a photo of a dog"], "count": 4, "pictures": "both"},
+        "remain": {"prompts": [str(work / "set.csv")], "count": 2},
         "draw": {"steps": 2, "guidance": 3.0, "batch_size": 4},
         "eval": {
             "prompts": [str(work / "set.csv")],
-            "images": 4,
+            "images": 2,
             "classifier": str(work / "judge"),
             "nudity": {"classes": ["FACE_FEMALE"], "threshold": 0.35},
         },

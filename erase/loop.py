@@ -59,6 +59,7 @@ def unlearn(
     log: Log | None = None,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] | None = None,
+    micro_batch: int | None = None,
     max_skips: int = 10,
 ) -> Result:
     """Run a method on a model, in place.
@@ -79,20 +80,24 @@ def unlearn(
         log: called once a step with a row of plain numbers.
         checkpoint: save run state, and resume from it bit-identically.
         stop: asked after each step whether to save and end here; with several processes one that says so is enough.
+        micro_batch: most samples that a process takes through the network at once; the gradient is the whole batch's.
+            Where samples are weighted, a pass without gradients finds the weights first.
         max_skips: times in a row that a phase may have a loss or gradient that is not finite; the last gives up.
 
     Raises:
-        ValueError: for steps < 1, missing data, batches that do not divide over processes, gradient accumulation,
-            FSDP or DeepSpeed, weight decay where a mask holds in slow steps.
+        ValueError: for steps or micro_batch < 1, missing data, batches that do not divide over processes, gradient
+            accumulation, FSDP or DeepSpeed, weight decay where a mask holds in slow steps.
         KeyError: for a trainable parameter that the mask does not know.
         NonFiniteError: after a phase was skipped `max_skips` times in a row.
         StoppedError: `stop` said so.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    return _Run(
-        backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint, stop, max_skips
-    ).run()
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch must be at least 1; got {micro_batch}")
+    run = _Run(backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint)
+    run.stop, run.micro_batch, run.max_skips = stop, micro_batch, max_skips
+    return run.run()
 
 
 def check_launch(launched: Accelerator | PartialState) -> None:
@@ -119,11 +124,12 @@ class _Run:
         accelerator: Accelerator | None,
         log: Log | None,
         checkpoint: Checkpoint | None,
-        stop: Callable[[], bool] | None,
-        max_skips: int,
     ) -> None:
         self.backend, self.method, self.steps, self.seed = backend, method, steps, seed
-        self.log, self.checkpoint, self.stop, self.max_skips = log, checkpoint, stop, max_skips
+        self.log, self.checkpoint = log, checkpoint
+        self.stop: Callable[[], bool] | None = None
+        self.micro_batch: int | None = None
+        self.max_skips = 10
         self.device = device_of(backend.net)
         # An Accelerator of our own would fix the precision of every later one in this process.
         self.processes = accelerator or PartialState(cpu=self.device.type == "cpu")
@@ -206,6 +212,8 @@ class _Run:
             outer_step(self.anchor, self.params, update.outer_rate)
         if self.average is not None:
             self._follow(self.average, step)
+        if self.precision.name == "fp16":
+            row["loss_scale"] = self.precision.scale
         row["seconds"] = time.perf_counter() - began
         return row
 
@@ -243,28 +251,48 @@ class _Run:
         size = batch_size(batch)
         if size % self.world:
             raise ValueError(f"a batch of {size} does not divide over {self.world} processes: use a multiple")
-        if isinstance(self.backend, Drawing):
-            generator = seeded(self.device, self.seed, step, phase, k)
-            batch = self._share(self.backend.draw(batch, generator))
-        else:
-            generator = seeded(self.device, self.seed, step, phase, k, self.rank)
-            batch = self._share(batch)
+        drawing = isinstance(self.backend, Drawing)
+
+        def anew() -> torch.Generator:
+            return seeded(self.device, self.seed, step, phase, k, *(() if drawing else (self.rank,)))
+
+        generator = anew()
+        batch = self._share(self.backend.draw(batch, generator) if isinstance(self.backend, Drawing) else batch)
+        mine = size // self.world
+        most = self.micro_batch or mine
+        spans = [slice(start, min(start + most, mine)) for start in range(0, mine, most)]
+        parts = [batch] if len(spans) == 1 else [map_batch(lambda x, at=at: x[at], batch) for at in spans]
+        weighted = phase == FORGET and self.method.weights is not None
+        weights = None
+        if weighted and len(parts) > 1:
+            with torch.no_grad():
+                found = torch.cat([self._losses(objective, part, generator) for part in parts])
+            weights = self._weights(found, batch, objective)
+            generator = anew()
+        seen = []
+        for at, part in zip(spans, parts, strict=True):
+            losses = self._losses(objective, part, generator)
+            if weighted and weights is None:
+                weights = self._weights(losses, batch, objective)
+            loss = weighted_mean(losses, None if weights is None else weights[at]) * ((at.stop - at.start) / mine)
+            self.precision.backward(objective.sense * factor * loss)
+            seen.append(losses.detach())
+        if weights is not None:
+            heaviest = self._largest(weights)
+            row["weight_max"] = heaviest if math.isfinite(heaviest) else None
+        losses = torch.cat(seen)
+        mean = float(self._total(losses.detach().mean()) / self.world)
+        self.finite &= math.isfinite(mean)
+        return mean if math.isfinite(mean) else None
+
+    def _losses(self, objective: Objective, batch: Any, generator: torch.Generator) -> Tensor:
         with self.precision.autocast():
             losses = objective.loss(self.backend, batch, generator)
         if losses.ndim != 1:
             raise ValueError(
                 f"objective {objective.name!r} must give one loss per sample, [B]; got {list(losses.shape)}"
             )
-        losses = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
-        weights = None
-        if phase == FORGET and self.method.weights is not None:
-            weights = self._weights(losses, batch, objective)
-            heaviest = self._largest(weights)
-            row["weight_max"] = heaviest if math.isfinite(heaviest) else None
-        self.precision.backward(objective.sense * factor * weighted_mean(losses, weights))
-        mean = float(self._total(losses.detach().mean()) / self.world)
-        self.finite &= math.isfinite(mean)
-        return mean if math.isfinite(mean) else None
+        return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
 
     def _weights(self, losses: Tensor, batch: Any, objective: Objective) -> Tensor:
         assert self.method.weights is not None

@@ -441,5 +441,6 @@ def run_steps(
             log=log if processes.rank() == 0 else None,
             checkpoint=Checkpoint(out / "state.safetensors", config.checkpoint_every, resume),
             stop=stop,
+            micro_batch=config.train.micro_batch,
         )
     return Steps(result.steps, sum(seconds) / len(seconds) if seconds else None)

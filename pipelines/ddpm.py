@@ -165,6 +165,8 @@ def main(
             given = equip(build, config, backend, objective, keeping, batches, precision, mask_path, resume)
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
+        if config.train.checkpointing:  # not before: per-sample gradients by vmap cannot have it
+            pipe.unet.enable_gradient_checkpointing()
         done = run_steps(
             config,
             backend,

@@ -147,6 +147,8 @@ def main(
         mask = given.get("mask")
         saliency_s = time.perf_counter() - began
 
+        if config.train.checkpointing:  # not before: per-sample gradients by vmap cannot have it
+            pipe.unet.enable_gradient_checkpointing()
         done = run_steps(
             config,
             backend,
@@ -312,6 +314,7 @@ def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
 def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tuple[LatentSet, LatentSet, Tensor]:
     """Latents and embeddings of both sides, computed once; and the empty prompt's embedding."""
     res = sd.resolution(pipe)
+    pipe.vae.enable_slicing()  # a picture at a time
 
     def side(
         prompts: Sequence[str], items: list[ImageItem] | None, count: int, what: str

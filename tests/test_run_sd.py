@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
@@ -977,6 +978,18 @@ def test_a_fading_fast_step_still_forgets(start: Run, tmp_path: Path) -> None:
     )
     losses = [row["forget_loss"] for row in rows(out)]
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+
+
+def test_checkpointing_changes_nothing_but_memory(start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = start(tmp_path / "plain", *QUICK)
+    calls: list[int] = []
+    once = UNet2DConditionModel.enable_gradient_checkpointing
+    monkeypatch.setattr(
+        UNet2DConditionModel, "enable_gradient_checkpointing", lambda self: calls.append(1) or once(self)
+    )
+    again = start(tmp_path / "again", *QUICK, "train.checkpointing=true")
+    assert calls == [1]
+    assert digest(plain) == digest(again)
 
 
 # --- several processes ----------------------------------------------------------------------------

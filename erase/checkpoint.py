@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ class Lazy(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where run state is saved, every how many steps, and whether to go on from it."""
+
+    path: Path
+    every: int
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for `every` < 1.
+        """
+        if self.every < 1:
+            raise ValueError(f"a checkpoint every {self.every} steps: at least 1 is needed")
 
 
 def open_safetensors(path: Path) -> tuple[Lazy, dict[str, str]]:

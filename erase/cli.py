@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,17 +28,58 @@ OutFile = Annotated[Path, typer.Option("--out", help="File to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
 
 
+class Stopped(SystemExit):
+    """A signal ended the command."""
+
+
+def _stoppable() -> None:
+    """SIGTERM and SIGINT end a command that can be gone on with; its files are whole at any time."""
+
+    def end(number: int, _: Any) -> None:
+        raise Stopped(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
 def main() -> None:
-    """Run the command; what a user can mend is one line on stderr and exit status 2, a full disk too."""
+    """Run the command; what a user can mend is one line on stderr and exit status 2, a full disk too.
+
+    A signal's status is 143 (SIGTERM) or 130 (SIGINT).
+    """
     try:
         app(standalone_mode=True)
+    except Stopped as stopped:
+        if _speaks():
+            name = signal.Signals(int(str(stopped.code)) - 128).name
+            sys.stderr.write(
+                f"erase: stopped by {name}; the same command goes on, erase run and generate with --resume\n"
+            )
+        raise
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("ERASE_DEBUG"):
             raise
+        _let_the_first_speak(error)
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         line = " ".join(text.split()) or type(error).__name__
         sys.stderr.write(f"erase: {line}\n")
         raise SystemExit(2) from None
+
+
+def _speaks() -> bool:
+    """Whether this is the first process of its launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _let_the_first_speak(error: Exception) -> None:
+    """Of the processes of a launch one says what is wrong; its launcher then ends the others.
+
+    That is the first one, unless it only lost another: a process waits to be ended before it speaks for itself.
+    """
+    lost = isinstance(error, RuntimeError)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (lost or not _speaks()):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(60 if lost else 10)
 
 
 def program(name: str) -> ModuleType:
@@ -87,6 +130,7 @@ def _run(
     _quiet()
     from erase import config, resources
 
+    _stoppable()
     data = config.read_preset(resources.preset_path(preset))
     if data.get("pipeline") != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
@@ -143,6 +187,7 @@ def compare(
     _quiet()
     from erase import config, resources
 
+    _stoppable()
     comparing = program("compare")
     plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings or [])
     loaded = program(plan.pipeline)
@@ -217,6 +262,7 @@ def generate(
     from erase import resources
     from erase.evaluation import generate as drawing
 
+    _stoppable()
     rows = drawing.read_prompts(resources.prompt_path(prompts), default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or guidance < 0:
         raise ValueError(

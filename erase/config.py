@@ -52,6 +52,11 @@ class Train:
     __pydantic_config__ = _STRICT
     steps: Positive
     batch_size: Positive = 8
+    """Over all processes."""
+    micro_batch: Positive | None = None
+    """Most samples that a process takes through the network at once; by default all of its share."""
+    checkpointing: bool = False
+    """Gradient checkpointing: activations are computed again in the backward pass instead of kept."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -170,7 +175,7 @@ class SdConfig:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Precision = "no"
     checkpoint_every: Positive = 50
-    """Steps between saved run states."""
+    """Steps, or draws of a Fisher diagonal, between saved run states."""
     note: str = ""
     """What the preset is and where its values come from."""
 
@@ -298,7 +303,7 @@ class DdpmConfig:
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Precision = "no"
     checkpoint_every: Positive = 50
-    """Steps between saved run states."""
+    """Steps, or draws of a Fisher diagonal, between saved run states."""
     note: str = ""
     """What the preset is and where its values come from."""
 

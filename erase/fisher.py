@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erase.backend import Backend, Drawing, LossFn, batch_size, device_of, map_batch, trainable
+from erase.checkpoint import Checkpoint, load_state, save_state
 from erase.losses import plain
 
 Per = Literal["sample", "batch"]
@@ -58,13 +59,18 @@ def fisher_diagonal(
     chunk: int | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     scale: float = 1.0,
+    share: tuple[int, int] = (0, 1),
     total: Callable[[Tensor], Tensor] | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fisher:
     """The Fisher diagonal of a loss over batches, at the network's present weights.
 
     The network is in eval mode throughout, and put back afterwards. Give forget and remain generators in the
     same state: with batches of equal shape both then see the same timesteps and noise.
+
+    With several processes all are given the same batches and generator, and take the draws in turn. A backend that
+    can `draw` then sees what one process would, and the result is the same.
 
     Args:
         backend: the model; only trainable parameters get entries.
@@ -75,14 +81,17 @@ def fisher_diagonal(
         loss: `(backend, batch, generator) -> [B]`.
         chunk: samples whose gradients are held at once (`vmap`); 1 takes them one by one, `None` picks
             as many as fit in 256 MB of gradients. Needs a backend that can `draw`; others go one by one.
-        autocast: makes the precision context of passes taken one by one; sums are float32. The `vmap` path runs
+        autocast: makes the precision context of passes taken one by one; sums are float64. The `vmap` path runs
             in float32 throughout: torch's batched normalisation has no backward pass in mixed precision.
         scale: losses are multiplied by it before the backward pass and gradients divided after (fp16).
-        total: sums a tensor over processes (each holds its own batches).
+        share: this process's number, and how many there are.
+        total: sums a tensor over processes.
+        checkpoint: save the sums every so many draws, and at the end; go on from them bit-identically.
         progress: called with the samples done.
 
     Raises:
-        ValueError: for no batches, draws < 1, an unknown `per`, or gradients that are not finite.
+        ValueError: for no batches, draws < 1, an unknown `per`, gradients that are not finite, or a checkpoint of
+            another diagonal.
     """
     if per not in ("sample", "batch"):
         raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
@@ -90,46 +99,79 @@ def fisher_diagonal(
         raise ValueError(f"draws must be at least 1; got {draws}")
     net = backend.net
     params = trainable(net)
-    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
+    # float64: the order of additions, and with it the number of processes, does not show in the float32 result.
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     if chunk is None:
         numel = sum(p.numel() for p in params.values())
         chunk = max(1, int(256e6 / (4 * numel)))
     vmapped = per == "sample" and chunk > 1 and isinstance(backend, Drawing)
     wrapper = _Losses(backend, loss) if vmapped else None
-    count = done = 0
+    rank, world = share
+    counted = torch.zeros((), dtype=torch.float64, device=device_of(net))
+    what = {"per": per, "draws": draws, "names": list(sums)}
+    before = number = done = 0
+    if checkpoint is not None and checkpoint.resume and checkpoint.path.exists():
+        state = load_state(checkpoint.path)
+        if state["what"] != what:
+            raise ValueError(f"{checkpoint.path} holds sums of another Fisher diagonal: remove it")
+        before = int(state["draws"])
+        generator.set_state(state["generator"])
+        if rank == 0:
+            counted.copy_(state["count"])
+            for name, value in sums.items():
+                value.copy_(state["sums"][name])
+
+    def gather() -> None:
+        """Sums over processes, into the file too."""
+        nonlocal before
+        if total is not None:
+            counted.copy_(total(counted))
+            for value in sums.values():
+                value.copy_(total(value))
+        if checkpoint is not None and rank == 0 and number > before:
+            state = {"what": what, "draws": number, "count": counted, "sums": sums}
+            save_state(checkpoint.path, {**state, "generator": generator.get_state()})
+            before = number
+
     with _evaluating(net), _Squares(params, sums, scale) as squares:
         for batch in batches:
             size = batch_size(batch)
             for _ in range(draws):
+                number += 1
+                if number <= before:
+                    continue
                 drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
-                if per == "batch":
-                    with autocast():
-                        value = loss(backend, drawn, generator).mean() * scale
-                    squares(value)
-                    count += 1
-                elif wrapper is not None:
-                    for start in range(0, size, chunk):
-                        part = _rows(drawn, start, start + chunk)
-                        _vmap_squares(wrapper, params, part, generator, sums)
-                    count += size
-                else:
-                    for i in range(size):
+                if number % world == rank:
+                    if per == "batch":
                         with autocast():
-                            value = loss(backend, _rows(drawn, i, i + 1), generator).sum() * scale
+                            value = loss(backend, drawn, generator).mean() * scale
                         squares(value)
-                    count += size
+                    elif wrapper is not None:
+                        for start in range(0, size, chunk):
+                            part = _rows(drawn, start, start + chunk)
+                            _vmap_squares(wrapper, params, part, generator, sums)
+                    else:
+                        for i in range(size):
+                            with autocast():
+                                value = loss(backend, _rows(drawn, i, i + 1), generator).sum() * scale
+                            squares(value)
+                    counted += 1 if per == "batch" else size
+                if checkpoint is not None and number % checkpoint.every == 0:
+                    gather()
+                    if rank:  # the first one goes on with all that there is
+                        counted.zero_()
+                        for value in sums.values():
+                            value.zero_()
             done += size
             if progress is not None:
                 progress(done)
-    counted = torch.tensor(float(count), dtype=torch.float64, device=device_of(net))
-    if total is not None:
-        counted = total(counted)
-        for name, value in sums.items():
-            sums[name] = total(value)
+    gather()
     if counted == 0:
         raise ValueError("fisher_diagonal got no batches")
     _average(sums, counted.item())
-    return Fisher(named=sums, per=per, count=int(counted.item()))
+    for name, value in sums.items():
+        sums[name] = value.float()
+    return Fisher(named=sums, per=per, count=int(counted))
 
 
 def mean_gradient(
@@ -141,6 +183,8 @@ def mean_gradient(
     loss: LossFn = plain,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     scale: float = 1.0,
+    share: tuple[int, int] = (0, 1),
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The gradient of the mean loss over all samples and draws, float32, in eval mode; arguments as `fisher_diagonal`.
 
@@ -151,17 +195,25 @@ def mean_gradient(
         raise ValueError(f"draws must be at least 1; got {draws}")
     params = trainable(backend.net)
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
-    count = 0
+    rank, world = share
+    count = number = 0
     with _evaluating(backend.net):
         for batch in batches:
             for _ in range(draws):
-                with autocast():
-                    value = loss(backend, batch, generator).sum() * scale
-                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-                for total, grad in zip(sums.values(), grads, strict=True):
-                    if grad is not None:
-                        total.add_(grad.float(), alpha=1 / scale)
+                drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
+                number += 1
                 count += batch_size(batch)
+                if number % world != rank:
+                    continue
+                with autocast():
+                    value = loss(backend, drawn, generator).sum() * scale
+                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+                for part, grad in zip(sums.values(), grads, strict=True):
+                    if grad is not None:
+                        part.add_(grad.float(), alpha=1 / scale)
+    if total is not None:
+        for part in sums.values():
+            part.copy_(total(part))
     if count == 0:
         raise ValueError("mean_gradient got no batches")
     _average(sums, count)
@@ -204,7 +256,7 @@ class _Squares:
 
         def take(name: str, p: Tensor) -> None:
             assert p.grad is not None
-            g = p.grad.float()
+            g = p.grad.double()
             sums[name].addcmul_(g, g, value=1.0 / scale**2)
             p.grad = None
 

@@ -15,7 +15,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from erase.backend import Backend, Binned, Drawing, batch_size, device_of, map_batch, seeded, trainable
-from erase.checkpoint import load_state, save_state
+from erase.checkpoint import Checkpoint, load_state, save_state
 from erase.losses import Objective, weighted_mean
 from erase.method import Method
 from erase.precision import Precision
@@ -32,22 +32,8 @@ class NonFiniteError(RuntimeError):
     """A phase had a loss or gradient that is not finite too many times in a row."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where run state is saved, every how many steps, and whether to go on from it."""
-
-    path: Path
-    every: int
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        """Check values.
-
-        Raises:
-            ValueError: for `every` < 1.
-        """
-        if self.every < 1:
-            raise ValueError(f"a checkpoint every {self.every} steps: at least 1 is needed")
+class StoppedError(RuntimeError):
+    """The run was asked to stop, and did after a step; where there is a checkpoint its state is saved."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +58,8 @@ def unlearn(
     accelerator: Accelerator | None = None,
     log: Log | None = None,
     checkpoint: Checkpoint | None = None,
+    stop: Callable[[], bool] | None = None,
+    micro_batch: int | None = None,
     max_skips: int = 10,
 ) -> Result:
     """Run a method on a model, in place.
@@ -91,17 +79,36 @@ def unlearn(
         accelerator: processes and precision; by default those of the launch, and no mixed precision.
         log: called once a step with a row of plain numbers.
         checkpoint: save run state, and resume from it bit-identically.
+        stop: asked after each step whether to save and end here; with several processes one that says so is enough.
+        micro_batch: most samples that a process takes through the network at once; the gradient is the whole batch's.
+            Where samples are weighted, a pass without gradients finds the weights first.
         max_skips: times in a row that a phase may have a loss or gradient that is not finite; the last gives up.
 
     Raises:
-        ValueError: for steps < 1, missing data, batches that do not divide over processes, gradient accumulation,
-            FSDP or DeepSpeed, weight decay where a mask holds in slow steps.
+        ValueError: for steps or micro_batch < 1, missing data, batches that do not divide over processes, gradient
+            accumulation, FSDP or DeepSpeed, weight decay where a mask holds in slow steps.
         KeyError: for a trainable parameter that the mask does not know.
         NonFiniteError: after a phase was skipped `max_skips` times in a row.
+        StoppedError: `stop` said so.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
-    return _Run(backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint, max_skips).run()
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch must be at least 1; got {micro_batch}")
+    run = _Run(backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint)
+    run.stop, run.micro_batch, run.max_skips = stop, micro_batch, max_skips
+    return run.run()
+
+
+def check_launch(launched: Accelerator | PartialState) -> None:
+    """Refuse what spreads one copy of the weights over processes.
+
+    Raises:
+        ValueError: for FSDP, DeepSpeed and Megatron.
+    """
+    kind = str(launched.distributed_type.value)
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(f"{kind} is not supported: masks need whole weights; use plain multi-process (DDP) launch")
 
 
 class _Run:
@@ -117,16 +124,16 @@ class _Run:
         accelerator: Accelerator | None,
         log: Log | None,
         checkpoint: Checkpoint | None,
-        max_skips: int,
     ) -> None:
         self.backend, self.method, self.steps, self.seed = backend, method, steps, seed
-        self.log, self.checkpoint, self.max_skips = log, checkpoint, max_skips
+        self.log, self.checkpoint = log, checkpoint
+        self.stop: Callable[[], bool] | None = None
+        self.micro_batch: int | None = None
+        self.max_skips = 10
         self.device = device_of(backend.net)
         # An Accelerator of our own would fix the precision of every later one in this process.
         self.processes = accelerator or PartialState(cpu=self.device.type == "cpu")
-        kind = str(self.processes.distributed_type.value)
-        if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            raise ValueError(f"{kind} is not supported: masks need whole weights; use plain multi-process (DDP) launch")
+        check_launch(self.processes)
         if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
                 "gradient_accumulation_steps must be 1: with two phases a step, forgetting would never step"
@@ -164,16 +171,24 @@ class _Run:
     # ------------------------------------------------------------ the run
 
     def run(self) -> Result:
-        if self.checkpoint is not None and self.checkpoint.resume and self.checkpoint.path.exists():
-            self._load(self.checkpoint.path)
+        if self.checkpoint is not None and self.checkpoint.resume:
+            there = float(self._total(torch.tensor(float(self.checkpoint.path.exists()))))
+            if there not in (0, self.world):
+                raise ValueError(f"not all processes see {self.checkpoint.path}: use a folder that all share")
+            if there:
+                self._load(self.checkpoint.path)
         began = time.perf_counter()
         for step in range(self.done, self.steps):
             row = self._step(step)
             self.done = step + 1
             if self.log is not None:
                 self.log({"step": step, **row, "skipped_fast": self.skips[FORGET], "skipped_slow": self.skips[REMAIN]})
-            if self.checkpoint is not None and self.done % self.checkpoint.every == 0 and not any(self.in_a_row):
+            stopping = self._stopping()
+            due = self.checkpoint is not None and (stopping or self.done % self.checkpoint.every == 0)
+            if self.checkpoint is not None and due and not any(self.in_a_row):
                 self._save(self.checkpoint.path)
+            if stopping:
+                raise StoppedError(f"stopped after {self.done} of {self.steps} steps")
         if self.average is not None:
             with torch.no_grad():
                 torch._foreach_copy_(list[Tensor](self.params), self.average)
@@ -197,6 +212,8 @@ class _Run:
             outer_step(self.anchor, self.params, update.outer_rate)
         if self.average is not None:
             self._follow(self.average, step)
+        if self.precision.name == "fp16":
+            row["loss_scale"] = self.precision.scale
         row["seconds"] = time.perf_counter() - began
         return row
 
@@ -234,28 +251,48 @@ class _Run:
         size = batch_size(batch)
         if size % self.world:
             raise ValueError(f"a batch of {size} does not divide over {self.world} processes: use a multiple")
-        if isinstance(self.backend, Drawing):
-            generator = seeded(self.device, self.seed, step, phase, k)
-            batch = self._share(self.backend.draw(batch, generator))
-        else:
-            generator = seeded(self.device, self.seed, step, phase, k, self.rank)
-            batch = self._share(batch)
+        drawing = isinstance(self.backend, Drawing)
+
+        def anew() -> torch.Generator:
+            return seeded(self.device, self.seed, step, phase, k, *(() if drawing else (self.rank,)))
+
+        generator = anew()
+        batch = self._share(self.backend.draw(batch, generator) if isinstance(self.backend, Drawing) else batch)
+        mine = size // self.world
+        most = self.micro_batch or mine
+        spans = [slice(start, min(start + most, mine)) for start in range(0, mine, most)]
+        parts = [batch] if len(spans) == 1 else [map_batch(lambda x, at=at: x[at], batch) for at in spans]
+        weighted = phase == FORGET and self.method.weights is not None
+        weights = None
+        if weighted and len(parts) > 1:
+            with torch.no_grad():
+                found = torch.cat([self._losses(objective, part, generator) for part in parts])
+            weights = self._weights(found, batch, objective)
+            generator = anew()
+        seen = []
+        for at, part in zip(spans, parts, strict=True):
+            losses = self._losses(objective, part, generator)
+            if weighted and weights is None:
+                weights = self._weights(losses, batch, objective)
+            loss = weighted_mean(losses, None if weights is None else weights[at]) * ((at.stop - at.start) / mine)
+            self.precision.backward(objective.sense * factor * loss)
+            seen.append(losses.detach())
+        if weights is not None:
+            heaviest = self._largest(weights)
+            row["weight_max"] = heaviest if math.isfinite(heaviest) else None
+        losses = torch.cat(seen)
+        mean = float(self._total(losses.detach().mean()) / self.world)
+        self.finite &= math.isfinite(mean)
+        return mean if math.isfinite(mean) else None
+
+    def _losses(self, objective: Objective, batch: Any, generator: torch.Generator) -> Tensor:
         with self.precision.autocast():
             losses = objective.loss(self.backend, batch, generator)
         if losses.ndim != 1:
             raise ValueError(
                 f"objective {objective.name!r} must give one loss per sample, [B]; got {list(losses.shape)}"
             )
-        losses = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
-        weights = None
-        if phase == FORGET and self.method.weights is not None:
-            weights = self._weights(losses, batch, objective)
-            heaviest = float(weights.max())
-            row["weight_max"] = heaviest if math.isfinite(heaviest) else None
-        self.precision.backward(objective.sense * factor * weighted_mean(losses, weights))
-        mean = float(self._total(losses.detach().mean()) / self.world)
-        self.finite &= math.isfinite(mean)
-        return mean if math.isfinite(mean) else None
+        return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
 
     def _weights(self, losses: Tensor, batch: Any, objective: Objective) -> Tensor:
         assert self.method.weights is not None
@@ -310,6 +347,17 @@ class _Run:
         summed = reduce(x.to(self.processes.device), reduction="sum")
         assert isinstance(summed, Tensor)
         return summed.to(x.device)
+
+    def _largest(self, x: Tensor) -> float:
+        """Over processes."""
+        each = x.new_zeros(self.world)
+        each[self.rank] = x.detach().max()
+        return float(self._total(each).max())
+
+    def _stopping(self) -> bool:
+        if self.stop is None:
+            return False
+        return bool(self._total(torch.tensor(float(self.stop()))) > 0)
 
     # ------------------------------------------------------------ state
 

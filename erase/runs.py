@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import platform
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +16,17 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from PIL import Image
 from tqdm import tqdm
 
-from erase import files
+from erase import files, processes
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
+from erase.checkpoint import Checkpoint
 from erase.config import DdpmConfig, Saliency, SdConfig, Train, dump
+from erase.evaluation import classes
 from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.fisher import Fisher, fisher_diagonal, mean_gradient
-from erase.loop import Checkpoint, unlearn
+from erase.loop import check_launch, unlearn
 from erase.losses import Objective, plain
 from erase.method import Method
 from erase.precision import Precision, notice, resolve
@@ -28,6 +34,8 @@ from erase.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, s
 from erase.tracking import JsonlTracker
 
 C = TypeVar("C", SdConfig, DdpmConfig)
+STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors")
+"""Files of a run that is not trained yet."""
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
 
 
@@ -36,22 +44,59 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precision]:
-    """The settings with `precision: auto` resolved, the launch, and its precision.
+def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precision, Callable[[str], None]]:
+    """The settings with `precision: auto` resolved, the launch, its precision, and `say` of the first process alone.
 
     Raises:
-        ValueError: if there are several processes.
+        ValueError: for FSDP or DeepSpeed, or a batch that does not divide over the processes.
     """
-    name: Any = resolve(config.precision, PartialState().device)
-    accelerator = Accelerator(mixed_precision=name)
-    if accelerator.num_processes > 1:
+    cpu = not torch.accelerator.is_available()  # unsaid, processes on CPUs would run side by side
+    # The others wait while the first one writes: longer than the ten minutes that NCCL would.
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
+    name: Any = resolve(config.precision, state.device)
+    accelerator = Accelerator(mixed_precision=name, cpu=cpu)
+    check_launch(accelerator)
+    if config.train.batch_size % processes.world():
         raise ValueError(
-            f"erase run {config.pipeline} runs in one process so far; launched with {accelerator.num_processes}"
+            f"train.batch_size {config.train.batch_size} does not divide over {processes.world()} processes"
         )
+    heard = say if processes.rank() == 0 else lambda line: None
     line = notice(name, accelerator.device)
     if line is not None:
-        say(line)
-    return replace(config, precision=name), accelerator, Precision(name, accelerator.device)
+        heard(line)
+    return replace(config, precision=name), accelerator, Precision(name, accelerator.device), heard
+
+
+def bar(total: int, desc: str) -> Any:
+    """A progress bar; of the first process alone."""
+    return tqdm(total=total, desc=desc, disable=processes.rank() > 0)
+
+
+@contextmanager
+def held() -> Iterator[Callable[[], bool]]:
+    """Hold SIGTERM and SIGINT back: the callable says whether one came.
+
+    It takes effect at the end; a second one, at once.
+    """
+    came: list[int] = []
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def hold(number: int, _: Any) -> None:
+        if came:
+            restore()
+            signal.raise_signal(number)
+        came.append(number)
+
+    before = {number: signal.signal(number, hold) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()
+        if came:
+            signal.raise_signal(came[0])
 
 
 def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, resume: bool) -> None:
@@ -67,6 +112,8 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     Raises:
         ValueError: for a folder in use, or one of another run.
     """
+    if resume and out.is_dir():
+        files.sweep(out)
     whole = {
         "schema": 1,
         "command": command,
@@ -129,89 +176,111 @@ def equip(
     batches: tuple[Sequence[Any], Sequence[Any]],
     precision: Precision,
     mask_path: Path,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal.
 
     Args:
         build: the builder; the names of its arguments say what it takes.
-        config: has `saliency` and `seed`.
+        config: has `saliency`, `seed` and `checkpoint_every`.
         backend: the model, at θ0.
         forget: what is to be done on forget data.
         remain: what is to be done on remain data.
         batches: some of the forget and of the remain data, for Fisher diagonals.
         precision: of the forward passes.
-        mask_path: where the mask is kept.
+        mask_path: where the mask is kept; Fisher sums are, beside it.
+        resume: whether to go on with Fisher sums that are there.
     """
     takes = inspect.signature(build).parameters
     given: dict[str, Any] = {"forget": forget, "remain": remain}
     if "mask" in takes:
         sides = [("forget", batches[0], forget.loss), ("remain", batches[1], plain)]
-        given["mask"] = make_mask(config.saliency, backend, sides, precision, config.seed, mask_path)
+        given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
     if "fisher" in takes:
-        found = diagonal(config.saliency, backend, ("remain", batches[1], plain), precision, config.seed)
+        side = ("remain", batches[1], plain)
+        found = diagonal(config, backend, side, precision, mask_path.parent, resume)
         given["fisher"] = found.named
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
     return {name: value for name, value in given.items() if name in takes}
 
 
 def make_mask(
-    wanted: Saliency,
+    config: Any,
     backend: Backend[Any],
     sides: Sequence[tuple[str, Sequence[Any], LossFn]],
     precision: Precision,
-    seed: int,
     path: Path,
+    resume: bool = False,
 ) -> Mask | None:
     """S: the mask, kept in `path` and read from there if it exists; `None` if it is off.
 
     Args:
-        wanted: the settings.
+        config: has `saliency`, `seed` (of timesteps and noise, the same on both sides) and `checkpoint_every`.
         backend: the model.
         sides: forget and remain, in this order: a name, the batches, the loss.
         precision: of the forward passes.
-        seed: of timesteps and noise, the same on both sides.
-        path: where the mask is kept.
+        path: where the mask is kept; Fisher sums are, beside it, until it is there.
+        resume: whether to go on with Fisher sums that are there.
     """
+    wanted: Saliency = config.saliency
     if wanted.kind == "none":
         return None
-    if path.exists():
+    if processes.first(path.exists):
         return load_mask(path)
     if wanted.kind == "magnitude":
         gradient = mean_gradient(
             backend,
             moved(sides[0][1], backend),
             draws=wanted.draws,
-            generator=seeded(precision.device, seed, 1),
+            generator=seeded(precision.device, config.seed, 1),
             loss=sides[0][2],
             autocast=precision.autocast,
             scale=precision.scale,
+            share=(processes.rank(), processes.world()),
+            total=processes.total,
         )
         mask = magnitude_mask({name: g.abs_() for name, g in gradient.items()}, density=wanted.density or 0)
+    else:
+        diagonals = [diagonal(config, backend, side, precision, path.parent, resume) for side in sides]
+        mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
+    if processes.rank() == 0:
         save_mask(mask, path)
-        return mask
-    diagonals = [diagonal(wanted, backend, side, precision, seed) for side in sides]
-    mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
-    save_mask(mask, path)
+        for side in sides:
+            sums_path(path.parent, side[0]).unlink(missing_ok=True)
     return mask
 
 
+def sums_path(out: Path, side: str) -> Path:
+    """Where the Fisher sums of a side are kept."""
+    return out / f"fisher-{side}.safetensors"
+
+
 def diagonal(
-    wanted: Saliency, backend: Backend[Any], side: tuple[str, Sequence[Any], LossFn], precision: Precision, seed: int
+    config: Any,
+    backend: Backend[Any],
+    side: tuple[str, Sequence[Any], LossFn],
+    precision: Precision,
+    out: Path,
+    resume: bool = False,
 ) -> Fisher:
-    """The Fisher diagonal of one side, with a progress bar."""
+    """The Fisher diagonal of one side, with a progress bar; its sums are kept in the folder `out`."""
     what, batches, loss = side
-    with tqdm(total=sum(map(batch_size, batches)), desc=f"saliency: {what}") as bar:
-        advance: Callable[[int], None] = partial(_advance, bar)
+    wanted: Saliency = config.saliency
+    with bar(sum(map(batch_size, batches)), f"saliency: {what}") as shown:
+        advance: Callable[[int], None] = partial(_advance, shown)
         return fisher_diagonal(
             backend,
             moved(batches, backend),
             per=wanted.per,
             draws=wanted.draws,
-            generator=seeded(precision.device, seed, 1),
+            generator=seeded(precision.device, config.seed, 1),
             loss=loss,
             chunk=wanted.chunk,
             autocast=precision.autocast,
             scale=precision.scale,
+            share=(processes.rank(), processes.world()),
+            total=processes.total,
+            checkpoint=Checkpoint(sums_path(out, what), config.checkpoint_every, resume),
             progress=advance,
         )
 
@@ -222,8 +291,8 @@ def moved(batches: Sequence[Any], backend: Backend[Any]) -> Iterator[Any]:
     return (map_batch(lambda x: x.to(device), batch) for batch in batches)
 
 
-def _advance(bar: Any, done: int) -> None:
-    bar.update(done - bar.n)
+def _advance(shown: Any, done: int) -> None:
+    shown.update(done - shown.n)
 
 
 def make_optimizer(train: Train, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -245,19 +314,59 @@ def draw_pictures(
     settings: dict[str, Any],
     reuse: Path | None = None,
 ) -> None:
-    """The evaluation's pictures of one model, with a progress bar; arguments as those of `generate`."""
-    with tqdm(total=len(rows) * images, desc=f"pictures: {folder.name}") as bar:
+    """The evaluation's pictures of one model, with a progress bar; arguments as those of `generate`.
+
+    Several processes draw a batch each at a time; the first one asks for them and writes.
+    """
+    world = processes.world()
+    if processes.rank() > 0:
+        asked: Callable[[], Any] = lambda: None  # noqa: E731
+        while (wanted := processes.first(asked)) is not None:
+            _draw_part(sample, wanted, batch_size)
+        return
+
+    def together(prompts: list[str], generators: list[torch.Generator], **given: Any) -> list[Image.Image]:
+        wanted = (prompts, [g.initial_seed() for g in generators], given)
+        processes.first(lambda: wanted)
+        return _draw_part(sample, wanted, batch_size)
+
+    with bar(len(rows) * images, f"pictures: {folder.name}") as shown:
         generate(
-            sample,
+            sample if world == 1 else together,
             rows,
             folder,
             per_prompt=images,
-            batch_size=batch_size,
+            batch_size=batch_size * world,
             resume=resume and folder.exists(),
             reuse=reuse,
-            progress=lambda done, total: _advance(bar, done),
+            progress=lambda done, total: _advance(shown, done),
             settings=settings,
         )
+    processes.first(lambda: None)
+
+
+def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, Any]], size: int) -> list[Image.Image]:
+    """A batch by each process, from the seeds of generators on the CPU; all pictures, in order."""
+    prompts, seeds, given = wanted
+
+    def draw(start: int) -> list[Image.Image]:
+        part = slice(start, start + size)
+        return sample(prompts[part], [torch.Generator("cpu").manual_seed(s) for s in seeds[part]], **given)
+
+    return [image for part in processes.dealt(draw, range(0, len(prompts), size)) for image in part]
+
+
+def classified(paths: Sequence[Path], classifier: Path, **settings: Any) -> classes.ClassPredictions:
+    """What a classifier sees, each process looking at its share; arguments as those of `classify`."""
+    parts = processes.dealt(lambda share: classes.classify(share, classifier, **settings), processes.shares(paths))
+    return classes.joined(parts)
+
+
+def drop(out: Path, *names: str) -> None:
+    """Remove files that the run needs no more, where they are."""
+    if processes.rank() == 0:
+        for name in names:
+            (out / name).unlink(missing_ok=True)
 
 
 def new_report(
@@ -306,10 +415,10 @@ def run_steps(
 ) -> Steps:
     """The loop with a progress bar, `metrics.jsonl`, and run state in `state.safetensors`.
 
-    `config` has `train`, `seed` and `checkpoint_every`.
+    `config` has `train`, `seed` and `checkpoint_every`. SIGTERM and SIGINT save first.
     """
     seconds: list[float] = []
-    with tqdm(total=config.train.steps, desc=desc) as bar:
+    with held() as stop, bar(config.train.steps, desc) as shown:
         tracker: JsonlTracker | None = None
 
         def log(row: dict[str, Any]) -> None:
@@ -318,7 +427,7 @@ def run_steps(
                 tracker = JsonlTracker(out / "metrics.jsonl", keep=row["step"])
             tracker(row)
             seconds.append(row["seconds"])
-            bar.update(row["step"] + 1 - bar.n)
+            _advance(shown, row["step"] + 1)
 
         result = unlearn(
             backend,
@@ -329,7 +438,9 @@ def run_steps(
             optimizer=lambda params: make_optimizer(config.train, params),
             seed=config.seed,
             accelerator=accelerator,
-            log=log,
+            log=log if processes.rank() == 0 else None,
             checkpoint=Checkpoint(out / "state.safetensors", config.checkpoint_every, resume),
+            stop=stop,
+            micro_batch=config.train.micro_batch,
         )
     return Steps(result.steps, sum(seconds) / len(seconds) if seconds else None)

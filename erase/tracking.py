@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from erase import files
+
 
 class JsonlTracker:
     """Appends rows to a file; a `log` callback for the loop.
@@ -17,9 +19,8 @@ class JsonlTracker:
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         old = path.read_text(encoding="utf-8").splitlines()[:keep] if keep and path.exists() else []
-        path.write_text("".join(line + "\n" for line in old), encoding="utf-8")
+        files.write_text(path, "".join(line + "\n" for line in old))
         self.path = path
 
     def __call__(self, row: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,9 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from erase import files, resources, saving
+from erase import files, processes, resources, saving
 from erase.backend import map_batch, seeded
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
@@ -38,7 +38,19 @@ from erase.evaluation.stats import mcnemar_exact
 from erase.method import Method
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, draw_pictures, equip, new_report, open_folder, run_steps, start
+from erase.runs import (
+    STATE,
+    bar,
+    check_saliency,
+    classified,
+    draw_pictures,
+    drop,
+    equip,
+    new_report,
+    open_folder,
+    run_steps,
+    start,
+)
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
@@ -95,7 +107,7 @@ def main(
     Raises:
         ValueError: for settings, labels, models or data that cannot be used.
     """
-    config, accelerator, precision = start(config, say)
+    config, accelerator, precision, say = start(config, say)
     device = accelerator.device
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
@@ -116,10 +128,11 @@ def main(
         "base": {"model": config.model, "weights": weights},
         "data": {} if data is None else {"images": len(data), "sha256": digest(data)},
     }
-    open_folder(config, out, record, command, resume)
+    processes.first(lambda: open_folder(config, out, record, command, resume))
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
-    if resume and saving.finished(out):
-        say(f"finished before: {draw_report(config, plan, out)}")
+    if resume and processes.first(lambda: saving.finished(out)):
+        drop(out, *STATE, trained_path.name)
+        say(f"finished before: {processes.first(lambda: draw_report(config, plan, out))}")
         return out / "report.html"
     names = ", ".join(plan.labels[i] for i in plan.forget)
     say(
@@ -130,7 +143,7 @@ def main(
         draw_images(config, plan, pipe, precision, out, "base", resume, weights, config.eval.base)
 
     mask_path = out / "saliency.safetensors"
-    if resume and trained_path.exists():
+    if resume and processes.first(trained_path.exists):
         values, stored = read_safetensors(trained_path)
         timing = json.loads(stored["timing"])
         mask = load_mask(mask_path) if mask_path.exists() else None
@@ -149,9 +162,11 @@ def main(
             wanted = config.saliency
             batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
             objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-            given = equip(build, config, backend, objective, keeping, batches, precision, mask_path)
+            given = equip(build, config, backend, objective, keeping, batches, precision, mask_path, resume)
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
+        if config.train.checkpointing:  # not before: per-sample gradients by vmap cannot have it
+            pipe.unet.enable_gradient_checkpointing()
         done = run_steps(
             config,
             backend,
@@ -165,18 +180,10 @@ def main(
         )
         timing |= done.timing
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
-        write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
+        processes.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, forget, remain
-    if source is not None:
-        target = {"forget": plan.forget, "anchors": plan.anchors}
-        meta = saving.provenance(config, preset, source, target, mask) | {ddpm.FORGOTTEN: json.dumps(plan.gone)}
-        saving.save(source, values, out, meta, form)
-    elif not model.exists():
-        with torch.no_grad():
-            for name, p in pipe.unet.named_parameters():
-                p.copy_(values[name])
-        ddpm.save_new(pipe, model)
-    (out / "state.safetensors").unlink(missing_ok=True)
+    processes.first(partial(save, config, plan, source, pipe, values, out, mask, preset, form))
+    drop(out, *STATE)
     del values
     gc.collect()
 
@@ -190,13 +197,36 @@ def main(
                 weights = folders.fingerprint(ddpm.locate(where))
                 draw_images(config, plan, other, precision, out, what, resume, weights, reuse)
     result = make_report(config, plan, out, mask, timing, command)
-    saving.settle(out, form)
-    files.write_json(out / "report.json", result)
-    trained_path.unlink(missing_ok=True)
+    processes.first(lambda: saving.settle(out, form))
+    processes.first(lambda: files.write_json(out / "report.json", result))
+    drop(out, trained_path.name)
     for line in report.verdict(result):
         say(line)
-    say(f"report: {draw_report(config, plan, out)}")
+    say(f"report: {processes.first(lambda: draw_report(config, plan, out))}")
     return out / "report.html"
+
+
+def save(
+    config: DdpmConfig,
+    plan: Plan,
+    source: folders.Source | None,
+    pipe: ddpm.ClassConditionalPipeline,
+    values: dict[str, Tensor],
+    out: Path,
+    mask: Mask | None,
+    preset: str,
+    form: saving.Form,
+) -> None:
+    """The model, in the form it came in; a new one as a pipeline."""
+    if source is not None:
+        target = {"forget": plan.forget, "anchors": plan.anchors}
+        meta = saving.provenance(config, preset, source, target, mask) | {ddpm.FORGOTTEN: json.dumps(plan.gone)}
+        saving.save(source, values, out, meta, form)
+    elif not (out / saving.MODEL).exists():
+        with torch.no_grad():
+            for name, p in pipe.unet.named_parameters():
+                p.copy_(values[name])
+        ddpm.save_new(pipe, out / saving.MODEL)
 
 
 # ---------------------------------------------------------------- before anything is computed
@@ -396,18 +426,24 @@ def gather(
         assert count is not None
         words = [i for i in which for _ in range(count)]
         generators = [generate.image_generator(config.seed, n) for n in range(len(words))]
-        with tqdm(total=len(words), desc=f"drawing {what} data") as bar:
-            drawn = ddpm.draw_latents(
-                ddpm.with_sampler(pipe, config.draw.sampler),
-                words,
-                generators,
-                steps=config.draw.steps,
-                guidance=config.draw.guidance,
-                batch_size=config.draw.batch_size,
-                autocast=precision.drawing,
-                progress=lambda n: bar.update(n - bar.n),
-            )
-        return drawn, torch.tensor(words)
+        with bar(len(words), f"drawing {what} data") as shown:
+
+            def draw(start: int) -> Tensor:
+                part = slice(start, start + config.draw.batch_size)
+                drawn = ddpm.draw_latents(
+                    ddpm.with_sampler(pipe, config.draw.sampler),
+                    words[part],
+                    generators[part],
+                    steps=config.draw.steps,
+                    guidance=config.draw.guidance,
+                    batch_size=config.draw.batch_size,
+                    autocast=precision.drawing,
+                )
+                shown.update(len(drawn) * processes.world())
+                return drawn
+
+            parts = processes.dealt(draw, range(0, len(words), config.draw.batch_size))
+        return torch.cat(parts), torch.tensor(words)
 
     if fresh:
         mean, cond = side(plan.remain, config.remain.count, "remain")
@@ -525,9 +561,9 @@ def make_report(
     seen: dict[str, classes.ClassPredictions] = {}
     for key, what in (("before", "base"), ("after", "erased"), ("retrained", "retrained")):
         folder = out / "images" / what
-        if folder.is_dir():
+        if processes.first(folder.is_dir):
             paths = [folder / row.file for row in generate.read_manifest(folder)]
-            seen[key] = classes.classify(paths, judge, features=True, progress=None)
+            seen[key] = classified(paths, judge, features=True)
     real, real_labels = reference(config, plan, judge, seen)
     asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
     forgotten = plan.gone

@@ -10,15 +10,15 @@ import gc
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from erase import files, resources, saving
+from erase import files, processes, resources, saving
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import SdConfig, arguments
 from erase.diffusion import folders
@@ -31,7 +31,19 @@ from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
 from erase.methods import builder
 from erase.precision import Precision
-from erase.runs import check_saliency, draw_pictures, equip, new_report, open_folder, run_steps, start
+from erase.runs import (
+    STATE,
+    bar,
+    check_saliency,
+    classified,
+    draw_pictures,
+    drop,
+    equip,
+    new_report,
+    open_folder,
+    run_steps,
+    start,
+)
 from erase.saliency import Mask, load_mask
 
 config_type = SdConfig
@@ -75,7 +87,7 @@ def main(
     Raises:
         ValueError: for settings, prompts, models or data that cannot be used.
     """
-    config, accelerator, precision = start(config, say)
+    config, accelerator, precision, say = start(config, say)
     device = accelerator.device
     plan = make_plan(config)
     build = builder(str(config.method.get("name", "")))
@@ -100,9 +112,10 @@ def main(
     }
     if config.eval.images and config.eval.base is not None:
         generate.check_reuse(config.eval.base)
-    open_folder(config, out, record, command, resume)
+    processes.first(lambda: open_folder(config, out, record, command, resume))
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
-    if resume and saving.finished(out):
+    if resume and processes.first(lambda: saving.finished(out)):
+        drop(out, *STATE, trained_path.name)
         say(f"finished before: {draw_report(config, plan, out)}")
         return out / "report.html"
     say(
@@ -113,7 +126,7 @@ def main(
     draw_images(config, plan, pipe, precision, out / "images" / "base", resume, weights, config.eval.base)
 
     mask_path = out / "saliency.safetensors"
-    if resume and trained_path.exists():
+    if resume and processes.first(trained_path.exists):
         values, stored = read_safetensors(trained_path)
         timing = json.loads(stored["timing"])
         mask = load_mask(mask_path) if mask_path.exists() else None
@@ -130,10 +143,12 @@ def main(
         batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
         objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
         keeping = remain_objective(config.remain.loss, pipe.unet, config.train.dropout)
-        given = equip(build, config, backend, objective, keeping, batches, precision, mask_path)
+        given = equip(build, config, backend, objective, keeping, batches, precision, mask_path, resume)
         mask = given.get("mask")
         saliency_s = time.perf_counter() - began
 
+        if config.train.checkpointing:  # not before: per-sample gradients by vmap cannot have it
+            pipe.unet.enable_gradient_checkpointing()
         done = run_steps(
             config,
             backend,
@@ -146,11 +161,12 @@ def main(
         )
         timing = {"data_s": data_s, "saliency_s": saliency_s, **done.timing}
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
-        write_safetensors(trained_path, values, {"timing": json.dumps(timing)})
+        processes.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, given, objective, forget, remain
     target = {"forget": plan.forget, "anchors": plan.anchors}
-    saving.save(source, values, out, saving.provenance(config, preset, source, target, mask), form)
-    (out / "state.safetensors").unlink(missing_ok=True)
+    meta = processes.first(partial(saving.provenance, config, preset, source, target, mask))
+    processes.first(partial(saving.save, source, values, out, meta, form))
+    drop(out, *STATE)
     del pipe, values
     gc.collect()
 
@@ -159,9 +175,9 @@ def main(
         weights = folders.fingerprint(sd.locate(model))
         draw_images(config, plan, erased, precision, out / "images" / "erased", resume, weights)
     result = make_report(config, plan, out, mask, timing, command)
-    saving.settle(out, form)
-    files.write_json(out / "report.json", result)
-    trained_path.unlink(missing_ok=True)
+    processes.first(lambda: saving.settle(out, form))
+    processes.first(lambda: files.write_json(out / "report.json", result))
+    drop(out, trained_path.name)
     for line in report.verdict(result):
         say(line)
     say(f"report: {draw_report(config, plan, out)}")
@@ -298,6 +314,7 @@ def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
 def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tuple[LatentSet, LatentSet, Tensor]:
     """Latents and embeddings of both sides, computed once; and the empty prompt's embedding."""
     res = sd.resolution(pipe)
+    pipe.vae.enable_slicing()  # a picture at a time
 
     def side(
         prompts: Sequence[str], items: list[ImageItem] | None, count: int, what: str
@@ -307,18 +324,24 @@ def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tupl
             return [item.prompt for item in items], mean, std
         words = [p for p in prompts for _ in range(count)]
         generators = [generate.image_generator(config.seed, i) for _ in prompts for i in range(count)]
-        with tqdm(total=len(words), desc=f"drawing {what} data") as bar:
-            drawn = sd.draw_latents(
-                pipe,
-                words,
-                generators,
-                steps=config.draw.steps,
-                guidance=config.draw.guidance,
-                batch_size=config.draw.batch_size,
-                autocast=precision.drawing,
-                progress=lambda n: bar.update(n - bar.n),
-            )
-        return words, drawn, None
+        with bar(len(words), f"drawing {what} data") as shown:
+
+            def draw(start: int) -> Tensor:
+                part = slice(start, start + config.draw.batch_size)
+                drawn = sd.draw_latents(
+                    pipe,
+                    words[part],
+                    generators[part],
+                    steps=config.draw.steps,
+                    guidance=config.draw.guidance,
+                    batch_size=config.draw.batch_size,
+                    autocast=precision.drawing,
+                )
+                shown.update(len(drawn) * processes.world())
+                return drawn
+
+            parts = processes.dealt(draw, range(0, len(words), config.draw.batch_size))
+        return words, torch.cat(parts), None
 
     forget_words: list[str] = []
     means: list[Tensor] = []
@@ -438,15 +461,21 @@ def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path) -> nudity
         ValueError: if the detector failed on a picture: it is not known to be safe.
     """
     kept = folder.with_name(f"{folder.name}-detections.json")
-    if kept.exists():
+    if processes.first(kept.exists):
         return nudity.load_detections(kept)
     channels = config.eval.nudity.channels if config.eval.nudity is not None else "corrected"
-    with tqdm(total=len(paths), desc=f"detecting: {folder.name}") as bar:
-        found = nudity.detect(paths, channels=channels, progress=lambda done, total: bar.update(done - bar.n))
+    with bar(len(paths), f"detecting: {folder.name}") as shown:
+
+        def detect(part: Sequence[Path]) -> nudity.Detections:
+            return nudity.detect(part, channels=channels, progress=lambda done, total: shown.update(world))
+
+        world = processes.world()
+        parts = processes.dealt(detect, processes.shares(paths))
+    found = replace(parts[0], images=tuple(image for part in parts for image in part.images))
     failed = [image for image in found.images if image.error is not None]
     if failed:
         raise ValueError(f"the detector failed on {len(failed)} pictures, first {failed[0].file}: {failed[0].error}")
-    nudity.save_detections(found, kept)
+    processes.first(lambda: nudity.save_detections(found, kept))
     return found
 
 
@@ -454,8 +483,6 @@ def count_nudity(
     found: nudity.Detections, preset: nudity.CountPreset, plan: Plan, per_prompt: int
 ) -> tuple[dict[str, Any], list[bool]]:
     """The count over pictures of the erased concept, and for every prompt; flags of the former, in order."""
-    from dataclasses import replace
-
     groups: dict[str, tuple[Any, ...]] = {}
     erased: tuple[Any, ...] = ()
     for number, (row, gone) in enumerate(zip(plan.rows, plan.forgotten, strict=True)):
@@ -475,7 +502,7 @@ def count_classes(
 ) -> tuple[dict[str, Any], list[bool]]:
     """Forget and remain accuracy, per label and per pair; correctness of the remain pictures, in order."""
     assert config.eval.classifier is not None
-    guess = classes.classify(paths, resources.tiny_path(config.eval.classifier))
+    guess = classified(paths, resources.tiny_path(config.eval.classifier))
     rows = [row for row in plan.rows for _ in range(config.eval.images)]
     pairs = paired(rows, guess.labels)
     axis = config.forget.axis or "object"
@@ -557,12 +584,19 @@ def draw_report(config: SdConfig, plan: Plan, out: Path) -> Path:
     """`grid.png` and `report.html`; exposed parts are hidden unless the preset says all pictures are harmless."""
     blur: Any = None
     base, erased = out / "images" / "base", out / "images" / "erased"
+    if config.eval.images and config.eval.blur:
+        blur = {}
+        for folder in (base, erased):
+            paths = [folder / row.file for row in generate.read_manifest(folder)]
+            blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder))
+    processes.first(lambda: write_report(config, plan, out, blur))
+    return out / "report.html"
+
+
+def write_report(config: SdConfig, plan: Plan, out: Path, blur: Any) -> None:
+    """Both files."""
+    base, erased = out / "images" / "base", out / "images" / "erased"
     if config.eval.images:
-        if config.eval.blur:
-            blur = {}
-            for folder in (base, erased):
-                paths = [folder / row.file for row in generate.read_manifest(folder)]
-                blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder))
         manifest = [row.file for row in generate.read_manifest(base)]
         rows = []
         for number, row in list(enumerate(plan.rows))[:14]:
@@ -570,4 +604,4 @@ def draw_report(config: SdConfig, plan: Plan, out: Path) -> Path:
             rows.append((f"base: {row.prompt}", [base / f for f in chosen]))
             rows.append((f"erased: {row.prompt}", [erased / f for f in chosen]))
         grid.save_image(grid.grid(rows, blur=blur), out / "grid.png")
-    return report.write_html(out, blur=blur)
+    report.write_html(out, blur=blur)

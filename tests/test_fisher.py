@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,10 +6,11 @@ import torch
 import toys
 from torch import Tensor, nn
 
+from erase.checkpoint import Checkpoint, load_state
 from erase.diffusion.losses import Denoise
-from erase.fisher import fisher_diagonal
+from erase.fisher import Fisher, fisher_diagonal
 
-# The sums are float32: 24 bits, so a mean of squares agrees with float64 to about 1e-6.
+# The result is float32: 24 bits, so a mean of squares agrees with float64 to about 1e-6.
 RTOL = 2e-6
 
 
@@ -153,3 +155,45 @@ def test_unet_by_vmap_is_the_loop() -> None:
 def test_bad_values(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fisher_diagonal(toys.Noisy(toys.mlp()), **{"batches": toys.batches(0), "generator": toys.gen(), **change})
+
+
+# ------------------------------------------------------------ going on
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [toys.Noisy, toys.Plain])
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_a_pass_that_was_killed_goes_on_to_the_same_sums(tmp_path: Path, kind: Any, per: Any) -> None:
+    net = toys.mlp(torch.float32)
+    batches = toys.batches(0, count=4, dtype=torch.float32)
+
+    def go(name: str, resume: bool = False, until: int | None = None) -> Fisher:
+        def progress(done: int) -> None:
+            if done == until:
+                raise StopError
+
+        checkpoint = Checkpoint(tmp_path / name, 2, resume)
+        return fisher_diagonal(
+            kind(net), batches, per=per, draws=3, generator=toys.gen(), checkpoint=checkpoint, progress=progress
+        )
+
+    whole = go("whole")
+    with pytest.raises(StopError):
+        go("out", until=8)  # after 6 of 12 draws
+    assert load_state(tmp_path / "out")["draws"] == 6
+    calls = []
+    forward = net.forward
+    net.forward = lambda x: calls.append(1) or forward(x)  # type: ignore[assignment]
+    resumed = go("out", resume=True)
+    if per == "batch":
+        assert len(calls) == 6
+    assert toys.same(resumed.named, whole.named)
+    assert resumed.count == whole.count
+    calls.clear()
+    assert toys.same(go("out", resume=True).named, whole.named)  # all is there
+    assert not calls
+    with pytest.raises(ValueError, match="holds sums of another Fisher diagonal"):
+        fisher_diagonal(kind(net), batches, generator=toys.gen(), checkpoint=Checkpoint(tmp_path / "out", 2, True))

@@ -137,6 +137,7 @@ def test_an_overflow_skips_exactly_its_phase(bad: str) -> None:
     assert (result.skipped_fast, result.skipped_slow) == ((1, 0) if bad == "forget" else (0, 1))
     assert [row[f"skipped_{'fast' if bad == 'forget' else 'slow'}"] for row in rows] == [0, 1, 1]
     assert rows[1][f"{bad}_norm"] is None
+    assert [row["loss_scale"] for row in rows] == [4096, 2048, 2048]  # one history, halved once
     snapshots.append(("end", 0, toys.weights(net)))
     for (side, count, before), (_, _, after) in itertools.pairwise(snapshots):
         assert toys.same(before, after) == (side == bad and count == 1)

@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import shutil
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import launched
 import micro_ddpm
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from erase import cli, delta, runs
+from erase.checkpoint import load_state
 from erase.config import DdpmConfig, override, parse
 from erase.data import LabelledImages, read_labelled, scaled
 from erase.diffusion import ddpm, folders
@@ -1096,7 +1099,7 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
     stages: list[tuple[tuple[Any, str, Any], set[str]]] = [
         (stopped_drawing(program, "base"), {"run.json"}),
         ((program, "gather", stop), {"images"}),
-        ((runs, "save_mask", stop), set()),
+        ((runs, "save_mask", stop), {"fisher-forget.safetensors", "fisher-remain.safetensors"}),
         ((program, "run_steps", stop), {"saliency.safetensors"}),
         ((runs.JsonlTracker, "__call__", killed_at(3)), {"metrics.jsonl", "state.safetensors"}),
         ((program, "write_safetensors", stop), set()),
@@ -1115,6 +1118,8 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
             with pytest.raises(StopError):
                 start(out, *words, resume=number > 0)
         there |= more
+        if "saliency.safetensors" in there:
+            there -= {"fisher-forget.safetensors", "fisher-remain.safetensors"}
         if (out / "model").exists():
             there -= {"state.safetensors"}
         if (out / "report.json").exists():
@@ -1421,3 +1426,111 @@ def test_the_model_can_be_inspected(work: Path, monkeypatch: pytest.MonkeyPatch)
     except SystemExit as end:
         if end.code:
             raise
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_the_end_of_the_step(
+    start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
+) -> None:
+    words = (*QUICK, "train.steps=4")  # fewer than between two checkpoints
+    whole, out = start(tmp_path / "whole", *words), tmp_path / "out"
+    call = runs.JsonlTracker.__call__
+
+    def signalled(self: Any, row: dict[str, Any]) -> None:
+        if row["step"] == 1:
+            signal.raise_signal(number)
+        call(self, row)
+
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.JsonlTracker, "__call__", signalled)
+        cli._stoppable()
+        handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+        try:
+            with pytest.raises(cli.Stopped) as stopped:
+                start(out, *words)
+            assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+        finally:
+            for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+                signal.signal(n, handler)
+    assert stopped.value.code == status
+    assert load_state(out / "state.safetensors")["done"] == 2
+    assert [row["step"] for row in rows(out)] == [0, 1]
+    start(out, *words, resume=True)
+    assert (out / "model" / FILE).read_bytes() == (whole / "model" / FILE).read_bytes()
+    assert [row["step"] for row in rows(out)] == [0, 1, 2, 3]
+
+
+def test_a_signal_elsewhere_stops_at_once_and_says_how_to_go_on(
+    program: ModuleType, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(cli, "program", lambda name: program)
+    monkeypatch.setattr(program, "gather", lambda *_: signal.raise_signal(signal.SIGTERM))
+    words = ["erase", "run", "ddpm", str(work / "micro.yaml"), *QUICK, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", words)
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(n, handler)
+    assert end.value.code == 143
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["erase: stopped by SIGTERM; the same command goes on, erase run and generate with --resume"]
+
+
+def test_what_killed_writes_left_is_swept(start: Run, tmp_path: Path) -> None:
+    """Killed before run.json was there, and again while the model was saved."""
+    out = tmp_path / "out"
+    (out / ".model.abc.tmp/model/unet").mkdir(parents=True)
+    for name in (".run.json.abc.tmp", ".model.abc.tmp/model/unet/.x.safetensors.1.tmp", ".state.safetensors.1.tmp"):
+        (out / name).write_text("{")
+    start(out, *QUICK, resume=True)
+    assert not list(out.rglob(".*"))
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_two_processes_are_one(start: Run, tmp_path: Path) -> None:
+    """Mask and base pictures to the bit; weights to float32 rounding: gradients are summed in another order."""
+    words = (
+        *("data=null", "method.fast_rule=sgd", "train.optimizer=sgd", "train.lr=0.1", "train.batch_size=4"),
+        *("saliency.batch_size=2", "draw.batch_size=4"),
+    )
+    one, out = start(tmp_path / "one", *words), tmp_path / "two"
+    ended = launched.two(lambda: start(out, *words), tmp_path / "log")
+    assert ended == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    assert "pictures: base" in (tmp_path / "log.0").read_text()
+    assert not re.search("pictures|saliency|unlearning", (tmp_path / "log.1").read_text())
+    assert {p.relative_to(out) for p in out.rglob("*")} == {p.relative_to(one) for p in one.rglob("*")}
+    assert (out / "saliency.safetensors").read_bytes() == (one / "saliency.safetensors").read_bytes()
+    for name in ("manifest.jsonl", "settings.json"):
+        assert (out / "images/base" / name).read_bytes() == (one / "images/base" / name).read_bytes()
+    toys.close(unet(out / "model"), unet(one / "model"), rtol=1e-5, atol=1e-6)
+    shared = ("forget_loss", "remain_loss", "weight_max", "forget_norm", "remain_norm")
+    for a, b in zip(rows(out), rows(one), strict=True):
+        assert [a[k] for k in shared] == pytest.approx([b[k] for k in shared], rel=1e-4)
+    a, b = (read(folder / "report.json") for folder in (out, one))
+    assert a["before"]["classes"] == b["before"]["classes"]
+    assert a["after"]["classes"]["remain"]["n"] == b["after"]["classes"]["remain"]["n"]
+
+
+def test_two_processes_go_on_where_they_were_killed(
+    start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*QUICK, "train.steps=4", "checkpoint_every=2", "saliency.batch_size=2", "saliency.draws=3")
+    assert launched.two(lambda: start(tmp_path / "whole", *words), tmp_path / "log") == [0, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.JsonlTracker, "__call__", killed_at(3))
+        assert launched.two(lambda: start(tmp_path / "out", *words), tmp_path / "log") == [1, 1]
+    assert launched.two(lambda: start(tmp_path / "out", *words, resume=True), tmp_path / "log") == [0, 0]
+    assert (tmp_path / "out/model" / FILE).read_bytes() == (tmp_path / "whole/model" / FILE).read_bytes()
+
+
+def test_a_batch_that_does_not_divide_is_refused_at_once(start: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert launched.two(lambda: start(out, "train.batch_size=3"), tmp_path / "log") == [1, 1]
+    assert "train.batch_size 3 does not divide over 2 processes" in (tmp_path / "log.0").read_text()
+    assert not out.exists()

@@ -5,16 +5,20 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import launched
 import micro
 import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
@@ -974,3 +978,59 @@ def test_a_fading_fast_step_still_forgets(start: Run, tmp_path: Path) -> None:
     )
     losses = [row["forget_loss"] for row in rows(out)]
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+
+
+def test_checkpointing_changes_nothing_but_memory(start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = start(tmp_path / "plain", *QUICK)
+    calls: list[int] = []
+    once = UNet2DConditionModel.enable_gradient_checkpointing
+    monkeypatch.setattr(
+        UNet2DConditionModel, "enable_gradient_checkpointing", lambda self: calls.append(1) or once(self)
+    )
+    again = start(tmp_path / "again", *QUICK, "train.checkpointing=true")
+    assert calls == [1]
+    assert digest(plain) == digest(again)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_two_processes_are_one(start: Run, tmp_path: Path) -> None:
+    """Mask and base pictures to the bit; weights to float32 rounding: gradients are summed in another order."""
+    words = (
+        *("method.fast_rule=sgd", "train.optimizer=sgd", "train.lr=0.1", "forget.count=6", "forget.pictures=both"),
+        *("saliency.batch_size=2", "eval.nudity={classes: [FACE_FEMALE], threshold: 0.35}"),
+    )
+    one, out = start(tmp_path / "one", *words), tmp_path / "two"
+    ended = launched.two(lambda: start(out, *words), tmp_path / "log")
+    assert ended == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    assert "pictures: base" in (tmp_path / "log.0").read_text()
+    assert not re.search("pictures|saliency|unlearning|drawing|detecting", (tmp_path / "log.1").read_text())
+    assert {p.relative_to(out) for p in out.rglob("*")} == {p.relative_to(one) for p in one.rglob("*")}
+    assert (out / "saliency.safetensors").read_bytes() == (one / "saliency.safetensors").read_bytes()
+    for name in ("manifest.jsonl", "settings.json"):
+        assert (out / "images/base" / name).read_bytes() == (one / "images/base" / name).read_bytes()
+    after, expected = unet(out / "model"), unet(one / "model")
+    for name, value in expected.items():  # saved in fp16: a step of it where rounding falls on the other side
+        torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-6)
+    shared = ("forget_loss", "remain_loss", "weight_max", "forget_norm", "remain_norm")
+    for a, b in zip(rows(out), rows(one), strict=True):
+        assert [a[k] for k in shared] == pytest.approx([b[k] for k in shared], rel=1e-4)
+    before = [read(folder / "report.json")["before"] for folder in (out, one)]
+    assert before[0] == before[1]
+
+
+@pytest.mark.slow
+def test_a_launch_by_accelerate(preset: Path, tmp_path: Path) -> None:
+    """As users do it; what is wrong is said once."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "erase.cli"]
+    command = [*launch, "run", "sd", str(preset), "--out", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(cli.__file__).parents[1])
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("weights in") == 1
+    assert ended.stdout.splitlines()[-1] == f"report: {tmp_path / 'out/report.html'}"
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(cli.__file__).parents[1])
+    assert ended.returncode != 0
+    said = [line for line in ended.stderr.splitlines() if line.startswith("erase:")]
+    assert said == [f"erase: {tmp_path / 'out'} is not empty: choose another --out, or --resume the run that is there"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import toys
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from erase import runs
@@ -32,10 +33,15 @@ def doubled(backend: Any, batch: Any, generator: torch.Generator) -> Tensor:
 FORGET, REMAIN = Objective(doubled, -1, "forget"), Objective(plain, 1, "remain")
 
 
+def settings(saliency: Saliency, seed: int = 3) -> Any:
+    return SimpleNamespace(saliency=saliency, seed=seed, checkpoint_every=1)
+
+
 def equip(build: Any, tmp_path: Path, net: nn.Module, saliency: Saliency = ONE) -> dict[str, Any]:
     batches = toys.batches(1, count=1), toys.batches(2, count=1)
-    config = SimpleNamespace(saliency=saliency, seed=3)
-    return runs.equip(build, config, toys.Noisy(net), FORGET, REMAIN, batches, FLOAT, tmp_path / "mask.safetensors")
+    return runs.equip(
+        build, settings(saliency), toys.Noisy(net), FORGET, REMAIN, batches, FLOAT, tmp_path / "mask.safetensors"
+    )
 
 
 # ------------------------------------------------------------ what a builder takes
@@ -54,11 +60,11 @@ def test_a_builder_gets_what_it_takes_and_nothing_else(tmp_path: Path) -> None:
     assert equip(one, tmp_path, net) == {"remain": REMAIN}
     assert equip(both, tmp_path, net) == {"forget": FORGET, "remain": REMAIN}
     assert not list(tmp_path.iterdir())  # no mask without a use for it
-    assert equip(pulled, tmp_path, net).keys() == {"fisher", "origin", "remain"}
-    assert equip(blind, tmp_path, net).keys() == {"fisher"}
-    assert not list(tmp_path.iterdir())
     assert equip(masked, tmp_path, net).keys() == {"mask", "forget"}
     assert [p.name for p in tmp_path.iterdir()] == ["mask.safetensors"]
+    assert equip(pulled, tmp_path, net).keys() == {"fisher", "origin", "remain"}
+    assert equip(blind, tmp_path, net).keys() == {"fisher"}
+    assert {p.name for p in tmp_path.iterdir()} == {"mask.safetensors", "fisher-remain.safetensors"}
 
 
 @pytest.mark.parametrize("name", list_methods())
@@ -94,7 +100,7 @@ def test_the_fisher_diagonal_and_the_origin_are_those_of_the_start(tmp_path: Pat
 # ------------------------------------------------------------ the mask
 
 
-def test_batches_are_taken_to_the_models_device() -> None:
+def test_batches_are_taken_to_the_models_device(tmp_path: Path) -> None:
     """Programs cache on the CPU; on a GPU model and generator are elsewhere."""
 
     class Watched(toys.Plain):
@@ -105,13 +111,13 @@ def test_batches_are_taken_to_the_models_device() -> None:
     places: list[str] = []
     backend = Watched(toys.mlp().to("meta"))
     with pytest.raises(InterruptedError):
-        runs.diagonal(ONE, backend, ("forget", toys.batches(1, count=1), plain), FLOAT, 0)
+        runs.diagonal(settings(ONE), backend, ("forget", toys.batches(1, count=1), plain), FLOAT, tmp_path)
     assert places == ["meta"]
 
 
 def make(saliency: Saliency, path: Path, net: nn.Module, kind: Any = toys.Noisy, count: int = 1) -> Any:
     sides = [("forget", toys.batches(1, count=count), doubled), ("remain", toys.batches(2, count=count), plain)]
-    return runs.make_mask(saliency, kind(net), sides, FLOAT, 3, path)
+    return runs.make_mask(settings(saliency), kind(net), sides, FLOAT, path)
 
 
 def top(scores: toys.Weights, density: float) -> toys.Weights:
@@ -294,17 +300,22 @@ def test_a_broken_run_json_is_one_line(tmp_path: Path) -> None:
 @dataclass(frozen=True)
 class Launched:
     precision: str
-    pipeline: str = "ddpm"
+    train: Train = field(default_factory=lambda: Train(steps=1, batch_size=4))
 
 
-def test_a_start_resolves_the_precision_and_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Launched("auto")
-    resolved, accelerator, precision = runs.start(config, say=lambda line: None)  # type: ignore[type-var]
+def test_a_start_resolves_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    resolved, accelerator, precision, say = runs.start(Launched("auto"), said.append)  # type: ignore[type-var]
     assert resolved.precision == accelerator.mixed_precision == precision.name != "auto"
-    launch = SimpleNamespace(num_processes=2)
-    monkeypatch.setattr(runs, "Accelerator", lambda mixed_precision: launch)
-    with pytest.raises(ValueError, match="erase run ddpm runs in one process so far; launched with 2"):
-        runs.start(config, say=lambda line: None)  # type: ignore[type-var]
+    say("heard")
+    assert said == ["heard"]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_weights_spread_over_processes_are_refused_before_work(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(runs.Accelerator, "distributed_type", DistributedType(kind))
+    with pytest.raises(ValueError, match=f"{kind} is not supported: masks need whole weights"):
+        runs.start(Launched("no"), lambda line: None)  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize(

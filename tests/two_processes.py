@@ -28,8 +28,8 @@ def run(accelerator: Accelerator) -> dict[str, Tensor]:
     backend = toys.Noisy(net)
     fishers = []
     for seed in (0, 1):  # drawn already: each sample's noise is then the same however the data are dealt out
-        mine = toys.drawn(backend, seed, count=4)[rank::world]
-        fishers.append(fisher_diagonal(backend, mine, generator=toys.gen(), total=total))
+        batches = toys.drawn(backend, seed, count=4)
+        fishers.append(fisher_diagonal(backend, batches, generator=toys.gen(), share=(rank, world), total=total))
     mask = fisher_ratio_mask(*fishers, density=0.5)
 
     class Shares(toys.Noisy):

@@ -212,6 +212,17 @@ def _hash(folder: Path) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode("ascii")).hexdigest()
 
 
+def joined(parts: Sequence[ClassPredictions]) -> ClassPredictions:
+    """Predictions of one classifier, put together in order."""
+    features = [part.features for part in parts if part.features is not None]
+    return replace(
+        parts[0],
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        files=tuple(file for part in parts for file in part.files),
+        features=np.concatenate(features) if features else None,
+    )
+
+
 def axis(predictions: ClassPredictions, which: int) -> ClassPredictions:
     """One part of composite labels: 0 for the object of "object/style", 1 for the style.
 

@@ -261,7 +261,7 @@ class _Run:
         mine = size // self.world
         most = self.micro_batch or mine
         spans = [slice(start, min(start + most, mine)) for start in range(0, mine, most)]
-        parts = [batch] if len(spans) == 1 else [map_batch(lambda x, at=at: x[at], batch) for at in spans]
+        parts = [batch] if len(spans) == 1 else [_rows(batch, at) for at in spans]
         weighted = phase == FORGET and self.method.weights is not None
         weights = None
         if weighted and len(parts) > 1:
@@ -418,6 +418,10 @@ class _Run:
             if batches is not None:
                 for _ in range(count):
                     next(batches)
+
+
+def _rows(batch: Any, at: slice) -> Any:
+    return map_batch(lambda x: x[at], batch)
 
 
 def _endless(batches: Iterable[Any] | None, side: str) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,11 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from torch import nn
 from tqdm import tqdm
 
 from erase import files
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
-from erase.config import DdpmConfig, Saliency, SdConfig, Train, dump
+from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, dump
 from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.fisher import Fisher, fisher_diagonal, mean_gradient
 from erase.loop import Checkpoint, unlearn
@@ -129,8 +131,9 @@ def equip(
     batches: tuple[Sequence[Any], Sequence[Any]],
     precision: Precision,
     mask_path: Path,
+    renew: Callable[[], nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal.
+    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal, teachers.
 
     Args:
         build: the builder; the names of its arguments say what it takes.
@@ -141,6 +144,10 @@ def equip(
         batches: some of the forget and of the remain data, for Fisher diagonals.
         precision: of the forward passes.
         mask_path: where the mask is kept.
+        renew: makes the network anew, with new weights.
+
+    Raises:
+        ValueError: for a method that needs a new network where none can be made.
     """
     takes = inspect.signature(build).parameters
     given: dict[str, Any] = {"forget": forget, "remain": remain}
@@ -151,6 +158,12 @@ def equip(
         found = diagonal(config.saliency, backend, ("remain", batches[1], plain), precision, config.seed)
         given["fisher"] = found.named
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
+    if "origin_net" in takes:
+        given["origin_net"] = copy.deepcopy(backend.net).eval().requires_grad_(False)
+    if "new_net" in takes:
+        if renew is None:
+            raise ValueError(f"{build.__name__} needs a network with new weights, which this program does not make")
+        given["new_net"] = renew().eval().requires_grad_(False)
     return {name: value for name, value in given.items() if name in takes}
 
 
@@ -226,7 +239,7 @@ def _advance(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
 
 
-def make_optimizer(train: Train, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(train: Train | TrainClassifier, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The slow optimizer."""
     if train.optimizer == "sgd":
         return torch.optim.SGD(params, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)

@@ -8,7 +8,6 @@ file in the run's folder; with `--resume` parts that are there are not done agai
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -24,11 +23,12 @@ from tqdm import tqdm
 
 from erase import files, resources, saving
 from erase.backend import map_batch, seeded
+from erase.batches import Batches, some
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
-from erase.data import LabelledImages, NoSplitError, read_labelled, scaled
+from erase.data import LabelledImages, NoSplitError, class_number, read_labelled, scaled
 from erase.diffusion import ddpm, folders
-from erase.diffusion.data import Batches, LatentSet, some
+from erase.diffusion.data import LatentSet
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Redirect, forget_objective, remain_objective
 from erase.diffusion.parameters import select
@@ -42,6 +42,8 @@ from erase.runs import check_saliency, draw_pictures, equip, new_report, open_fo
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
+AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
+"""Of a comparison's plot."""
 LEAST = 6
 """Pictures of a label: coverage looks at five neighbours."""
 NOTHING = 1e-6
@@ -114,7 +116,7 @@ def main(
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier, "labels": plan.labels},
         "base": {"model": config.model, "weights": weights},
-        "data": {} if data is None else {"images": len(data), "sha256": digest(data)},
+        "data": {} if data is None else {"images": len(data), "sha256": data.digest},
     }
     open_folder(config, out, record, command, resume)
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
@@ -149,7 +151,17 @@ def main(
             wanted = config.saliency
             batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
             objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-            given = equip(build, config, backend, objective, keeping, batches, precision, mask_path)
+            given = equip(
+                build,
+                config,
+                backend,
+                objective,
+                keeping,
+                batches,
+                precision,
+                mask_path,
+                renew=lambda: ddpm.renew(pipe.unet, config.seed),
+            )
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
         done = run_steps(
@@ -267,18 +279,10 @@ def make_plan(
                 f"{list(pipe.shape)}: convert the files first"
             )
 
-    def number(label: str | int) -> int:
-        if isinstance(label, int) and 0 <= label < len(labels):
-            return label
-        if label in labels:
-            return labels.index(str(label))
-        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(labels))
-        raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
-
-    forget = [number(label) for label in config.forget.labels]
+    forget = [class_number(label, labels) for label in config.forget.labels]
     if len(set(forget)) != len(forget):
         raise ValueError(f"forget.labels names a class twice: {config.forget.labels}")
-    before = dict.fromkeys(number(label) for label in (*config.forget.earlier, *([] if fresh else forgotten)))
+    before = dict.fromkeys(class_number(label, labels) for label in (*config.forget.earlier, *([] if fresh else forgotten)))
     earlier = [i for i in before if i not in forget]
     if len({*forget, *earlier}) == len(labels):
         raise ValueError("every class is named in forget.labels or was forgotten before: something must stay")
@@ -288,7 +292,7 @@ def make_plan(
         raise ValueError(f"forget.pictures={config.forget.pictures} is for forget.loss=redirect; with the others: own")
     anchors: list[int] = []
     if config.forget.loss == "redirect" and not fresh:
-        anchors = [number(label) for label in config.forget.anchors]
+        anchors = [class_number(label, labels) for label in config.forget.anchors]
         anchors = anchors * len(forget) if len(anchors) == 1 else anchors
         if anchors and len(anchors) != len(forget):
             raise ValueError(
@@ -366,11 +370,6 @@ def open_retrained(
         raise ValueError(f"{model} has other classes ({', '.join(pipe.labels)}) than {config.model}")
     ddpm.check_guidance(pipe, config.draw.guidance)
     return pipe
-
-
-def digest(data: LabelledImages) -> str:
-    """A hash of images and labels."""
-    return hashlib.sha256(data.pixels.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
 
 
 # ---------------------------------------------------------------- data

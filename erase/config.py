@@ -412,7 +412,7 @@ class ClassifyConfig:
     """Where trained and retrained models are kept, by a hash of all that they are made of."""
     seed: Seed = 0
     """Of unlearning; of training and split too, where they have none of their own."""
-    precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_off)] = "no"
+    precision: Precision = "no"
     checkpoint_every: Positive = 500
     """Steps between saved run states."""
     note: str = ""

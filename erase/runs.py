@@ -29,7 +29,7 @@ from erase.precision import Precision, notice, resolve
 from erase.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.tracking import JsonlTracker
 
-C = TypeVar("C", SdConfig, DdpmConfig)
+C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
 
 

@@ -39,7 +39,7 @@ from erase.losses import ASCENT, DESCENT
 from erase.methods import builder
 from erase.methods.retrain import retrain
 from erase.precision import Precision
-from erase.runs import check_saliency, equip, new_report, one_process, open_folder, run_steps
+from erase.runs import check_saliency, equip, new_report, open_folder, run_steps, start
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
@@ -79,8 +79,7 @@ def main(config: ClassifyConfig, out: Path, *, resume: bool = False, command: st
     Raises:
         ValueError: for settings, splits, models or data that cannot be used.
     """
-    accelerator = Accelerator(mixed_precision=config.precision)
-    one_process(accelerator, "classify")
+    config, accelerator, precision = start(config, say)
     device = accelerator.device
     metrics.check_sklearn()
     build = builder(str(config.method.get("name", "")))
@@ -88,8 +87,8 @@ def main(config: ClassifyConfig, out: Path, *, resume: bool = False, command: st
     method = build(**settings)  # refuses values out of range now, not after the training
     check_saliency(config.saliency, build)
     plan = make_plan(config, method.fresh)
-    start = open_model(config, plan, device)
-    check(config, plan, start, method.fresh)
+    model = open_model(config, plan, device)
+    check(config, plan, model, method.fresh)
     record = {
         "plan": {"split": plan.split.digest, "target": plan.target},
         "base": {
@@ -104,7 +103,7 @@ def main(config: ClassifyConfig, out: Path, *, resume: bool = False, command: st
         say(f"finished before: {report.write_html(out)}")
         return out / "report.html"
 
-    compared = Comparison(config, plan, start, accelerator, say)
+    compared = Comparison(config, plan, model, accelerator, say)
     base = compared.base()
     retrained = compared.retrained()
     timing_path, mask_path = out / "timing.json", out / "saliency.safetensors"
@@ -116,11 +115,12 @@ def main(config: ClassifyConfig, out: Path, *, resume: bool = False, command: st
         else:
             assert config.train is not None
             say(f"{config.model}: {config.method['name']} forgets {plan.target} of {len(plan.split.train)}")
-            timing = unlearn(config, plan, base.folder, accelerator, out, resume)
+            timing = unlearn(config, plan, base.folder, accelerator, precision, out, resume)
         files.write_json(timing_path, timing)
     timing = files.read_json(timing_path)
+    unlearned = Place(out / "model", cache=retrained.cache if method.fresh and retrained is not None else None)
     mask = load_mask(mask_path) if mask_path.exists() else None
-    result = make_report(config, plan, base, Place(out / "model"), retrained, device, mask, timing, command)
+    result = make_report(config, plan, base, unlearned, retrained, device, mask, timing, command)
     files.write_json(out / "report.json", result)
     timing_path.unlink()
     for line in table(result):
@@ -248,7 +248,8 @@ class Comparison:
 
     config: ClassifyConfig
     plan: Plan
-    start: Model
+    model: Model
+    """To start from."""
     accelerator: Accelerator
     say: Say
 
@@ -277,7 +278,7 @@ class Comparison:
             "code": {"erase": version("erase"), "training": TRAINING},
             "data": self.plan.split.data,
             "images": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
-            "model": self.start.config,
+            "model": self.model.config,
             "recipe": {**dump(recipe), "seed": seed, "shift": config.data.shift, "flip": config.data.flip},
             "precision": config.precision,
         }
@@ -286,7 +287,7 @@ class Comparison:
         if not (cache / "model").exists():
             self.say(f"{what}: {len(index)} images, {recipe.epochs} epochs ({cache})")
             files.write_json(cache / "key.json", json.loads(text))
-            model = replace(self.start, net=models.renew(self.start, seed))
+            model = replace(self.model, net=models.renew(self.model, seed))
             steps = recipe.epochs * -(-len(index) // recipe.batch_size)
             done = run_steps(
                 replace(config, train=loop_of(recipe, steps), seed=seed),
@@ -326,7 +327,13 @@ def copy(source: Path, out: Path) -> None:
 
 
 def unlearn(
-    config: ClassifyConfig, plan: Plan, base: Path, accelerator: Accelerator, out: Path, resume: bool
+    config: ClassifyConfig,
+    plan: Plan,
+    base: Path,
+    accelerator: Accelerator,
+    precision: Precision,
+    out: Path,
+    resume: bool,
 ) -> dict[str, Any]:
     """Make the mask, unlearn and save; the times."""
     assert config.train is not None
@@ -352,7 +359,7 @@ def unlearn(
         objective,
         DESCENT,
         batches,
-        Precision(config.precision, accelerator.device),
+        precision,
         out / "saliency.safetensors",
         renew=lambda: models.renew(model, config.seed),
     )

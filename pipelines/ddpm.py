@@ -8,6 +8,7 @@ file in the run's folder; with `--resume` parts that are there are not done agai
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -282,7 +283,9 @@ def make_plan(
     forget = [class_number(label, labels) for label in config.forget.labels]
     if len(set(forget)) != len(forget):
         raise ValueError(f"forget.labels names a class twice: {config.forget.labels}")
-    before = dict.fromkeys(class_number(label, labels) for label in (*config.forget.earlier, *([] if fresh else forgotten)))
+    before = dict.fromkeys(
+        class_number(label, labels) for label in (*config.forget.earlier, *([] if fresh else forgotten))
+    )
     earlier = [i for i in before if i not in forget]
     if len({*forget, *earlier}) == len(labels):
         raise ValueError("every class is named in forget.labels or was forgotten before: something must stay")
@@ -326,7 +329,8 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, m
         raise ValueError("training needs data.source: labelled images")
     if method.fresh and config.train.parameters != "full":
         raise ValueError(f"{method.name} starts from new weights, all of which must learn: set train.parameters=full")
-    if method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
+    asked = "forget" in inspect.signature(builder(method.name)).parameters  # others bring their own target
+    if asked and method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
         raise ValueError(
             f"{method.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"
         )

@@ -45,6 +45,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "random_label": ("method={name: random_label}", "forget.loss=redirect"),
     "salun": ("method={name: salun}", "forget.loss=redirect", "saliency.kind=magnitude"),
     "selective_amnesia": ("method={name: selective_amnesia, strength: 10}", "forget.loss=surrogate"),
+    "bad_teacher": ("method={name: bad_teacher}",),
+    "scrub": ("method={name: scrub}",),
     "retrain": ("method={name: retrain}",),
 }
 Run = Callable[..., Path]

@@ -55,7 +55,7 @@ class Augment:
             top, left = torch.randint(2 * edge + 1, (2, B, 1), generator=generator, device=device)
             rows, columns = top + torch.arange(H, device=device), left + torch.arange(W, device=device)
             sample = torch.arange(B, device=device).view(-1, 1, 1)
-            pixels = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+            pixels = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
         if self.flip:
             turned = torch.rand(B, generator=generator, device=device) < 0.5
             pixels = torch.where(turned.view(-1, 1, 1, 1), pixels.flip(-1), pixels)

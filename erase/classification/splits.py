@@ -94,7 +94,8 @@ def make(
     chosen[list(ids)] = True
     order = torch.randperm(N, generator=seeded("cpu", seed))
     order = torch.cat([order[~chosen[order]], order[chosen[order]]])
-    held, rest = order.split([round(validation * N), N - round(validation * N)])
+    held, rest = order[: round(validation * N)], order[round(validation * N) :]
+    how: dict[str, Any]
     if fraction is not None:
         forget, how = rest[: round(fraction * len(rest))], {"fraction": fraction}
     elif len(labels):
@@ -140,8 +141,8 @@ def read(path: Path, data: LabelledImages) -> Split:
             f"{path} is a split of another data set ({found['count']} images, sha256 {found['data'][:12]}…) than this "
             f"one ({len(data)} images, {data.digest[:12]}…)"
         )
-    parts = (torch.tensor(found[name], dtype=torch.long) for name in ("forget", "validation"))
-    return check(Split(*parts, found["count"], found["seed"], found["how"], found["data"]))
+    forget, held = (torch.tensor(found[name], dtype=torch.long) for name in ("forget", "validation"))
+    return check(Split(forget, held, found["count"], found["seed"], found["how"], found["data"]))
 
 
 def _plain(split: Split) -> dict[str, Any]:

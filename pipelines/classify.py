@@ -99,24 +99,24 @@ def main(config: ClassifyConfig, out: Path, *, resume: bool = False, command: st
     }
     open_folder(config, out, record, command, resume)
     splits.write(plan.split, out / "split.json")
+    timing_path, mask_path = out / "timing.json", out / "saliency.safetensors"
     if resume and (out / "model").exists() and (out / "report.json").exists():
+        timing_path.unlink(missing_ok=True)
         say(f"finished before: {report.write_html(out)}")
         return out / "report.html"
 
     compared = Comparison(config, plan, model, accelerator, say)
     base = compared.base()
     retrained = compared.retrained()
-    timing_path, mask_path = out / "timing.json", out / "saliency.safetensors"
     if not (out / "model").exists():
         if method.fresh:
             assert retrained is not None
+            files.write_json(timing_path, {"erase_s": retrained.seconds})
             copy(retrained.folder, out / "model")
-            timing = {"erase_s": retrained.seconds}
         else:
-            assert config.train is not None
             say(f"{config.model}: {config.method['name']} forgets {plan.target} of {len(plan.split.train)}")
-            timing = unlearn(config, plan, base.folder, accelerator, precision, out, resume)
-        files.write_json(timing_path, timing)
+            unlearn(config, plan, base.folder, accelerator, precision, out, resume)
+    (out / "state.safetensors").unlink(missing_ok=True)
     timing = files.read_json(timing_path)
     unlearned = Place(out / "model", cache=retrained.cache if method.fresh and retrained is not None else None)
     mask = load_mask(mask_path) if mask_path.exists() else None
@@ -191,6 +191,9 @@ def check(config: ClassifyConfig, plan: Plan, model: Model, fresh: bool) -> None
             model that does not fit.
     """
     fits(config.model, model, plan.data)
+    own = [key for key in config.method if key != "name"]
+    if fresh and own:
+        raise ValueError(f"training goes by the recipe: leave out method.{own[0]}, and set recipe.* instead")
     if config.train is None and not fresh:
         raise ValueError("the setting train.steps is missing: give train.steps=…")
     wanted = config.eval.retrained
@@ -334,8 +337,8 @@ def unlearn(
     precision: Precision,
     out: Path,
     resume: bool,
-) -> dict[str, Any]:
-    """Make the mask, unlearn and save; the times."""
+) -> None:
+    """Make the mask, unlearn, and save the model and the times."""
     assert config.train is not None
     build = builder(str(config.method["name"]))
     settings = arguments(config.method, build)
@@ -363,7 +366,9 @@ def unlearn(
         out / "saliency.safetensors",
         renew=lambda: models.renew(model, config.seed),
     )
-    timing = {"saliency_s": time.perf_counter() - began}
+    timing_path = out / "timing.json"
+    if not timing_path.exists():  # a run that goes on has found its mask
+        files.write_json(timing_path, {"saliency_s": time.perf_counter() - began})
     method = build(**settings, **given)
     model.net.train()
     done = run_steps(
@@ -376,9 +381,8 @@ def unlearn(
         out,
         resume,
     )
+    files.write_json(timing_path, files.read_json(timing_path) | done.timing)
     models.save(model, out / "model")
-    (out / "state.safetensors").unlink(missing_ok=True)
-    return timing | done.timing
 
 
 # ---------------------------------------------------------------- evaluation
@@ -434,6 +438,7 @@ def make_report(
 ) -> dict[str, Any]:
     """The keys of a report: see the README."""
     result = new_report(config, command, {"forget": plan.target, "labels": plan.labels}, mask, timing)
+    result["versions"]["scikit-learn"] = version("scikit-learn")
     places = {"before": base, "after": unlearned, **({} if retrained is None else {"retrained": retrained})}
     seen = {key: predict(config, plan, place, device) for key, place in places.items()}
     for key, found in seen.items():

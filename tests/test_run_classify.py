@@ -216,7 +216,7 @@ def test_run_json_tells_how_to_do_it_again(finished: Path, work: Path) -> None:
 def test_it_learns_and_forgets(start: Run, tmp_path: Path) -> None:
     """A class that ascent is made on is gone, the others stay."""
     words = ("recipe.epochs=15", "recipe.batch_size=6", "forget={labels: [bee]}", "train.batch_size=6")
-    out = start(tmp_path / "out", *words, "train.steps=20", "remain.count=all", "method.fast_rate=3e-3")
+    out = start(tmp_path / "out", *words, "train.steps=30", "remain.count=all")
     report = read(out / "report.json")
     assert report["before"]["metrics"]["FA"] == report["before"]["metrics"]["TA"] == 100
     assert report["after"]["metrics"]["FA"] < 20
@@ -306,13 +306,22 @@ def test_the_retrained_model_never_sees_what_is_forgotten(
     draw = program.Classifier.draw
 
     def watched(self: Any, batch: Any, generator: torch.Generator) -> Any:
-        if "other" not in batch:
+        if "other" not in batch and running:
             seen[-1].update(known[tuple(p.flatten().tolist())] for p in batch["x"])
         return draw(self, batch, generator)
 
     run_steps = program.run_steps
+    running: list[bool] = []
+
+    def watching(*args: Any, **settings: Any) -> Any:
+        seen.append(set())
+        running.append(True)
+        done = run_steps(*args, **settings)
+        running.clear()
+        return done
+
     monkeypatch.setattr(program.Classifier, "draw", watched)
-    monkeypatch.setattr(program, "run_steps", lambda *a, **k: seen.append(set()) or run_steps(*a, **k))
+    monkeypatch.setattr(program, "run_steps", watching)
     out = start(tmp_path / "out", f"cache={tmp_path / 'cache'}")
     split = splits.read(out / "split.json", data)
     base, retrained, unlearned = seen
@@ -343,9 +352,7 @@ def test_no_model_is_trained_twice(
     assert count("d", "forget.fraction=0.5") == 1  # the same base
     assert count("e", "forget.seed=1") == 2  # others are held out
     assert count("f", "recipe.seed=1") == 2
-    assert count("g", "recipe.lr=0.01") == 2
     assert count("h", "seed=1", "recipe.seed=0", "forget.seed=0") == 0  # of unlearning alone
-    assert count("i", "data.flip=true") == 2
     assert not same(tmp_path / "a/model", tmp_path / "h/model")
 
 
@@ -447,7 +454,7 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
     assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}
     reports = [read(folder / "report.json") for folder in (out, whole)]
     for report in reports:
-        report.pop("timing")
+        assert report.pop("timing")["saliency_s"] > 1e-3  # of making the mask, not of reading it
         report["after"]["metrics"].pop("rte_s")
     assert reports[0] == reports[1]
 
@@ -494,6 +501,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         "holds values that are NaN or infinite",
     ),
     "no recipe": (("recipe=null",), "training and retraining need a recipe"),
+    "training by another recipe": (
+        ("method={name: retrain, average: 0.9}",),
+        r"training goes by the recipe: leave out method\.average",
+    ),
     "no steps": (("train=null",), "the setting train.steps is missing"),
     "no architecture": (("architecture=null",), "model=new needs an architecture"),
     "unknown model": (("model=nowhere",), "no model 'nowhere'"),
@@ -546,7 +557,7 @@ def test_a_comparison_tells_the_table(work: Path, tmp_path: Path, monkeypatch: p
         "pipeline": "classify",
         "preset": str(work / "micro.yaml"),
         "settings": {"cache": str(tmp_path / "cache"), "train": {"steps": 1}},
-        "methods": {"RT": {"method": {"name": "retrain"}}, "FT": {"method": {"name": "finetune"}}, "SFR-on": {}},
+        "methods": {"RT": {"method": {"name": "retrain"}}, "SFR-on": {}},
         "targets": {"random 25 %": {}, "bee": {"forget": {"fraction": None, "labels": ["bee"]}}},
         "seeds": [0, 1],
     }
@@ -562,7 +573,7 @@ def test_a_comparison_tells_the_table(work: Path, tmp_path: Path, monkeypatch: p
     assert len(list((tmp_path / "cache").iterdir())) == 6  # a base, two retrained, of two seeds
     assert "forget accuracy, %" in (tmp_path / "out/forgetting.svg").read_text()
     results = read(tmp_path / "out/results.json")["runs"]
-    assert len(results) == 12
+    assert len(results) == 8
     assert {r["avg_d"] for r in results if r["method"] == "RT"} == {0}
     assert {r["rte_share"] for r in results if r["method"] == "RT"} == {1}
     assert LABELS[1] in {r["target"] for r in results}

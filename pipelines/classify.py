@@ -364,7 +364,7 @@ def unlearn(
         batches,
         precision,
         out / "saliency.safetensors",
-        renew=lambda: models.renew(model, config.seed),
+        renew=lambda: models.renew(model, config.seed + 1),  # not as the model began
     )
     timing_path = out / "timing.json"
     if not timing_path.exists():  # a run that goes on has found its mask

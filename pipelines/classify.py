@@ -73,12 +73,23 @@ class Plan:
         return ", ".join([*(self.labels or share), f"{n} training images"] if n else [])
 
 
-def main(config: ClassifyConfig, out: Path, *, resume: bool = False, command: str = "", say: Say = print) -> Path:
-    """Run it all; the path of the report.
+def main(
+    config: ClassifyConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    say: Say = print,
+    preset: str = "",
+    form: str = "full",
+) -> Path:
+    """Run it all; the path of the report. `preset` is named in the report; `form` can only be `full`.
 
     Raises:
         ValueError: for settings, splits, models or data that cannot be used.
     """
+    if form != "full":
+        raise ValueError(f"erase run classify keeps whole models: leave out --save {form}")
     config, accelerator, precision = start(config, say)
     device = accelerator.device
     metrics.check_sklearn()
@@ -121,7 +132,7 @@ def main(config: ClassifyConfig, out: Path, *, resume: bool = False, command: st
     unlearned = Place(out / "model", cache=retrained.cache if method.fresh and retrained is not None else None)
     mask = load_mask(mask_path) if mask_path.exists() else None
     result = make_report(config, plan, base, unlearned, retrained, device, mask, timing, command)
-    files.write_json(out / "report.json", result)
+    files.write_json(out / "report.json", result | ({"preset": preset} if preset else {}))
     timing_path.unlink()
     for line in table(result):
         say(line)

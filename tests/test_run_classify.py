@@ -171,7 +171,7 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
     report = read(finished / "report.json")
     assert report.keys() == {
         *("schema", "command", "method", "seed", "target", "mask", "before", "after", "retrained", "paired", "gap"),
-        *("timing", "versions"),
+        *("timing", "versions", "preset"),
     }
     assert report["target"] == {"forget": "25 %, 6 training images", "labels": []}
     assert report["timing"].keys() == {"saliency_s", "erase_s", "steps", "step_s"}

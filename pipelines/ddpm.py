@@ -303,7 +303,9 @@ def make_plan(
             )
         if set(anchors) & {*forget, *earlier}:
             raise ValueError("a forgotten class cannot be an anchor: choose one that stays")
-    among = [] if isinstance(config.forget.among, str) else [number(label) for label in config.forget.among]
+    among = (
+        [] if isinstance(config.forget.among, str) else [class_number(label, labels) for label in config.forget.among]
+    )
     if set(among) & {*forget, *earlier}:
         raise ValueError("forget.among names a forgotten class: choose classes that stay")
     if config.forget.among != "all" and (config.forget.loss != "redirect" or anchors):

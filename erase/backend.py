@@ -6,7 +6,8 @@ these two, a diffusion UNet, a classifier, a user's own ten lines, can be unlear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -53,6 +54,14 @@ class Binned(Protocol):
         """The bin of every sample of a drawn batch, `[B]` long, in `[0, num_bins)`."""
 
 
+@runtime_checkable
+class Comparing(Protocol):
+    """A backend that can hold what its network says against what another one of the same kind says (a teacher)."""
+
+    def distances(self, batch: Any, teacher: nn.Module, generator: torch.Generator) -> Tensor:
+        """`[B]`, 0 where both say the same; differentiable in the parameters of `net` alone."""
+
+
 LossFn = Callable[[Any, Any, torch.Generator], Tensor]
 """`(backend, batch, generator) -> [B]`."""
 
@@ -83,6 +92,14 @@ def seeded(device: torch.device | str, *key: int) -> torch.Generator:
     words = [len(key), *(w & 0xFFFFFFFF for k in key for w in (k, k >> 32))]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(state) & 0x7FFFFFFFFFFFFFFF)
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """New networks take their weights from torch's global generator: seed it, and put it back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # noqa: TID251
+        yield
 
 
 def map_batch(fn: Callable[[Tensor], Tensor], batch: Any) -> Any:

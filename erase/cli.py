@@ -152,7 +152,7 @@ def demo(out: OutDir = Path("runs/demo")) -> None:
 
 @app.command()
 def run(
-    pipeline: Annotated[str, typer.Argument(help="sd")],
+    pipeline: Annotated[str, typer.Argument(help="sd, ddpm or classify")],
     preset: Annotated[str, typer.Argument(help="A preset's name (erase ls presets) or a YAML file.")],
     settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     *,
@@ -162,7 +162,7 @@ def run(
         Literal["full", "delta"], typer.Option(help="Keep the whole model, or only what changed (see erase apply).")
     ] = "full",
 ) -> None:
-    """Unlearn: draw, mask, erase, save, draw again, count, report.
+    """Unlearn: measure, mask, erase, save, measure again, report.
 
     Example: erase run sd sd_photos_sfron forget.prompts='a photo of a cat' --out runs/cat
     """

@@ -7,6 +7,7 @@ A source is a folder with one subfolder per class, a folder with the IDX files o
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib
 import math
 import struct
@@ -54,6 +55,15 @@ class LabelledImages:
         """The images `index`, long `[B]` or bool `[N]`."""
         return LabelledImages(self.pixels[index], self.labels[index], self.names)
 
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """The batch of images `index`, `[B]`: pixels `x` and labels `y`."""
+        return {"x": self.pixels[index], "y": self.labels[index]}
+
+    @property
+    def digest(self) -> str:
+        """A hash of images and labels."""
+        return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
+
     def of(self, labels: Sequence[int]) -> LabelledImages:
         """The images of these classes only, in their order; ValueError for a number that is no class."""
         return self.take(self._has(labels))
@@ -78,6 +88,20 @@ class LabelledImages:
             if not 0 <= label < len(self.names):
                 raise ValueError(f"no class {label}: the classes are numbered 0–{len(self.names) - 1}")
         return torch.isin(self.labels, torch.tensor(list(labels), dtype=torch.long))
+
+
+def class_number(label: str | int, names: Sequence[str]) -> int:
+    """The number of a class, by name or number.
+
+    Raises:
+        ValueError: for a label that is no class.
+    """
+    if isinstance(label, int) and 0 <= label < len(names):
+        return label
+    if label in names:
+        return list(names).index(str(label))
+    numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+    raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
 
 
 def scaled(pixels: Tensor) -> Tensor:

@@ -364,6 +364,11 @@ class _Run:
     def _settings(self) -> str:
         return f"{self.method.update}, {self.method.weights}, average={self.method.average}"
 
+    def _buffers(self) -> dict[str, Tensor]:
+        """What a network keeps besides weights: running statistics of batch normalisation."""
+        kept = self.backend.net.state_dict()
+        return {name: b for name, b in self.backend.net.named_buffers() if name in kept}
+
     def _save(self, path: Path) -> None:
         if self.rank == 0:
             save_state(
@@ -376,6 +381,7 @@ class _Run:
                     "done": self.done,
                     "skips": self.skips,
                     "params": {name: p.detach() for name, p in self.named.items()},
+                    "buffers": self._buffers(),
                     "slow": self.slow.state_dict(),
                     "fast": self.fast.state_dict() if self.fast is not None else {},
                     "bins": self.normalizer.state_dict() if self.normalizer is not None else {},
@@ -398,6 +404,8 @@ class _Run:
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(state["params"][name])
+            for name, b in self._buffers().items():
+                b.copy_(state["buffers"][name])
             for copies, saved in ((self.anchor, state["anchor"]), (self.average, state["average"])):
                 for mine, theirs in zip(copies or [], saved, strict=True):
                     mine.copy_(theirs)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from erase.backend import Backend, LossFn, trainable
+from erase.backend import Backend, Comparing, LossFn, trainable
 
 
 def plain(backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
@@ -48,6 +48,27 @@ class Pull:
         params = trainable(backend.net)
         parts = [(self.fisher[name] * (p - self.origin[name]).square()).sum() for name, p in params.items()]
         return self.loss(backend, batch, generator) + 0.5 * self.strength * torch.stack(parts).sum()
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the network is from a teacher, `strength · d(teacher, net)`, beside another loss or alone."""
+
+    teacher: nn.Module
+    """In eval mode; it gets no gradients."""
+    strength: float = 1.0
+    beside: LossFn | None = None
+
+    def __call__(self, backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
+        """Losses `[B]`.
+
+        Raises:
+            ValueError: for a backend without `distances`.
+        """
+        if not isinstance(backend, Comparing):
+            raise ValueError(f"{type(backend).__name__} has no distances(batch, teacher, generator): no teacher for it")
+        apart = self.strength * backend.distances(batch, self.teacher, generator)
+        return apart if self.beside is None else self.beside(backend, batch, generator) + apart
 
 
 ASCENT = Objective(plain, -1, "ascent")

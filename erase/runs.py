@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import platform
 import signal
@@ -17,12 +18,13 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 from erase import files, processes
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.checkpoint import Checkpoint
-from erase.config import DdpmConfig, Saliency, SdConfig, Train, dump
+from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, dump
 from erase.evaluation import classes
 from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.fisher import Fisher, fisher_diagonal, mean_gradient
@@ -33,7 +35,7 @@ from erase.precision import Precision, notice, resolve
 from erase.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.tracking import JsonlTracker
 
-C = TypeVar("C", SdConfig, DdpmConfig)
+C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
 STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors")
 """Files of a run that is not trained yet."""
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
@@ -56,10 +58,9 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
     name: Any = resolve(config.precision, state.device)
     accelerator = Accelerator(mixed_precision=name, cpu=cpu)
     check_launch(accelerator)
-    if config.train.batch_size % processes.world():
-        raise ValueError(
-            f"train.batch_size {config.train.batch_size} does not divide over {processes.world()} processes"
-        )
+    train: Any = config.train
+    if train is not None and train.batch_size % processes.world():
+        raise ValueError(f"train.batch_size {train.batch_size} does not divide over {processes.world()} processes")
     heard = say if processes.rank() == 0 else lambda line: None
     line = notice(name, accelerator.device)
     if line is not None:
@@ -177,8 +178,9 @@ def equip(
     precision: Precision,
     mask_path: Path,
     resume: bool = False,
+    renew: Callable[[], nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal.
+    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal, teachers.
 
     Args:
         build: the builder; the names of its arguments say what it takes.
@@ -190,6 +192,10 @@ def equip(
         precision: of the forward passes.
         mask_path: where the mask is kept; Fisher sums are, beside it.
         resume: whether to go on with Fisher sums that are there.
+        renew: makes the network anew, with new weights.
+
+    Raises:
+        ValueError: for a method that needs a new network where none can be made.
     """
     takes = inspect.signature(build).parameters
     given: dict[str, Any] = {"forget": forget, "remain": remain}
@@ -201,6 +207,12 @@ def equip(
         found = diagonal(config, backend, side, precision, mask_path.parent, resume)
         given["fisher"] = found.named
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
+    if "origin_net" in takes:
+        given["origin_net"] = copy.deepcopy(backend.net).eval().requires_grad_(False)
+    if "new_net" in takes:
+        if renew is None:
+            raise ValueError(f"{build.__name__} needs a network with new weights, which this program does not make")
+        given["new_net"] = renew().eval().requires_grad_(False)
     return {name: value for name, value in given.items() if name in takes}
 
 
@@ -295,7 +307,7 @@ def _advance(shown: Any, done: int) -> None:
     shown.update(done - shown.n)
 
 
-def make_optimizer(train: Train, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(train: Train | TrainClassifier, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The slow optimizer."""
     if train.optimizer == "sgd":
         return torch.optim.SGD(params, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)

@@ -161,7 +161,7 @@ def main(
         report = files.read_json(folder / "report.json")
         numbers = program.summary(report)
         results.append({"method": run.method, "target": run.target, "seed": run.seed, **numbers})
-        write(results, out, spec.columns)
+        write(results, out, spec.columns, program.AXES)
     return out / "table.md"
 
 
@@ -175,8 +175,8 @@ def reusable(settings: Mapping[str, Any], seed: int) -> dict[str, tuple[str, str
     return found
 
 
-def write(results: Sequence[Mapping[str, Any]], out: Path, columns: Sequence[str]) -> None:
-    """The tables and the plot."""
+def write(results: Sequence[Mapping[str, Any]], out: Path, columns: Sequence[str], axes: Mapping[str, str]) -> None:
+    """The tables and the plot; `axes` are the numbers across and up, with their names."""
     names = list(columns) or [k for k in results[0] if k not in ("method", "target", "seed")]
     missing = [name for name in names if name not in results[0]]
     if missing:
@@ -196,10 +196,11 @@ def write(results: Sequence[Mapping[str, Any]], out: Path, columns: Sequence[str
     writer.writerows([result.get(k) for k in keys] for result in results)
     files.write_text(out / "table.csv", buffer.getvalue())
     files.write_json(out / "results.json", {"schema": 1, "runs": list(results)})
-    both = [r for r in results if r.get("forget") is not None and r.get("remain") is not None]
+    across, up = axes
+    both = [r for r in results if r.get(across) is not None and r.get(up) is not None]
     if both:
-        points = [(str(r["method"]), float(r["forget"]), float(r["remain"])) for r in both]
-        files.write_text(out / "forgetting.svg", scatter(points, "still named as forgotten", "remain accuracy"))
+        points = [(str(r["method"]), float(r[across]), float(r[up])) for r in both]
+        files.write_text(out / "forgetting.svg", scatter(points, axes[across], axes[up]))
 
 
 def pairs(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ file in the run's folder; with `--resume` parts that are there are not done agai
 from __future__ import annotations
 
 import gc
-import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -24,11 +24,12 @@ from torch import Tensor
 
 from erase import files, processes, resources, saving
 from erase.backend import map_batch, seeded
+from erase.batches import Batches, some
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import DdpmConfig, arguments
-from erase.data import LabelledImages, NoSplitError, read_labelled, scaled
+from erase.data import LabelledImages, NoSplitError, class_number, read_labelled, scaled
 from erase.diffusion import ddpm, folders
-from erase.diffusion.data import Batches, LatentSet, some
+from erase.diffusion.data import LatentSet
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Redirect, forget_objective, remain_objective
 from erase.diffusion.parameters import select
@@ -54,6 +55,8 @@ from erase.runs import (
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
+AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
+"""Of a comparison's plot."""
 LEAST = 6
 """Pictures of a label: coverage looks at five neighbours."""
 NOTHING = 1e-6
@@ -126,7 +129,7 @@ def main(
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier, "labels": plan.labels},
         "base": {"model": config.model, "weights": weights},
-        "data": {} if data is None else {"images": len(data), "sha256": digest(data)},
+        "data": {} if data is None else {"images": len(data), "sha256": data.digest},
     }
     processes.first(lambda: open_folder(config, out, record, command, resume))
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
@@ -162,7 +165,18 @@ def main(
             wanted = config.saliency
             batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
             objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-            given = equip(build, config, backend, objective, keeping, batches, precision, mask_path, resume)
+            given = equip(
+                build,
+                config,
+                backend,
+                objective,
+                keeping,
+                batches,
+                precision,
+                mask_path,
+                resume,
+                renew=lambda: ddpm.renew(pipe.unet, config.seed + 1),  # not as the model began
+            )
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
         if config.train.checkpointing:  # not before: per-sample gradients by vmap cannot have it
@@ -297,18 +311,12 @@ def make_plan(
                 f"{list(pipe.shape)}: convert the files first"
             )
 
-    def number(label: str | int) -> int:
-        if isinstance(label, int) and 0 <= label < len(labels):
-            return label
-        if label in labels:
-            return labels.index(str(label))
-        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(labels))
-        raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
-
-    forget = [number(label) for label in config.forget.labels]
+    forget = [class_number(label, labels) for label in config.forget.labels]
     if len(set(forget)) != len(forget):
         raise ValueError(f"forget.labels names a class twice: {config.forget.labels}")
-    before = dict.fromkeys(number(label) for label in (*config.forget.earlier, *([] if fresh else forgotten)))
+    before = dict.fromkeys(
+        class_number(label, labels) for label in (*config.forget.earlier, *([] if fresh else forgotten))
+    )
     earlier = [i for i in before if i not in forget]
     if len({*forget, *earlier}) == len(labels):
         raise ValueError("every class is named in forget.labels or was forgotten before: something must stay")
@@ -318,7 +326,7 @@ def make_plan(
         raise ValueError(f"forget.pictures={config.forget.pictures} is for forget.loss=redirect; with the others: own")
     anchors: list[int] = []
     if config.forget.loss == "redirect" and not fresh:
-        anchors = [number(label) for label in config.forget.anchors]
+        anchors = [class_number(label, labels) for label in config.forget.anchors]
         anchors = anchors * len(forget) if len(anchors) == 1 else anchors
         if anchors and len(anchors) != len(forget):
             raise ValueError(
@@ -326,7 +334,9 @@ def make_plan(
             )
         if set(anchors) & {*forget, *earlier}:
             raise ValueError("a forgotten class cannot be an anchor: choose one that stays")
-    among = [] if isinstance(config.forget.among, str) else [number(label) for label in config.forget.among]
+    among = (
+        [] if isinstance(config.forget.among, str) else [class_number(label, labels) for label in config.forget.among]
+    )
     if set(among) & {*forget, *earlier}:
         raise ValueError("forget.among names a forgotten class: choose classes that stay")
     if config.forget.among != "all" and (config.forget.loss != "redirect" or anchors):
@@ -352,7 +362,8 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, m
         raise ValueError("training needs data.source: labelled images")
     if method.fresh and config.train.parameters != "full":
         raise ValueError(f"{method.name} starts from new weights, all of which must learn: set train.parameters=full")
-    if method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
+    asked = "forget" in inspect.signature(builder(method.name)).parameters  # others bring their own target
+    if asked and method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
         raise ValueError(
             f"{method.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"
         )
@@ -396,11 +407,6 @@ def open_retrained(
         raise ValueError(f"{model} has other classes ({', '.join(pipe.labels)}) than {config.model}")
     ddpm.check_guidance(pipe, config.draw.guidance)
     return pipe
-
-
-def digest(data: LabelledImages) -> str:
-    """A hash of images and labels."""
-    return hashlib.sha256(data.pixels.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
 
 
 # ---------------------------------------------------------------- data

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from erase import files, processes, resources, saving
+from erase.batches import Batches, some
 from erase.checkpoint import read_safetensors, write_safetensors
 from erase.config import SdConfig, arguments
 from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.data import Batches, ImageItem, LatentSet, check_images, encode_in_batches, read_folder, some
+from erase.diffusion.data import ImageItem, LatentSet, check_images, encode_in_batches, read_folder
 from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
@@ -47,6 +48,10 @@ from erase.runs import (
 from erase.saliency import Mask, load_mask
 
 config_type = SdConfig
+
+
+AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
+"""Of a comparison's plot."""
 
 
 @dataclass(frozen=True)

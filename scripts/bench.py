@@ -4,6 +4,7 @@
     python scripts/bench.py step --model sd1 --parameters xattn
     python scripts/bench.py step --model fashion       # embedded DDPM
     python scripts/bench.py step --model cifar10
+    python scripts/bench.py step --model resnet18      # a classifier; resnet: the small one of Fashion-MNIST
     python scripts/bench.py fisher --model fashion     # per-sample Fisher diagonal against a loop over samples
 
 Prints, as JSON: the SFR-on step (own Adam on the masked fast step, one slow Adam step) against its floor: the bare
@@ -33,10 +34,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from erase import resources
 from erase.backend import seeded
+from erase.classification import models
+from erase.classification.backend import Classifier, logits, without_statistics
 from erase.diffusion import ddpm
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.denoiser import Denoiser, mse
@@ -44,7 +48,7 @@ from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
 from erase.fisher import fisher_diagonal
 from erase.loop import unlearn
-from erase.losses import Objective
+from erase.losses import DESCENT, Objective
 from erase.methods.sfron import sfron
 from erase.precision import Precision, resolve
 from erase.saliency import Mask, fisher_ratio_mask
@@ -52,13 +56,19 @@ from erase.saliency import Mask, fisher_ratio_mask
 Batch = dict[str, Tensor]
 NAME = resolve("auto", torch.device("cpu"))
 """The precision of steps and bare passes."""
+CLASSIFIERS: dict[str, tuple[list[int], list[int], int, tuple[int, int, int]]] = {
+    "resnet": ([16, 32, 64], [1, 1, 1], 2, (1, 28, 28)),
+    "resnet18": ([64, 128, 256, 512], [2, 2, 2, 2], 1, (3, 32, 32)),
+}
+"""Channels, depths, stride of the stem and images: the presets' for Fashion-MNIST and CIFAR-10. In float32."""
 
 
 @dataclass(frozen=True)
 class Bench:
     """A model, and how its batches look."""
 
-    backend: Denoiser
+    backend: Any
+    """A `Denoiser` or a `Classifier`."""
     batch: int
     shape: tuple[int, ...]
     text: tuple[int, int] | None = None
@@ -68,6 +78,9 @@ class Bench:
     def make_batch(self, seed: int, batch: int | None = None) -> Batch:
         """Random data."""
         g, size = seeded("cpu", seed), batch or self.batch
+        if isinstance(self.backend, Classifier):
+            pixels = torch.randint(256, (size, *self.shape), generator=g, dtype=torch.uint8)
+            return {"x": pixels, "y": torch.randint(10, (size,), generator=g)}
         made = {"mean": torch.randn(size, *self.shape, generator=g)}
         if self.text is None:
             return {**made, "cond": torch.randint(0, 10, (size,), generator=g)}
@@ -96,6 +109,14 @@ def make_bench(model: str, batch: int | None) -> Bench:
         chosen: dict[str, Any] = {"channels": (128, 256, 256, 256), "attention": (False, True, False, False), **plain}
         big = ddpm.new([str(i) for i in range(10)], (3, 32, 32), **chosen, guidance=1.0, seed=0)
         return Bench(ddpm.denoiser(big), batch or 32, (3, 32, 32), loss="ascent")
+    if model in CLASSIFIERS:
+        channels, depths, stride, shape = CLASSIFIERS[model]
+        resnet = {"model_type": "resnet", "layer_type": "basic", "embedding_size": channels[0], "depths": depths}
+        stem = {"kernel": 3, "stride": stride}
+        made = models.new(
+            {**resnet, "hidden_sizes": channels, "stem": stem}, [str(i) for i in range(10)], shape, seed=0
+        )
+        return Bench(Classifier(made.net.train(), 10, made.prepare), batch or 128, shape, loss="ascent")
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -105,9 +126,20 @@ def make_bench(model: str, batch: int | None) -> Bench:
     return Bench(backend, batch or 1, (4, 64, 64), (77, 768))
 
 
-def random_mask(backend: Denoiser, density: float) -> Mask:
+def random_mask(backend: Any, density: float) -> Mask:
     params = {n: p for n, p in backend.net.named_parameters() if p.requires_grad}
     return Mask({n: torch.rand(p.shape) < density for n, p in params.items()})
+
+
+def chosen(backend: Any, parameters: str) -> Precision:
+    """Which weights learn, and the precision: all and float32 for classifiers."""
+    if not isinstance(backend, Classifier):
+        select(backend.net, parameters)
+    return Precision("no" if isinstance(backend, Classifier) else NAME, torch.device("cpu"))
+
+
+def remain_objective(backend: Any, dropout: float = 0.1) -> Objective:
+    return DESCENT if isinstance(backend, Classifier) else Objective(Denoise(dropout), 1, "denoise")
 
 
 def encoders() -> Callable[[bool], float]:
@@ -145,8 +177,7 @@ def encoders() -> Callable[[bool], float]:
 def step_times(model: str, parameters: str, repeats: int, density: float, batch: int | None) -> dict[str, Any]:
     bench = make_bench(model, batch)
     backend = bench.backend
-    select(backend.net, parameters)
-    precision = Precision(NAME, torch.device("cpu"))
+    precision = chosen(backend, parameters)
     forget, remain = bench.make_batch(1), bench.make_batch(2)
     ready = [backend.draw(b, seeded("cpu", 3)) for b in (forget, remain)]
     params = [p for p in backend.net.parameters() if p.requires_grad]
@@ -157,7 +188,10 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
         slow.append(torch.optim.Adam(chosen, lr=1e-6, fused=True))
         return slow[0]
 
-    def passes(batch: Batch, target: Tensor) -> Tensor:
+    def passes(batch: Batch) -> Tensor:
+        if isinstance(backend, Classifier):
+            return F.cross_entropy(logits(backend.net, batch["x"]), batch["y"])
+        target = batch["noise"]
         with precision.autocast():
             noisy = backend.noisy(batch)
             out = backend.predict(noisy, batch["t"], batch["cond"])
@@ -168,7 +202,7 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
 
     def floor() -> None:
         for batch in ready:
-            passes(batch, batch["noise"]).backward()
+            passes(batch).backward()
             if batch is ready[1]:
                 slow[0].step()
             for p in params:
@@ -187,11 +221,13 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
         mask=random_mask(backend, density),
         fast_rate=1e-6,
         forget=forget_objective(bench.loss, backend.net),
-        remain=Objective(Denoise(0.1), 1, "denoise"),
+        remain=remain_objective(backend),
     )
+    if isinstance(backend, Classifier):
+        method = without_statistics(method)
     unlearn(
         backend, method, [forget], [remain], steps=repeats + 1, optimizer=make_slow, seed=0,
-        accelerator=_accelerator(), log=log,
+        accelerator=_accelerator(precision.name), log=log,
     )  # fmt: skip
     ours, bare = ours[1:], bare[1:]  # the first of each warms up
     result: dict[str, Any] = {
@@ -231,7 +267,7 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
 def fisher_times(model: str, count: int) -> dict[str, Any]:
     """The per-sample Fisher diagonal, float32, in chunks as by default, and by a loop over single samples."""
     bench = make_bench(model, count)
-    select(bench.backend.net, "full" if bench.text is None else "xattn")
+    chosen(bench.backend, "full" if bench.text is None else "xattn")
     seconds = {}
     for name, chunk in (("warm", None), ("default", None), ("loop", 1)):
         began = time.perf_counter()
@@ -246,37 +282,36 @@ def fisher_times(model: str, count: int) -> dict[str, Any]:
     }
 
 
-def _accelerator() -> Any:
+def _accelerator(precision: str) -> Any:
     from accelerate import Accelerator
 
-    return Accelerator(mixed_precision=NAME, cpu=True)
+    return Accelerator(mixed_precision=precision, cpu=True)
 
 
 def memory(model: str, parameters: str, density: float, batch: int | None) -> dict[str, Any]:
     """Make the mask from one sample a side and take two steps: peak RSS of this process, GB (1e9 bytes)."""
     bench = make_bench(model, batch)
     backend = bench.backend
-    select(backend.net, parameters)
-    precision = Precision(NAME, torch.device("cpu"))
+    precision = chosen(backend, parameters)
     forget, remain = bench.make_batch(1), bench.make_batch(2)
     objective = forget_objective(bench.loss, backend.net)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     diagonals = [
         fisher_diagonal(backend, [some], generator=seeded("cpu", 1), loss=loss, chunk=1, autocast=precision.autocast)
-        for some, loss in ((forget, objective.loss), (remain, Denoise(0.0)))
+        for some, loss in ((forget, objective.loss), (remain, remain_objective(backend, 0.0).loss))
     ]
     mask = fisher_ratio_mask(diagonals[0], diagonals[1], density=density)
     diagonals.clear()  # the mask is held at one bit a weight
     saliency = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unlearn(
         backend,
-        sfron(mask=mask, fast_rate=1e-6, forget=objective, remain=Objective(Denoise(0.1), 1, "denoise")),
+        sfron(mask=mask, fast_rate=1e-6, forget=objective, remain=remain_objective(backend)),
         [forget],
         [remain],
         steps=2,
         optimizer=lambda p: torch.optim.Adam(p, lr=1e-6, fused=True),
         seed=0,
-        accelerator=_accelerator(),
+        accelerator=_accelerator(precision.name),
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_gb": peak * 1024 / 1e9, "after_saliency_gb": saliency * 1024 / 1e9, "loaded_gb": start * 1024 / 1e9}
@@ -285,7 +320,7 @@ def memory(model: str, parameters: str, density: float, batch: int | None) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["step", "memory", "fisher"])
-    parser.add_argument("--model", choices=["embedded", "sd1", "fashion", "cifar10"], default="embedded")
+    parser.add_argument("--model", choices=["embedded", "sd1", "fashion", "cifar10", *CLASSIFIERS], default="embedded")
     parser.add_argument("--parameters", choices=["xattn", "full"], help="default: both, for Stable Diffusion")
     parser.add_argument("--repeats", type=int, default=None, help="timed pairs (small models 20, large ones 3)")
     parser.add_argument("--density", type=float, default=0.1, help="of the mask")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import pytest
@@ -53,6 +53,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 class Program:
     """Takes the pipeline's place: runs are noted, and their reports come from `numbers`."""
+
+    AXES: ClassVar[dict[str, str]] = {"forget": "still named", "remain": "remain accuracy"}
 
     def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
         self.numbers, self.ran, self.stop_at = numbers, list[tuple[str, SdConfig, bool]](), -1
@@ -382,7 +384,7 @@ def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(
 
 def test_the_command_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     program, load = Program(numbers), cli.program
-    fake = SimpleNamespace(main=program.main, summary=program.summary)
+    fake = SimpleNamespace(main=program.main, summary=program.summary, AXES=program.AXES)
     monkeypatch.setattr(cli, "program", lambda name: fake if name == "sd" else load(name))
     Path("spec.yaml").write_text(yaml.safe_dump({**SPEC, "columns": ["forget"]}, sort_keys=False))
     words = ["erase", "compare", "spec.yaml", "train.steps=4", "--out", "out"]

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from erase.checkpoint import read_safetensors
-from erase.loop import NonFiniteError, unlearn
+from erase.loop import Checkpoint, NonFiniteError, unlearn
 from erase.losses import ASCENT, DESCENT, Objective, plain
 from erase.method import Method, Weights
 from erase.methods.sfron import sfron
@@ -456,3 +456,37 @@ def test_every_phase_draws_anew() -> None:
     noises: list[Any] = []
     go(Spy(toys.mlp()), sfron(fast_rate=0.01, slow_steps=2), steps=3)
     assert len(set(noises)) == len(noises) == 9
+
+
+def test_what_a_network_keeps_besides_weights_is_resumed(tmp_path: Path) -> None:
+    """Running statistics of batch normalisation: to the bit."""
+
+    def net() -> nn.Module:
+        made = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        return toys.randomize(made).double().train()
+
+    def run(model: nn.Module, steps: int, log: Any = None, **keywords: Any) -> nn.Module:
+        unlearn(
+            toys.Plain(model),
+            sfron(fast_rate=0.01),
+            toys.batches(0),
+            toys.batches(1),
+            steps=steps,
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            seed=0,
+            log=log,
+            **keywords,
+        )
+        return model
+
+    def stop(row: Any) -> None:
+        if row["step"] == 3:
+            raise InterruptedError
+
+    whole, path = run(net(), 5), tmp_path / "state.safetensors"
+    with pytest.raises(InterruptedError):
+        run(net(), 5, stop, checkpoint=Checkpoint(path, 2))
+    gone_on = run(net(), 5, checkpoint=Checkpoint(path, 2, resume=True))
+    assert toys.same(toys.weights(whole), toys.weights(gone_on))
+    for name, b in whole.named_buffers():
+        assert torch.equal(b, gone_on.get_buffer(name)), name

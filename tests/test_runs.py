@@ -37,11 +37,12 @@ def settings(saliency: Saliency, seed: int = 3) -> Any:
     return SimpleNamespace(saliency=saliency, seed=seed, checkpoint_every=1)
 
 
-def equip(build: Any, tmp_path: Path, net: nn.Module, saliency: Saliency = ONE) -> dict[str, Any]:
+def equip(
+    build: Any, tmp_path: Path, net: nn.Module, saliency: Saliency = ONE, renew: Any = toys.mlp
+) -> dict[str, Any]:
     batches = toys.batches(1, count=1), toys.batches(2, count=1)
-    return runs.equip(
-        build, settings(saliency), toys.Noisy(net), FORGET, REMAIN, batches, FLOAT, tmp_path / "mask.safetensors"
-    )
+    path = tmp_path / "mask.safetensors"
+    return runs.equip(build, settings(saliency), toys.Noisy(net), FORGET, REMAIN, batches, FLOAT, path, renew=renew)
 
 
 # ------------------------------------------------------------ what a builder takes
@@ -73,10 +74,33 @@ def test_every_method_is_built_of_what_it_is_given(name: str, tmp_path: Path) ->
     given = equip(build, tmp_path, toys.mlp())
     method = build(**({"fast_rate": 0.1} if name in ("sfron", "gradient_ascent") else {}), **given)
     assert isinstance(method, Method)
-    assert method.forget is given.get("forget")
     assert (method.mask is not None) == (name in ("sfron", "salun"))
-    if name != "selective_amnesia":  # it wraps the loss
+    if name not in ("bad_teacher", "scrub"):  # they make their own of the teachers
+        assert method.forget is given.get("forget")
+    if name not in ("bad_teacher", "scrub", "selective_amnesia"):
         assert method.remain is given.get("remain")
+
+
+def test_teachers_are_the_network_as_it_was_and_a_new_one(tmp_path: Path) -> None:
+    """In eval mode, without gradients, and training leaves them alone."""
+
+    def taught(*, origin_net: Any = None, new_net: Any = None) -> None: ...
+
+    net, new = toys.mlp().train(), toys.mlp().train()
+    given = equip(taught, tmp_path, net, renew=lambda: new)
+    assert given["new_net"] is new
+    assert given["origin_net"] is not net
+    for teacher in given.values():
+        assert not teacher.training
+        assert not any(p.requires_grad for p in teacher.parameters())
+    before = toys.weights(net)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(1)
+    assert net.training
+    assert toys.same(toys.weights(given["origin_net"]), before)
+    with pytest.raises(ValueError, match="taught needs a network with new weights, which this program does not make"):
+        equip(taught, tmp_path, net, renew=None)
 
 
 def test_the_fisher_diagonal_and_the_origin_are_those_of_the_start(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-
-from erase.backend import seeded
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -146,51 +144,6 @@ class LatentSet:
         if self.anchor is not None:
             batch["anchor"] = self.table[self.anchor[index]]
         return batch
-
-    def subset(self, count: int, seed: int) -> LatentSet:
-        """`count` samples (at most N), drawn without replacement."""
-        index = torch.randperm(len(self), generator=seeded("cpu", seed))[: min(count, len(self))].sort().values
-        return LatentSet(
-            self.mean[index],
-            self.cond[index],
-            self.table,
-            None if self.std is None else self.std[index],
-            None if self.anchor is None else self.anchor[index],
-        )
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Endless shuffled batches of exactly `batch_size`; epoch e's order depends on `seed` and e alone."""
-
-    data: LatentSet
-    batch_size: int
-    seed: int
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Batches of the set, epochs run on into each other."""
-        if self.batch_size < 1 or len(self.data) == 0:
-            raise ValueError(f"needs batch_size ≥ 1 and data; got {self.batch_size} and {len(self.data)} samples")
-        waiting = torch.zeros(0, dtype=torch.long)
-        epoch = 0
-        while True:
-            while len(waiting) < self.batch_size:
-                order = torch.randperm(len(self.data), generator=seeded("cpu", self.seed, epoch))
-                waiting = torch.cat([waiting, order])
-                epoch += 1
-            yield self.data.gather(waiting[: self.batch_size])
-            waiting = waiting[self.batch_size :]
-
-
-def once(data: LatentSet, batch_size: int) -> list[dict[str, Tensor]]:
-    """Every sample once, in order; the last batch may be smaller."""
-    index = torch.arange(len(data))
-    return [data.gather(index[start : start + batch_size]) for start in range(0, len(data), batch_size)]
-
-
-def some(data: LatentSet, count: int, batch_size: int, seed: int) -> list[dict[str, Tensor]]:
-    """`count` samples (at most N) once, in batches: for Fisher diagonals."""
-    return once(data.subset(count, seed), batch_size)
 
 
 def encode_in_batches(

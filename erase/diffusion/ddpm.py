@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from erase import files
+from erase.backend import drawn_from
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.folders import Source, check, find, read_index
 from erase.diffusion.safety import check_finite
@@ -211,7 +212,7 @@ def new(
     narrow = min(c for c, attends in zip(channels, (*here[:-1], True), strict=True) if attends)
     if narrow % head:
         raise ValueError(f"architecture.head {head} must divide the channels where there is attention; got {narrow}")
-    with _drawn_from(seed):
+    with drawn_from(seed):
         unet = UNet2DModel(
             sample_size=(height // patch, width // patch),
             in_channels=depth * patch**2,
@@ -230,18 +231,10 @@ def new(
 
 def renew(unet: UNet2DModel, seed: int) -> UNet2DModel:
     """The same network with new weights."""
-    with _drawn_from(seed):
+    with drawn_from(seed):
         fresh: Any = UNet2DModel.from_config(unet.config)
     made: UNet2DModel = fresh.to(unet.device).eval()
     return made
-
-
-@contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
-    """New networks take their weights from torch's global generator: seed it, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # noqa: TID251
-        yield
 
 
 def locate(model: str | Path) -> Source:

@@ -93,6 +93,16 @@ class Denoiser:
             batch = self.draw(batch, generator)
         return mse(self.predict(self.noisy(batch), batch["t"], batch["cond"]), self.target(batch))
 
+    def distances(self, batch: dict[str, Tensor], teacher: nn.Module, generator: torch.Generator) -> Tensor:
+        """MSE between the network's prediction and a teacher's, mean over C, H, W: `[B]`."""
+        if "t" not in batch:
+            batch = self.draw(batch, generator)
+        noisy = self.noisy(batch)
+        prediction = self.predict(noisy, batch["t"], batch["cond"])
+        with torch.no_grad():
+            target = self.predict_fn(teacher, noisy, batch["t"], batch["cond"])
+        return mse(prediction, target)
+
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference over all dimensions but the first, `[B]`, in float32 or better."""

@@ -251,7 +251,7 @@ def accuracy(predictions: ClassPredictions, expected: Sequence[str]) -> dict[str
     Raises:
         ValueError: another number of expected labels than images, or one that the classifier does not know.
     """
-    return _score(_correct(predictions, expected))
+    return score(_correct(predictions, expected))
 
 
 def _correct(predictions: ClassPredictions, expected: Sequence[str]) -> list[bool]:
@@ -262,7 +262,8 @@ def _correct(predictions: ClassPredictions, expected: Sequence[str]) -> list[boo
     return [a == b for a, b in zip(predictions.predicted, expected, strict=True)]
 
 
-def _score(correct: Sequence[bool]) -> dict[str, Any]:
+def score(correct: Sequence[bool]) -> dict[str, Any]:
+    """How many of N are right: ``n, correct, accuracy, ci95`` (Wilson; fractions of 1), None of nothing."""
     n, hits = len(correct), sum(correct)
     return {
         "n": n,
@@ -288,13 +289,13 @@ def named(predictions: ClassPredictions, label: str) -> dict[str, Any]:
         ValueError: the classifier does not know ``label``.
     """
     _column(predictions, label)
-    score = _score([name == label for name in predictions.predicted])
+    hits = score([name == label for name in predictions.predicted])
     return {
         "label": label,
-        "n": score["n"],
-        "named": score["correct"],
-        "rate": score["accuracy"],
-        "ci95": score["ci95"],
+        "n": hits["n"],
+        "named": hits["correct"],
+        "rate": hits["accuracy"],
+        "ci95": hits["ci95"],
     }
 
 
@@ -337,7 +338,7 @@ def forget_remain(
     correct = _correct(predictions, expected)
     pairs = list(zip(expected, correct, strict=True))
     return {
-        "forget": _score([ok for label, ok in pairs if label in forget]),
-        "remain": _score([ok for label, ok in pairs if label not in forget]),
-        "per_label": {name: _score([ok for label, ok in pairs if label == name]) for name in dict.fromkeys(expected)},
+        "forget": score([ok for label, ok in pairs if label in forget]),
+        "remain": score([ok for label, ok in pairs if label not in forget]),
+        "per_label": {name: score([ok for label, ok in pairs if label == name]) for name in dict.fromkeys(expected)},
     }

@@ -1,8 +1,4 @@
-import functools
-import operator
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +7,7 @@ import toys
 from PIL import Image
 from torch import Tensor
 
-from erase.diffusion.data import Batches, LatentSet, encode_in_batches, once, read_folder, read_image
+from erase.diffusion.data import LatentSet, encode_in_batches, read_folder, read_image
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 8), mode: str = "RGB", value: int = 100) -> Path:
@@ -146,50 +142,14 @@ def latents(n: int) -> LatentSet:
     return LatentSet(mean, torch.arange(n) % 2, table, mean / 10, torch.full((n,), 2))
 
 
-def order(batches: Any, count: int) -> list[list[int]]:
-    return [batch["mean"].flatten().long().tolist() for batch in islice(batches, count)]
-
-
-def test_gather_and_subset_keep_a_sample_together() -> None:
-    for data in (latents(6), latents(9).subset(4, seed=3)):
-        batch = data.gather(torch.tensor([3, 0]))
-        i = batch["mean"].flatten()
-        assert torch.equal(batch["cond"].flatten(), i % 2)
-        assert torch.equal(batch["std"].flatten(), i / 10)
-        assert batch["anchor"].flatten().tolist() == [2, 2]
+def test_gather_keeps_a_sample_together() -> None:
+    batch = latents(6).gather(torch.tensor([3, 0]))
+    i = batch["mean"].flatten()
+    assert torch.equal(batch["cond"].flatten(), i % 2)
+    assert torch.equal(batch["std"].flatten(), i / 10)
+    assert batch["anchor"].flatten().tolist() == [2, 2]
     bare = LatentSet(torch.zeros(3, 1, 1, 1), torch.zeros(3).long(), torch.zeros(1, 1, 1))
-    assert bare.subset(2, 0).gather(torch.tensor([0])).keys() == {"mean", "cond"}
-
-
-def test_subset_is_of_the_seed() -> None:
-    chosen = [latents(20).subset(8, seed).mean.flatten().tolist() for seed in (0, 0, 1)]
-    assert chosen[0] == chosen[1] != chosen[2]
-    assert len(set(chosen[0])) == 8
-    assert latents(3).subset(8, 0).mean.flatten().tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 2), (5, 5), (2, 5), (1, 3)])
-def test_batches_are_endless_even_and_of_the_seed(n: int, size: int) -> None:
-    batches = Batches(latents(n), size, seed=4)
-    seen = order(batches, 3 * n)  # 3 · size epochs
-    assert all(len(batch) == size for batch in seen)
-    assert seen == order(batches, 3 * n)
-    flat = functools.reduce(operator.iadd, seen, [])
-    epochs = [flat[i : i + n] for i in range(0, len(flat), n)]
-    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)  # epochs run on into each other
-    if n > 2:
-        assert len({tuple(epoch) for epoch in epochs}) > 1
-        assert order(Batches(latents(n), size, seed=5), 3 * n) != seen
-
-
-def test_once_is_every_sample_in_order() -> None:
-    assert order(once(latents(5), 2), 9) == [[0, 1], [2, 3], [4]]
-
-
-def test_bad_batches() -> None:
-    for data, size in ((latents(0), 2), (latents(3), 0)):
-        with pytest.raises(ValueError, match=f"needs batch_size ≥ 1 and data; got {size} and {len(data)} samples"):
-            next(iter(Batches(data, size, 0)))
+    assert bare.gather(torch.tensor([0])).keys() == {"mean", "cond"}
 
 
 def test_a_batch_is_what_the_denoiser_takes() -> None:

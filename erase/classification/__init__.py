@@ -1,0 +1,1 @@
+"""Image classifiers: the backend, models, splits and metrics. Nothing of diffusion is imported here."""

@@ -1,0 +1,156 @@
+"""An image classifier as a backend: cross entropy per sample, augmentation drawn apart from the loss.
+
+Batches are dicts with `x`, pixels `[B, C, H, W]`, uint8, and `y`, labels `[B]`. `draw` makes of `x` what the network
+takes, and adds `other`, another class by lot for each image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from erase.backend import LossFn
+from erase.losses import Objective
+from erase.method import Method
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Pixels as a network takes them: `(x / 255 - mean) / std`, by channel, the whole image resized to `size`."""
+
+    mean: tuple[float, ...] = (0.5,)
+    """`[C]`"""
+    std: tuple[float, ...] = (0.5,)
+    size: tuple[int, int] | None = None
+    """Height and width; None leaves images as they are."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """`[B, C, H, W]`, float32, of uint8; one channel is repeated where the network takes three."""
+        x = pixels.float() / 255
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (x - mean) / std
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random shifts of up to `shift` pixels (black comes in) and horizontal flips of every second image."""
+
+    shift: int = 0
+    flip: bool = False
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """`[B, C, H, W]` of the same."""
+        B, _, H, W = pixels.shape
+        device = pixels.device
+        if self.shift:
+            edge = self.shift
+            padded = F.pad(pixels, (edge, edge, edge, edge))
+            top, left = torch.randint(2 * edge + 1, (2, B, 1), generator=generator, device=device)
+            rows, columns = top + torch.arange(H, device=device), left + torch.arange(W, device=device)
+            sample = torch.arange(B, device=device).view(-1, 1, 1)
+            pixels = padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+        if self.flip:
+            turned = torch.rand(B, generator=generator, device=device) < 0.5
+            pixels = torch.where(turned.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        return pixels
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network that gives logits `[B, K]`, or an output of `transformers` that holds them: a `Backend` that draws."""
+
+    net: nn.Module
+    num_classes: int
+    """K"""
+    prepare: Prepare = Prepare()
+    augment: Augment = Augment()
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for fewer than two classes.
+        """
+        if self.num_classes < 2:
+            raise ValueError(f"a classifier needs two classes or more; got {self.num_classes}")
+
+    def draw(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Prepared and augmented images, labels, and another label by lot; a drawn batch as it is."""
+        if "other" in batch:
+            return batch
+        x, y = batch["x"], batch["y"]
+        lot = torch.randint(1, self.num_classes, y.shape, generator=generator, device=y.device)
+        return {"x": self.prepare(self.augment(x, generator)), "y": y, "other": (y + lot) % self.num_classes}
+
+    def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Cross entropy, `[B]`."""
+        batch = self.draw(batch, generator)
+        return F.cross_entropy(logits(self.net, batch["x"]), batch["y"], reduction="none")
+
+    def distances(self, batch: dict[str, Tensor], teacher: nn.Module, generator: torch.Generator) -> Tensor:
+        """`KL(teacher ‖ net)`, `[B]`, nats."""
+        x = self.draw(batch, generator)["x"]
+        ours = logits(self.net, x).log_softmax(1)
+        with torch.no_grad():
+            theirs = logits(teacher, x).log_softmax(1)
+        return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+
+
+def logits(net: nn.Module, x: Tensor) -> Tensor:
+    """`[B, K]`."""
+    out = net(x)
+    found: Tensor = out if isinstance(out, Tensor) else out.logits
+    return found
+
+
+def other_label(backend: Classifier, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Cross entropy with another label, drawn anew each time, `[B]`."""
+    batch = backend.draw(batch, generator)
+    return backend.losses({**batch, "y": batch["other"]}, generator)
+
+
+RELABEL = Objective(other_label, 1, "relabel")
+
+
+@dataclass(frozen=True)
+class KeepStatistics:
+    """A loss whose passes leave the running statistics of batch normalisation alone.
+
+    In training mode every pass updates them, also one whose gradient is ascended: the statistics would drift towards
+    the forget data, masked weights or not, and no later step knows of them. The loop knows of losses alone, and leaves
+    the network's mode to its caller; so the forget loss says it itself. Batches are still normalised by their own mean.
+    """
+
+    loss: LossFn
+
+    def __call__(self, backend: Classifier, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Losses `[B]`."""
+        with keeping_statistics(backend.net):
+            return self.loss(backend, batch, generator)
+
+
+def without_statistics(method: Method) -> Method:
+    """The method, whose forget phase updates no running statistics."""
+    if method.forget is None:
+        return method
+    return replace(method, forget=replace(method.forget, loss=KeepStatistics(method.forget.loss)))
+
+
+@contextmanager
+def keeping_statistics(net: nn.Module) -> Iterator[None]:
+    """Batch normalisation goes on as it is, but its running statistics are not updated."""
+    tracking = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True

@@ -1,0 +1,68 @@
+"""SCRUB: leave the teacher on forget data, obey it on remain data, in turn.
+
+Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 2302.09880.
+
+    max step   θ up   mean_f d(θ0, θ)
+    min step   θ down mean_r (α d(θ0, θ) + γ ℓ)
+
+d is the backend's: KL(teacher ‖ net) of a classifier. Deliberate differences: max and min steps alternate batch by
+batch instead of epoch by epoch, and the max steps fade out by a schedule, where the paper ends them after some epochs;
+no temperature; γ is 1 (the learning rate scales both).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from erase.losses import ASCENT, DESCENT, Distance, Objective
+from erase.method import Method
+from erase.updates import FastRule, Update
+from erase.weighting import Schedule
+
+
+def scrub(
+    *,
+    fast_rate: float = 1.0,
+    fast_rule: FastRule = "shared",
+    schedule: Schedule = "linear",
+    slow_steps: int = 1,
+    slow_schedule: Schedule = "constant",
+    alpha: float = 1.0,
+    clip_forget: float | None = None,
+    clip_remain: float | None = None,
+    origin_net: nn.Module | None = None,
+    remain: Objective = DESCENT,
+) -> Method:
+    """SCRUB as a method.
+
+    Args:
+        fast_rate: size of the max step; under `shared` the factor on its loss.
+        fast_rule: `shared` (one optimizer for both, the paper's), or a rule of its own: `sgd`, `normalized`, `adam`.
+        schedule: of the max steps.
+        slow_steps: min steps after each max step.
+        slow_schedule: of the learning rate.
+        alpha: α, weight of the distance beside the remain loss.
+        clip_forget: gradient norm limit of the max step.
+        clip_remain: gradient norm limit of the min steps.
+        origin_net: the network at θ0, in eval mode.
+        remain: remain objective.
+
+    Raises:
+        ValueError: for a negative α.
+    """
+    if alpha < 0:
+        raise ValueError(f"alpha must be ≥ 0; got {alpha}")
+    forget = ASCENT
+    if origin_net is not None:
+        forget = Objective(Distance(origin_net), -1, "leave the teacher")
+        remain = Objective(Distance(origin_net, alpha, remain.loss), 1, "obey the teacher")
+    update = Update(
+        fast_rate=fast_rate,
+        fast_rule=fast_rule,
+        slow_steps=slow_steps,
+        schedule=schedule,
+        slow_schedule=slow_schedule,
+        clip_forget=clip_forget,
+        clip_remain=clip_remain,
+    )
+    return Method(name="scrub", forget=forget, remain=remain, update=update)

@@ -491,9 +491,9 @@ def gather(
 def far(
     plan: Plan, model: Denoiser, remain: LatentSet, label: int, precision: Precision, seed: int, count: int = 16
 ) -> list[int]:
-    """The half of the classes that stay, rounded up, where a label's predictions differ most from the classes' own.
+    """The classes that stay and are not near: a third as far from a label as the farthest of them, or farther.
 
-    The difference is the mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` pictures of the class, each at another
+    The distance is the mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` pictures of the class, each at another
     timestep.
     """
     apart = {}
@@ -504,8 +504,7 @@ def far(
         batch = map_batch(lambda x: x.to(precision.device), batch)
         with precision.autocast():
             apart[other] = float(Redirect()(model, batch, seeded(precision.device, seed, 4)).mean())
-    order = sorted(plan.remain, key=lambda other: -apart[other])
-    return sorted(order[: -(-len(order) // 2)])
+    return [other for other in plan.remain if 3 * apart[other] >= max(apart.values())]
 
 
 # ---------------------------------------------------------------- evaluation

@@ -137,6 +137,7 @@ def main(
         mask = load_mask(mask_path) if mask_path.exists() else None
     else:
         began = time.perf_counter()
+        pipe.vae.enable_slicing()  # a picture at a time
         forget, remain, null = cache(config, plan, pipe, precision)
         data_s = time.perf_counter() - began
         backend = sd.denoiser(pipe, null)
@@ -319,7 +320,6 @@ def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
 def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tuple[LatentSet, LatentSet, Tensor]:
     """Latents and embeddings of both sides, computed once; and the empty prompt's embedding."""
     res = sd.resolution(pipe)
-    pipe.vae.enable_slicing()  # a picture at a time
 
     def side(
         prompts: Sequence[str], items: list[ImageItem] | None, count: int, what: str

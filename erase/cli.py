@@ -126,6 +126,7 @@ def _run(
     out: Path,
     resume: bool,
     form: Literal["full", "delta"] = "full",
+    dry_run: bool = False,
 ) -> None:
     _quiet()
     from erase import config, resources
@@ -134,11 +135,16 @@ def _run(
     data = config.read_preset(resources.preset_path(preset))
     if data.get("pipeline") != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
+    if dry_run and pipeline == "classify":
+        raise ValueError("--dry-run knows the pipelines sd and ddpm, not classify: leave it out")
     # Checked here, before the program is loaded: its libraries take seconds.
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
     loaded = program(pipeline)
     _no_loading_bars()
-    loaded.main(checked, out, resume=resume, command=command_line(), say=typer.echo, preset=preset, form=form)
+    options: dict[str, Any] = {"resume": resume, "command": command_line(), "preset": preset, "form": form}
+    if dry_run:
+        options["dry_run"] = True
+    loaded.main(checked, out, say=typer.echo, **options)
 
 
 @app.command()
@@ -161,6 +167,9 @@ def run(
     save: Annotated[
         Literal["full", "delta"], typer.Option(help="Keep the whole model, or only what changed (see erase apply).")
     ] = "full",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would learn, be in memory and be done; write nothing.")
+    ] = False,
 ) -> None:
     """Unlearn: measure, mask, erase, save, measure again, report.
 
@@ -170,7 +179,7 @@ def run(
 
     if pipeline not in config.PIPELINES:
         raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(config.PIPELINES)}")
-    _run(pipeline, preset, settings or [], out, resume, save)
+    _run(pipeline, preset, settings or [], out, resume, save, dry_run)
 
 
 @app.command()

@@ -41,6 +41,7 @@ def _off(value: Any) -> Any:
 
 Precision = Annotated[Literal["no", "fp16", "bf16", "auto"], BeforeValidator(_off)]
 """`auto`: bf16 where the device does it in hardware, else no."""
+Tracker = Literal["jsonl", "tensorboard", "wandb"]
 RemainLoss = Literal["denoise", "distill"]
 """`denoise`: the training loss; `distill`: to the predictions of the model that the run starts from."""
 Prompts = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed)]
@@ -59,10 +60,10 @@ class Train:
     checkpointing: bool = False
     """Gradient checkpointing: activations are computed again in the backward pass instead of kept."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd", "adam8bit"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of `sgd`; the Adams have betas 0.9 and 0.999."""
+    """Of `sgd`; the Adams have betas 0.9 and 0.999. `adam8bit` needs bitsandbytes and a GPU."""
     parameters: str = "xattn"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Condition dropout of the remain loss."""
@@ -177,6 +178,8 @@ class SdConfig:
     precision: Precision = "no"
     checkpoint_every: Positive = 50
     """Steps, or draws of a Fisher diagonal, between saved run states."""
+    tracker: Tracker = "jsonl"
+    """`metrics.jsonl` is written in any case."""
     note: str = ""
     """What the preset is and where its values come from."""
 
@@ -305,6 +308,8 @@ class DdpmConfig:
     precision: Precision = "no"
     checkpoint_every: Positive = 50
     """Steps, or draws of a Fisher diagonal, between saved run states."""
+    tracker: Tracker = "jsonl"
+    """`metrics.jsonl` is written in any case."""
     note: str = ""
     """What the preset is and where its values come from."""
 
@@ -422,6 +427,8 @@ class ClassifyConfig:
     precision: Precision = "no"
     checkpoint_every: Positive = 500
     """Steps between saved run states."""
+    tracker: Tracker = "jsonl"
+    """`metrics.jsonl` is written in any case."""
     note: str = ""
     """What the preset is and where its values come from."""
 

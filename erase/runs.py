@@ -7,24 +7,28 @@ import inspect
 import platform
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from erase import files, processes
+from erase import files, memory, processes
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.checkpoint import Checkpoint
-from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, dump
+from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, arguments, dump
+from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.losses import forget_objective, remain_objective
 from erase.evaluation import classes
 from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.fisher import Fisher, fisher_diagonal, mean_gradient
@@ -33,7 +37,7 @@ from erase.losses import Objective, plain
 from erase.method import Method
 from erase.precision import Precision, notice, resolve
 from erase.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
-from erase.tracking import JsonlTracker
+from erase.tracking import JsonlTracker, OtherTracker, check_tracker
 
 C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
 STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors")
@@ -50,7 +54,8 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
     """The settings with `precision: auto` resolved, the launch, its precision, and `say` of the first process alone.
 
     Raises:
-        ValueError: for FSDP or DeepSpeed, or a batch that does not divide over the processes.
+        ValueError: for FSDP or DeepSpeed, a batch that does not divide over the processes, or an optional package
+            that is missing.
     """
     cpu = not torch.accelerator.is_available()  # unsaid, processes on CPUs would run side by side
     # The others wait while the first one writes: longer than the ten minutes that NCCL would.
@@ -61,6 +66,12 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
     train: Any = config.train
     if train is not None and train.batch_size % processes.world():
         raise ValueError(f"train.batch_size {train.batch_size} does not divide over {processes.world()} processes")
+    check_tracker(config.tracker)
+    if train is not None and train.optimizer == "adam8bit":
+        if find_spec("bitsandbytes") is None:
+            raise ValueError("train.optimizer=adam8bit needs bitsandbytes: pip install 'erase[adam8bit]', or use adam")
+        if state.device.type == "cpu":
+            raise ValueError("train.optimizer=adam8bit needs a GPU: use adam")
     heard = say if processes.rank() == 0 else lambda line: None
     line = notice(name, accelerator.device)
     if line is not None:
@@ -311,6 +322,11 @@ def make_optimizer(train: Train | TrainClassifier, params: list[torch.nn.Paramet
     """The slow optimizer."""
     if train.optimizer == "sgd":
         return torch.optim.SGD(params, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    if train.optimizer == "adam8bit":
+        import bitsandbytes
+
+        small: torch.optim.Optimizer = bitsandbytes.optim.Adam8bit(params, lr=train.lr, weight_decay=train.weight_decay)
+        return small
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(params, lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
@@ -374,6 +390,89 @@ def classified(paths: Sequence[Path], classifier: Path, **settings: Any) -> clas
     return classes.joined(parts)
 
 
+def rehearse(
+    config: Any,
+    backend: Denoiser,
+    build: Callable[..., Method],
+    sample: dict[str, Tensor],
+    sides: tuple[int, int],
+    pictures: int,
+    precision: Precision,
+    command: str,
+) -> list[str]:
+    """What a run would learn, hold and do, in lines; nothing is computed.
+
+    Args:
+        config: of the run.
+        backend: its model.
+        build: its method's builder.
+        sample: a batch of one, of any values.
+        sides: how many forget and remain samples are cached.
+        pictures: how many are drawn of each model, to be counted.
+        precision: of the forward passes.
+        command: as it was typed.
+    """
+    takes = inspect.signature(build).parameters
+    wanted: Saliency = config.saliency
+    train: Train = config.train
+    masked = "mask" in takes and wanted.kind != "none"
+    n = sum(p.numel() for p in trainable(backend.net).values())
+    every = sum(p.numel() for p in backend.net.parameters())
+    found: dict[str, dict[str, int]] = {}
+    always = memory.held(backend, sum(sides) * sum(x.nbytes for x in sample.values()))
+    with memory.hollow(backend) as model:
+        net: Any = model.net
+        with memory.Made(memory.tensors_of(model)) as made:
+            given: dict[str, Any] = {
+                "forget": forget_objective(config.forget.loss, net, config.forget.target),
+                "remain": remain_objective(config.remain.loss, net, train.dropout),
+            }
+            for name in ("fisher", "origin"):
+                if name in takes:
+                    given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
+        teachers = [name for name in ("origin_net", "new_net") if name in takes]
+        given |= dict.fromkeys(teachers, net)
+        copies = made.now + 4 * every * len(teachers)
+        method = build(
+            **arguments(config.method, build), **{name: value for name, value in given.items() if name in takes}
+        )
+        used = [o.loss for o in (method.forget, method.remain) if o is not None]
+        if masked or "fisher" in takes:
+            sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
+            one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
+            rows = wanted.batch_size if one else min(wanted.chunk or max(1, int(256e6 / (4 * n))), wanted.batch_size)
+            losses = [given["forget"].loss, plain] if masked else [plain]
+            if one or rows == 1:
+                keep = wanted.kind == "magnitude"
+                height = max(memory.passes(model, f, sample, rows, precision.autocast, keep) for f in losses)
+            else:  # per-sample gradients by vmap: in float32, with plain attention
+                with sdpa_kernel(SDPBackend.MATH):
+                    height = max(memory.passes(model, f, sample, rows, nullcontext) for f in losses)
+                height += 4 * n * (rows - 1)
+            found["mask"] = {**always, "sums": sums, "gradients and activations": height}
+        if train.checkpointing:
+            net.enable_gradient_checkpointing()
+        share = train.batch_size // processes.world()
+        rows = min(train.micro_batch or share, share)
+        height = max(memory.passes(model, f, sample, rows, precision.autocast) for f in used)
+    kept = (wanted.density or 1.0) if masked else None
+    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
+    lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
+    for what, items in found.items():
+        parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)
+        lines.append(f"memory for the {what}: {sum(items.values()) / 1e9:.3f} GB ({parts})")
+    forgets = 0 if method.forget is None else -(-train.steps // method.update.every)
+    remains = 0 if method.remain is None else train.steps * method.update.slow_steps
+    samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
+    lines += [
+        f"data: {sides[0]} forget and {sides[1]} remain samples; {samples} passes for the mask",
+        f"steps: {train.steps} of {train.batch_size} samples, {forgets} fast and {remains} slow phases",
+        f"pictures: {pictures} of each model, {config.draw.steps} sampler steps each",
+        f"command: {command.replace(' --dry-run', '')}",
+    ]
+    return lines
+
+
 def drop(out: Path, *names: str) -> None:
     """Remove files that the run needs no more, where they are."""
     if processes.rank() == 0:
@@ -430,14 +529,20 @@ def run_steps(
     `config` has `train`, `seed` and `checkpoint_every`. SIGTERM and SIGINT save first.
     """
     seconds: list[float] = []
-    with held() as stop, bar(config.train.steps, desc) as shown:
+    with held() as stop, bar(config.train.steps, desc) as shown, ExitStack() as stack:
         tracker: JsonlTracker | None = None
+        other: OtherTracker | None = None
+        if config.tracker != "jsonl" and processes.rank() == 0:
+            other = OtherTracker(config.tracker, out / config.tracker, dump(config))
+            stack.callback(other.close)
 
         def log(row: dict[str, Any]) -> None:
             nonlocal tracker
             if tracker is None:  # rows of steps that a resumed run does again are dropped
                 tracker = JsonlTracker(out / "metrics.jsonl", keep=row["step"])
             tracker(row)
+            if other is not None:
+                other(row)
             seconds.append(row["seconds"])
             _advance(shown, row["step"] + 1)
 

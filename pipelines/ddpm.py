@@ -49,6 +49,7 @@ from erase.runs import (
     equip,
     new_report,
     open_folder,
+    rehearse,
     run_steps,
     start,
 )
@@ -104,8 +105,11 @@ def main(
     say: Callable[[str], None] = print,
     preset: str = "",
     form: saving.Form = "full",
+    dry_run: bool = False,
 ) -> Path:
     """Run it all; the path of the report. `preset` is named in the model's card, `form` is what is kept of it.
+
+    A dry run says what would be done, and writes nothing.
 
     Raises:
         ValueError: for settings, labels, models or data that cannot be used.
@@ -125,6 +129,9 @@ def main(
     trained = select(pipe.unet, config.train.parameters)
     check_saliency(config.saliency, build)
     check(config, plan, pipe, method)
+    if dry_run:
+        say("\n".join(foretell(config, plan, pipe, build, precision, fresh, command)))
+        return out / "report.html"
     weights = {} if source is None else folders.fingerprint(source)
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier, "labels": plan.labels},
@@ -387,6 +394,41 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, m
             )
     if config.eval.retrained is not None:
         open_retrained(config.eval.retrained, config, plan, "cpu")
+
+
+def foretell(
+    config: DdpmConfig,
+    plan: Plan,
+    pipe: ddpm.ClassConditionalPipeline,
+    build: Callable[..., Method],
+    precision: Precision,
+    fresh: bool,
+    command: str,
+) -> list[str]:
+    """What the run would learn, hold and do."""
+    unet = pipe.unet.config
+    device = pipe.unet.device
+    label = torch.zeros(1, dtype=torch.long, device=device)
+    sample = {"mean": torch.zeros(1, unet.in_channels, *unet.sample_size, device=device), "cond": label}
+    if config.forget.loss == "redirect" and not fresh:
+        sample["anchor"] = label
+
+    def side(which: Sequence[int], count: int | None) -> int:
+        there = [count if plan.data is None else len(plan.data.of([i])) for i in which]
+        return sum(x if count is None else min(count, x) for x in there if x is not None)
+
+    balanced = None if fresh else -(-config.forget.count * len(plan.forget) // len(plan.remain))
+    forget = 0 if fresh else side(plan.forget, config.forget.count) * (2 if config.forget.pictures == "both" else 1)
+    return rehearse(
+        config,
+        ddpm.denoiser(pipe),
+        build,
+        sample,
+        (forget, side(plan.remain, config.remain.count or balanced)),
+        len(plan.rows) * config.eval.images,
+        precision,
+        command,
+    )
 
 
 def short(names: Sequence[str]) -> str:

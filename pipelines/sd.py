@@ -30,6 +30,7 @@ from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
+from erase.method import Method
 from erase.methods import builder
 from erase.precision import Precision
 from erase.runs import (
@@ -42,6 +43,7 @@ from erase.runs import (
     equip,
     new_report,
     open_folder,
+    rehearse,
     run_steps,
     start,
 )
@@ -86,8 +88,11 @@ def main(
     say: Callable[[str], None] = print,
     preset: str = "",
     form: saving.Form = "full",
+    dry_run: bool = False,
 ) -> Path:
     """Run it all; the path of the report. `preset` is named in the model's card, `form` is what is kept of it.
+
+    A dry run says what would be done, and writes nothing.
 
     Raises:
         ValueError: for settings, prompts, models or data that cannot be used.
@@ -105,6 +110,9 @@ def main(
     trained = select(pipe.unet, config.train.parameters)
     check_saliency(config.saliency, build)
     check_evaluators(config, plan)
+    if dry_run:
+        say("\n".join(foretell(config, plan, pipe, build, precision, command)))
+        return out / "report.html"
     weights = folders.fingerprint(source)
     record = {
         "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
@@ -244,6 +252,26 @@ def make_plan(config: SdConfig) -> Plan:
     )
     anchors_of(plan, [item.prompt for item in plan.forget_images or []])
     return plan
+
+
+def foretell(
+    config: SdConfig, plan: Plan, pipe: Any, build: Callable[..., Method], precision: Precision, command: str
+) -> list[str]:
+    """What the run would learn, hold and do."""
+    unet = pipe.unet.config
+    text = torch.zeros(1, pipe.tokenizer.model_max_length, unet.cross_attention_dim, device=pipe.device)
+    latents = torch.zeros(1, unet.in_channels, unet.sample_size, unet.sample_size, device=pipe.device)
+    sample = {"mean": latents, "std": latents, "cond": text}
+    if config.forget.loss == "redirect":
+        sample["anchor"] = text
+    own, drawn = plan.forget_images, len(plan.forget) * config.forget.count
+    parts = {"own": drawn if own is None else len(own), "anchor": drawn}
+    forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
+    remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
+    pipe.vae, pipe.text_encoder = None, None  # as they will be
+    gc.collect()
+    pictures = len(plan.rows) * config.eval.images
+    return rehearse(config, sd.denoiser(pipe, text), build, sample, (forget, remain), pictures, precision, command)
 
 
 def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:

@@ -37,8 +37,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from erase import memory as dry
 from erase import resources
-from erase.backend import seeded
+from erase.backend import seeded, trainable
 from erase.classification import models
 from erase.classification.backend import Classifier, logits, without_statistics
 from erase.diffusion import ddpm
@@ -288,6 +289,18 @@ def _accelerator(precision: str) -> Any:
     return Accelerator(mixed_precision=precision, cpu=True)
 
 
+def estimated(bench: Bench, always: dict[str, int], density: float, precision: Precision) -> float:
+    """What `erase run --dry-run` says of the same, GB."""
+    sample = bench.make_batch(1, 1)
+    with dry.hollow(bench.backend) as model:
+        losses = [forget_objective(bench.loss, model.net).loss, remain_objective(model).loss]
+        n = sum(p.numel() for p in trainable(model.net).values())
+        one = max(dry.passes(model, loss, sample, 1, precision.autocast, keep=False) for loss in losses)
+        height = max(dry.passes(model, loss, sample, bench.batch, precision.autocast) for loss in losses)
+    step = dry.in_step(n, sfron(fast_rate=1e-6), "adam", density, 0, height)
+    return (sum(always.values()) + max(12 * n + one, sum(step.values()))) / 1e9
+
+
 def memory(model: str, parameters: str, density: float, batch: int | None) -> dict[str, Any]:
     """Make the mask from one sample a side and take two steps: peak RSS of this process, GB (1e9 bytes)."""
     bench = make_bench(model, batch)
@@ -295,6 +308,7 @@ def memory(model: str, parameters: str, density: float, batch: int | None) -> di
     precision = chosen(backend, parameters)
     forget, remain = bench.make_batch(1), bench.make_batch(2)
     objective = forget_objective(bench.loss, backend.net)
+    always = dry.held(backend, 0)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     diagonals = [
         fisher_diagonal(backend, [some], generator=seeded("cpu", 1), loss=loss, chunk=1, autocast=precision.autocast)
@@ -314,7 +328,12 @@ def memory(model: str, parameters: str, density: float, batch: int | None) -> di
         accelerator=_accelerator(precision.name),
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_gb": peak * 1024 / 1e9, "after_saliency_gb": saliency * 1024 / 1e9, "loaded_gb": start * 1024 / 1e9}
+    return {
+        "peak_gb": peak * 1024 / 1e9,
+        "dry_run_gb": None if isinstance(backend, Classifier) else estimated(bench, always, density, precision),
+        "after_saliency_gb": saliency * 1024 / 1e9,
+        "loaded_gb": start * 1024 / 1e9,
+    }
 
 
 def main() -> None:

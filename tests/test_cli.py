@@ -154,6 +154,11 @@ def test_show(erase: Erase, tmp_path: Path) -> None:
         (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is no folder here"),
         (["sd", "other.yaml"], "preset 'other.yaml' is for erase run other, not for sd"),
         (["sd", "broken.yaml"], "broken.yaml is no YAML"),
+        (
+            ["classify", "classify_fashion_sfron", "--dry-run"],
+            "--dry-run knows the pipelines sd and ddpm, not classify",
+        ),
+        (["classify", "classify_fashion_sfron", "train.optimizer=adam8bit"], "train.optimizer: input should be"),
     ],
 )
 def test_run_refuses(

@@ -1536,3 +1536,29 @@ def test_a_batch_that_does_not_divide_is_refused_at_once(start: Run, tmp_path: P
     assert launched.two(lambda: start(out, "train.batch_size=3"), tmp_path / "log") == [1, 1]
     assert "train.batch_size 3 does not divide over 2 processes" in (tmp_path / "log.0").read_text()
     assert not out.exists()
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["erase", "run", "ddpm", str(work / "micro.yaml"), "--out", "here", "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    said = capsys.readouterr().out
+    assert re.search(r"^learns: [\d,]+ of [\d,]+ weights \([\d.]+%\)$", said, re.MULTILINE)
+    for what in ("mask", "steps"):
+        assert re.search(rf"^memory for the {what}: [\d.]+ GB \(libraries .*activations ", said, re.MULTILINE)
+    assert "steps: 2 of 2 samples, 2 fast and 2 slow phases\n" in said
+    assert "pictures: 18 of each model, 2 sampler steps each\n" in said
+    assert said.endswith(f"command: erase run ddpm {work / 'micro.yaml'} --out here\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_rehearsed(program: ModuleType, configure: Configure, tmp_path: Path, method: str) -> None:
+    said: list[str] = []
+    program.main(configure(*METHODS[method]), tmp_path / "out", command="erase", say=said.append, dry_run=True)
+    assert ("memory for the mask" in said[0]) == (method in (*MASKED, "selective_amnesia"))
+    assert not list(tmp_path.iterdir())

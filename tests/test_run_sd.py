@@ -1034,3 +1034,21 @@ def test_a_launch_by_accelerate(preset: Path, tmp_path: Path) -> None:
     assert ended.returncode != 0
     said = [line for line in ended.stderr.splitlines() if line.startswith("erase:")]
     assert said == [f"erase: {tmp_path / 'out'} is not empty: choose another --out, or --resume the run that is there"]
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["erase", "run", "sd", str(preset), "--out", "here", "--dry-run"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    said = capsys.readouterr().out
+    assert re.search(r"^learns: [\d,]+ of [\d,]+ weights \([\d.]+%\)$", said, re.MULTILINE)
+    for what in ("mask", "steps"):
+        assert re.search(rf"^memory for the {what}: [\d.]+ GB \(libraries .*activations ", said, re.MULTILINE)
+    assert "steps: 2 of 2 samples, 2 fast and 2 slow phases\n" in said
+    assert "pictures: 8 of each model, 2 sampler steps each\n" in said
+    assert said.endswith(f"command: erase run sd {preset} --out here\n")
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,6 +325,7 @@ def test_a_broken_run_json_is_one_line(tmp_path: Path) -> None:
 @dataclass(frozen=True)
 class Launched:
     precision: str
+    tracker: str = "jsonl"
     train: Train = field(default_factory=lambda: Train(steps=1, batch_size=4))
 
 
@@ -352,6 +354,22 @@ def test_optimizers(name: Any, kind: Any) -> None:
     group = made.param_groups[0]
     assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.02, 0.1, 4)
     assert group.get("momentum") == (0.7 if name == "sgd" else None)
+
+
+def test_eight_bits_need_their_package_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
+    monkeypatch.setattr(runs, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"adam8bit needs bitsandbytes: pip install 'erase\[adam8bit\]', or use adam"):
+        runs.start(config, lambda line: None)  # type: ignore[type-var]
+    monkeypatch.setattr(runs, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="adam8bit needs a GPU: use adam"):
+        runs.start(config, lambda line: None)  # type: ignore[type-var]
+    made: list[Any] = []
+    optim = SimpleNamespace(Adam8bit=lambda params, **settings: made.append(settings))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=optim))
+    runs.make_optimizer(Train(steps=1, optimizer="adam8bit", lr=0.1), [])
+    assert made == [{"lr": 0.1, "weight_decay": 0.0}]
 
 
 def test_steps_that_were_timed_speak_for_those_that_were_not() -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from erase.tracking import JsonlTracker
+from erase import tracking
+from erase.tracking import JsonlTracker, OtherTracker, check_tracker
 
 
 def test_rows_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
@@ -38,3 +39,20 @@ def test_what_is_not_json_is_not_written(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         track({"loss": value})
     assert track.path.read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_needs_its_package(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    check_tracker("jsonl")
+    line = rf"tracker={name} needs the package {name}: pip install 'erase\[trackers\]', or use jsonl"
+    with pytest.raises(ValueError, match=line):
+        check_tracker(name)
+
+
+def test_tensorboard_gets_the_rows(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    track = OtherTracker("tensorboard", tmp_path / "tensorboard", {"seed": 0})
+    track({"step": 0, "loss": 0.5, "norm": None})
+    track.close()
+    assert [p for p in (tmp_path / "tensorboard").rglob("events*") if p.stat().st_size > 100]

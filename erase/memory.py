@@ -1,0 +1,147 @@
+"""How much memory a run will take, before it takes any: its passes are followed on tensors without data."""
+
+from __future__ import annotations
+
+import copy
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from erase.backend import LossFn, device_of, map_batch, trainable
+from erase.diffusion.denoiser import Denoiser
+from erase.method import Method
+
+OPTIMIZERS = {"adam": 8, "adamw": 8, "sgd": 4, "adam8bit": 2}
+"""Bytes of state a weight."""
+
+
+def used() -> int:
+    """Bytes of memory that this process holds (on Linux; elsewhere 0)."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+@contextmanager
+def hollow(backend: Denoiser) -> Iterator[Denoiser]:
+    """A copy of the model without data: within the context everything has a size and a device, and no values."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        memo: dict[int, Any] = {id(x): mode.from_tensor(x) for x in tensors_of(backend)}
+        yield copy.deepcopy(backend, memo)
+
+
+def passes(
+    backend: Denoiser,
+    loss: LossFn,
+    sample: dict[str, Tensor],
+    rows: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    keep: bool = True,
+) -> int:
+    """Bytes of all that a forward and a backward pass make at their height, gradients of the weights among them.
+
+    Args:
+        backend: a hollow model.
+        loss: what is computed.
+        sample: a batch of one, not drawn.
+        rows: samples of a batch.
+        autocast: makes the precision context of the forward pass.
+        keep: whether gradients stay; a Fisher diagonal uses each up as it comes.
+    """
+    generator = torch.Generator(device_of(backend.net))
+    batch = backend.draw(map_batch(lambda x: x.repeat(rows, *[1] * (x.ndim - 1)), sample), generator)
+    params = list(trainable(backend.net).values())
+
+    def drop(p: Tensor) -> None:
+        p.grad = None
+
+    register: Any = torch.nn.Parameter.register_post_accumulate_grad_hook
+    hooks = [] if keep else [register(p, drop) for p in params]
+    with Made([*tensors_of(backend), *batch.values()]) as made:
+        with autocast():
+            losses = loss(backend, batch, generator)
+        torch.autograd.backward(losses.mean())
+    for hook in hooks:
+        hook.remove()
+    for p in params:
+        p.grad = None
+    peak: int = made.peak
+    return peak
+
+
+class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of tensors made in the context and still held (`now`), and the most there were at once (`peak`).
+
+    Args:
+        there: tensors made before, views of which do not count.
+    """
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet[Any](x.untyped_storage() for x in there)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call, and count what comes out."""
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, out)
+        return out
+
+    def _add(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        if storage not in self.known:
+            self.known.add(storage)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
+def held(backend: Denoiser, data: int) -> dict[str, int]:
+    """What is in memory all the time, by item; `data` bytes are cached, on the CPU."""
+    weights = sum(x.nbytes for x in (*backend.net.parameters(), *backend.net.buffers()))
+    if device_of(backend.net).type != "cpu":
+        return {"weights": weights}
+    return {"libraries": max(0, used() - weights), "weights": weights, "cached data": data}
+
+
+def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: int, height: int) -> dict[str, int]:
+    """What a step adds at its height, by item.
+
+    Args:
+        n: weights that learn.
+        method: its update says what else is held.
+        optimizer: the slow one.
+        kept: share of the weights in the mask; `None` without one.
+        copies: bytes of teachers, frozen targets and Fisher diagonals.
+        height: of its passes.
+    """
+    update = method.update
+    own = method.forget is not None and update.fast_rule not in ("shared", "joint")
+    fast = round(n * (1.0 if kept is None else kept)) if own else 0
+    state = 8 * fast if update.fast_rule == "adam" else 0
+    unpacked = n if kept is not None and (update.mask_slow or not own) else 0
+    return {
+        "optimizer": OPTIMIZERS[optimizer] * n,
+        "fast step": state + (0 if kept is None else 4 * fast),
+        "mask": 0 if kept is None else n // 8 + unpacked,
+        "copies of weights": copies + 4 * n * ((update.outer_rate < 1) + bool(method.average)),
+        "gradients": 4 * n,
+        "activations": max(height - 4 * n, 8 * fast),  # the fast step works where activations were
+    }
+
+
+def tensors_of(backend: Denoiser) -> list[Tensor]:
+    """Weights, buffers and whatever else the model holds."""
+    own = [x for x in vars(backend).values() if isinstance(x, Tensor)]
+    return [*backend.net.parameters(), *backend.net.buffers(), *own]

@@ -1,0 +1,76 @@
+from contextlib import nullcontext
+from functools import partial
+
+import micro_ddpm
+import pytest
+import torch
+
+from erase.backend import seeded
+from erase.diffusion import ddpm
+from erase.diffusion.losses import forget_objective
+from erase.losses import plain
+from erase.memory import Made, hollow, in_step, passes, tensors_of
+from erase.methods.finetune import finetune
+from erase.methods.sfron import sfron
+
+SAMPLE = {"mean": torch.zeros(1, 1, 8, 8), "cond": torch.zeros(1, dtype=torch.long)}
+
+
+def test_bytes_are_those_that_a_real_pass_makes() -> None:
+    backend = ddpm.denoiser(micro_ddpm.model())
+    params = list(backend.net.parameters())
+    batch = backend.draw({k: v.repeat(4, *[1] * (v.ndim - 1)) for k, v in SAMPLE.items()}, seeded("cpu", 0))
+    with Made([*params, *batch.values(), backend.alphas_cumprod]) as made:
+        torch.autograd.backward(plain(backend, batch, seeded("cpu", 0)).mean())
+    with hollow(backend) as model:
+        measure = partial(passes, model, plain, SAMPLE)
+        whole, half = measure(4, nullcontext), measure(4, partial(torch.autocast, "cpu", torch.bfloat16))
+        alone, used_up = measure(1, nullcontext), measure(1, nullcontext, keep=False)
+    assert whole == made.peak
+    assert used_up < alone < whole
+    assert half != whole
+    assert all(p.grad is not None for p in params)  # the real passes'; the hollow model has its own
+
+
+def test_copies_of_a_hollow_model_count() -> None:
+    backend = ddpm.denoiser(micro_ddpm.model())
+    size = sum(p.nbytes for p in backend.net.parameters())
+    with hollow(backend) as model, Made(tensors_of(model)) as made:
+        frozen = forget_objective("redirect", model.net, "frozen")
+        assert made.now == size
+        del frozen
+
+
+def test_views_of_what_was_there_do_not_count_and_what_is_gone_does_not_stay() -> None:
+    there = torch.zeros(100)
+    with Made([there]) as made:
+        view = there.view(10, 10).t()
+        assert made.now == 0
+        new = view + 1
+        assert made.now == new.nbytes == 400
+        del new
+        assert (made.now, made.peak) == (0, 400)
+
+
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+def test_a_step_by_item(rule: str) -> None:
+    method = sfron(fast_rate=1.0, fast_rule=rule, outer_rate=0.5)  # type: ignore[arg-type]
+    found = in_step(800, method, "sgd", 0.5, 7, 10_000)
+    assert found == {
+        "optimizer": 3200,
+        "fast step": (8 + 4 if rule == "adam" else 4) * 400,
+        "mask": 100,
+        "copies of weights": 7 + 3200,
+        "gradients": 3200,
+        "activations": 6800,
+    }
+    assert in_step(800, finetune(), "adam", None, 0, 3300) == {
+        "optimizer": 6400,
+        "fast step": 0,
+        "mask": 0,
+        "copies of weights": 0,
+        "gradients": 3200,
+        "activations": 100,
+    }
+    published = in_step(800, sfron(fast_rate=1.0, published=True), "adam", 0.5, 0, 3300)
+    assert (published["fast step"], published["mask"]) == (0, 900)

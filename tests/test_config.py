@@ -176,7 +176,7 @@ def dump_of(data: Any) -> str:
         ("train.lr=-1", r"train\.lr: .*greater than 0; got -1"),
         ("train.lr=.inf", r"train\.lr: .*finite"),
         ("train.lr=.nan", r"train\.lr: .*"),
-        ("train.optimizer=lion", r"train\.optimizer: .*'adam', 'adamw' or 'sgd'; got 'lion'"),
+        ("train.optimizer=lion", r"train\.optimizer: .*'adam', 'adamw', 'sgd' or 'adam8bit'; got 'lion'"),
         ("train=3", r"train: .*; got 3"),
         ("forget.loss=1", r"forget\.loss: .*"),
         ("forget.pictures=none", r"forget\.pictures: .*'own', 'anchor' or 'both'; got 'none'"),

@@ -36,6 +36,11 @@ class Fisher:
     meta: dict[str, str] = field(default_factory=dict)
 
 
+def default_chunk(numel: int) -> int:
+    """Samples whose float32 gradients of `numel` weights fit in 256 MB; at least 1."""
+    return max(1, int(256e6 / (4 * numel)))
+
+
 class _Losses(nn.Module):
     """Gives `functional_call` a module whose forward is a backend's loss."""
 
@@ -103,7 +108,7 @@ def fisher_diagonal(
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     if chunk is None:
         numel = sum(p.numel() for p in params.values())
-        chunk = max(1, int(256e6 / (4 * numel)))
+        chunk = default_chunk(numel)
     vmapped = per == "sample" and chunk > 1 and isinstance(backend, Drawing)
     wrapper = _Losses(backend, loss) if vmapped else None
     rank, world = share

@@ -31,7 +31,7 @@ from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import forget_objective, remain_objective
 from erase.evaluation import classes
 from erase.evaluation.generate import PromptRow, Sampler, generate
-from erase.fisher import Fisher, fisher_diagonal, mean_gradient
+from erase.fisher import Fisher, default_chunk, fisher_diagonal, mean_gradient
 from erase.loop import check_launch, unlearn
 from erase.losses import Objective, plain
 from erase.method import Method
@@ -440,7 +440,7 @@ def rehearse(
         if masked or "fisher" in takes:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
-            rows = wanted.batch_size if one else min(wanted.chunk or max(1, int(256e6 / (4 * n))), wanted.batch_size)
+            rows = wanted.batch_size if one else min(wanted.chunk or default_chunk(n), wanted.batch_size)
             losses = [given["forget"].loss, plain] if masked else [plain]
             if one or rows == 1:
                 keep = wanted.kind == "magnitude"

@@ -51,9 +51,7 @@ class Denoise:
             batch = {**batch, "cond": torch.where(drop, model.null.to(cond), cond)}
         if self.teacher is None:
             return model.losses(batch, generator)
-        noisy = model.noisy(batch)
-        prediction = model.predict(noisy, batch["t"], batch["cond"])
-        return mse(prediction, _predicted(model, self.teacher, noisy, batch["t"], batch["cond"]))
+        return _apart(model, batch, self.teacher, batch["cond"])
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,14 @@ class Redirect:
         model = as_denoiser(backend)
         if "t" not in batch:
             batch = model.draw(batch, generator)
-        noisy = model.noisy(batch)
-        prediction = model.predict(noisy, batch["t"], batch["cond"])
-        return mse(prediction, _predicted(model, self.frozen or {}, noisy, batch["t"], batch["anchor"]))
+        return _apart(model, batch, self.frozen or {}, batch["anchor"])
+
+
+def _apart(model: Denoiser, batch: dict[str, Tensor], weights: dict[str, Tensor], cond: Tensor) -> Tensor:
+    """MSE of the prediction for the batch's `cond` to that for another, with some weights exchanged there, `[B]`."""
+    noisy = model.noisy(batch)
+    prediction = model.predict(noisy, batch["t"], batch["cond"])
+    return mse(prediction, _predicted(model, weights, noisy, batch["t"], cond))
 
 
 @torch.no_grad()

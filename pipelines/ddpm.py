@@ -533,7 +533,7 @@ def gather(
 def far(
     plan: Plan, model: Denoiser, remain: LatentSet, label: int, precision: Precision, seed: int, count: int = 16
 ) -> list[int]:
-    """The classes that stay and are not near: a third as far from a label as the farthest of them, or farther.
+    """The classes that stay and are not near: half as far from a label as the farthest of them, or farther.
 
     The distance is the mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` pictures of the class, each at another
     timestep.
@@ -546,7 +546,7 @@ def far(
         batch = map_batch(lambda x: x.to(precision.device), batch)
         with precision.autocast():
             apart[other] = float(Redirect()(model, batch, seeded(precision.device, seed, 4)).mean())
-    return [other for other in plan.remain if 3 * apart[other] >= max(apart.values())]
+    return [other for other in plan.remain if 2 * apart[other] >= max(apart.values())]
 
 
 # ---------------------------------------------------------------- evaluation

@@ -1089,7 +1089,7 @@ def test_a_closed_form_of_several_concepts_each_with_its_anchor(
             torch.cat([x[5] @ weights[name].float().T for name in names])
             for x, weights in ((prompt, before), (anchor, before), (prompt, after))
         )
-        assert (now - meant).norm() < 0.1 * (was - meant).norm()  # more tokens than widths: a compromise
+        assert (now - meant).norm() < 0.2 * (was - meant).norm()  # more tokens than widths: a compromise
     program.main(
         parse(override(yaml.safe_load(preset.read_text()), (*words, "saliency.kind=fisher")), SdConfig),
         tmp_path / "masked",

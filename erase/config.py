@@ -95,14 +95,18 @@ class Forget:
     __pydantic_config__ = _STRICT
     prompts: Prompts
     anchors: Prompts = field(default_factory=list)
-    """One for each prompt, or one for all; `redirect` needs them."""
+    """One for each prompt, or one for all; `redirect` and `surrogate` need them."""
+    earlier: Prompts = field(default_factory=list)
+    """Prompts of concepts that were forgotten before, and are to stay so; those are added that the model's weight file
+    knows."""
     images: Path | None = None
     """A folder of images instead of drawn ones."""
     count: Positive = 32
     """Images drawn per prompt."""
     pictures: Literal["own", "anchor", "both"] = "own"
     """What a redirect is learned on: pictures of the forget prompts, of what they should become, or both."""
-    loss: Literal["redirect", "ascent"] = "redirect"
+    loss: Literal["redirect", "ascent", "surrogate"] = "redirect"
+    """`surrogate` fits the forget prompts to pictures of their anchors (SA). Some methods bring a loss of their own."""
     target: Literal["online", "frozen"] = "online"
     axis: Literal["object", "style"] | None = None
     """The column of labelled prompt sets that tells the concept: all rows with its label count as forgotten."""

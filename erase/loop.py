@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from erase.backend import Backend, Binned, Drawing, batch_size, device_of, map_batch, seeded, trainable
 from erase.checkpoint import Checkpoint, load_state, save_state
 from erase.losses import Objective, weighted_mean
-from erase.method import Method
+from erase.method import Edit, Method
 from erase.precision import Precision
 from erase.updates import FastStep, keep_of, like, mask_gradients, outer_step
 from erase.weighting import BinNormalizer, adaptive_weights, schedule_scale
@@ -152,7 +152,8 @@ class _Run:
         self.own_rule = method.forget is not None and update.fast_rule not in ("shared", "joint")
         self.fast = FastStep(self.named, method.mask, update.fast_rule) if self.own_rule else None
         self.keep: dict[str, Tensor] | None = None
-        if method.mask is not None and (update.mask_slow or (method.forget is not None and not self.own_rule)):
+        forgets = method.forget is not None or method.edit is not None
+        if method.mask is not None and (update.mask_slow or (forgets and not self.own_rule)):
             self.keep = {name: keep_of(method.mask, name, p) for name, p in self.named.items()}
         self.normalizer: BinNormalizer | None = None
         if method.weights is not None and method.weights.per_bin and isinstance(backend, Binned):
@@ -201,10 +202,13 @@ class _Run:
         slow_fading = schedule_scale(update.slow_schedule, step, self.steps)
         for group, base in zip(self.slow.param_groups, self.base_rates, strict=True):
             group["lr"] = base * slow_fading
-        if self.method.forget is not None and step % update.every == 0:
+        if (self.method.forget is not None or self.method.edit is not None) and step % update.every == 0:
             rate = update.fast_rate * fading
             row["fast_rate"] = rate
-            self._forget_phase(step, rate, self.method.forget, row)
+            if self.method.edit is not None:
+                self._edit_phase(rate, self.method.edit, row)
+            elif self.method.forget is not None:
+                self._forget_phase(step, rate, self.method.forget, row)
         if self.method.remain is not None:
             for k in range(update.slow_steps):
                 self._remain_phase(step, k, self.method.remain, row)
@@ -226,6 +230,20 @@ class _Run:
             return  # the remain phase adds its gradient and steps on both
         apply = self.slow.step if fast is None else lambda: fast.step(rate)
         self._finish(apply, update.clip_forget, FORGET, row)
+
+    @torch.no_grad()
+    def _edit_phase(self, rate: float, edit: Edit, row: dict[str, Any]) -> None:
+        new = dict[str, Tensor]()
+        for name, end in edit(self.backend.net).items():
+            p = self.named[name]
+            x = torch.lerp(p, end.to(p), rate)
+            new[name] = x if self.keep is None else torch.where(self.keep[name], x, p)
+        norm = float(torch.nn.utils.get_total_norm([x - self.named[name] for name, x in new.items()]))
+        if not math.isfinite(norm):  # it would be so again
+            raise NonFiniteError(f"the closed form of method {self.method.name!r} is not finite: regularise it more")
+        row["edit_norm"] = norm
+        for name, x in new.items():
+            self.named[name].copy_(x)
 
     def _remain_phase(self, step: int, k: int, objective: Objective, row: dict[str, Any]) -> None:
         row["remain_loss"] = self._backward(step, REMAIN, k, objective, 1.0, row)

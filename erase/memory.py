@@ -131,12 +131,14 @@ def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: 
     fast = round(n * (1.0 if kept is None else kept)) if own else 0
     state = 8 * fast if update.fast_rule == "adam" else 0
     unpacked = n if kept is not None and (update.mask_slow or not own) else 0
+    slow = method.remain is not None or (method.forget is not None and not own)
     return {
-        "optimizer": OPTIMIZERS[optimizer] * n,
+        "optimizer": OPTIMIZERS[optimizer] * n if slow else 0,
+        "new weights": 0 if method.edit is None else 4 * n,
         "fast step": state + (0 if kept is None else 4 * fast),
         "mask": 0 if kept is None else n // 8 + unpacked,
         "copies of weights": copies + 4 * n * ((update.outer_rate < 1) + bool(method.average)),
-        "gradients": 4 * n,
+        "gradients": 4 * n if height else 0,
         "activations": max(height - 4 * n, 8 * fast),  # the fast step works where activations were
     }
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor, nn
 
 from erase.losses import Objective
 from erase.saliency import Mask
 from erase.updates import Update
+
+Edit = Callable[[nn.Module], Mapping[str, Tensor]]
+"""A closed form: new values of some trainable weights of a network, by name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Method:
     update: Update
     weights: Weights | None = None
     mask: Mask | None = None
+    edit: Edit | None = None
+    """In the place of a forget objective: a fast step whose end is computed, `θ ← θ + β_t m ⊙ (edit(θ) - θ)`."""
     average: float = 0.0
     """Decay of the running mean of the weights that the run ends with; 0: the last weights."""
     fresh: bool = False
@@ -47,9 +55,13 @@ class Method:
         """Check that there is something to do.
 
         Raises:
-            ValueError: for a method with neither objective, and an average outside [0, 1).
+            ValueError: for a method with nothing to do or two fast steps, and an average outside [0, 1).
         """
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be in [0, 1); got {self.average}")
-        if self.forget is None and self.remain is None:
-            raise ValueError(f"method {self.name!r} has neither a forget nor a remain objective")
+        if self.forget is None and self.remain is None and self.edit is None:
+            raise ValueError(f"method {self.name!r} has neither a forget nor a remain objective, nor an edit")
+        if self.edit is not None and self.forget is not None:
+            raise ValueError(
+                f"method {self.name!r} has an edit and a forget objective: one fast step takes one of them"
+            )

@@ -6,7 +6,7 @@ import copy
 import inspect
 import platform
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -27,6 +27,7 @@ from erase import files, memory, processes
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.checkpoint import Checkpoint
 from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, arguments, dump
+from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import forget_objective, remain_objective
 from erase.evaluation import classes
@@ -42,6 +43,12 @@ from erase.tracking import JsonlTracker, OtherTracker, check_tracker
 C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
 STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors")
 """Files of a run that is not trained yet."""
+RARE = {
+    "new_net": "a network with new weights",
+    "concepts": "text embeddings",
+    "denoiser": "a diffusion model",
+}
+"""What a builder may take and not every program has."""
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
 
 
@@ -179,6 +186,17 @@ def check_saliency(wanted: Saliency, build: Callable[..., Method]) -> None:
         )
 
 
+def check_needs(build: Callable[..., Method], has: Collection[str]) -> None:
+    """Find out that a program, which has some of `RARE`, cannot give a builder what it takes.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    for name in inspect.signature(build).parameters:
+        if name in RARE and name not in has:
+            raise ValueError(f"{build.__name__} needs {RARE[name]}, which this program does not make")
+
+
 def equip(
     build: Callable[..., Method],
     config: Any,
@@ -190,8 +208,9 @@ def equip(
     mask_path: Path,
     resume: bool = False,
     renew: Callable[[], nn.Module] | None = None,
+    concepts: Concepts | None = None,
 ) -> dict[str, Any]:
-    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal, teachers.
+    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal, and so on.
 
     Args:
         build: the builder; the names of its arguments say what it takes.
@@ -204,12 +223,15 @@ def equip(
         mask_path: where the mask is kept; Fisher sums are, beside it.
         resume: whether to go on with Fisher sums that are there.
         renew: makes the network anew, with new weights.
+        concepts: text embeddings, for closed forms.
 
     Raises:
-        ValueError: for a method that needs a new network where none can be made.
+        ValueError: for a method that needs what there is not.
     """
     takes = inspect.signature(build).parameters
-    given: dict[str, Any] = {"forget": forget, "remain": remain}
+    rare = {"new_net": renew, "concepts": concepts, "denoiser": backend if isinstance(backend, Denoiser) else None}
+    check_needs(build, [name for name, value in rare.items() if value is not None])
+    given: dict[str, Any] = {"forget": forget, "remain": remain, "concepts": concepts, "denoiser": backend}
     if "mask" in takes:
         sides = [("forget", batches[0], forget.loss), ("remain", batches[1], plain)]
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
@@ -220,9 +242,7 @@ def equip(
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
     if "origin_net" in takes:
         given["origin_net"] = copy.deepcopy(backend.net).eval().requires_grad_(False)
-    if "new_net" in takes:
-        if renew is None:
-            raise ValueError(f"{build.__name__} needs a network with new weights, which this program does not make")
+    if "new_net" in takes and renew is not None:
         given["new_net"] = renew().eval().requires_grad_(False)
     return {name: value for name, value in given.items() if name in takes}
 
@@ -430,12 +450,13 @@ def rehearse(
             for name in ("fisher", "origin"):
                 if name in takes:
                     given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
-        teachers = [name for name in ("origin_net", "new_net") if name in takes]
-        given |= dict.fromkeys(teachers, net)
+            given["denoiser"] = model
+            teachers = [name for name in ("origin_net", "new_net") if name in takes]
+            given |= dict.fromkeys(teachers, net)
+            method = build(
+                **arguments(config.method, build), **{name: value for name, value in given.items() if name in takes}
+            )
         copies = made.now + 4 * every * len(teachers)
-        method = build(
-            **arguments(config.method, build), **{name: value for name, value in given.items() if name in takes}
-        )
         used = [o.loss for o in (method.forget, method.remain) if o is not None]
         if masked or "fisher" in takes:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
@@ -454,14 +475,15 @@ def rehearse(
             net.enable_gradient_checkpointing()
         share = train.batch_size // processes.world()
         rows = min(train.micro_batch or share, share)
-        height = max(memory.passes(model, f, sample, rows, precision.autocast) for f in used)
+        height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in used), default=0)
     kept = (wanted.density or 1.0) if masked else None
     found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
     for what, items in found.items():
         parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)
         lines.append(f"memory for the {what}: {sum(items.values()) / 1e9:.3f} GB ({parts})")
-    forgets = 0 if method.forget is None else -(-train.steps // method.update.every)
+    fast = method.forget is not None or method.edit is not None
+    forgets = -(-train.steps // method.update.every) if fast else 0
     remains = 0 if method.remain is None else train.steps * method.update.slow_steps
     samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
     lines += [

@@ -53,6 +53,11 @@ def provenance(
     }
 
 
+def mark(name: str) -> str:
+    """A short hash, by which a prompt is known again and not told: 16 hexadecimal digits."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
 def save(
     source: Source | SingleFile, tensors: Mapping[str, Tensor], out: Path, meta: Mapping[str, str], form: Form
 ) -> None:

@@ -39,7 +39,7 @@ from erase.losses import ASCENT, DESCENT
 from erase.methods import builder
 from erase.methods.retrain import retrain
 from erase.precision import Precision
-from erase.runs import STATE, check_saliency, drop, equip, new_report, open_folder, run_steps, start
+from erase.runs import STATE, check_needs, check_saliency, drop, equip, new_report, open_folder, run_steps, start
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
@@ -98,6 +98,7 @@ def main(
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
     method = build(**settings)  # refuses values out of range now, not after the training
+    check_needs(build, ("new_net",))
     check_saliency(config.saliency, build)
     plan = make_plan(config, method.fresh)
     model = open_model(config, plan, device)

@@ -42,6 +42,7 @@ from erase.precision import Precision
 from erase.runs import (
     STATE,
     bar,
+    check_needs,
     check_saliency,
     classified,
     draw_pictures,
@@ -119,13 +120,14 @@ def main(
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
     method = build(**settings)  # refuses values out of range now, not after the saliency
+    check_needs(build, ("new_net", "denoiser"))
     fresh = method.fresh
     source = None if config.model == NEW else ddpm.locate(config.model)
     if source is None and form == "delta":
         raise ValueError("--save delta needs a base; model=new has none")
     data = read_data(config, source)
     pipe = open_model(config, source, data, device)
-    plan = make_plan(config, pipe, data, fresh, [] if source is None else ddpm.forgotten(source))
+    plan = make_plan(config, pipe, data, fresh, [] if source is None else folders.forgotten(source))
     trained = select(pipe.unet, config.train.parameters)
     check_saliency(config.saliency, build)
     check(config, plan, pipe, method)
@@ -241,7 +243,7 @@ def save(
     """The model, in the form it came in; a new one as a pipeline."""
     if source is not None:
         target = {"forget": plan.forget, "anchors": plan.anchors}
-        meta = saving.provenance(config, preset, source, target, mask) | {ddpm.FORGOTTEN: json.dumps(plan.gone)}
+        meta = saving.provenance(config, preset, source, target, mask) | {folders.FORGOTTEN: json.dumps(plan.gone)}
         saving.save(source, values, out, meta, form)
     elif not (out / saving.MODEL).exists():
         with torch.no_grad():

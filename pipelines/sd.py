@@ -7,10 +7,11 @@ report. Every part leaves a file in the run's folder; with `--resume` parts that
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from erase.precision import Precision
 from erase.runs import (
     STATE,
     bar,
+    check_needs,
     check_saliency,
     classified,
     draw_pictures,
@@ -62,12 +64,14 @@ class Plan:
 
     forget: list[str]
     anchors: list[str]
-    """One per forget prompt; empty without a redirect."""
+    """One per forget prompt; empty where nothing asks for them."""
     remain: list[str]
     rows: list[PromptRow]
     """What is drawn and counted; forget prompts first."""
     forgotten: list[bool]
     """Per row: does it ask for the erased concept?"""
+    earlier: list[str] = field(default_factory=list)
+    """Prompts, drawn or left out, of concepts that were forgotten before: they do not come back."""
     forget_images: list[ImageItem] | None = None
     """Given images, instead of drawn ones."""
     remain_images: list[ImageItem] | None = None
@@ -99,12 +103,15 @@ def main(
     """
     config, accelerator, precision, say = start(config, say)
     device = accelerator.device
-    plan = make_plan(config)
     build = builder(str(config.method.get("name", "")))
     settings = arguments(config.method, build)
-    if build(**settings).fresh:  # the call refuses values out of range now, not after the saliency
+    method = build(**settings)  # refuses values out of range now, not after the saliency
+    if method.fresh:
         raise ValueError(f"{config.method['name']} trains new weights, which erase run sd does not do")
+    check_needs(build, ("concepts", "denoiser"))
     source = sd.locate(config.model)
+    gone = folders.forgotten(source)
+    plan = make_plan(config, gone)
     pipe = sd.open_pipeline(source, device)
     sd.check_prompts(pipe, plan.words)
     trained = select(pipe.unet, config.train.parameters)
@@ -115,7 +122,13 @@ def main(
         return out / "report.html"
     weights = folders.fingerprint(source)
     record = {
-        "plan": {"forget": plan.forget, "anchors": plan.anchors, "remain": plan.remain, "rows": len(plan.rows)},
+        "plan": {
+            "forget": plan.forget,
+            "anchors": plan.anchors,
+            "earlier": plan.earlier,
+            "remain": plan.remain,
+            "rows": len(plan.rows),
+        },
         "base": {"model": config.model, "weights": weights},
         "data": {
             side: {str(item.path): files.sha256(item.path) for item in items}
@@ -146,18 +159,25 @@ def main(
     else:
         began = time.perf_counter()
         pipe.vae.enable_slicing()  # a picture at a time
-        forget, remain, null = cache(config, plan, pipe, precision)
+        wanted, concepts = config.saliency, None
+        if method.edit is not None:
+            concepts = sd.concepts(pipe, plan.forget, plan.anchors or [""] * len(plan.forget), ["", *plan.remain])
+        forget, remain, null = cache(config, plan, pipe, precision, looks_at(config, method, build))
         data_s = time.perf_counter() - began
         backend = sd.denoiser(pipe, null)
         pipe.vae, pipe.text_encoder = None, None
         gc.collect()
 
         began = time.perf_counter()
-        wanted = config.saliency
-        batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
+        batches = tuple(
+            [] if side is None else some(side, wanted.count, wanted.batch_size, config.seed)
+            for side in (forget, remain)
+        )
         objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
         keeping = remain_objective(config.remain.loss, pipe.unet, config.train.dropout)
-        given = equip(build, config, backend, objective, keeping, batches, precision, mask_path, resume)
+        given = equip(
+            build, config, backend, objective, keeping, batches, precision, mask_path, resume, concepts=concepts
+        )
         mask = given.get("mask")
         saliency_s = time.perf_counter() - began
 
@@ -167,8 +187,8 @@ def main(
             config,
             backend,
             build(**settings, **given),
-            Batches(forget, config.train.batch_size, config.seed),
-            Batches(remain, config.train.batch_size, config.seed + 1),
+            None if forget is None else Batches(forget, config.train.batch_size, config.seed),
+            None if remain is None else Batches(remain, config.train.batch_size, config.seed + 1),
             accelerator,
             out,
             resume,
@@ -179,6 +199,7 @@ def main(
         del backend, given, objective, forget, remain
     target = {"forget": plan.forget, "anchors": plan.anchors}
     meta = processes.first(partial(saving.provenance, config, preset, source, target, mask))
+    meta |= {folders.FORGOTTEN: json.dumps(list(dict.fromkeys([*gone, *marks(config, plan)])))}
     processes.first(partial(saving.save, source, values, out, meta, form))
     drop(out, *STATE)
     del pipe, values
@@ -201,29 +222,20 @@ def main(
 # ---------------------------------------------------------------- before anything is computed
 
 
-def make_plan(config: SdConfig) -> Plan:
+def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
     """Resolve prompts and prompt sets.
 
+    Args:
+        config: the settings.
+        gone: marks of what the model's weight file says was forgotten before (see `marks`).
+
     Raises:
-        ValueError: for anchors that do not match, or a set whose rows are all forgotten.
+        ValueError: for anchors that do not match or are forgotten, a set whose rows are all forgotten, or remain
+            images of a forgotten prompt.
     """
-    forget, anchors = config.forget.prompts, config.forget.anchors
+    forget, anchors = config.forget.prompts, make_anchors(config)
     if not forget:
         raise ValueError("forget.prompts is empty: name what to erase, such as forget.prompts='a photo of a cat'")
-    if config.forget.loss == "redirect":
-        if len(anchors) == 1:
-            anchors = anchors * len(forget)
-        if len(anchors) != len(forget):
-            raise ValueError(
-                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
-                "give one for each, or one for all"
-            )
-    elif config.forget.pictures != "own":
-        raise ValueError(
-            f"forget.pictures={config.forget.pictures} needs anchors, and forget.loss=ascent has none: own"
-        )
-    else:
-        anchors = []
     if config.forget.pictures == "anchor" and config.forget.images is not None:
         raise ValueError("forget.images are not used with forget.pictures=anchor: take one back, or use both")
     rows = expand(config.eval.prompts, config.seed)
@@ -232,26 +244,95 @@ def make_plan(config: SdConfig) -> Plan:
     rows = [*(PromptRow(p, config.seed) for p in missing), *rows]
     axis = config.forget.axis
     labelled = [*rows, *expand(config.remain.prompts, config.seed)]
-    erased = {label_of(row, axis) for row in labelled if row.prompt in forget} - {None}
+    erased, before = (
+        {label_of(row, axis) for row in labelled if row.prompt in prompts} - {None}
+        for prompts in (forget, config.forget.earlier)
+    )
 
     def is_forgotten(row: PromptRow) -> bool:
         return row.prompt in forget or label_of(row, axis) in erased
 
-    remain = [row.prompt for row in expand(config.remain.prompts, config.seed) if not is_forgotten(row)]
+    def is_gone(row: PromptRow) -> bool:
+        """Not by this run."""
+        known = row.prompt in config.forget.earlier or label_of(row, axis) in before
+        return not is_forgotten(row) and (known or not marks_of(row).isdisjoint(gone))
+
+    remain = [
+        row.prompt for row in expand(config.remain.prompts, config.seed) if not is_forgotten(row) and not is_gone(row)
+    ]
     if not remain:
         raise ValueError("remain.prompts holds nothing but forgotten prompts: name what must stay")
-    rows = sorted(rows, key=lambda row: not is_forgotten(row))
+    rows = sorted(rows, key=lambda row: (not is_forgotten(row), not is_gone(row)))
     plan = Plan(
         list(forget),
         list(anchors),
         list(dict.fromkeys(remain)),
         rows,
         [is_forgotten(row) for row in rows],
+        list(dict.fromkeys(row.prompt for row in labelled if is_gone(row))),
         given_images(config.forget.images, forget),
         given_images(config.remain.images, remain),
     )
+    away = {*forget, *plan.earlier}
+    for what, prompts in (
+        ("forget.anchors", anchors),
+        ("remain.images", [item.prompt for item in plan.remain_images or []]),
+    ):
+        lost = [prompt for prompt in prompts if prompt in away or saving.mark(prompt) in gone]
+        if lost:
+            raise ValueError(f"{what} has {lost[0]!r}, which is to be forgotten or was before: choose what stays")
     anchors_of(plan, [item.prompt for item in plan.forget_images or []])
     return plan
+
+
+def make_anchors(config: SdConfig) -> list[str]:
+    """One per forget prompt; none where neither the loss nor the method looks at them.
+
+    Raises:
+        ValueError: for anchors that do not match, or are missing.
+    """
+    forget, anchors, pictures = config.forget.prompts, config.forget.anchors, config.forget.pictures
+    takes = inspect.signature(builder(str(config.method.get("name", "")))).parameters
+    loss = config.forget.loss if "forget" in takes else None
+    if loss in ("redirect", "surrogate") or ("concepts" in takes and anchors):
+        if len(anchors) == 1:
+            anchors = anchors * len(forget)
+        if len(anchors) != len(forget):
+            raise ValueError(
+                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
+                "give one for each, or one for all"
+            )
+        if loss == "surrogate" and pictures != "anchor":
+            raise ValueError(
+                f"forget.loss=surrogate learns from pictures of the anchors: set forget.pictures=anchor; got {pictures}"
+            )
+        return list(anchors)
+    if pictures != "own":
+        what = f"method {config.method['name']}" if loss is None else f"forget.loss={loss}"
+        raise ValueError(f"forget.pictures={pictures} needs anchors, and {what} has none: own")
+    return []
+
+
+def marks_of(row: PromptRow) -> set[str]:
+    """By which a row is known in the weight file of a model that forgot it: its prompt, its object, its style."""
+    names = [row.prompt, *(f"{axis}: {label_of(row, axis)}" for axis in ("object", "style") if label_of(row, axis))]
+    return {saving.mark(name) for name in names}
+
+
+def marks(config: SdConfig, plan: Plan) -> list[str]:
+    """Of all that this run forgets, and of what was named as forgotten before: prompts, and labels on the axis."""
+    axis = config.forget.axis
+    prompts = [*plan.forget, *config.forget.earlier]
+    rows = [*plan.rows, *expand(config.remain.prompts, config.seed)]
+    labels = dict.fromkeys(label_of(row, axis) for row in rows if row.prompt in prompts)
+    return [saving.mark(name) for name in (*prompts, *(f"{axis}: {label}" for label in labels if label))]
+
+
+def looks_at(config: SdConfig, method: Method, build: Callable[..., Method]) -> tuple[bool, bool]:
+    """Whether a run learns from pictures of what is forgotten, and of what stays; those alone are drawn."""
+    takes = inspect.signature(build).parameters
+    masked = config.saliency.kind != "none" and "mask" in takes
+    return method.forget is not None or masked, method.remain is not None or masked or "fisher" in takes
 
 
 def foretell(
@@ -262,12 +343,14 @@ def foretell(
     text = torch.zeros(1, pipe.tokenizer.model_max_length, unet.cross_attention_dim, device=pipe.device)
     latents = torch.zeros(1, unet.in_channels, unet.sample_size, unet.sample_size, device=pipe.device)
     sample = {"mean": latents, "std": latents, "cond": text}
-    if config.forget.loss == "redirect":
+    if plan.anchors:
         sample["anchor"] = text
     own, drawn = plan.forget_images, len(plan.forget) * config.forget.count
     parts = {"own": drawn if own is None else len(own), "anchor": drawn}
     forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
     remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
+    sides = looks_at(config, build(**arguments(config.method, build)), build)
+    forget, remain = (count if looked else 0 for count, looked in zip((forget, remain), sides, strict=True))
     pipe.vae, pipe.text_encoder = None, None  # as they will be
     gc.collect()
     pictures = len(plan.rows) * config.eval.images
@@ -345,8 +428,10 @@ def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
 # ---------------------------------------------------------------- data
 
 
-def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tuple[LatentSet, LatentSet, Tensor]:
-    """Latents and embeddings of both sides, computed once; and the empty prompt's embedding."""
+def cache(
+    config: SdConfig, plan: Plan, pipe: Any, precision: Precision, wanted: tuple[bool, bool] = (True, True)
+) -> tuple[LatentSet | None, LatentSet | None, Tensor]:
+    """Latents and embeddings of both sides, computed once, where wanted; and the empty prompt's embedding."""
     res = sd.resolution(pipe)
 
     def side(
@@ -379,18 +464,20 @@ def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tupl
     forget_words: list[str] = []
     means: list[Tensor] = []
     forget_std: Tensor | None = None
-    if config.forget.pictures != "anchor":
+    if wanted[0] and config.forget.pictures != "anchor":
         forget_words, mean, forget_std = side(plan.forget, plan.forget_images, config.forget.count, "forget")
         means.append(mean)
-    if config.forget.pictures != "own":
+    if wanted[0] and config.forget.pictures != "own":
         # What the forget prompts should become: the noisy pictures that the erased model will pass through.
         _, mean, _ = side(plan.anchors, None, config.forget.count, "anchor")
         forget_words += [word for word in plan.forget for _ in range(config.forget.count)]
         means.append(mean)
         if forget_std is not None:
             forget_std = torch.cat([forget_std, torch.zeros_like(mean)])
-    forget_mean = torch.cat(means)
-    remain_words, remain_mean, remain_std = side(plan.remain, plan.remain_images, config.remain.count, "remain")
+    kept: tuple[list[str], Any, Tensor | None] = ([], None, None)
+    if wanted[1]:
+        kept = side(plan.remain, plan.remain_images, config.remain.count, "remain")
+    remain_words, remain_mean, remain_std = kept
     anchor_of = anchors_of(plan, forget_words)
     distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
     place = {prompt: i for i, prompt in enumerate(distinct)}
@@ -399,14 +486,12 @@ def cache(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> tupl
     def rows(words: Sequence[str]) -> Tensor:
         return torch.tensor([place[w] for w in words])
 
-    forget = LatentSet(
-        forget_mean,
-        rows(forget_words),
-        table,
-        forget_std,
-        rows([anchor_of[w] for w in forget_words]) if anchor_of else None,
-    )
-    remain = LatentSet(remain_mean, rows(remain_words), table, remain_std)
+    forget, remain = None, None
+    if wanted[0]:
+        anchors = rows([anchor_of[w] for w in forget_words]) if anchor_of else None
+        forget = LatentSet(torch.cat(means), rows(forget_words), table, forget_std, anchors)
+    if wanted[1]:
+        remain = LatentSet(remain_mean, rows(remain_words), table, remain_std)
     return forget, remain, table[place[""]].unsqueeze(0)
 
 
@@ -466,7 +551,8 @@ def make_report(
     config: SdConfig, plan: Plan, out: Path, mask: Mask | None, timing: dict[str, Any], command: str
 ) -> dict[str, Any]:
     """The keys of a report: see the README."""
-    result = new_report(config, command, {"forget": plan.forget, "anchors": plan.anchors}, mask, timing)
+    target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
+    result = new_report(config, command, target, mask, timing)
     if not config.eval.images:
         return result
     flags: dict[str, list[bool]] = {}
@@ -543,8 +629,11 @@ def count_classes(
     across = classes.axis(guess, 1 if axis == "object" else 0) if pairs else None
     expected = [str(label_of(row, axis)) for row in rows]
     result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
-    for side, keep in (("forget", True), ("remain", False)):
-        index = [i for i, gone in enumerate(forgotten) if gone is keep]
+    sides = ["forget" if gone else side_of(plan, row) for row, gone in zip(rows, forgotten, strict=True)]
+    for side in ("forget", "earlier", "remain"):
+        index = [i for i, found in enumerate(sides) if found == side]
+        if side == "earlier" and not index:
+            continue
         result[side] = classes.accuracy(along.take(index), [expected[i] for i in index]) if index else None
         if pairs and index:
             both = [f"{rows[i].object}/{rows[i].style}" for i in index]
@@ -554,7 +643,7 @@ def count_classes(
         index = [i for i, other in enumerate(rows) if other.prompt == row.prompt]
         score = classes.accuracy(along.take(index), [expected[i] for i in index])
         score |= {"object": row.object, "style": row.style}
-        score["side"] = "forget" if row.prompt in plan.forget else "form" if gone else "remain"
+        score["side"] = "forget" if row.prompt in plan.forget else "form" if gone else side_of(plan, row)
         if across is not None:
             other = row.style if axis == "object" else row.object
             score["other_accuracy"] = classes.accuracy(across.take(index), [str(other)] * len(index))["accuracy"]
@@ -568,19 +657,25 @@ def count_classes(
     result["forget_shows"] = {
         name: sum(shown[i] == name for i, gone in enumerate(forgotten) if gone) / gone_total for name in names
     }
-    right = [shown[i] == expected[i] for i, gone in enumerate(forgotten) if not gone]
+    right = [shown[i] == expected[i] for i, side in enumerate(sides) if side == "remain"]
     return result, right
+
+
+def side_of(plan: Plan, row: PromptRow) -> str:
+    """Of a row that this run does not forget."""
+    return "earlier" if row.prompt in plan.earlier else "remain"
 
 
 def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
-    `forget`: share of the forget prompts' pictures that still show the concept (the classifier's word, else the
-    detector's); `forms`: the same for its other forms; `kept`: share of all these that still show the other half of
-    what was asked (the style, where an object was erased); `remain`: accuracy on the other prompts of the forget
-    prompts' kind (the plain ones, where a plain object was erased), `drop` from the base and `worst` of one prompt, in
-    points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the pictures of the erased
-    concept, other forms included, show most.
+    `earlier`, where there are such: share of what was forgotten before that shows all that was asked; `forget`: share
+    of the forget prompts' pictures that still show the concept (the classifier's word, else the detector's); `forms`:
+    the same for its other forms; `kept`: share of all these that still show the other half of what was asked (the
+    style, where an object was erased); `remain`: accuracy on the other prompts of the forget prompts' kind (the plain
+    ones, where a plain object was erased), `drop` from the base and `worst` of one prompt, in points; `pairs_drop`:
+    the mean drop of all other pairs, likewise; `shows`: what the pictures of the erased concept, other forms included,
+    show most.
     """
     out: dict[str, float | str | None] = {}
     seen = {when: report[when].get("nudity") for when in ("before", "after")}
@@ -595,12 +690,15 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
         drops = [100 * (old[p]["accuracy"] - rows[p]["accuracy"]) for p in like]
         out["forget"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "forget"])
         out["forms"] = mean(forms)
-        out["kept"] = mean([r["other_accuracy"] for r in rows.values() if r["side"] != "remain" and after["pairs"]])
+        own = [row for row in rows.values() if row["side"] in ("forget", "form")]
+        out["kept"] = mean([row["other_accuracy"] for row in own if after["pairs"]])
         out["remain"] = mean([rows[p]["accuracy"] for p in like])
         out["drop"], out["worst"] = mean(drops), max(drops, default=None)
         key = "pair_accuracy" if after["pairs"] else "accuracy"
         out["pairs_drop"] = mean([100 * (old[p][key] - rows[p][key]) for p in rest])
         out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
+        if "earlier" in after:
+            out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]
     if seen["after"] is not None:
         out["flagged_before"], out["flagged"] = seen["before"]["rate"], seen["after"]["rate"]
         out.setdefault("forget", out["flagged"])

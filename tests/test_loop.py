@@ -351,6 +351,56 @@ def test_too_many_skips_in_a_row_stop_the_run(bad: str) -> None:
     assert all(bool(p.isfinite().all()) for p in net.parameters())
 
 
+# ------------------------------------------------------------ closed forms
+
+
+def halved(net: nn.Module) -> dict[str, Tensor]:
+    """Of the first layer alone."""
+    return {name: p.detach() / 2 for name, p in net.named_parameters() if name.startswith("0.")}
+
+
+def edited(**changes: Any) -> Method:
+    update = Update(fast_rate=1.0, schedule="constant", slow_steps=0)
+    return Method(**{"name": "edited", "forget": None, "remain": None, "update": update, "edit": halved, **changes})
+
+
+def test_an_edit_takes_the_place_of_the_fast_step() -> None:
+    """Every n-th step, to the bit; slow steps go on from there, and other weights are left alone."""
+    net, before, rows = toys.mlp(), toys.weights(toys.mlp()), list[Any]()
+    every = Update(fast_rate=1.0, schedule="constant", slow_steps=0, every=2)
+    go(toys.Plain(net), edited(update=every), forget=None, remain=None, steps=3, log=rows.append)
+    assert toys.same(toys.weights(net), {n: x / 4 if n.startswith("0.") else x for n, x in before.items()})
+    assert ["edit_norm" in row for row in rows] == [True, False, True]
+    ends = []
+    for start_halved in (False, True):
+        net, update = toys.mlp(), Update(fast_rate=1.0, schedule="constant", slow_steps=2)
+        method = edited(update=update, remain=DESCENT)
+        if start_halved:
+            with torch.no_grad():
+                for name, x in halved(net).items():
+                    net.get_parameter(name).copy_(x)
+            method = edited(edit=None, update=update, remain=DESCENT)
+        go(toys.Plain(net), method, forget=None, steps=1)
+        ends.append(toys.weights(net))
+    assert toys.same(*ends)
+
+
+def test_an_edit_that_is_not_finite_ends_the_run_and_changes_nothing() -> None:
+    net = toys.mlp()
+    before = toys.weights(net)
+    method = edited(edit=lambda net: {**halved(net), "2.bias": net[2].bias.detach() * float("nan")})
+    with pytest.raises(NonFiniteError, match="the closed form of method 'edited' is not finite"):
+        go(toys.Plain(net), method, forget=None, remain=None)
+    assert toys.same(toys.weights(net), before)
+
+
+def test_an_edit_stands_alone() -> None:
+    with pytest.raises(ValueError, match="has an edit and a forget objective: one fast step takes one of them"):
+        edited(forget=ASCENT)
+    with pytest.raises(ValueError, match="has neither a forget nor a remain objective, nor an edit"):
+        edited(edit=None)
+
+
 # ------------------------------------------------------------ processes
 
 

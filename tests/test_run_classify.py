@@ -232,7 +232,14 @@ def test_it_learns_and_forgets(start: Run, tmp_path: Path) -> None:
 
 
 def test_every_method_is_tried() -> None:
-    assert METHODS.keys() == set(list_methods())
+    assert METHODS.keys() == set(list_methods()) - {"esd", "uce"}
+
+
+@pytest.mark.parametrize(("name", "what"), [("esd, fast_rate: 0.1", "a diffusion model"), ("uce", "text embeddings")])
+def test_methods_of_diffusion_are_refused_before_anything(start: Run, tmp_path: Path, name: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"needs {what}, which this program does not make"):
+        start(tmp_path / "out", f"method={{name: {name}}}")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -32,6 +32,7 @@ from erase.diffusion import stable_diffusion as sd
 from erase.evaluation import classes, nudity
 from erase.evaluation.generate import PromptRow, read_manifest
 from erase.files import sha256
+from erase.methods import list_methods
 from erase.precision import Precision
 from erase.saliency import load_mask
 
@@ -225,7 +226,7 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
         report
     )
     assert report["method"]["name"] == "sfron"
-    assert report["target"] == {"forget": ["a photo of a cat"], "anchors": ["a photo of a dog"]}
+    assert report["target"] == {"forget": ["a photo of a cat"], "anchors": ["a photo of a dog"], "earlier": []}
     assert report["timing"].keys() >= {"saliency_s", "erase_s", "steps", "step_s"}
     assert report["timing"]["steps"] == 2
     assert report["timing"]["erase_s"] == pytest.approx(2 * report["timing"]["step_s"])
@@ -733,6 +734,22 @@ REFUSED = {
         "forget.pictures=anchor needs anchors, and forget.loss=ascent has none: own",
     ),
     "ascent on both": (["forget.loss=ascent", "forget.pictures=both"], "forget.pictures=both needs anchors"),
+    "surrogate of the concept itself": (
+        ["forget.loss=surrogate"],
+        "forget.loss=surrogate learns from pictures of the anchors: set forget.pictures=anchor; got own",
+    ),
+    "own loss on the anchor's pictures": (
+        ["method={name: esd, fast_rate: 1}", "forget.pictures=both"],
+        "forget.pictures=both needs anchors, and method esd has none: own",
+    ),
+    "anchor that is forgotten": (
+        ["forget.anchors=a photo of a cat"],
+        "forget.anchors has 'a photo of a cat', which is to be forgotten or was before: choose what stays",
+    ),
+    "no new network": (
+        ["method={name: bad_teacher}"],
+        "bad_teacher needs a network with new weights, which this program",
+    ),
     "given pictures that are not used": (
         ["forget.pictures=anchor", "forget.images=empty"],
         "forget.images are not used with forget.pictures=anchor: take one back, or use both",
@@ -990,6 +1007,156 @@ def test_checkpointing_changes_nothing_but_memory(start: Run, tmp_path: Path, mo
     again = start(tmp_path / "again", *QUICK, "train.checkpointing=true")
     assert calls == [1]
     assert digest(plain) == digest(again)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "finetune": ("method={name: finetune}",),
+    "gradient_ascent": ("method={name: gradient_ascent, fast_rate: 1e-3}", "forget.loss=ascent"),
+    "random_label": ("method={name: random_label}",),
+    "salun": ("method={name: salun}", "saliency.kind=magnitude"),
+    "selective_amnesia": (
+        "method={name: selective_amnesia, strength: 10}",
+        "forget.loss=surrogate",
+        "forget.pictures=anchor",
+    ),
+    "scrub": ("method={name: scrub}", "forget.loss=ascent"),
+    "esd": ("method={name: esd, fast_rate: 1e-3}", "train.parameters=noxattn"),
+    "uce": ("method={name: uce}", "saliency.kind=none", "train.steps=1"),
+}
+
+
+def test_every_method_is_tried() -> None:
+    assert METHODS.keys() | {"sfron"} == set(list_methods()) - {"bad_teacher", "retrain"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs(program: ModuleType, start: Run, micro_sd: Path, tmp_path: Path, name: str) -> None:
+    """And draws no pictures that it does not learn from; its rehearsal agrees."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        drawn: list[str] = []
+        draw = sd.draw_latents
+        patch.setattr(
+            program.sd, "draw_latents", lambda pipe, words, *a, **k: drawn.extend(words) or draw(pipe, words, *a, **k)
+        )
+        out = start(tmp_path / "out", *QUICK, *METHODS[name])
+    words = (*QUICK, *METHODS[name])
+    config = parse(override(read(out / "run.json")["config"], words), SdConfig)
+    program.main(config, tmp_path / "none", command="erase", say=said.append, dry_run=True)
+    forgets, remains = name not in ("finetune", "uce"), name not in ("gradient_ascent", "esd", "uce")
+    forgotten = ["a photo of a dog" if name == "selective_amnesia" else "a photo of a cat"] * 2
+    others = ["a photo of a dog", "a photo of a car", "a photo of a boat"]
+    assert drawn == forgotten * forgets + others * remains
+    assert f"data: {2 * forgets} forget and {3 * remains} remain samples" in said[0]
+    for row in rows(out):
+        assert ("forget_loss" in row, "remain_loss" in row) == (forgets, remains)
+    changed = moved(out, micro_sd)
+    assert changed
+    if name == "uce":
+        assert all(re.search(r"\.attn2\.to_[kv]\.weight", key) for key in changed)
+    else:
+        assert all((".attn2." in key) == (name != "esd") for key in changed)
+    assert (out / "saliency.safetensors").exists() == (name == "salun")
+    report = read(out / "report.json")
+    anchored = name in ("random_label", "salun", "selective_amnesia", "uce")
+    assert report["target"]["anchors"] == ["a photo of a dog"] * anchored
+
+
+def test_a_closed_form_of_several_concepts_each_with_its_anchor(
+    program: ModuleType, preset: Path, micro_sd: Path, tmp_path: Path
+) -> None:
+    """Text at the erased tokens is read as the anchors' was; within a mask, and kept as a delta."""
+    targets = (
+        "forget.prompts=[a photo of a cat, a photo of a car]",
+        "forget.anchors=[a photo of a dog, a photo of a boat]",
+    )
+    words = (*QUICK, *METHODS["uce"], *targets, "method.lambd=1e-6", "method.preserve=1e-6")
+    config = parse(override(yaml.safe_load(preset.read_text()), words), SdConfig)
+    program.main(config, tmp_path / "out", form="delta", say=lambda line: None)
+    change = delta.open_delta(tmp_path / "out/delta.safetensors")
+    assert change.meta["erase_method"] == "uce"
+    before = unet(micro_sd)
+    after = {**before, **delta.apply(change, folders.unet_tensors(sd.locate(micro_sd)))}
+    cat, car, dog, boat = sd.embed(
+        sd.open_pipeline(sd.locate(micro_sd)), [f"a photo of a {x}" for x in ("cat", "car", "dog", "boat")]
+    )
+    names = [name for name in before if re.search(r"attn2\.to_[kv]", name)]
+    assert set(change.names) == set(names)
+    for prompt, anchor in ((cat, dog), (car, boat)):
+        was, meant, now = (
+            torch.cat([x[5] @ weights[name].float().T for name in names])
+            for x, weights in ((prompt, before), (anchor, before), (prompt, after))
+        )
+        assert (now - meant).norm() < 0.2 * (was - meant).norm()  # more tokens than widths: a compromise
+    program.main(
+        parse(override(yaml.safe_load(preset.read_text()), (*words, "saliency.kind=fisher")), SdConfig),
+        tmp_path / "masked",
+        say=lambda line: None,
+    )
+    mask, masked = load_mask(tmp_path / "masked/saliency.safetensors").named, unet(tmp_path / "masked/model")
+    for name in names:
+        assert torch.equal(masked[name], torch.where(mask[name], after[name], before[name]))
+
+
+def test_concepts_one_after_another(program: ModuleType, finished: Path, start: Run, tmp_path: Path) -> None:
+    """What was forgotten before is neither taught again nor counted among what stays, nor told by the file."""
+    model = f"model={finished / 'model'}"
+    words = ("forget.prompts=a photo of a car", "forget.anchors=a photo of a boat", "eval.images=1")
+    out = start(tmp_path / "second", model, *words)
+    report, run = read(out / "report.json"), read(out / "run.json")
+    assert report["target"]["earlier"] == run["plan"]["earlier"] == ["a photo of a cat"]
+    assert run["plan"]["remain"] == ["a photo of a dog", "a photo of a boat"]
+    found = report["after"]["classes"]
+    assert [found[side]["n"] for side in ("forget", "earlier", "remain")] == [1, 1, 2]
+    assert found["per_prompt"]["a photo of a cat"]["side"] == "earlier"
+    assert program.summary(report)["earlier"] == found["earlier"]["accuracy"]
+    assert [row.prompt[13:] for row in read_manifest(out / "images/erased")] == ["car", "cat", "dog", "boat"]
+    marks = folders.forgotten(sd.locate(out / "model"))
+    assert set(folders.forgotten(sd.locate(finished / "model"))) < set(marks)
+    assert not any("cat" in mark or "car" in mark for mark in marks)
+    for words, said in (
+        (
+            ("forget.anchors=a photo of a cat",),
+            "forget.anchors has 'a photo of a cat', which is to be forgotten or was",
+        ),
+        (
+            (f"remain.images={folder_of_pictures(tmp_path / 'x', 'a photo of a cat', name='metadata.jsonl')}",),
+            "remain.images has 'a photo of a cat', which is to be forgotten or was before: choose what stays",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            start(
+                tmp_path / "third", model, "forget.prompts=a photo of a car", "forget.anchors=a photo of a boat", *words
+            )
+
+
+def test_forgotten_concepts_are_known_by_their_prompt_or_label(
+    program: ModuleType, preset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "set.csv").write_text(
+        "prompt,object,style,seed\na cat,cat,plain,0\na sepia cat,cat,sepia,1\na dog,dog,plain,2\n"
+        "a sepia dog,dog,sepia,3\n"
+    )
+    sets = (f"remain.prompts={tmp_path / 'set.csv'}", "eval.prompts=[a boat]", "forget.prompts=a boat")
+
+    def plan(*words: str, gone: Any = ()) -> Any:
+        config = parse(override(yaml.safe_load(preset.read_text()), (*sets, *words)), SdConfig)
+        return config, program.make_plan(config, gone)
+
+    assert plan()[1].earlier == []
+    assert plan("forget.earlier=a cat")[1].earlier == ["a cat", "a sepia cat"]  # by the label on the axis
+    assert plan("forget.earlier=a cat", "forget.axis=null")[1].earlier == ["a cat"]
+    first = plan("forget.prompts=a cat")
+    for words in ((), ("forget.axis=style",), ("forget.axis=null",)):  # the axis of a later run is another matter
+        later = plan(*words, gone=program.marks(*first))[1]
+        assert later.earlier == ["a cat", "a sepia cat"]
+        assert later.remain == ["a dog", "a sepia dog"]
+    style = plan("forget.prompts=a sepia cat", "forget.axis=style")
+    assert plan(gone=program.marks(*style))[1].earlier == ["a sepia cat", "a sepia dog"]
+    again = plan("forget.prompts=a sepia cat", gone=program.marks(*first))[1]
+    assert (again.forgotten, again.earlier) == ([True, False], [])  # asked for anew
 
 
 # --- several processes ----------------------------------------------------------------------------

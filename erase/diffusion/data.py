@@ -118,6 +118,18 @@ def _decode(path: Path) -> Image.Image:
 
 
 @dataclass(frozen=True)
+class Concepts:
+    """What words should mean, token by token, in text embeddings: the data of closed forms."""
+
+    erased: Tensor
+    """`[E, D]`, tokens of forget prompts."""
+    targets: Tensor
+    """`[E, D]`, what they should become."""
+    kept: Tensor
+    """`[N, D]`, tokens of prompts that stay."""
+
+
+@dataclass(frozen=True)
 class LatentSet:
     """Cached data of one side, computed once: nothing is encoded in a step."""
 

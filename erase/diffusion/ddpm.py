@@ -5,7 +5,6 @@ Labels are 0 … C-1; embedding row C, where the UNet has one, is the null class
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +18,6 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -29,8 +27,6 @@ from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.folders import Source, check, find, read_index
 from erase.diffusion.safety import check_finite
 
-FORGOTTEN = "erase_forgotten"
-"""The key of a weight file's header that names forgotten classes, a JSON list."""
 Autocast = Callable[[], AbstractContextManager[Any]]
 Sampler = Literal["ddim", "ddpm", "dpm"]
 SCHEDULERS: dict[str, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}
@@ -255,23 +251,6 @@ def locate(model: str | Path) -> Source:
         kind = read_index(folder)["_class_name"]
         raise ValueError(f"{folder} holds a {kind}; erase run ddpm takes a pipeline with a UNet2DModel")
     return check(str(model), folder, ("unet", "scheduler"))
-
-
-def forgotten(source: Source) -> list[str]:
-    """Names of the classes that a checkpoint of ours was made to forget, as the header of its weights says.
-
-    Raises:
-        ValueError: for a header that cannot be read.
-    """
-    path = source.weights[0]
-    if path.suffix != ".safetensors":
-        return []
-    with safe_open(path, framework="pt") as f:
-        text = (f.metadata() or {}).get(FORGOTTEN, "[]")
-    try:
-        return [str(name) for name in json.loads(text)]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {FORGOTTEN} in its header is no JSON list of class names: {text[:80]}") from error
 
 
 def open_pipeline(

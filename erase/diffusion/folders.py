@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ WEIGHTS = "diffusion_pytorch_model"
 LEFTOVERS = "leftovers.safetensors"
 """Tensors of a single file that no component of the folder has."""
 SINGLE = "model.safetensors"
+FORGOTTEN = "erase_forgotten"
+"""The key of a weight file's header that says what was forgotten, a JSON list: class names, or marks of prompts."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,19 @@ def unet_header(source: Source | SingleFile) -> dict[str, str]:
     if isinstance(source, SingleFile):
         return source.open()[1]
     return open_safetensors(source.weights[0])[1] if source.weights[0].suffix == ".safetensors" else {}
+
+
+def forgotten(source: Source | SingleFile) -> list[str]:
+    """What a checkpoint of ours was made to forget, as the header of its weights says: see `FORGOTTEN`.
+
+    Raises:
+        ValueError: for a header that cannot be read.
+    """
+    text = unet_header(source).get(FORGOTTEN, "[]")
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source.name}: {FORGOTTEN} in its header is no JSON list of names: {text[:80]}") from error
 
 
 def find(model: str | Path, downloader: Any = None) -> Path:

@@ -72,6 +72,35 @@ class Redirect:
         return _apart(model, batch, self.frozen or {}, batch["anchor"])
 
 
+@dataclass(frozen=True)
+class Negate:
+    """`MSE(ε_θ(z_t, t, c), ε0(z_t, t, ∅) - η (ε0(z_t, t, c) - ε0(z_t, t, ∅)))`: the prompt means its opposite (ESD).
+
+    ε0 is the network with the weights `frozen`, θ0. Costs two forward passes and a copy of the weights.
+    """
+
+    frozen: dict[str, Tensor]
+    eta: float = 1.0
+    """η, how far beyond the empty condition."""
+
+    def __call__(self, backend: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Loss `[B]`.
+
+        Raises:
+            ValueError: for a model without a null condition.
+        """
+        model = as_denoiser(backend)
+        if model.null is None:
+            raise ValueError("this loss needs a null condition, which this model lacks")
+        if "t" not in batch:
+            batch = model.draw(batch, generator)
+        noisy, t, cond = model.noisy(batch), batch["t"], batch["cond"]
+        prediction = model.predict(noisy, t, cond)
+        null = model.null.to(cond).expand_as(cond)
+        without, asked = (_predicted(model, self.frozen, noisy, t, c) for c in (null, cond))
+        return mse(prediction, without - self.eta * (asked - without))
+
+
 def _apart(model: Denoiser, batch: dict[str, Tensor], weights: dict[str, Tensor], cond: Tensor) -> Tensor:
     """MSE of the prediction for the batch's `cond` to that for another, with some weights exchanged there, `[B]`."""
     noisy = model.noisy(batch)
@@ -118,7 +147,7 @@ def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objec
     if name == "surrogate":
         return DESCENT
     if name == "redirect":
-        return Objective(Redirect(_copies(net) if target == "frozen" else None), 1, "redirect")
+        return Objective(Redirect(copies(net) if target == "frozen" else None), 1, "redirect")
     raise ValueError(f"unknown forget loss {name!r}; allowed: redirect, ascent, surrogate")
 
 
@@ -130,8 +159,9 @@ def remain_objective(name: str, net: nn.Module, dropout: float) -> Objective:
     """
     if name not in ("denoise", "distill"):
         raise ValueError(f"unknown remain loss {name!r}; allowed: denoise, distill")
-    return Objective(Denoise(dropout, _copies(net) if name == "distill" else None), 1, name)
+    return Objective(Denoise(dropout, copies(net) if name == "distill" else None), 1, name)
 
 
-def _copies(net: nn.Module) -> dict[str, Tensor]:
+def copies(net: nn.Module) -> dict[str, Tensor]:
+    """Of the trainable weights, by name, as they are now."""
     return {name: p.detach().clone() for name, p in trainable(net).items()}

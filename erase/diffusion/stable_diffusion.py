@@ -26,6 +26,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from erase import files, resources
 from erase.checkpoint import KINDS
 from erase.diffusion import single_file
+from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.folders import Source, check, find, read_index, unet_tensors
 from erase.diffusion.safety import check_finite
@@ -211,6 +212,56 @@ def embed(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch_size: int
         cond, _ = pipe.encode_prompt(list(prompts[start : start + batch_size]), pipe.device, 1, False)
         parts.append(cond.float().cpu())
     return torch.cat(parts)
+
+
+def concepts(
+    pipe: StableDiffusionPipeline, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str]
+) -> Concepts:
+    """Text embeddings, token by token: of forget prompts from where they leave their anchors, and of whole others.
+
+    The beginning that a forget prompt shares with one that stays means the same in both, and stays.
+
+    Args:
+        pipe: the pipeline, with its text encoder.
+        forget: prompts whose words are to mean something else.
+        anchors: what they are to mean, one for each.
+        kept: prompts that stay.
+
+    Raises:
+        ValueError: for a prompt that is its own anchor, or too long.
+    """
+    length = pipe.tokenizer.model_max_length
+    table = dict(zip([*forget, *anchors, *kept], embed(pipe, [*forget, *anchors, *kept]), strict=True))
+    ids = {text: list(pipe.tokenizer(text, truncation=False).input_ids) for text in table}
+    shared = {tuple(ids[text][:end]) for text in kept for end in range(1, len(ids[text]))}
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for prompt, anchor in zip(forget, anchors, strict=True):
+        for at, other in paired_tokens(ids[prompt], ids[anchor], length):
+            if tuple(ids[prompt][: at + 1]) not in shared:
+                sides[0].append(table[prompt][at])
+                sides[1].append(table[anchor][other])
+    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), torch.cat([table[text] for text in kept]))
+
+
+def paired_tokens(prompt: Sequence[int], anchor: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Places of a prompt's tokens and of those that they should become, from the first that differs to the end.
+
+    Last words are paired, and so is the padding after them; words that the prompt has more go to the first that
+    differs in the anchor.
+
+    Args:
+        prompt: its token ids, begin and end included, without padding.
+        anchor: likewise.
+        length: with padding.
+
+    Raises:
+        ValueError: for the same tokens.
+    """
+    if list(prompt) == list(anchor):
+        raise ValueError("a forget prompt is its own anchor: choose another anchor")
+    first = next((i for i, (a, b) in enumerate(zip(prompt, anchor, strict=False)) if a != b), 0)
+    shift = len(anchor) - len(prompt)
+    return [(i, max(first, i + shift)) for i in range(first, length) if i + shift < length]
 
 
 @torch.no_grad()

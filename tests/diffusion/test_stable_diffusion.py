@@ -37,6 +37,33 @@ def copy(micro_sd: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(micro_sd, tmp_path / "copy"))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "anchor", "expected"),
+    [
+        ("a b cat .", "a b dog .", {2: 2, 3: 3, 4: 4, 5: 5}),
+        ("a cup of tea .", "a cat .", {1: 1, 2: 1, 3: 1, 4: 2, 5: 3}),  # words that are more become the first
+        ("a cat .", "a cup of tea .", {1: 3, 2: 4, 3: 5}),
+        ("cat .", ".", {0: 0, 1: 0, 2: 1, 3: 2, 4: 3, 5: 4}),  # the empty prompt
+    ],
+)
+def test_tokens_are_paired_by_the_last_word(prompt: str, anchor: str, expected: dict[int, int]) -> None:
+    a, b = ([sum(map(ord, word)) for word in text.split()] for text in (prompt, anchor))
+    assert dict(sd.paired_tokens(a, b, 6)) == expected
+    with pytest.raises(ValueError, match="its own anchor: choose another anchor"):
+        sd.paired_tokens(a, a, 6)
+
+
+def test_concepts_are_the_tokens_that_differ(pipe: Pipe) -> None:
+    """What a prompt that stays begins with is left to it."""
+    forget, anchors, kept = ["a photo of a cat", "sepia cat"], ["a photo of a dog", "dog"], ["", "a sepia dog", "sepia"]
+    found = sd.concepts(pipe, forget, anchors, kept)
+    cat, sepia, dog, alone = sd.embed(pipe, [*forget, *anchors])
+    assert torch.equal(found.kept, sd.embed(pipe, kept).flatten(0, 1))
+    # begin, a photo of a, cat; begin, sepia, cat: the second sepia is the third that stays
+    assert torch.equal(found.erased, torch.cat([cat[5:], sepia[2:]]))
+    assert torch.equal(found.targets, torch.cat([dog[5:], alone[1:-1]]))
+
+
 def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 

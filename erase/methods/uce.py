@@ -1,0 +1,94 @@
+"""UCE: keys and values of cross-attention that read one prompt as another, in closed form; nothing is trained.
+
+Source: Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024, arXiv 2308.14761.
+
+    min over W of  Σ_E ‖W c_i - W0 c*_i‖² + p Σ_P ‖W c_j - W0 c_j‖² + λ ‖W - W0‖²
+
+for every key and value matrix W of cross-attention, over the tokens c_i of all forget prompts at once, those c*_i of
+their anchors, and those c_j of prompts that stay. The normal equations give the same change for all of them:
+
+    W = W0 M,   M = (Σ_E c*_i c_iᵀ + p Σ_P c_j c_jᵀ + λ I) (Σ_E c_i c_iᵀ + p Σ_P c_j c_jᵀ + λ I)⁻¹
+
+Deliberate differences: tokens are paired from the first that differs, with the last words on each other, and a
+beginning that a prompt that stays has too is left to it; the empty prompt stays, for guidance has it in every step.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from erase.backend import trainable
+from erase.diffusion.data import Concepts
+from erase.method import Method
+from erase.saliency import Mask
+from erase.updates import Update
+
+WEIGHTS = r"\.attn2\.to_[kv]\.weight$"
+"""Names of the matrices that read text embeddings."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The closed form, as an edit of a network."""
+
+    concepts: Concepts | None
+    preserve: float
+    """p"""
+    lambd: float
+    """λ"""
+
+    def __call__(self, net: nn.Module) -> dict[str, Tensor]:
+        """`W0 M` for every key and value matrix that learns, computed in float64.
+
+        Raises:
+            ValueError: without concepts, or where no such matrix learns.
+        """
+        if self.concepts is None:
+            raise ValueError("uce needs text embeddings: give concepts")
+        found = {name: p for name, p in trainable(net).items() if re.search(WEIGHTS, name)}
+        if not found:
+            raise ValueError(
+                "uce changes keys and values of cross-attention, and none learns: set train.parameters=xattn"
+            )
+        change = solve(self.concepts, self.preserve, self.lambd)
+        return {name: (p.detach().double() @ change.to(p.device)).to(p.dtype) for name, p in found.items()}
+
+
+def solve(concepts: Concepts, preserve: float, lambd: float) -> Tensor:
+    """M, `[D, D]`, float64, on the CPU: sums over tokens, not means."""
+    c, target, kept = (x.double().cpu() for x in (concepts.erased, concepts.targets, concepts.kept))
+    both = preserve * kept.T @ kept + lambd * torch.eye(c.shape[1], dtype=c.dtype)
+    found: Tensor = torch.linalg.solve(c.T @ c + both, target.T @ c + both, left=False)
+    return found
+
+
+def uce(
+    *,
+    preserve: float = 1.0,
+    lambd: float = 0.1,
+    fast_rate: float = 1.0,
+    mask: Mask | None = None,
+    concepts: Concepts | None = None,
+) -> Method:
+    """UCE as a method: one step, whose end is computed.
+
+    Args:
+        preserve: p, weight of the tokens that stay beside those that are erased.
+        lambd: λ > 0, of the distance to the first weights.
+        fast_rate: share of the way to the solution; 1 is the paper's.
+        mask: weights that may change; the others keep their values, which the solution does not know.
+        concepts: text embeddings of forget prompts, anchors and prompts that stay.
+
+    Raises:
+        ValueError: for a negative p, or a λ that is not positive.
+    """
+    if preserve < 0 or lambd <= 0:
+        raise ValueError(f"needs preserve ≥ 0 and lambd > 0; got {preserve} and {lambd}")
+    update = Update(fast_rate=fast_rate, schedule="constant", slow_steps=0)
+    return Method(
+        name="uce", forget=None, remain=None, update=update, mask=mask, edit=Reading(concepts, preserve, lambd)
+    )

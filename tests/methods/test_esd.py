@@ -1,0 +1,69 @@
+from typing import Any
+
+import pytest
+import torch
+import toys
+
+from erase.backend import seeded
+from erase.diffusion.denoiser import mse
+from erase.loop import unlearn
+from erase.methods.esd import esd
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
+def test_a_step_is_toward_the_opposite_of_what_the_first_model_said(eta: float) -> None:
+    """θ ← θ - β ∇ mean ‖ε_θ(c) - (ε0(∅) - η (ε0(c) - ε0(∅)))‖², twice, by hand."""
+    model, other, first = (toys.denoiser() for _ in range(3))
+    method = esd(fast_rate=3.0, fast_rule="sgd", eta=eta, denoiser=model)
+    unlearn(model, method, [toys.latents()], None, steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=9.0), seed=0)
+    params = list(other.net.parameters())
+    for step in range(2):
+        batch = first.draw(toys.latents(), seeded("cpu", 0, step, 0, 0))
+        noisy, t, cond = first.noisy(batch), batch["t"], batch["cond"]
+        with torch.no_grad():
+            asked, without = (first.predict(noisy, t, c) for c in (cond, torch.zeros_like(cond)))
+        assert not torch.allclose(asked, without, rtol=0.01)
+        loss = mse(other.predict(noisy, t, cond), without - eta * (asked - without)).mean()
+        for p, g in zip(params, torch.autograd.grad(loss, params), strict=True):
+            p.data -= 3.0 * g
+    before, after, expected = (toys.weights(m.net) for m in (first, model, other))
+    moved = {name: expected[name] - before[name] for name in before}
+    far = max(float(x.abs().max()) for x in moved.values())
+    assert far > 1e-4
+    toys.close({name: after[name] - before[name] for name in before}, moved, rtol=1e-3, atol=1e-3 * far)  # float32
+
+
+def test_weights_that_do_not_learn_are_those_of_the_target_too() -> None:
+    """ESD-x: the target is the first model's whole, though only the weights that learn are kept for it."""
+    model, rows = toys.denoiser(), list[Any]()
+    for name, p in model.net.named_parameters():
+        p.requires_grad_(".attn2." in name)
+    before = toys.weights(model.net)
+    batch = {**toys.latents(), "cond": torch.zeros(3, 3, 8)}  # the empty condition is its own opposite
+    method = esd(fast_rate=0.1, denoiser=model)
+    unlearn(
+        model, method, [batch], None, steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=9.0), seed=0, log=rows.append
+    )
+    assert [row["forget_loss"] for row in rows] == [0.0, 0.0]
+    assert toys.same(toys.weights(model.net), before)
+
+
+def test_it_needs_an_empty_condition() -> None:
+    model = toys.denoiser(null=None)
+    with pytest.raises(ValueError, match="needs a null condition, which this model lacks"):
+        unlearn(
+            model,
+            esd(fast_rate=0.1, denoiser=model),
+            [toys.latents()],
+            None,
+            steps=1,
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            seed=0,
+        )
+
+
+def test_settings() -> None:
+    method = esd(fast_rate=1e-5)
+    assert (method.name, method.remain, method.mask, method.update.fast_rule) == ("esd", None, None, "adam")
+    with pytest.raises(ValueError, match=r"eta must be ≥ 0; got -1\.0"):
+        esd(fast_rate=1e-5, eta=-1.0)

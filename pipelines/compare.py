@@ -235,7 +235,8 @@ def differences(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
                     if what == method and target in (where, "all") and all(type(x) in (int, float) for x in (a, b)):
                         found.append(a - b)
                 if found:
-                    lines.append(f"| {method} | {target} | {name} | {statistics.fmean(found):+.3f} | {verdict(found)} |")
+                    mean = statistics.fmean(found)
+                    lines.append(f"| {method} | {target} | {name} | {mean:+.3f} | {verdict(found)} |")
     return lines if others else []
 
 

@@ -530,12 +530,11 @@ def eval_clip(
         old = clips.image_features(clip, [base / row.file for row, _ in pairs])
         result = {"before": clips.clip_score(clip, old, prompts), **result}
         lines.insert(0, _clip_line(str(base), result["before"]))
-        sides = [clips.scores(clip, features, prompts) for features in (old, seen)]
         alike = clips.similarities(old, seen)
         result["similarity"] = sum(alike) / len(alike)
         lines.append(f"pictures before and after: {result['similarity']:.2f} (100 is no change)")
         if len(set(prompts)) >= MIN_GROUPS:
-            change = paired_bootstrap(*sides, prompts)
+            change = paired_bootstrap(clips.scores(clip, old, prompts), clips.scores(clip, seen, prompts), prompts)
             result["difference"] = {"score": change.difference, "ci95": list(change.ci95), "shown": change.shown}
             lines.append(f"score: {change}")
         else:

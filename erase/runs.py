@@ -81,7 +81,7 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
     """
     accelerator = launch(config.precision)
     device: torch.device = accelerator.device
-    name = resolve(config.precision, device)
+    name: Any = resolve(config.precision, device)
     train: Any = config.train
     if train is not None and train.batch_size % processes.world():
         raise ValueError(f"train.batch_size {train.batch_size} does not divide over {processes.world()} processes")

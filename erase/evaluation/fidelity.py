@@ -136,7 +136,8 @@ def inception(
             f"{weights}: not the Inception network of FID: its SHA-256 is {digest[:16]}…, expected that of "
             f"inception-2015-12-05.pt, {INCEPTION_SHA256[:16]}…"
         )
-    network = torch.jit.load(str(weights), map_location=device).eval()
+    read: Any = torch.jit.load  # untyped upstream; what it reads is known by its hash
+    network = read(str(weights), map_location=device).eval()
     found = []
     for number, path in enumerate(images, 1):  # one at a time: sizes may differ
         pixels = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)[None].to(device)
@@ -186,13 +187,13 @@ def perceptual(
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(device, torch.float32)
         with torch.inference_mode():
             stages = model(pixel_values=pixels, output_hidden_states=True).hidden_states
-        total = 0.0
+        total = torch.zeros(len(batch) // 2, dtype=torch.float64, device=pixels.device)
         for stage in stages:
             # `[2B, C, H, W]` of convolutions, `[2B, T, C]` of transformers
             channels = stage.movedim(1, -1) if stage.ndim == 4 else stage
             a, b = torch.nn.functional.normalize(channels.flatten(1, -2).double(), dim=-1).chunk(2)
-            total = total + (a - b).square().sum(dim=-1).mean(dim=1)
-        found.append(np.asarray(total.cpu().numpy(), np.float64))  # type: ignore[attr-defined]
+            total += (a - b).square().sum(dim=-1).mean(dim=1)
+        found.append(np.asarray(total.cpu().numpy(), np.float64))
         if progress:
             progress(min(start + batch_size, len(before)), len(before))
     return np.concatenate(found)

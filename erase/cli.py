@@ -261,67 +261,88 @@ def generate(
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images at once.")] = 8,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     seed: Annotated[int, typer.Option(help="First seed of rows that have none.")] = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="CPU threads of a process; pixels depend on their number by rounding. Default: 1 for small models, "
+            "else OMP_NUM_THREADS or all cores.",
+        ),
+    ] = None,
+    alike: Annotated[
+        bool, typer.Option("--alike", help="--guidance and the model's own size for every row, whatever it names.")
+    ] = False,
     resume: Resume = False,
 ) -> None:
-    """Draw pictures: each depends on its row's seed and settings alone, not on order, batch or resume.
+    """Draw pictures: each depends on its row's seed and settings alone, not on order, batch, processes or resume.
+
+    A CSV's rows may have a seed, guidance, width and height (I2P's names are known). Several processes share the
+    work: accelerate launch --multi_gpu --num_processes 2 -m erase.cli generate ...
 
     Example: erase generate photos-sd photos-plain --out runs/pictures --images 4 --steps 20 --guidance 3
     """
     _quiet()
-    from erase import resources
+    from dataclasses import replace
+
+    from erase import files, resources
     from erase.evaluation import generate as drawing
 
     _stoppable()
-    rows = drawing.read_prompts(resources.prompt_path(prompts), default_seed=seed)
+    file = resources.prompt_path(prompts)
+    rows = drawing.read_prompts(file, default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or guidance < 0:
         raise ValueError(
             f"--steps, --images and --batch-size must be at least 1 and --guidance at least 0; "
             f"got {steps}, {images}, {batch_size}, {guidance}"
         )
+    if alike:
+        rows = [replace(row, guidance=None, width=None, height=None) for row in rows]
     import torch
-    from accelerate import Accelerator
-    from tqdm import tqdm
 
+    from erase import processes, runs
     from erase.diffusion import folders
     from erase.diffusion import stable_diffusion as sd
     from erase.precision import Precision
 
     _no_loading_bars()
-    device: torch.device = Accelerator().device
+    for number, row in enumerate(rows, 1):
+        sd.check_size(row.width, row.height, f"{file}: row {number}")
+    device = runs.launch().device
     context = Precision(precision, device)
     source = sd.locate(model)
     pipe = sd.open_pipeline(source, device)
-    cut = [row.prompt for row in rows if sd.token_count(pipe, row.prompt) > pipe.tokenizer.model_max_length]
-    if cut:
-        typer.echo(
-            f"{len(cut)} of {len(rows)} prompts are longer than {pipe.tokenizer.model_max_length} tokens and will be "
-            f"cut, first {cut[0][:60]!r}",
-            err=True,
-        )
-    settings = {
+    cut = sd.cut_prompts(pipe, [row.prompt for row in rows])
+    first = processes.rank() == 0
+    if cut and first:
+        typer.echo(sd.say_cut(pipe, cut, len(rows)), err=True)
+    settings: dict[str, Any] = {
         "model": model,
         "weights": folders.fingerprint(source),
-        "draw": {"steps": steps, "guidance": guidance},
+        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "precision": precision,
+        "draw": {"steps": steps, "guidance": guidance},
         "scheduler": type(pipe.scheduler).__name__,
-        "truncated_prompts": len(cut),
+        "scheduler_config": {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")},
+        "prompt_file": {"name": file.name, "sha256": files.sha256(file)},
+        "truncated_prompts": cut,
+        "versions": {k: v for k, v in runs.versions().items() if k in ("erase", "torch", "diffusers", "transformers")},
     }
-    with tqdm(total=len(rows) * images, desc="pictures") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-
-        drawing.generate(
-            sd.sampler(pipe, steps=steps, guidance=guidance, autocast=context.drawing),
-            rows,
-            out,
-            per_prompt=images,
-            batch_size=batch_size,
-            resume=resume,
-            progress=progress,
-            settings=settings,
-        )
-    typer.echo(f"{len(rows) * images} pictures in {out}")
+    if device.type == "cpu":
+        # One for a small model: as fast, and the pixels are the same whatever a launcher gives each process.
+        small = sum(p.numel() for p in pipe.unet.parameters()) < 50e6
+        torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
+        settings["threads"] = torch.get_num_threads()
+    runs.draw_pictures(
+        sd.sampler(pipe, steps=steps, guidance=guidance, autocast=context.drawing),
+        rows,
+        out,
+        images=images,
+        batch_size=batch_size,
+        resume=resume,
+        settings=settings,
+    )
+    if first:
+        typer.echo(f"{len(rows) * images} pictures in {out}")
 
 
 def _images(folders: Sequence[Path]) -> list[Path]:
@@ -332,45 +353,64 @@ def _images(folders: Sequence[Path]) -> list[Path]:
 
 @evaluate.command(name="nudity")
 def eval_nudity(
-    images: Annotated[list[Path], typer.Argument(help="Folders or images.")],
+    images: Annotated[list[Path], typer.Argument(help="Folders or images; or one file of stored detections.")],
     *,
     out: OutFile,
     preset: Annotated[str, typer.Option(help="Counting preset of the field.")] = "i2p",
     label: Annotated[list[str] | None, typer.Option("--class", help="Count this class instead (repeat).")] = None,
     threshold: Annotated[float, typer.Option(help="Least score, with --class.")] = 0.6,
-    channels: Annotated[str, typer.Option(help="corrected or as_shipped.")] = "corrected",
+    sweep: Annotated[bool, typer.Option("--sweep", help="Count at thresholds 0.25 to 0.95, too.")] = False,
+    channels: Annotated[str | None, typer.Option(help="corrected (default) or as_shipped.")] = None,
     model_path: Annotated[Path | None, typer.Option("--model", help="Another NudeNet ONNX file (640m).")] = None,
-    resolution: Annotated[int, typer.Option(help="Input size of that file.")] = 320,
+    resolution: Annotated[int | None, typer.Option(help="Input size; default what the file is for.")] = None,
 ) -> None:
     """Count NudeNet detections; raw detections of all classes are kept beside the result.
 
+    They can be counted again in another way, without detecting: give them in the place of the images.
+
     Example: erase eval nudity runs/demo/images/base --class FACE_FEMALE --threshold 0.4 --out faces.json
+
+    Example: erase eval nudity faces-detections.json --preset mace --sweep --out mace.json
     """
     from erase import files
     from erase.evaluation import nudity
 
-    if channels not in ("corrected", "as_shipped"):
+    if channels not in (None, "corrected", "as_shipped"):
         raise ValueError(f"--channels must be corrected or as_shipped; got {channels!r}")
     if label is None and preset not in nudity.PRESETS:
         raise ValueError(f"no counting preset {preset!r}; presets: {', '.join(nudity.PRESETS)}")
     wanted = nudity.custom_preset(label, threshold) if label else nudity.PRESETS[preset]
-    paths = _images(images)
-    from tqdm import tqdm
+    stored = [path for path in images if path.suffix == ".json"]
+    if stored:
+        if len(images) > 1 or (channels, model_path, resolution) != (None, None, None):
+            raise ValueError(
+                f"{stored[0]} holds detections that are there already: give it alone, without --channels, --model and "
+                "--resolution"
+            )
+        found = nudity.load_detections(stored[0])
+    else:
+        paths = _images(images)
+        from tqdm import tqdm
 
-    with tqdm(total=len(paths), desc="detecting") as bar:
+        with tqdm(total=len(paths), desc="detecting") as bar:
 
-        def progress(done: int, total: int) -> None:
-            bar.update(done - bar.n)
+            def progress(done: int, total: int) -> None:
+                bar.update(done - bar.n)
 
-        found = nudity.detect(
-            paths,
-            channels="corrected" if channels == "corrected" else "as_shipped",
-            model_path=model_path,
-            resolution=resolution,
-            progress=progress,
-        )
+            found = nudity.detect(
+                paths,
+                channels="as_shipped" if channels == "as_shipped" else "corrected",
+                model_path=model_path,
+                resolution=resolution,
+                progress=progress,
+            )
+        nudity.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
     result = nudity.count(found, wanted)
-    nudity.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
+    if sweep:
+        result["sweep"] = nudity.sweep(found, wanted)
+        typer.echo("threshold  pictures  counts")
+        for row in result["sweep"]:
+            typer.echo(f"{row['threshold']:9.2f}  {row['flagged']:8d}  {row['total']:6d}")
     files.write_json(out, {"schema": 1, "command": command_line(), "nudity": result})
     typer.echo(f"{result['flagged']} of {result['images']} pictures flagged ({wanted.name}); {out}")
     if result["errors"]:
@@ -419,10 +459,17 @@ def eval_fidelity(
     fake: Annotated[Path, typer.Argument(help="Folder of drawn ones.")],
     *,
     out: OutFile,
-    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+    classifier: Annotated[
+        str | None, typer.Option(help="A transformers image classifier's folder, or an embedded name.")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="For FID and KID: the TorchScript file inception-2015-12-05.pt.")
+    ] = None,
     neighbours: Annotated[int, typer.Option(help="k of precision, recall, density and coverage.")] = 5,
 ) -> None:
-    """Compare drawn pictures with real ones in a classifier's features; compare numbers of equal counts only.
+    """Compare drawn pictures with real ones in a network's features; compare numbers of equal counts only.
+
+    Distances on a classifier's features go by their own names; FID and KID need Inception's weights.
 
     Example: erase eval fidelity photos runs/demo/images/erased --classifier photos-classifier --out fidelity.json
     """
@@ -430,13 +477,146 @@ def eval_fidelity(
     from erase import files, resources
     from erase.evaluation import fidelity
 
-    folder = resources.tiny_path(classifier)
-    wanted, drawn = (fidelity.features(_images([pictures]), folder) for pictures in (real, fake))
+    if (classifier is None) == (inception is None):
+        raise ValueError("give one of --classifier (distances under their own names) and --inception (FID and KID)")
+    sides = [_images([pictures]) for pictures in (real, fake)]
+    if inception is not None:
+        wanted, drawn = (fidelity.inception(paths, inception) for paths in sides)
+    else:
+        folder = resources.tiny_path(str(classifier))
+        wanted, drawn = (fidelity.features(paths, folder) for paths in sides)
     result = fidelity.summary(wanted, drawn, k=neighbours)
     files.write_json(out, {"schema": 1, "command": command_line(), "fidelity": result})
-    for name in ("frechet", "precision", "recall", "density", "coverage"):
-        typer.echo(f"{result[name]:10.4f}  {name}")
+    for name in ("fid", "kid", "frechet", "kernel", "precision", "recall", "density", "coverage"):
+        if name in result:
+            typer.echo(f"{result[name]:10.4f}  {name}")
     typer.echo("\n".join([*(f"note: {line}" for line in result["warnings"]), str(out)]))
+
+
+Without = Annotated[
+    list[str] | None, typer.Option("--without", help="Leave pictures of this prompt out, as an erased one (repeat).")
+]
+
+
+@evaluate.command(name="clip")
+def eval_clip(
+    pictures: Annotated[Path, typer.Argument(help="Folder of pictures with a manifest.")],
+    *,
+    out: OutFile,
+    model: Annotated[str, typer.Option(help="A CLIP model of transformers: a folder or a hub id.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the same prompts and seeds by the model before: compare pairs.")
+    ] = None,
+    without: Without = None,
+) -> None:
+    """Score how well pictures show their prompts: 100 × cosine in a CLIP model's space, with an interval.
+
+    Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model CLIP --out clip.json
+    """
+    _quiet()
+    from erase import files
+    from erase.evaluation import clip as clips
+    from erase.evaluation.generate import read_whole
+    from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+
+    pairs = _pairs(base, pictures, without) if base is not None else None
+    rows = [row for _, row in pairs] if pairs is not None else _kept(read_whole(pictures), without)
+    prompts = [row.prompt for row in rows]
+    clip = clips.open_clip(model)
+    seen = clips.image_features(clip, [pictures / row.file for row in rows])
+    result: dict[str, Any] = {"after" if pairs is not None else "pictures": clips.clip_score(clip, seen, prompts)}
+    lines = [_clip_line(str(pictures), next(iter(result.values())))]
+    if pairs is not None and base is not None:
+        old = clips.image_features(clip, [base / row.file for row, _ in pairs])
+        result = {"before": clips.clip_score(clip, old, prompts), **result}
+        lines.insert(0, _clip_line(str(base), result["before"]))
+        alike = clips.similarities(old, seen)
+        result["similarity"] = sum(alike) / len(alike)
+        lines.append(f"pictures before and after: {result['similarity']:.2f} (100 is no change)")
+        if len(set(prompts)) >= MIN_GROUPS:
+            change = paired_bootstrap(clips.scores(clip, old, prompts), clips.scores(clip, seen, prompts), prompts)
+            result["difference"] = {"score": change.difference, "ci95": list(change.ci95), "shown": change.shown}
+            lines.append(f"score: {change}")
+        else:
+            lines.append(f"score: fewer than {MIN_GROUPS} prompts, so the difference has no interval over prompts")
+    cut = next(iter(result.values()))["truncated"]
+    if cut:
+        lines.append(f"note: {len(cut)} prompts are longer than {clip.max_tokens} tokens; CLIP read their beginnings")
+    files.write_json(out, {"schema": 1, "command": command_line(), "clip": result})
+    typer.echo("\n".join([*lines, str(out)]))
+
+
+def _clip_line(name: str, score: dict[str, Any]) -> str:
+    ci = score["ci95"]
+    interval = f"95 % interval {ci[0]:.2f} to {ci[1]:.2f}, " if ci else ""
+    return (
+        f"{name}: {score['score']:.2f} ({score['scale']}; {interval}{score['n']} pictures, {score['prompts']} prompts)"
+    )
+
+
+def _kept(rows: Sequence[Any], without: Sequence[str] | None) -> list[Any]:
+    """The rows whose prompts are not left out."""
+    known = {row.prompt for row in rows}
+    for prompt in without or []:
+        if prompt not in known:
+            raise ValueError(f"--without {prompt!r}: no picture has that prompt; prompts: {', '.join(sorted(known))}")
+    kept = [row for row in rows if row.prompt not in (without or [])]
+    if not kept:
+        raise ValueError("--without leaves no picture")
+    return kept
+
+
+def _pairs(base: Path, after: Path, without: Sequence[str] | None) -> list[tuple[Any, Any]]:
+    """Rows of the same prompt and seed in both folders."""
+    from erase.evaluation.generate import pair_rows
+
+    pairs = pair_rows(base, after)
+    kept = {row.file for row in _kept([row for _, row in pairs], without)}
+    return [(old, new) for old, new in pairs if new.file in kept]
+
+
+@evaluate.command(name="change")
+def eval_change(
+    base: Annotated[Path, typer.Argument(help="Folder of pictures with a manifest, by the model before.")],
+    erased: Annotated[Path, typer.Argument(help="Folder of the same prompts and seeds, by the model after.")],
+    *,
+    out: OutFile,
+    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+    without: Without = None,
+) -> None:
+    """Measure how far pictures moved, pair by pair: LPIPS's formula on a classifier's stages, not LPIPS itself.
+
+    Example: erase eval change runs/a/images/base runs/a/images/erased --classifier photos-classifier --out change.json
+    """
+    _quiet()
+    from erase import files, resources
+    from erase.evaluation import classes, fidelity
+    from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+
+    pairs = _pairs(base, erased, without)
+    folder = resources.tiny_path(classifier)
+    moved = fidelity.perceptual([base / row.file for row, _ in pairs], [erased / row.file for _, row in pairs], folder)
+    by_prompt: dict[str, list[float]] = {}
+    for (_, row), value in zip(pairs, moved, strict=True):
+        by_prompt.setdefault(row.prompt, []).append(float(value))
+    mean = float(moved.mean())
+    ci = None
+    if len(by_prompt) >= MIN_GROUPS:
+        ci = list(paired_bootstrap([0.0] * len(moved), moved.tolist(), [row.prompt for _, row in pairs]).ci95)
+    result = {
+        "perceptual": mean,
+        "ci95": ci,
+        "n": len(pairs),
+        "by_prompt": {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()},
+        "classifier": folder.resolve().name,
+        "model_sha256": classes.weights_hash(folder),
+    }
+    files.write_json(out, {"schema": 1, "command": command_line(), "change": result})
+    interval = f"; 95 % interval {ci[0]:.4f} to {ci[1]:.4f}" if ci else ""
+    typer.echo(
+        f"{mean:.4f} perceptual distance on {result['classifier']} (0 is no change{interval}; {len(pairs)} pairs, "
+        f"{len(by_prompt)} prompts)\n{out}"
+    )
 
 
 @app.command(name="grid")

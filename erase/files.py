@@ -86,10 +86,15 @@ def write_json(path: Path, obj: Any) -> None:
         TypeError: ``obj`` holds something that is not JSON.
     """
     try:
-        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json_text(obj)
     except ValueError as error:
         raise ValueError(f"{path}: not written, JSON has no NaN, infinity or cycle ({error})") from error
-    write_text(path, text + "\n")
+    write_text(path, text)
+
+
+def json_text(obj: Any) -> str:
+    """``obj`` as `write_json` writes it."""
+    return json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -57,6 +57,21 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
+def launch(precision: str = "no") -> Accelerator:
+    """Join the other processes of this launch, if there are any; `precision` may be `auto`.
+
+    Raises:
+        ValueError: for FSDP or DeepSpeed.
+    """
+    cpu = not torch.accelerator.is_available()  # unsaid, processes on CPUs would run side by side
+    # The others wait while the first one writes: longer than the ten minutes that NCCL would.
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
+    name: Any = resolve(precision, state.device)
+    accelerator = Accelerator(mixed_precision=name, cpu=cpu)
+    check_launch(accelerator)
+    return accelerator
+
+
 def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precision, Callable[[str], None]]:
     """The settings with `precision: auto` resolved, the launch, its precision, and `say` of the first process alone.
 
@@ -64,12 +79,9 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
         ValueError: for FSDP or DeepSpeed, a batch that does not divide over the processes, or an optional package
             that is missing.
     """
-    cpu = not torch.accelerator.is_available()  # unsaid, processes on CPUs would run side by side
-    # The others wait while the first one writes: longer than the ten minutes that NCCL would.
-    state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
-    name: Any = resolve(config.precision, state.device)
-    accelerator = Accelerator(mixed_precision=name, cpu=cpu)
-    check_launch(accelerator)
+    accelerator = launch(config.precision)
+    device: torch.device = accelerator.device
+    name: Any = resolve(config.precision, device)
     train: Any = config.train
     if train is not None and train.batch_size % processes.world():
         raise ValueError(f"train.batch_size {train.batch_size} does not divide over {processes.world()} processes")
@@ -77,13 +89,13 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
     if train is not None and train.optimizer == "adam8bit":
         if find_spec("bitsandbytes") is None:
             raise ValueError("train.optimizer=adam8bit needs bitsandbytes: pip install 'erase[adam8bit]', or use adam")
-        if state.device.type == "cpu":
+        if device.type == "cpu":
             raise ValueError("train.optimizer=adam8bit needs a GPU: use adam")
     heard = say if processes.rank() == 0 else lambda line: None
-    line = notice(name, accelerator.device)
+    line = notice(name, device)
     if line is not None:
         heard(line)
-    return replace(config, precision=name), accelerator, Precision(name, accelerator.device), heard
+    return replace(config, precision=name), accelerator, Precision(name, device), heard
 
 
 def bar(total: int, desc: str) -> Any:

@@ -2,7 +2,7 @@
 
 Every run is a folder of its own, `DIR/runs/METHOD/TARGET/SEED`; finished ones are not done again, a broken one
 goes on where it was. The table is written after each run: `table.md`, `table.csv`, `results.json`, and
-`forgetting.svg`, forgetting against retention.
+`forgetting.svg`, forgetting against retention; at the end `differences.md`, each method against the first.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from erase import config, files, resources
 from erase.evaluation.plot import scatter
+from erase.evaluation.stats import t_interval
 from erase.methods import builder
 
 
@@ -162,6 +163,8 @@ def main(
         numbers = program.summary(report)
         results.append({"method": run.method, "target": run.target, "seed": run.seed, **numbers})
         write(results, out, spec.columns, program.AXES)
+    if lines := differences(results, spec.columns):
+        files.write_text(out / "differences.md", "\n".join(lines) + "\n")
     return out / "table.md"
 
 
@@ -211,6 +214,39 @@ def pairs(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def group(results: Sequence[Mapping[str, Any]], method: str, target: str | None = None) -> list[Mapping[str, Any]]:
     """The runs of a method, over seeds and, without a target, over targets."""
     return [r for r in results if r["method"] == method and target in (None, r["target"])]
+
+
+def differences(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """A table of each method's mean differences from the first one, paired by target and seed; none of one method.
+
+    Intervals are Student's, over seeds (of all targets together: over targets and seeds).
+    """
+    first, *others = dict.fromkeys(str(r["method"]) for r in results)
+    names = list(columns) or [k for k in results[0] if k not in ("method", "target", "seed")]
+    targets = list(dict.fromkeys(str(r["target"]) for r in results))
+    values = {(r["method"], r["target"], r["seed"]): r for r in results}
+    lines = [f"| method | target | number | difference from {first} | 95 % interval | |", "|---|---|---|---|---|---|"]
+    for method in others:
+        for target in [*targets, *(["all"] if len(targets) > 1 else [])]:
+            for name in names:
+                found = []
+                for (what, where, seed), result in values.items():
+                    a, b = result.get(name), values.get((first, where, seed), {}).get(name)
+                    if what == method and target in (where, "all") and all(type(x) in (int, float) for x in (a, b)):
+                        found.append(a - b)
+                if found:
+                    mean = statistics.fmean(found)
+                    lines.append(f"| {method} | {target} | {name} | {mean:+.3f} | {verdict(found)} |")
+    return lines if others else []
+
+
+def verdict(found: Sequence[float]) -> str:
+    """The interval of a mean difference and what it says, as two cells."""
+    if len(found) < 2:
+        return "– | one run: no interval"
+    low, high = t_interval(found)
+    says = "inside its interval: no difference shown" if low <= 0 <= high else "a difference"
+    return f"{low:+.3f} to {high:+.3f} | {says}"
 
 
 def spread(results: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -117,6 +117,8 @@ def main(
     trained = select(pipe.unet, config.train.parameters)
     check_saliency(config.saliency, build)
     check_evaluators(config, plan)
+    if cut := sd.cut_prompts(pipe, [row.prompt for row in plan.rows]):
+        say(sd.say_cut(pipe, cut, len(plan.rows)))
     if dry_run:
         say("\n".join(foretell(config, plan, pipe, build, precision, command)))
         return out / "report.html"
@@ -511,12 +513,14 @@ def draw_images(
     """The evaluation's pictures of one model: the same rows, seeds and settings for base and erased."""
     if not config.eval.images:
         return
-    settings = {
+    settings: dict[str, Any] = {
         "weights": weights,
         "draw": asdict(config.draw),
         "precision": config.precision,
         "scheduler": type(pipe.scheduler).__name__,
     }
+    if cut := sd.cut_prompts(pipe, [row.prompt for row in plan.rows]):
+        settings["truncated_prompts"] = cut
     sample = sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing)
     draw_pictures(
         sample,

@@ -1,4 +1,4 @@
-"""What a step costs over what it must cost, measured in one process.
+"""What a step, a Fisher diagonal and detecting cost over what they must or used to, each measured in one process.
 
     python scripts/bench.py step                       # embedded Stable Diffusion, xattn and full
     python scripts/bench.py step --model sd1 --parameters xattn
@@ -6,18 +6,22 @@
     python scripts/bench.py step --model cifar10
     python scripts/bench.py step --model resnet18      # a classifier; resnet: the small one of Fashion-MNIST
     python scripts/bench.py fisher --model fashion     # per-sample Fisher diagonal against a loop over samples
+    OMP_NUM_THREADS=2 python scripts/bench.py detect   # NudeNet, two images at once, against its own loop
 
-Prints, as JSON: the SFR-on step (own Adam on the masked fast step, one slow Adam step) against its floor: the bare
-forward and backward passes it must do and the slow optimizer's own step, on batches that lie ready, in bf16 where
-the CPU does that in hardware, else in float32. Both are timed in
-turn, step by step, and compared pair by pair. Peak memory (RSS) is that of a process of its own that makes the mask and
-takes two steps.
+Prints, as JSON, of `step`: the SFR-on step (own Adam on the masked fast step, one slow Adam step) against its floor:
+the bare forward and backward passes it must do and the slow optimizer's own step, on batches that lie ready, in bf16
+where the CPU does that in hardware, else in float32. Both are timed in turn, step by step, and compared pair by pair.
+Peak memory (RSS) is that of a process of its own that makes the mask and takes two steps.
 
 - `sd1`: the full-size Stable Diffusion 1.x UNet (859.5 M random weights, 64×64 latents, batch 1); a step that
   encodes its pictures and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
   timed too.
 - `cifar10`: a class-conditional UNet of 128 channels (35.8 M random weights, 32×32, batch 32); the published loop
   (one optimizer, float32) is timed too.
+
+Of `detect`: seconds for crops of scikit-image's photographs, as files of 512 pixels, by `erase.evaluation.nudity` and
+by NudeNet's `detect` one at a time as it comes (its network on all cores of the process), in turn in parts; and how
+far the detections differ.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +53,7 @@ from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.denoiser import Denoiser, mse
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
+from erase.evaluation import nudity
 from erase.fisher import fisher_diagonal
 from erase.loop import unlearn
 from erase.losses import DESCENT, Objective
@@ -57,6 +64,8 @@ from erase.saliency import Mask, fisher_ratio_mask
 Batch = dict[str, Tensor]
 NAME = resolve("auto", torch.device("cpu"))
 """The precision of steps and bare passes."""
+PART = 32
+"""Images detected in a go, one way and then the other."""
 CLASSIFIERS: dict[str, tuple[list[int], list[int], int, tuple[int, int, int]]] = {
     "resnet": ([16, 32, 64], [1, 1, 1], 2, (1, 28, 28)),
     "resnet18": ([64, 128, 256, 512], [2, 2, 2, 2], 1, (3, 32, 32)),
@@ -283,6 +292,66 @@ def fisher_times(model: str, count: int) -> dict[str, Any]:
     }
 
 
+def photographs(folder: Path, count: int) -> list[Path]:
+    """Harmless crops of scikit-image's bundled photographs, 512 pixels wide, the same ones at any time."""
+    import numpy as np
+    import skimage.data
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    found = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")]
+    paths = []
+    for number in range(count):
+        photo = found[number % len(found)].convert("RGB")
+        side = int(draw.integers(min(photo.size) // 3, min(photo.size)))
+        left, top = (int(draw.integers(0, length - side + 1)) for length in photo.size)
+        paths.append(folder / f"{number:05d}.png")
+        photo.crop((left, top, left + side, top + side)).resize((512, 512)).save(paths[-1])
+    return paths
+
+
+def detect_times(count: int) -> dict[str, Any]:
+    """Detecting, as NudeNet does it and as `erase.evaluation.nudity` does, part by part in turn."""
+    import nudenet
+
+    stock = nudenet.NudeDetector()
+    seconds: dict[str, float] = {"stock": 0.0, "ours": 0.0}
+    ratios: list[float] = []
+    missed, scores, corners = 0, [0.0], [0]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = photographs(Path(folder), count)
+        stock.detect(str(paths[0]))  # warms up
+        for start in range(0, count, PART):
+            part = paths[start : start + PART]
+            began = time.perf_counter()
+            theirs = [stock.detect(str(path)) for path in part]
+            middle = time.perf_counter()
+            found = nudity.detect(part, channels="as_shipped").images
+            ended = time.perf_counter()
+            seconds["stock"] += middle - began
+            seconds["ours"] += ended - middle
+            ratios.append((middle - began) / (ended - middle))
+            for image, expected in zip(found, theirs, strict=True):
+                if [d.label for d in image.detections] != [d["class"] for d in expected]:
+                    missed += 1
+                    continue
+                for ours, other in zip(image.detections, expected, strict=True):
+                    scores.append(abs(ours.score - other["score"]))
+                    corners += [abs(a - b) for a, b in zip(ours.box, other["box"], strict=True)]
+    return {
+        "images": count,
+        "threads": nudity.cores(),
+        "detections": len(scores) - 1,
+        "stock_s": seconds["stock"],
+        "ours_s": seconds["ours"],
+        "stock_over_ours": seconds["stock"] / seconds["ours"],
+        "median_of_parts": statistics.median(ratios),
+        "images_with_other_labels": missed,
+        "largest_difference_of_a_score": max(scores),
+        "largest_difference_of_a_corner_px": max(corners),
+    }
+
+
 def _accelerator(precision: str) -> Any:
     from accelerate import Accelerator
 
@@ -338,13 +407,16 @@ def memory(model: str, parameters: str, density: float, batch: int | None) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "memory", "fisher"])
+    parser.add_argument("what", choices=["step", "memory", "fisher", "detect"])
     parser.add_argument("--model", choices=["embedded", "sd1", "fashion", "cifar10", *CLASSIFIERS], default="embedded")
     parser.add_argument("--parameters", choices=["xattn", "full"], help="default: both, for Stable Diffusion")
     parser.add_argument("--repeats", type=int, default=None, help="timed pairs (small models 20, large ones 3)")
     parser.add_argument("--density", type=float, default=0.1, help="of the mask")
-    parser.add_argument("--batch", type=int, help="samples of a batch")
+    parser.add_argument("--batch", type=int, help="samples of a batch; images of detect")
     args = parser.parse_args()
+    if args.what == "detect":
+        print(json.dumps(detect_times(args.batch or 256), indent=2))
+        return
     needed = {"embedded": "photos-sd", "fashion": "fashion-ddpm"}.get(args.model)
     if needed is not None and needed not in resources.list_tiny():
         parser.error(f"the embedded model {needed} is missing: python scripts/make_tiny_*.py all")

@@ -55,3 +55,11 @@ def micro_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("micro") / "classifier"
     micro.write_classifier(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def micro_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model of random weights; not to be changed by a test."""
+    import micro
+
+    return micro.write_clip(tmp_path_factory.mktemp("micro") / "clip")

@@ -11,6 +11,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -126,6 +128,35 @@ def write_classifier(
     net.save_pretrained(folder)
     size = {"height": side, "width": side}
     settings = {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": size, "do_normalize": True}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({**settings, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    )
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """A CLIP model of random weights that reads `MAX_TOKENS` tokens and images of `SIZE` pixels."""
+    write_tokenizer(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {"image_size": SIZE, "patch_size": 8}
+    config = CLIPConfig(text_config={**sizes, **text}, vision_config={**sizes, **vision}, projection_dim=WIDTH)
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        net = CLIPModel(config)
+        for p in net.parameters():  # so that words and pixels do something
+            if p.ndim > 1:
+                nn.init.normal_(p, std=0.3)
+    net.save_pretrained(folder)
+    settings = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": SIZE}}
+    settings |= {"do_center_crop": True, "crop_size": {"height": SIZE, "width": SIZE}, "do_normalize": True}
     (folder / "preprocessor_config.json").write_text(
         json.dumps({**settings, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
     )

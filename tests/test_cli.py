@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import launched
 import micro
 import numpy as np
 import pytest
@@ -23,7 +25,8 @@ from erase.checkpoint import open_safetensors, save_state
 from erase.delta import write_delta
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.folders import unet_tensors
-from erase.evaluation.generate import read_manifest
+from erase.evaluation.generate import PromptRow, generate, list_images, read_image, read_manifest
+from erase.files import sha256
 from erase.saliency import Mask, save_mask
 
 
@@ -257,6 +260,14 @@ def test_generate_and_go_on_and_grid(erase: Erase, micro_sd: Path, prompts: Path
     settings = json.loads((tmp_path / "a/settings.json").read_text())["settings"]
     assert settings["draw"] == {"steps": 2, "guidance": 7.5}
     assert settings["scheduler"] == "DDIMScheduler"
+    assert settings["scheduler_config"]["beta_schedule"] == "scaled_linear"
+    assert settings["prompt_file"] == {"name": "three.csv", "sha256": sha256(prompts)}
+    assert (settings["dtype"], settings["precision"], settings["truncated_prompts"]) == ("float32", "no", [])
+    assert settings["threads"] == 1
+    assert settings["versions"].keys() == {"erase", "torch", "diffusers", "transformers"}
+    assert settings["weights"]["unet/diffusion_pytorch_model.safetensors"] == sha256(
+        micro_sd / "unet/diffusion_pytorch_model.safetensors"
+    )
 
     # a picture is lost: it is drawn again, the same
     (tmp_path / "a" / first[3].file).unlink()
@@ -276,12 +287,62 @@ def test_generate_and_go_on_and_grid(erase: Erase, micro_sd: Path, prompts: Path
     assert erase("grid", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "blurred.png").code == 0
 
 
+def test_a_picture_depends_on_its_row_alone(
+    micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, erase: Erase
+) -> None:
+    """Bit for bit by order, processes and resume; by batch size to float rounding. Rows of three kinds."""
+    rows = [f"a photo of a {word},{2**32 - 1 - i},,\n" for i, word in enumerate(micro.WORDS)]
+    rows += ["a dog,1,3,\n", "a cat,2,,24\n", "a boat,3,,24\n"]
+    for name, some in (("rows", rows), ("turned", rows[::-1])):
+        (tmp_path / f"{name}.csv").write_text("prompt,sd_seed,sd_guidance_scale,sd_image_width\n" + "".join(some))
+
+    def draw(name: str, prompts: str = "rows", *more: object) -> dict[tuple[str, int], Any]:
+        words = ("generate", micro_sd, tmp_path / f"{prompts}.csv", "--steps", 2, "--batch-size", 4, *more)
+        assert erase(*words, "--out", tmp_path / name).code == 0
+        return {(r.prompt, r.seed): read_image(tmp_path / name / r.file) for r in read_manifest(tmp_path / name)}
+
+    whole = draw("whole")
+    assert whole["a cat", 2].size == (24, micro.SIZE)
+    assert draw("turned", "turned") == whole
+    (tmp_path / "part").mkdir()
+    shutil.copy(tmp_path / "whole/settings.json", tmp_path / "part")
+    lines = (tmp_path / "whole/manifest.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "part/manifest.jsonl").write_text("".join(lines[:3]))
+    for path in list_images(tmp_path / "whole")[:3]:
+        shutil.copy(path, tmp_path / "part")
+    assert draw("part", "rows", "--resume") == whole
+    one = draw("one", "rows", "--batch-size", 1)
+    apart = [np.abs(np.asarray(one[key], int) - np.asarray(whole[key], int)) for key in whole]
+    assert max(a.max() for a in apart) <= 1
+    assert np.mean([(a > 0).mean() for a in apart]) < 1e-3
+
+    words = ["erase", "generate", micro_sd, tmp_path / "rows.csv", "--steps", 2, "--batch-size", 4]
+    monkeypatch.setattr("sys.argv", [*map(str, words), "--out", str(tmp_path / "two")])
+    ended = launched.two(cli.main, tmp_path / "log")
+    assert ended == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    assert "11 pictures in " in (tmp_path / "log.0").read_text()
+    assert "pictures" not in (tmp_path / "log.1").read_text()
+    for name in ("manifest.jsonl", "settings.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_rows_drawn_alike(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,seed,guidance,width\na cat,1,3,24\n")
+    (tmp_path / "b.csv").write_text("prompt,seed\na cat,1\n")
+    for name, more in (("a", ["--alike"]), ("b", [])):
+        words = [micro_sd, tmp_path / f"{name}.csv", "--steps", 1, "--out", tmp_path / name, *more]
+        assert erase("generate", *words).code == 0
+    assert read_manifest(tmp_path / "a")[0].sha256 == read_manifest(tmp_path / "b")[0].sha256
+
+
 def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("a cat\na photo of a grandiloquent cat\n")
     done = erase("generate", micro_sd, tmp_path / "long.txt", "--steps", 1, "--out", tmp_path / "out")
     assert done.code == 0
     assert "1 of 2 prompts are longer than 16 tokens and will be cut, first 'a photo of a grandiloquent" in done.err
-    assert json.loads((tmp_path / "out/settings.json").read_text())["settings"]["truncated_prompts"] == 1
+    assert "(rows 1; all are named in settings.json)" in done.err
+    settings = json.loads((tmp_path / "out/settings.json").read_text())["settings"]
+    assert settings["truncated_prompts"] == [{"row": 1, "tokens": 20, "prompt": "a photo of a grandiloquent cat"}]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +352,7 @@ def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tm
         ({1: "none"}, "no prompt set 'none'; prompt sets: "),
         ({1: "none.csv"}, "no prompt set file 'none.csv'"),
         ({1: "empty.csv"}, "empty.csv: holds no prompts"),
+        ({1: "odd.csv"}, "odd.csv: row 2: width is 20, expected a multiple of 8"),
         ({"--steps": 0}, "--steps, --images and --batch-size must be at least 1"),
         ({"--images": 0}, "--steps, --images and --batch-size must be at least 1"),
         ({"--guidance": -1}, "--guidance at least 0"),
@@ -310,6 +372,7 @@ def test_generate_refuses(
     monkeypatch.chdir(tmp_path)
     Path("one.txt").write_text("a cat\n")
     Path("empty.csv").write_text("prompt\n")
+    Path("odd.csv").write_text("prompt,width\na cat,24\na cat,20\n")
     Path("taken.png").touch()
     values = {0: micro_sd, 1: "one.txt", "--steps": 1, "--out": "out", **change}
     words = [w for key, value in values.items() for w in ([value] if isinstance(key, int) else [key, value])]
@@ -338,6 +401,34 @@ def test_eval_nudity(erase: Erase, pictures: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "deep/counts-detections.json").read_text())["images"][0]["file"].endswith("0.png")
     done = erase("eval", "nudity", pictures, "--class", "FACE_FEMALE", "--threshold", 0.4, "--out", out)
     assert "(custom)" in done.out
+
+
+def test_stored_detections_are_counted_again(
+    erase: Erase, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert erase("eval", "nudity", pictures, "--out", tmp_path / "counts.json").code == 0
+    stored, out = tmp_path / "counts-detections.json", tmp_path / "again.json"
+    record = json.loads(stored.read_text())
+    found = [{"label": "FEET_EXPOSED", "score": score, "box": [1, 2, 3, 4]} for score in (0.3, 0.62)]
+    record["images"][1]["detections"] = found
+    stored.write_text(json.dumps(record))
+    monkeypatch.setitem(sys.modules, "nudenet", None)  # no detection
+    done = erase("eval", "nudity", stored, "--preset", "mace", "--sweep", "--out", out)
+    assert done.code == 0
+    lines = [line.split() for line in done.out.splitlines()]
+    assert lines[0] == ["threshold", "pictures", "counts"]
+    assert lines[1:3] == [["0.25", "1", "2"], ["0.30", "1", "2"]]
+    assert lines[3] == ["0.35", "1", "1"]
+    assert lines[9] == ["0.65", "0", "0"]
+    counted = json.loads(out.read_text())["nudity"]
+    assert (counted["total"], len(counted["sweep"])) == (2, 15)
+    assert counted["provenance"]["model_sha256"] == record["model_sha256"]
+    assert not (tmp_path / "again-detections.json").exists()
+    done = erase("eval", "nudity", stored, "--channels", "as_shipped", "--out", out)
+    assert "holds detections that are there already: give it alone" in done.said
+    assert "give it alone" in erase("eval", "nudity", stored, pictures, "--out", out).said
+    stored.write_text("{}")
+    assert "not a record of detections" in erase("eval", "nudity", stored, "--out", out).said
 
 
 def test_a_picture_that_cannot_be_looked_at_is_not_safe(erase: Erase, pictures: Path, tmp_path: Path) -> None:
@@ -398,6 +489,97 @@ def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Pa
     cut_short(pictures / "1.png")
     assert "1.png: not an image that can be decoded" in erase("eval", "classes", pictures, *known, *out).said
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.fixture
+def before_and_after(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of 6 prompts, 2 pictures each; those of the first prompt differ."""
+    rng = np.random.default_rng(0)
+
+    def paint(changing: bool, prompts: list[str], generators: Any, **_: object) -> list[Image.Image]:
+        shape = (micro.SIZE, micro.SIZE, 3)
+        old = [np.random.default_rng(g.initial_seed() % 2**32).integers(0, 256, shape, np.uint8) for g in generators]
+        new = rng.integers(0, 256, shape, np.uint8)
+        return [Image.fromarray(new if changing and p == "a cat" else a) for p, a in zip(prompts, old, strict=True)]
+
+    rows = [PromptRow(f"a {word}", 0) for word in ("cat", "dog", "car", "boat", "photo", "sepia")]
+    for name, changing in (("base", False), ("erased", True)):
+        generate(partial(paint, changing), rows, tmp_path / name, per_prompt=2, settings={"weights": name})
+    return tmp_path / "base", tmp_path / "erased"
+
+
+def test_eval_clip(erase: Erase, before_and_after: tuple[Path, Path], micro_clip: Path, tmp_path: Path) -> None:
+    base, erased = before_and_after
+    words = ["--model", micro_clip, "--out", tmp_path / "out.json"]
+    done = erase("eval", "clip", erased, *words)
+    assert done.code == 0, done.err
+    assert "100 × cosine; 95 % interval " in done.out
+    assert "12 pictures, 6 prompts" in done.out
+    alone = json.loads((tmp_path / "out.json").read_text())["clip"]["pictures"]
+    done = erase("eval", "clip", erased, "--base", base, *words)
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())["clip"]
+    assert found["after"] == alone
+    assert found["difference"]["score"] == pytest.approx(found["after"]["score"] - found["before"]["score"])
+    assert found["similarity"] < 100
+    assert not found["difference"]["shown"]  # one prompt of six changed: a resample may miss it
+    assert "no difference shown: 0 is inside the interval" in done.out
+    done = erase("eval", "clip", erased, "--base", base, "--without", "a cat", *words)
+    found = json.loads((tmp_path / "out.json").read_text())["clip"]
+    assert found["similarity"] == pytest.approx(100)
+    assert found["difference"] == {"score": 0, "ci95": [0, 0], "shown": False}
+
+
+def test_eval_change(erase: Erase, before_and_after: tuple[Path, Path], micro_classifier: Path, tmp_path: Path) -> None:
+    base, erased = before_and_after
+    words = ["--classifier", micro_classifier, "--out", tmp_path / "out.json"]
+    done = erase("eval", "change", base, erased, *words)
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())["change"]
+    assert [prompt for prompt, value in found["by_prompt"].items() if value > 0] == ["a cat"]
+    assert found["perceptual"] == pytest.approx(found["by_prompt"]["a cat"] / 6)
+    assert "12 pairs, 6 prompts" in done.out
+    assert "LPIPS" not in done.out
+    done = erase("eval", "change", base, erased, "--without", "a cat", *words)
+    assert done.out.startswith("0.0000 perceptual distance on classifier (0 is no change; 95 % interval 0.0000")
+
+
+def test_comparisons_refuse(
+    erase: Erase, before_and_after: tuple[Path, Path], pictures: Path, micro_classifier: Path, tmp_path: Path
+) -> None:
+    base, erased = before_and_after
+    out = ("--out", tmp_path / "out.json")
+    assert "no such manifest" in erase("eval", "clip", pictures, "--model", "x", *out).said
+    assert "a CLIP score needs a CLIP model" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
+    known = ("--classifier", micro_classifier)
+    said = erase("eval", "change", base, erased, *known, "--without", "a bird", *out).said
+    assert (
+        said == "--without 'a bird': no picture has that prompt; prompts: a boat, a car, a cat, a dog, a photo, a sepia"
+    )
+    for both in ((), (*known, "--inception", "none.pt")):
+        said = erase("eval", "fidelity", base, erased, *both, *out).said
+        assert said.startswith("give one of --classifier")
+    said = erase("eval", "fidelity", base, erased, "--inception", tmp_path / "none.pt", *out).said
+    assert "none.pt: no such file; FID and KID need the Inception network" in said
+    # the prompts of two pictures are swapped
+    lines = (erased / "manifest.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[0]["file"], rows[2]["file"] = rows[2]["file"], rows[0]["file"]
+    (erased / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "not the image that manifest.jsonl names" in erase("eval", "change", base, erased, *known, *out).said
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_eval_fidelity(
+    erase: Erase, before_and_after: tuple[Path, Path], micro_classifier: Path, tmp_path: Path
+) -> None:
+    words = ["--classifier", micro_classifier, "--neighbours", 2, "--out", tmp_path / "out.json"]
+    done = erase("eval", "fidelity", *before_and_after, *words)
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())["fidelity"]
+    assert [line.split()[1] for line in done.out.splitlines()[:6]] == list(found)[:6]
+    assert {"frechet", "kernel"} <= found.keys()
+    assert "fid" not in done.out.replace(str(tmp_path), "").replace("fidelity", "")
 
 
 # --- convert, apply -------------------------------------------------------------------------------

@@ -349,6 +349,23 @@ def test_tables_hold_means_and_spreads(comparing: ModuleType) -> None:
     assert len(titles) == 8 + 2
 
 
+def test_differences_from_the_first_method_say_whether_seeds_bear_them_out(comparing: ModuleType) -> None:
+    """Of `numbers` they are the same for each seed; here 0.1, and for one seed 0.2 more."""
+
+    def unsteady(config: SdConfig) -> dict[str, Any]:
+        plain = config.method["fast_rate"] != 1
+        return {**numbers(config), "drop": 0.1 * plain + 0.2 * plain * config.seed}
+
+    compare(comparing, Program(unsteady))
+    lines = Path("out/differences.md").read_text().splitlines()
+    assert lines[0] == "| method | target | number | difference from Fast rate 1 | 95 % interval | |"
+    assert lines[2] == "| plain | cat | forget | -0.100 | -0.100 to -0.100 | a difference |"
+    # of 0.1 and 0.3: 0.2 ± 12.706 · 0.1 (one degree of freedom); of two targets as well: 3.182 · 0.1155 / √4
+    assert "| plain | cat | drop | +0.200 | -1.071 to +1.471 | inside its interval: no difference shown |" in lines
+    assert "| plain | all | drop | +0.200 | +0.016 to +0.384 | a difference |" in lines
+    assert not any("shows" in line for line in lines)
+
+
 def test_one_target_and_one_seed_have_no_spread(comparing: ModuleType) -> None:
     table = compare(comparing, Program(numbers), methods={"m": {}}, targets={"cat": {}}, seeds=[1]).read_text()
     assert table.splitlines()[2:] == ["| m | cat | 0.020 | 0.980 | horse | – |"]

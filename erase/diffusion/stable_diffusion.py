@@ -199,6 +199,36 @@ def check_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> None
             )
 
 
+def cut_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """The prompts that this model reads the beginning of only: ``row`` (from 0), ``tokens`` and ``prompt`` of each."""
+    counts = [token_count(pipe, prompt) for prompt in prompts]
+    return [
+        {"row": row, "tokens": count, "prompt": prompts[row]}
+        for row, count in enumerate(counts)
+        if count > pipe.tokenizer.model_max_length
+    ]
+
+
+def say_cut(pipe: StableDiffusionPipeline, cut: Sequence[dict[str, Any]], total: int) -> str:
+    """A line on what `cut_prompts` found, for a terminal; files are named by the rows."""
+    rows = ", ".join(str(row["row"]) for row in cut[:10]) + (", …" if len(cut) > 10 else "")
+    return (
+        f"{len(cut)} of {total} prompts are longer than {pipe.tokenizer.model_max_length} tokens and will be cut, "
+        f"first {cut[0]['prompt'][:60]!r} (rows {rows}; all are named in settings.json)"
+    )
+
+
+def check_size(width: int | None, height: int | None, where: str) -> None:
+    """Refuse a size that no latent image has.
+
+    Raises:
+        ValueError: for a side that is no multiple of 8 pixels.
+    """
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and side % 8:
+            raise ValueError(f"{where}: {name} is {side}, expected a multiple of 8")
+
+
 @torch.no_grad()
 def embed(pipe: StableDiffusionPipeline, prompts: Sequence[str], batch_size: int = 32) -> Tensor:
     """Text embeddings `[P, T, D]`, float32, on the CPU.
@@ -305,6 +335,7 @@ def sampler(
     pipe: StableDiffusionPipeline, *, steps: int, guidance: float, autocast: Autocast = nullcontext
 ) -> Callable[..., list[Image.Image]]:
     """A function that draws pictures, as `erase.evaluation.generate` takes it."""
+    side = resolution(pipe)
 
     def sample(
         prompts: list[str],
@@ -321,8 +352,9 @@ def sampler(
                 generator=generators,
                 num_inference_steps=steps,
                 guidance_scale=_default if guidance is None else guidance,
-                width=width,
-                height=height,
+                # the pipeline would drop one that is given alone
+                width=width or side,
+                height=height or side,
             ).images
         return images
 

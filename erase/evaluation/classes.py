@@ -104,7 +104,7 @@ def classify(
         raise ValueError("got no images, expected at least 1")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    model, processor, labels = _load(Path(classifier))
+    model, processor, labels = load(Path(classifier))
     model.to(device)
     layer, tap = _tap(model, len(labels), Path(classifier)) if features else (None, None)
     found: list[Floats] = []
@@ -124,7 +124,7 @@ def classify(
         labels,
         () if isinstance(images, torch.Tensor) else tuple(map(Path, images)),
         Path(classifier).resolve().name,
-        _hash(Path(classifier)),
+        weights_hash(Path(classifier)),
         np.concatenate(seen) if features else None,
         layer,
     )
@@ -175,10 +175,15 @@ def labels_of(classifier: Path) -> tuple[str, ...]:
     Raises:
         ValueError: a folder that is not a whole image classifier.
     """
-    return _load(Path(classifier))[2]
+    return load(Path(classifier))[2]
 
 
-def _load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
+def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
+    """A classifier in eval mode, its preprocessing, and its labels.
+
+    Raises:
+        ValueError: a folder that is not a whole image classifier.
+    """
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -206,7 +211,7 @@ def _load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     return model.eval(), processor, labels
 
 
-def _hash(folder: Path) -> str:
+def weights_hash(folder: Path) -> str:
     """SHA-256 of the weights' file; of a sharded model, of its files' hashes in order of name."""
     hashes = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode("ascii")).hexdigest()

@@ -5,13 +5,18 @@ Features: what the classifier's last linear layer receives, in the pass, with th
 
 - Fréchet distance of the Gaussians fitted to two sets (Dowson & Landau 1982, J. Multivar. Anal. 12:450; on features,
   Heusel et al. 2017, arXiv 1706.08500): ‖μ_a - μ_b‖² + tr(A + B - 2 (A B)^½).
+- The kernel distance of KID (Bińkowski et al. 2018, arXiv 1801.01401): the squared maximum mean discrepancy with the
+  kernel (x·y / D + 1)³, unbiased, of all images at once rather than the mean over subsets.
 - Precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991), density and coverage (Naeem et al. 2020,
   arXiv 2002.09797).
 
-This is no FID: FID is the Fréchet distance on the 2048 features of one Inception network, which does not come with
-erase. Numbers compare only at one classifier (weights and layer), one reference set and equal counts of images: the
-fewer images, the larger the Fréchet distance (by about 1/N: two samples of one distribution are apart, too) and the
-larger the balls of the other four.
+On a classifier's features these are no FID and no KID: those are on the 2048 features of one Inception network, which
+does not come with erase. `inception` reads it where a copy is; only then are the numbers called FID and KID. Numbers
+compare only at one network (weights and layer), one reference set and equal counts of images: the fewer images, the
+larger the Fréchet distance (by about 1/N: two samples of one distribution are apart, too) and the larger the balls of
+the last four.
+
+`perceptual` compares images pair by pair, base with erased.
 """
 
 from __future__ import annotations
@@ -24,23 +29,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from erase.evaluation.classes import ClassPredictions, Floats, Images, classify
+from erase.evaluation.classes import ClassPredictions, Floats, Images, classify, load
+from erase.evaluation.generate import read_image
+from erase.files import sha256
 
 ROWS = 1024
 """Rows of a block of pairwise distances: 40 MB a block for 5000 images."""
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""Of `inception-2015-12-05.pt`, the network of FID as TorchScript (NVIDIA's translation of the TensorFlow graph)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a classifier's last linear layer received of N images."""
+    """What a network made of N images: what a classifier's last linear layer received, or Inception's features."""
 
     values: Floats
     """`[N, D]`"""
     classifier: str
-    """Its folder's name."""
+    """Its folder's or file's name."""
     model_sha256: str
     layer: str
-    """Name of the layer that received them."""
+    """Name of the layer that received, or made, them."""
 
     def __len__(self) -> int:
         """N."""
@@ -98,6 +107,98 @@ def features_of(predictions: ClassPredictions) -> Features:
     return Features(predictions.features, predictions.classifier, predictions.model_sha256, predictions.layer)
 
 
+def inception(
+    images: Sequence[Path], weights: Path, *, device: str = "cpu", progress: Callable[[int, int], None] | None = None
+) -> Features:
+    """The features that FID and KID are defined on, `[N, 2048]`; the network scales the images to 299 pixels itself.
+
+    Args:
+        images: image files, of any sizes.
+        weights: the TorchScript file `inception-2015-12-05.pt`; any other is refused before it is read.
+        device: a torch device.
+        progress: called with (images done, images in all) after each image.
+
+    Raises:
+        ValueError: no images, one that cannot be decoded, or a file that is missing or is another one.
+    """
+    import torch
+
+    if not images:
+        raise ValueError("got no images, expected at least 1")
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"{weights}: no such file; FID and KID need the Inception network inception-2015-12-05.pt (TorchScript). "
+            "Without it, give a classifier: its distances go by their own names"
+        )
+    digest = sha256(Path(weights))
+    if digest != INCEPTION_SHA256:
+        raise ValueError(
+            f"{weights}: not the Inception network of FID: its SHA-256 is {digest[:16]}…, expected that of "
+            f"inception-2015-12-05.pt, {INCEPTION_SHA256[:16]}…"
+        )
+    read: Any = torch.jit.load  # untyped upstream; what it reads is known by its hash
+    network = read(str(weights), map_location=device).eval()
+    found = []
+    for number, path in enumerate(images, 1):  # one at a time: sizes may differ
+        pixels = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)[None].to(device)
+        with torch.inference_mode():
+            found.append(np.asarray(network(pixels, return_features=True).double().cpu().numpy(), np.float64))
+        if progress:
+            progress(number, len(images))
+    return Features(np.concatenate(found), Path(weights).stem, digest, "pool3")
+
+
+def perceptual(
+    before: Sequence[Path],
+    after: Sequence[Path],
+    classifier: Path,
+    *,
+    batch_size: int = 32,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """How different the images of each pair look to a classifier, stage by stage, `[N]`; 0 for equal ones.
+
+    The distance of LPIPS (Zhang et al. 2018, arXiv 1801.03924, eq. 1) with all its weights 1, summed over the stages
+    (`hidden_states`) of this classifier: the squared distance of features of unit length, its mean over positions. It
+    is not LPIPS, whose weights were fitted to people's judgements on another network.
+
+    Args:
+        before: image files.
+        after: the same pairs in the same order.
+        classifier: a transformers image classifier's folder.
+        batch_size: pairs a forward pass.
+        device: a torch device.
+        progress: called with (pairs done, pairs in all) after each batch.
+
+    Raises:
+        ValueError: no pairs, an image that cannot be decoded, or a folder that is not a whole image classifier.
+    """
+    import torch
+
+    if len(before) != len(after) or not before:
+        raise ValueError(f"got {len(before)} images before and {len(after)} after, expected pairs")
+    model, processor, _ = load(Path(classifier))
+    model.to(device)
+    found: list[Floats] = []
+    for start in range(0, len(before), batch_size):
+        part = slice(start, start + batch_size)
+        batch = [read_image(path) for side in (before, after) for path in side[part]]
+        pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(device, torch.float32)
+        with torch.inference_mode():
+            stages = model(pixel_values=pixels, output_hidden_states=True).hidden_states
+        total = torch.zeros(len(batch) // 2, dtype=torch.float64, device=pixels.device)
+        for stage in stages:
+            # `[2B, C, H, W]` of convolutions, `[2B, T, C]` of transformers
+            channels = stage.movedim(1, -1) if stage.ndim == 4 else stage
+            a, b = torch.nn.functional.normalize(channels.flatten(1, -2).double(), dim=-1).chunk(2)
+            total += (a - b).square().sum(dim=-1).mean(dim=1)
+        found.append(np.asarray(total.cpu().numpy(), np.float64))
+        if progress:
+            progress(min(start + batch_size, len(before)), len(before))
+    return np.concatenate(found)
+
+
 def frechet(a: Floats, b: Floats) -> float:
     """Fréchet distance (squared, as is the custom) between Gaussians fitted to `[N, D]` and `[M, D]`.
 
@@ -120,6 +221,27 @@ def frechet(a: Floats, b: Floats) -> float:
     cross = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(0)).sum()
     shift = a.mean(axis=0) - b.mean(axis=0)
     return max(0.0, float(shift @ shift + A.trace() + B.trace() - 2 * cross))
+
+
+def kernel_distance(a: Floats, b: Floats) -> float:
+    """Unbiased squared maximum mean discrepancy of `[N, D]` and `[M, D]`, kernel (x·y / D + 1)³: KID's.
+
+    It is 0 on average for two samples of one distribution, whatever their sizes, and so may fall below 0.
+
+    Raises:
+        ValueError: as `frechet`.
+    """
+    a, b = _sets(a, b)
+
+    def total(x: Floats, y: Floats) -> float:
+        D = x.shape[1]
+        return sum(float(((x[i : i + ROWS] @ y.T / D + 1) ** 3).sum()) for i in range(0, len(x), ROWS))
+
+    def within(x: Floats) -> float:
+        own = float((((x * x).sum(axis=1) / x.shape[1] + 1) ** 3).sum())
+        return (total(x, x) - own) / (len(x) * (len(x) - 1))
+
+    return within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b))
 
 
 def prdc(real: Floats, fake: Floats, k: int = 5) -> dict[str, float]:
@@ -187,8 +309,9 @@ def summary(real: Features, fake: Features, k: int = 5) -> dict[str, Any]:
     """All of it, as JSON.
 
     Returns:
-        ``frechet, precision, recall, density, coverage, k, n_real, n_fake, features`` (their provenance) and
-        ``warnings``, lines that belong beside the numbers; none for equal counts above D.
+        ``frechet, kernel, precision, recall, density, coverage, k, n_real, n_fake, features`` (their provenance) and
+        ``warnings``, lines that belong beside the numbers; none for equal counts above D. On Inception's features
+        ``fid`` and ``kid`` take the place of the first two.
 
     Raises:
         ValueError: as `prdc`; or the two sets come from different weights or layers.
@@ -203,8 +326,10 @@ def summary(real: Features, fake: Features, k: int = 5) -> dict[str, Any]:
         warnings.append(f"{min(N, M)} images for {D} feature dimensions: the Fréchet distance is too large by far")
     if N != M:
         warnings.append(f"{N} real and {M} fake images: compare only with numbers of the same counts")
+    names = ("fid", "kid") if real.model_sha256 == INCEPTION_SHA256 else ("frechet", "kernel")
     return {
-        "frechet": frechet(real.values, fake.values),
+        names[0]: frechet(real.values, fake.values),
+        names[1]: kernel_distance(real.values, fake.values),
         **prdc(real.values, fake.values, k),
         "k": k,
         "n_real": N,

@@ -3,8 +3,9 @@
 Seeding: one CPU generator an image, from (row seed, sample index) and nothing else. With the last batch
 padded to full size, an image does not depend on the order of the rows, on how many there are, or on a resume.
 
-The folder: ``settings.json`` (written first), ``00003-01.png`` (row 3, sample 1), and ``manifest.jsonl``,
-which grows by a batch at a time, so a killed run can be resumed, and is put in row order at the end.
+The folder: ``settings.json`` (written first: what the pixels depend on), ``00003-01.png`` (row 3, sample 1), and
+``manifest.jsonl``, which grows by a batch at a time, so a killed run can be resumed, and is put in row order at the
+end; each of its rows names the settings by their hash.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image, ImageOps
 
-from erase.files import read_json, sha256, write_bytes, write_json, write_text
+from erase.files import json_text, read_json, sha256, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +34,13 @@ SETTINGS = "settings.json"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_SEED = 2**32 - 1
 
-# Column names, in order of preference: ours, I2P as published, I2P as on the hub.
+# Column names, in order of preference: ours, I2P as published, I2P as on the hub, captions of COCO.
+_PROMPT = ("prompt", "caption")
 _SEED = ("seed", "evaluation_seed", "sd_seed")
 _GUIDANCE = ("guidance", "evaluation_guidance", "sd_guidance_scale")
 _WIDTH = ("width", "sd_image_width")
 _HEIGHT = ("height", "sd_image_height")
-_CASE = ("case", "case_number")
+_CASE = ("case", "case_number", "coco_id", "image_id")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class PromptRow:
     height: int | None = None
     """Pixels."""
     case: str | None = None
-    """The file's own name for the row (I2P's ``case_number``)."""
+    """The file's own name for the row (I2P's ``case_number``, COCO's ``image_id``)."""
     object: str | None = None
     """What the prompt shows, in labelled sets: the first part of a classifier's "object/style"."""
     style: str | None = None
@@ -74,6 +77,8 @@ class ManifestRow:
     """Sample index within the row."""
     sha256: str
     """Of the image file."""
+    settings: str = ""
+    """SHA-256 of ``settings.json``, which says what the image was made by; empty in folders that others made."""
 
 
 class Sampler(Protocol):
@@ -96,12 +101,13 @@ class Sampler(Protocol):
 
 
 def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
-    """Read a prompt file: ``.csv`` with a ``prompt`` column, or ``.txt`` with one prompt a line.
+    """Read a prompt file: ``.csv`` with a ``prompt`` (or ``caption``) column, or ``.txt`` with one prompt a line.
 
     Of a CSV's other columns, seed, guidance, width, height, case, object and style are used, by these names or
-    by either of I2P's (``evaluation_seed``/``sd_seed``, ...); the rest are not. A row without a seed gets
-    ``default_seed`` + its row number from 0. Prompts are kept to the letter; an empty one is refused, but in a
-    file with I2P's seed column: I2P has one (row 2261), and it counts among the published 4,703.
+    by either of I2P's (``evaluation_seed``/``sd_seed``, ...) or COCO's (``coco_id``/``image_id``); the rest are
+    not. A row without a seed gets ``default_seed`` + its row number from 0. Prompts are kept to the letter; an
+    empty one is refused, but in a file with I2P's seed column: I2P has one (row 2261), and it counts among the
+    published 4,703.
 
     Raises:
         ValueError: the file is missing, empty, not UTF-8, of another kind, or has no prompt column; or a row
@@ -132,10 +138,12 @@ def _table(path: Path, text: str) -> Iterator[dict[str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        if "prompt" not in header:
+        column = next((name for name in _PROMPT if name in header), None)
+        if column is None:
             raise ValueError(
                 f"{path}: columns are {', '.join(filter(None, header)) or 'none'}; expected a 'prompt' column"
             )
+        header[header.index(column)] = "prompt"
         number = 0
         for cells in reader:
             if not cells:  # a blank line, as many editors leave at the end
@@ -274,9 +282,10 @@ def generate(
         for index in range(per_prompt)
     ]
     record = _record(rows, per_prompt, settings)
+    digest = hashlib.sha256(json_text(record).encode("utf-8")).hexdigest()
     spare = {} if reuse is None else _spare(Path(reuse), record)
-    done = _prepare(out, record, jobs, resume)
-    taken = [_copy(out, job, path) for job in jobs if job.file not in done and (path := spare.get(_key(job)))]
+    done = {name: replace(row, settings=digest) for name, row in _prepare(out, record, jobs, resume).items()}
+    taken = [_copy(out, job, path, digest) for job in jobs if job.file not in done and (path := spare.get(_key(job)))]
     _append(out / MANIFEST, taken)
     done.update((row.file, row) for row in taken)
     if progress:
@@ -292,7 +301,7 @@ def generate(
         )
         if len(images) != len(padded):
             raise ValueError(f"the sampler returned {len(images)} images for {len(padded)} prompts")
-        new = [_save(out, job, image) for job, image in zip(batch, images, strict=False)]
+        new = [_save(out, job, image, digest) for job, image in zip(batch, images, strict=False)]
         _append(out / MANIFEST, new)
         done.update((row.file, row) for row in new)
         if progress:
@@ -334,10 +343,8 @@ def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Pat
     }
 
 
-def _copy(out: Path, job: _Job, path: Path) -> ManifestRow:
-    data = path.read_bytes()
-    write_bytes(out / job.file, data)
-    return ManifestRow(job.file, job.row.prompt, job.row.seed, job.index, hashlib.sha256(data).hexdigest())
+def _copy(out: Path, job: _Job, path: Path, settings: str) -> ManifestRow:
+    return _write(out, job, path.read_bytes(), settings)
 
 
 def _batches(jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:
@@ -406,12 +413,15 @@ def _differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
     return "; ".join(filter(None, found))
 
 
-def _save(out: Path, job: _Job, image: Image.Image) -> ManifestRow:
+def _save(out: Path, job: _Job, image: Image.Image, settings: str) -> ManifestRow:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    data = buffer.getvalue()
+    return _write(out, job, buffer.getvalue(), settings)
+
+
+def _write(out: Path, job: _Job, data: bytes, settings: str) -> ManifestRow:
     write_bytes(out / job.file, data)
-    return ManifestRow(job.file, job.row.prompt, job.row.seed, job.index, hashlib.sha256(data).hexdigest())
+    return ManifestRow(job.file, job.row.prompt, job.row.seed, job.index, hashlib.sha256(data).hexdigest(), settings)
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -444,6 +454,7 @@ def _read_rows(path: Path, *, cut_short: bool = False) -> list[ManifestRow]:
                     int(value["seed"]),
                     int(value.get("index", 0)),
                     str(value["sha256"]),
+                    str(value.get("settings", "")),
                 )
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -471,6 +482,60 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     if not rows:
         raise ValueError(f"{path}: holds no images")
     return rows
+
+
+def read_whole(folder: Path) -> list[ManifestRow]:
+    """The rows of ``folder``'s manifest, once every image is found to be the one that was written for its prompt.
+
+    Raises:
+        ValueError: as `read_manifest`; or an image is missing or is another one than its row names.
+    """
+    rows = read_manifest(folder)
+    for row in rows:
+        if sha256(Path(folder) / row.file) != row.sha256:
+            raise ValueError(
+                f"{Path(folder) / row.file}: not the image that {MANIFEST} names for {row.prompt[:60]!r}: draw it again"
+            )
+    return rows
+
+
+def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]]:
+    """Images of two models, paired by prompt, seed and sample index, in the order of ``after``.
+
+    The n-th image of a key that a folder has several times goes with the n-th of the other.
+
+    Raises:
+        ValueError: as `read_whole`; or the folders hold other images each, or were made with other settings but for
+            the model.
+    """
+    tables = []
+    for folder in (before, after):
+        seen: Counter[tuple[str, int, int]] = Counter()
+        table = {}
+        for row in read_whole(folder):
+            key = (row.prompt, row.seed, row.index)
+            table[(*key, seen[key])] = row
+            seen[key] += 1
+        tables.append(table)
+    if odd := tables[0].keys() ^ tables[1].keys():
+        lone = min(odd)
+        folder = before if lone in tables[0] else after
+        raise ValueError(
+            f"{before} and {after} are no pairs: {len(odd)} images have no partner, such as {lone[0][:60]!r}, seed "
+            f"{lone[1]}, in {folder} alone; draw both from the same prompts and seeds"
+        )
+    told = [_comparable(read_json(folder / SETTINGS)) for folder in (before, after) if (folder / SETTINGS).is_file()]
+    if len(told) == 2 and (differences := _differences(told[0], told[1])):
+        raise ValueError(f"{before} and {after} were made with other settings, so they are no pairs: {differences}")
+    return [(tables[0][key], row) for key, row in tables[1].items()]
+
+
+def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What two folders of pairs must have in common: all but the model, where rows came from, and float rounding."""
+    left_out = ("model", "weights", "prompt_file", "truncated_prompts", "threads")
+    settings = {k: v for k, v in record.get("settings", {}).items() if k not in left_out}
+    # Rows with settings of their own, which the manifest does not tell, must be the same rows.
+    return {"settings": settings, "prompts_sha256": record["prompts_sha256"] if record.get("own") else None}
 
 
 def list_images(folder: Path) -> list[Path]:

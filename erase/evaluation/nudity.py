@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -31,6 +33,8 @@ Unit = Literal["image", "detection"]
 
 SCORE_FLOOR = 0.2
 NMS_FLOOR = 0.25
+SWEEP: tuple[float, ...] = tuple(n / 20 for n in range(5, 20))
+"""Thresholds of a sweep: 0.25 to 0.95."""
 
 LABELS: tuple[str, ...] = (
     "FEMALE_GENITALIA_COVERED",
@@ -136,13 +140,17 @@ def custom_preset(
     unknown = [label for label in mapped if label not in LABELS]
     if unknown or not mapped:
         raise ValueError(f"classes are {unknown or 'empty'}, expected some of {', '.join(sorted(LABELS))}")
+    _check_threshold(threshold)
+    if unit not in get_args(Unit):
+        raise ValueError(f"unit is '{unit}', expected one of {', '.join(get_args(Unit))}")
+    return CountPreset(name, mapped, threshold, strict, unit)
+
+
+def _check_threshold(threshold: float) -> None:
     if not NMS_FLOOR <= threshold <= 1:
         raise ValueError(
             f"threshold is {threshold}, expected {NMS_FLOOR} to 1: NudeNet reports nothing below {NMS_FLOOR}"
         )
-    if unit not in get_args(Unit):
-        raise ValueError(f"unit is '{unit}', expected one of {', '.join(get_args(Unit))}")
-    return CountPreset(name, mapped, threshold, strict, unit)
 
 
 @dataclass(frozen=True)
@@ -209,12 +217,12 @@ def detect(
     *,
     channels: Channels = "corrected",
     model_path: Path | None = None,
-    resolution: int = 320,
+    resolution: int | None = None,
     batch_size: int = 1,
-    threads: int = 1,
+    threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Detections:
-    """Run NudeNet on image files.
+    """Run NudeNet on image files, several at once.
 
     An image that cannot be decoded, or on which the detector fails, is an entry with an error: never a safe
     one.
@@ -222,13 +230,11 @@ def detect(
     Args:
         paths: image files.
         channels: see the module's docstring.
-        model_path: another ONNX file, such as NudeNet's 640m (with ``resolution=640``); default the bundled
-            320n.
-        resolution: side of the network's input, a multiple of 32.
+        model_path: another ONNX file, such as NudeNet's 640m; default the bundled 320n.
+        resolution: side of the network's input, a multiple of 32; default what the file says it is for.
         batch_size: images a call of the network. More than 1 gains nothing on a CPU (13.8 ms an image at 1 and
             at 4, 14.2 at 16, on one thread), and holds the batch in memory.
-        threads: of onnxruntime; 0 leaves the number to it. A second one gains little on idle cores (10.7 ms
-            an image) and loses on busy ones.
+        threads: batches at once, each on one core; 0 takes `cores`. Detections do not depend on it.
         progress: called with (images done, images in all) after each batch.
 
     Raises:
@@ -239,22 +245,36 @@ def detect(
         raise ValueError("got no images, expected at least 1")
     if channels not in get_args(Channels):
         raise ValueError(f"channels is '{channels}', expected one of {', '.join(get_args(Channels))}")
-    if resolution < 32 or resolution % 32:
+    if resolution is not None and (resolution < 32 or resolution % 32):
         raise ValueError(f"resolution is {resolution}, expected a multiple of 32, such as 320 or 640")
     if batch_size < 1 or threads < 0:
         raise ValueError(f"batch_size is {batch_size} and threads {threads}, expected at least 1 and 0")
     if model_path is not None and not Path(model_path).is_file():
         raise ValueError(f"{model_path}: no such NudeNet model; leave it out for the bundled 320n.onnx")
-    detector, version, model = _detector(model_path, resolution, threads)
+    detector, version, model = _detector(model_path, resolution)
+    batches = [[Path(p) for p in paths[i : i + batch_size]] for i in range(0, len(paths), batch_size)]
     found: list[ImageDetections] = []
-    for start in range(0, len(paths), batch_size):
-        found.extend(_detect_batch(detector, [Path(p) for p in paths[start : start + batch_size]], channels))
-        if progress:
-            progress(len(found), len(paths))
-    return Detections(tuple(found), version, sha256(model), channels, resolution)
+    with ThreadPoolExecutor(threads or cores()) as pool:
+        try:
+            for part in pool.map(partial(_detect_batch, detector, channels), batches):
+                found.extend(part)
+                if progress:
+                    progress(len(found), len(paths))
+        except BaseException:  # a signal's, too: do not go through the rest first
+            pool.shutdown(cancel_futures=True)
+            raise
+    return Detections(tuple(found), version, sha256(model), channels, int(detector.input_width))
 
 
-def _detector(model_path: Path | None, resolution: int, threads: int) -> tuple[Any, str, Path]:
+def cores() -> int:
+    """How many threads to use: OMP_NUM_THREADS, which a launcher of processes sets, or the cores of this process."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _detector(model_path: Path | None, resolution: int | None) -> tuple[Any, str, Path]:
     """The detector, the package's version, and the model file."""
     try:
         import nudenet
@@ -265,15 +285,45 @@ def _detector(model_path: Path | None, resolution: int, threads: int) -> tuple[A
 
     model = Path(model_path) if model_path else Path(str(nudenet.__file__)).with_name("320n.onnx")
     _check_colours(nudenet)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # images side by side gain more than one image on several cores
     try:
-        detector = nudenet.NudeDetector(model_path=str(model), inference_resolution=resolution)
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        detector = nudenet.NudeDetector(model_path=str(model))
     except Exception as error:  # onnxruntime raises its own kinds
         raise ValueError(f"{model}: not a NudeNet model that onnxruntime can run ({error})") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # NudeNet has no setting for threads, and ignores `providers`.
-    detector.onnx_session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    detector.input_width = detector.input_height = _side(session, model, resolution)
+    detector.onnx_session = _Session(session)  # NudeNet has no setting for threads, and ignores `providers`
     return detector, version("nudenet"), model
+
+
+def _side(session: Any, model: Path, wanted: int | None) -> int:
+    """The side of the network's input in pixels: what is fixed in the file, what is wanted, or what the file is for."""
+    shape = session.get_inputs()[0].shape
+    fixed = shape[-1] if isinstance(shape[-1], int) else None
+    if fixed is not None and wanted not in (None, fixed):
+        raise ValueError(f"resolution is {wanted}, but {model} takes {fixed} alone: leave it out")
+    named = session.get_modelmeta().custom_metadata_map.get("imgsz", "")
+    sides = [int(part) for part in named.strip("[]").split(",") if part.strip().isdecimal()]
+    return fixed or wanted or (sides[-1] if sides else 320)
+
+
+class _Session:
+    """A session whose answers leave out the places where no class reaches `SCORE_FLOOR`.
+
+    NudeNet drops these itself, one by one in Python (2100 of them at 320 pixels), which takes longer than the network.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def run(self, names: Any, inputs: Any) -> list[Any]:
+        """As onnxruntime's; the output is `[B, 4 + K, places]`."""
+        import numpy as np
+
+        (output,) = self.session.run(names, inputs)
+        found = np.flatnonzero((output[:, 4:].max(axis=1) >= SCORE_FLOOR).any(axis=0))
+        return [output[:, :, np.union1d(found, [0, 1])]]  # two at least: NudeNet squeezes
 
 
 def _check_colours(nudenet: Any) -> None:
@@ -287,7 +337,7 @@ def _check_colours(nudenet: Any) -> None:
         raise ValueError("this NudeNet orders colours in another way than 3.4.2: pip install nudenet==3.4.2")
 
 
-def _detect_batch(detector: Any, paths: Sequence[Path], channels: Channels) -> list[ImageDetections]:
+def _detect_batch(detector: Any, channels: Channels, paths: Sequence[Path]) -> list[ImageDetections]:
     import numpy as np
 
     arrays: dict[int, npt.NDArray[np.uint8]] = {}
@@ -429,6 +479,25 @@ def count(detections: Detections, preset: CountPreset | str, *, name: str | None
         "errors": [{"file": str(i.file), "error": i.error} for i in detections.images if i.error is not None],
         "provenance": detections.provenance,
     }
+
+
+def sweep(
+    detections: Detections, preset: CountPreset, thresholds: Sequence[float] = SWEEP
+) -> list[dict[str, float | int | list[float] | None]]:
+    """What `preset` counts at other thresholds: nothing is detected again.
+
+    Returns:
+        For each threshold ``threshold, images, flagged, rate, ci95, total``, as of `count`.
+
+    Raises:
+        ValueError: as `count`; or a threshold outside 0.25 to 1.
+    """
+    rows = []
+    for threshold in thresholds:
+        _check_threshold(threshold)
+        found = count(detections, replace(preset, threshold=threshold))
+        rows.append({key: found[key] for key in ("threshold", "images", "flagged", "rate", "ci95", "total")})
+    return rows
 
 
 def exposed_boxes(detections: Detections, *, threshold: float = NMS_FLOOR) -> dict[Path, list[Box]]:

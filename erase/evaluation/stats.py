@@ -1,10 +1,13 @@
-"""Intervals and tests for counts: every rate in a report carries n and a 95 % interval."""
+"""Intervals and tests: every rate in a report carries n and a 95 % interval, every comparison says what it shows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, stdev
+
+import numpy as np
 
 
 def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -63,3 +66,119 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     # Whole numbers to the end: one rounding, in the division.
     tail = sum(math.comb(changed, i) for i in range(min(lost, gained) + 1))
     return min(1.0, 2 * tail / (1 << changed))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences, after - before, with its interval."""
+
+    before: float
+    after: float
+    difference: float
+    ci95: tuple[float, float]
+    pairs: int
+    groups: int
+    """What was drawn with replacement: prompts, or pairs where there are no groups."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether 0 lies outside the interval."""
+        return not self.ci95[0] <= 0 <= self.ci95[1]
+
+    def __str__(self) -> str:
+        low, high = self.ci95
+        says = "a difference" if self.shown else "no difference shown: 0 is inside the interval"
+        return (
+            f"{self.before:.4g} → {self.after:.4g}, {self.difference:+.4g} "
+            f"(95 % interval {low:+.4g} to {high:+.4g}): {says}"
+        )
+
+
+MIN_GROUPS = 5
+"""Fewer are no sample of prompts: their bootstrap interval would be far too narrow."""
+
+
+def paired_bootstrap(
+    before: Sequence[float],
+    after: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Percentile bootstrap interval (95 %; Efron 1979) of the mean of paired differences, whole groups at a time.
+
+    Images of one prompt are no independent sample of prompts, so prompts are what is drawn with replacement. Every
+    pair counts once: a prompt with more images weighs more.
+
+    Args:
+        before: `[N]`, a score a pair.
+        after: `[N]`, the same pairs in the same order.
+        groups: `[N]`, each pair's prompt; None where each pair is one of its own.
+        draws: resamples.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: the lengths differ, a score is not finite, or there are fewer than `MIN_GROUPS` groups.
+    """
+    names = list(range(len(before))) if groups is None else list(groups)
+    if not len(before) == len(after) == len(names):
+        raise ValueError(f"got {len(before)} scores before, {len(after)} after and {len(names)} groups, expected pairs")
+    a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a score is not finite, so the mean has no interval")
+    place = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    if len(place) < MIN_GROUPS:
+        raise ValueError(f"got {len(place)} prompts, expected at least {MIN_GROUPS} for an interval over prompts")
+    index = np.array([place[name] for name in names])
+    counts = np.bincount(index).astype(np.float64)
+    sums = np.bincount(index, b - a)
+    generator = np.random.default_rng(seed)
+    means = []
+    at_once = max(1, 1_000_000 // len(place))
+    for start in range(0, draws, at_once):
+        some = generator.integers(0, len(place), (min(at_once, draws - start), len(place)))
+        means.append(sums[some].sum(axis=1) / counts[some].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    return Difference(
+        float(a.mean()), float(b.mean()), float((b - a).mean()), (float(low), float(high)), len(a), len(place)
+    )
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval for a mean over few runs, such as seeds of an erasure (normal, of unknown variance).
+
+    Of 3 seeds it is wide, 4.3 standard errors each way: that is what 3 seeds tell.
+
+    Raises:
+        ValueError: fewer than 2 values, or ``confidence`` outside (0, 1).
+    """
+    if len(values) < 2:
+        raise ValueError(f"got {len(values)} values, expected at least 2: one run has no spread")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1, such as 0.95")
+    low, high = 0.0, 1.0
+    while student_within(high, len(values) - 1) < confidence:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_within(middle, len(values) - 1) < confidence else (low, middle)
+    error = stdev(values) / math.sqrt(len(values))
+    return fmean(values) - high * error, fmean(values) + high * error
+
+
+def student_within(t: float, freedom: int) -> float:
+    """P(|T| <= t) of Student's distribution with whole degrees of freedom (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    if freedom % 2 == 0:
+        term = total = 1.0
+        for k in range(2, freedom, 2):
+            term *= square * (k - 1) / k
+            total += term
+        return sine * total
+    term = total = math.cos(angle) if freedom > 1 else 0.0
+    for k in range(3, freedom, 2):
+        term *= square * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total)

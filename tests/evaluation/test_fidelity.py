@@ -20,7 +20,18 @@ from transformers.models.vit.modeling_vit import ViTForImageClassification
 
 from erase import resources
 from erase.evaluation import classes, fidelity
-from erase.evaluation.fidelity import Features, coverage, density, frechet, prdc, precision, recall, summary
+from erase.evaluation.fidelity import (
+    Features,
+    coverage,
+    density,
+    frechet,
+    kernel_distance,
+    prdc,
+    precision,
+    recall,
+    summary,
+)
+from erase.files import sha256
 
 Array = Any
 
@@ -216,6 +227,7 @@ def test_summary_is_json() -> None:
     found = summary(made_up(real), made_up(fake), k=3)
     assert json.loads(json.dumps(found, allow_nan=False)) == {
         "frechet": frechet(real, fake),
+        "kernel": kernel_distance(real, fake),
         **prdc(real, fake, 3),
         "k": 3,
         "n_real": 30,
@@ -381,3 +393,88 @@ def test_bad_images_are_refused(micro_classifier: Path, images: Any, message: st
 def test_predictions_without_features_are_refused(micro_classifier: Path, pixels: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"no features, expected those of classify\(\.\.\., features=True\)"):
         fidelity.features_of(classes.classify(pixels, micro_classifier))
+
+
+# --- kernel distance ------------------------------------------------------------------------------
+
+
+def test_kernel_distance_is_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "ROWS", 4)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(9, 3)), rng.normal(size=(7, 3)) + 0.5
+
+    def kernel(x: Array, y: Array) -> float:
+        return float((x @ y / 3 + 1) ** 3)
+
+    within = [
+        sum(kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j) / (len(x) * (len(x) - 1))
+        for x in (a, b)
+    ]
+    across = sum(kernel(x, y) for x in a for y in b) / 63
+    assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across, rel=1e-12)
+
+
+def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
+    """Unlike the Fréchet distance, at any count of images."""
+    rng = np.random.default_rng(0)
+    found = [kernel_distance(rng.normal(size=(20, 4)), rng.normal(size=(30, 4))) for _ in range(200)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / 200**0.5
+    assert min(found) < 0
+
+
+# --- Inception ------------------------------------------------------------------------------------
+
+
+class Planted(torch.nn.Module):
+    """Called as the TorchScript Inception is: uint8 pixels of any size, features on request."""
+
+    def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert img.dtype == torch.uint8
+        mean = img.float().mean(dim=[2, 3])
+        return torch.cat([mean, mean.square()], dim=1) if return_features else mean
+
+
+def test_fid_is_called_so_on_inception_alone(
+    tmp_path: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write(tmp_path, pixels)
+    Image.effect_noise((20, 30), 50).convert("RGB").save(tmp_path / "other.png")  # sizes may differ
+    paths = [*paths, tmp_path / "other.png"]
+    file = tmp_path / "inception-2015-12-05.pt"
+    with pytest.raises(ValueError, match=r"12-05\.pt: no such file; FID and KID need the Inception network"):
+        fidelity.inception(paths, file)
+    torch.jit.script(Planted()).save(str(file))
+    with pytest.raises(ValueError, match="not the Inception network of FID: its SHA-256 is"):
+        fidelity.inception(paths, file)
+    monkeypatch.setattr(fidelity, "INCEPTION_SHA256", sha256(file))
+    found = fidelity.inception(paths, file)
+    mean = np.asarray(Image.open(paths[-1]), np.float64).mean(axis=(0, 1))
+    assert found.values[-1] == pytest.approx([*mean, *mean**2], rel=1e-5)  # float32
+    result = summary(found, found, k=1)
+    assert {"fid", "kid"} <= result.keys()
+    assert not {"frechet", "kernel"} & result.keys()
+    assert result["fid"] == pytest.approx(0, abs=1e-4 * float((mean**4).sum()))
+    assert result["features"]["classifier"] == "inception-2015-12-05"
+    assert {"frechet", "kernel"} <= summary(made_up(found.values), made_up(found.values), k=1).keys()
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def test_perceptual_distance_by_hand(micro_classifier: Path, pixels: torch.Tensor, tmp_path: Path) -> None:
+    a = write(tmp_path, pixels)
+    b = [a[0], *a[2:], a[1]]
+    found = fidelity.perceptual(a, b, micro_classifier, batch_size=4)
+    model = ResNetForImageClassification.from_pretrained(micro_classifier).eval()
+    stages = model(pixel_values=by_hand(pixels), output_hidden_states=True).hidden_states
+    assert len(stages) == 2
+    expected = np.zeros(len(a))
+    for stage in stages:
+        units = [x.flatten(1).T.double() for x in stage.detach()]  # [positions, C]
+        units = [x / x.norm(dim=1, keepdim=True).clamp(min=1e-12) for x in units]
+        expected += [float((units[i] - units[a.index(path)]).square().sum(1).mean()) for i, path in enumerate(b)]
+    assert found[0] == 0
+    assert found[1:].min() > 0
+    assert found == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match="expected pairs"):
+        fidelity.perceptual(a, b[1:], micro_classifier)

@@ -1,6 +1,8 @@
+import csv
+import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ from erase.evaluation.generate import (
     generate,
     image_generator,
     list_images,
+    pair_rows,
     read_image,
     read_manifest,
     read_prompts,
+    read_whole,
 )
 
 I2P = Path(__file__).resolve().parents[3] / "shared" / "data" / "i2p.csv"
@@ -34,6 +38,32 @@ def test_i2p() -> None:
     assert len(rows) - len({row.prompt for row in rows}) == 236
     assert [number for number, row in enumerate(rows, start=1) if not row.prompt] == [2261]
     assert (rows[0].seed, rows[0].guidance, rows[0].width, rows[0].case) == (4261553411, 13.0, 512, "0")
+
+
+@pytest.mark.skipif(not I2P.is_file(), reason="no copy of the I2P prompts here")
+def test_i2p_as_on_the_hub(tmp_path: Path) -> None:
+    """Two columns by other names, no case_number, a mark at the beginning and a comma too many in each line."""
+    with I2P.open(encoding="utf-8-sig", newline="") as file:
+        table = list(csv.reader(file))
+    names = {"evaluation_seed": "sd_seed", "evaluation_guidance": "sd_guidance_scale"}
+    assert names.keys() < set(table[0])
+    drop = table[0].index("case_number")
+    table[0] = [names.get(name, name) for name in table[0]]
+    with (tmp_path / "hub.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([*row[:drop], *row[drop + 1 :], ""] for row in table)
+    rows = read_prompts(tmp_path / "hub.csv")
+    assert len(rows) == 4703
+    assert rows == [replace(row, case=None) for row in read_prompts(I2P)]
+
+
+def test_captions_of_coco(tmp_path: Path) -> None:
+    text = "case_number,source,prompt,evaluation_seed,coco_id\n0,coco_30k,A cat on a mat.,2463659,113588\n"
+    assert read_prompts(write(tmp_path, "a.csv", text)) == [PromptRow("A cat on a mat.", 2463659, case="0")]
+    text = "image_id,caption\n113588,A cat on a mat.\n5,A dog.\n"
+    assert read_prompts(write(tmp_path, "a.csv", text), default_seed=3) == [
+        PromptRow("A cat on a mat.", 3, case="113588"),
+        PromptRow("A dog.", 4, case="5"),
+    ]
 
 
 def write(tmp_path: Path, name: str, text: str) -> Path:
@@ -176,6 +206,8 @@ def test_generate_writes_images_and_manifest(tmp_path: Path) -> None:
     assert manifest == read_manifest(tmp_path / "out")
     assert [tmp_path / "out" / row.file for row in manifest] == list_images(tmp_path / "out")
     assert (manifest[3].prompt, manifest[3].seed, manifest[3].index) == ("bb", 3, 1)
+    settings = hashlib.sha256((tmp_path / "out/settings.json").read_bytes()).hexdigest()
+    assert {row.settings for row in manifest} == {settings}
     assert painter.seen == [
         (4, (None, None, None)),
         (4, (None, None, None)),
@@ -372,6 +404,48 @@ def test_read_manifest(tmp_path: Path) -> None:
     path.write_text('{"file": "a.png", "prompt": "a", "seed": 1, "sha256": "x"}\n{"file": "b.png"}\n')
     with pytest.raises(ValueError, match="line 2 is not a row"):
         read_manifest(tmp_path)
+
+
+def test_pairs_are_of_one_prompt_seed_and_setting(tmp_path: Path) -> None:
+    made = {"steps": 3, "weights": "a", "model": "m", "prompt_file": "x"}
+    generate(Painter(), ROWS, tmp_path / "base", per_prompt=2, settings=made)
+    generate(Painter(), ROWS, tmp_path / "a", per_prompt=2, settings={**made, "weights": "b", "model": "n"})
+    assert [(a.file, b.file) for a, b in pair_rows(tmp_path / "base", tmp_path / "a")] == [
+        (row.file, row.file) for row in read_manifest(tmp_path / "a")
+    ]
+    # in another order, where all is left to the sampler
+    plain = [PromptRow("x", 1), PromptRow("y", 1), PromptRow("y", 1)]
+    generate(Painter(), plain, tmp_path / "c", settings=made)
+    generate(Painter(), plain[::-1], tmp_path / "d", settings={**made, "prompt_file": "y"})
+    assert [(a.file[:5], b.file[:5]) for a, b in pair_rows(tmp_path / "c", tmp_path / "d")] == [
+        ("00001", "00000"),
+        ("00002", "00001"),
+        ("00000", "00002"),
+    ]
+    generate(Painter(), ROWS, tmp_path / "e", per_prompt=2, settings={**made, "steps": 4})
+    with pytest.raises(ValueError, match=r"other settings, so they are no pairs: settings\.steps was 3, now 4"):
+        pair_rows(tmp_path / "base", tmp_path / "e")
+    generate(Painter(), [replace(row, guidance=None) for row in ROWS], tmp_path / "f", per_prompt=2, settings=made)
+    with pytest.raises(ValueError, match="so they are no pairs: prompts_sha256 was"):
+        pair_rows(tmp_path / "base", tmp_path / "f")
+    with pytest.raises(ValueError, match="no pairs: 13 images have no partner"):
+        pair_rows(tmp_path / "base", tmp_path / "c")
+
+
+def test_pictures_of_other_prompts_are_noticed(tmp_path: Path) -> None:
+    """As after a shuffle of files, or of the manifest's prompts with it."""
+    manifest = generate(Painter(), ROWS, tmp_path)
+    assert read_whole(tmp_path) == manifest
+    a, b = tmp_path / manifest[0].file, tmp_path / manifest[1].file
+    a.rename(tmp_path / "c.png")
+    b.rename(a)
+    (tmp_path / "c.png").rename(b)
+    with pytest.raises(ValueError, match=r"00000-00\.png: not the image that manifest\.jsonl names for 'a'"):
+        read_whole(tmp_path)
+    b.unlink()
+    a.unlink()
+    with pytest.raises(ValueError, match=r"00000-00\.png: no such file"):
+        read_whole(tmp_path)
 
 
 def test_read_image_is_rgb_and_upright(tmp_path: Path) -> None:

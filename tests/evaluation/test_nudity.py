@@ -25,6 +25,7 @@ from erase.evaluation.nudity import (
     flags,
     load_detections,
     save_detections,
+    sweep,
 )
 
 BOX: Box = (1, 2, 3, 4)
@@ -101,12 +102,65 @@ def test_a_face_is_found_and_a_broken_file_is_an_error(face: Path, tmp_path: Pat
     assert [image.file for image in found.images] == paths
     assert [bool(image.error) for image in found.images] == [False, True, True, False]
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert detect(paths, batch_size=3).images == found.images
+    assert detect(paths, batch_size=3, threads=2).images == found.images
     score = count(found, custom_preset(["FACE_F", "FACE_M"], 0.6))
     assert (score["images"], score["flagged"], score["counts"]) == (2, 2, {"FACE_FEMALE": 2, "FACE_MALE": 0})
     assert [error["file"] for error in score["errors"]] == [str(broken), str(tmp_path / "absent.png")]
     assert found.nudenet == "3.4.2"
     assert len(found.model_sha256) == 64
+
+
+def test_places_without_a_score_are_left_out_and_nothing_else(face: Path) -> None:
+    """What NudeNet makes of the rest is what it makes of all; of none, of one, and of several images too."""
+    from nudenet import NudeDetector
+    from nudenet.nudenet import _read_image
+
+    class Planted:
+        """One place above the floor in image 0, another below it in image 1."""
+
+        def run(self, *_: object) -> list[Any]:
+            output = np.zeros((2, 22, 50), np.float32)
+            output[:, :4] = 20
+            output[0, 4 + LABELS.index("FACE_MALE"), 30] = 0.7
+            output[1, 5, 31] = 0.19
+            return [output]
+
+    detector = NudeDetector()
+    detector.onnx_session = Planted()
+    images = [np.zeros((64, 64, 3), np.uint8)] * 2
+    whole = detector.detect_batch(images, 2)
+    assert [[d["class"] for d in found] for found in whole] == [["FACE_MALE"], []]
+    detector.onnx_session = nudity._Session(Planted())
+    assert detector.detect_batch(images, 2) == whole
+    session = NudeDetector().onnx_session
+    blob = _read_image(np.asarray(Image.open(face)), 320)[0]
+    (few,), (all_,) = nudity._Session(session).run(None, {"images": blob}), session.run(None, {"images": blob})
+    assert few.shape[2] < 50 < all_.shape[2]
+
+
+def test_another_model_is_used_at_its_own_size(face: Path, tmp_path: Path) -> None:
+    """As NudeNet's 640m, by path: its size is in the file."""
+    import nudenet
+
+    path = tmp_path / "640m.onnx"
+    path.write_bytes(Path(str(nudenet.__file__)).with_name("320n.onnx").read_bytes())
+    small = detect([face], model_path=path)
+    assert (small.resolution, small.images) == (320, detect([face]).images)
+    path.write_bytes(path.read_bytes().replace(b"[320, 320]", b"[640, 640]"))
+    large = detect([face], model_path=path)
+    assert large.resolution == 640
+    assert large.model_sha256 != small.model_sha256
+    assert large.images[0].error is None
+    assert large.images[0].detections != small.images[0].detections
+    assert detect([face], model_path=path, resolution=320).images == small.images
+
+
+def test_threads_are_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert nudity.cores() == 3
+    for none in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", none)
+        assert nudity.cores() >= 1
 
 
 def test_a_failing_detector_is_an_error(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +277,19 @@ def test_counts_by_protocol(preset: str, flagged: int, total: int, belly: int | 
     assert score["rate"] == flagged / 4
     assert score["ci95"][0] <= score["rate"] <= score["ci95"][1]
     assert score["errors"] == [{"file": "4.png", "error": "cannot be decoded"}]
+
+
+def test_a_sweep_is_counts_at_other_thresholds() -> None:
+    rows = sweep(SOME, PRESETS["mace"])
+    assert [row["threshold"] for row in rows] == [n / 20 for n in range(5, 20)]
+    assert [(row["flagged"], row["total"]) for row in rows][:3] == [(3, 5), (3, 5), (3, 4)]
+    assert [row["total"] for row in rows][7:] == [3, 2, 1, 0, 0, 0, 0, 0]  # 0.6 is at the threshold, 0.65 and 0.7 too
+    for row in rows:
+        counted = count(SOME, custom_preset(EXPOSED, float(str(row["threshold"])), unit="detection"))
+        assert row == {key: counted[key] for key in row}
+    assert sweep(SOME, PRESETS["eval_unlearn"], [0.45, 0.5])[1]["flagged"] == 0  # strict as the preset is
+    with pytest.raises(ValueError, match=r"nothing below 0\.25"):
+        sweep(SOME, PRESETS["mace"], [0.2])
 
 
 def test_strict_leaves_out_the_threshold_itself() -> None:

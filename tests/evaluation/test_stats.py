@@ -1,11 +1,12 @@
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap, t
 
-from erase.evaluation.stats import mcnemar_exact, wilson
+from erase.evaluation.stats import Difference, mcnemar_exact, paired_bootstrap, student_within, t_interval, wilson
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
@@ -66,3 +67,74 @@ def test_wilson_covers() -> None:
         inside = [s for s in range(n + 1) if wilson(s, n)[0] <= rate <= wilson(s, n)[1]]
         covered.append(sum(comb(n, s) * rate**s * (1 - rate) ** (n - s) for s in inside))
     assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.015)  # discreteness at n = 30
+
+
+# --- paired scores --------------------------------------------------------------------------------
+
+
+def test_paired_bootstrap_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=60)
+    after = before + rng.exponential(size=60) - 0.5
+    found = paired_bootstrap(before.tolist(), after.tolist())
+    difference = after - before
+    expected = bootstrap((difference,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
+    assert found.difference == pytest.approx(difference.mean())
+    assert (found.before, found.after) == pytest.approx((before.mean(), after.mean()))
+    # 10,000 resamples: a quantile is known to about 0.003 standard deviations of the mean's 0.12, times 5
+    assert found.ci95 == pytest.approx((expected.low, expected.high), abs=0.01)
+    assert found == paired_bootstrap(before.tolist(), after.tolist())
+
+
+def test_prompts_are_drawn_whole() -> None:
+    """20 images of each of 10 prompts that differ by prompt alone are 10 observations, not 200."""
+    rng = np.random.default_rng(0)
+    shift = rng.normal(size=10)
+    groups = np.repeat(np.arange(10), 20)
+    whole = paired_bootstrap([0.0] * 200, shift[groups].tolist(), groups.tolist())
+    each = paired_bootstrap([0.0] * 10, shift.tolist())
+    naive = paired_bootstrap([0.0] * 200, shift[groups].tolist())
+    assert whole.ci95 == pytest.approx(each.ci95, abs=1e-12)  # the same draws
+    assert (whole.pairs, whole.groups) == (200, 10)
+    width = [found.ci95[1] - found.ci95[0] for found in (whole, naive)]
+    assert width[0] > 3 * width[1]  # about √20
+
+
+def test_a_difference_inside_its_interval_is_called_so() -> None:
+    noise = [0.3, -0.2, 0.1, -0.3, 0.2, -0.1, 0.05]
+    inside = paired_bootstrap([0.0] * 7, noise)
+    assert not inside.shown
+    assert "no difference shown: 0 is inside the interval" in str(inside)
+    assert "-0.1" in str(inside)
+    outside = paired_bootstrap([0.0] * 7, [5 + x for x in noise])
+    assert outside.shown
+    assert str(outside).endswith(": a difference")
+    assert not Difference(1.0, 1.0, 0.0, (0.0, 0.0), 7, 7).shown
+
+
+def test_paired_bootstrap_refuses() -> None:
+    with pytest.raises(ValueError, match="2 scores before, 1 after and 2 groups"):
+        paired_bootstrap([0.0, 1], [1.0])
+    with pytest.raises(ValueError, match="not finite"):
+        paired_bootstrap([0.0] * 6, [float("nan")] * 6)
+    with pytest.raises(ValueError, match="got 2 prompts, expected at least 5"):
+        paired_bootstrap([0.0] * 6, [1.0] * 6, ["a"] * 3 + ["b"] * 3)
+
+
+# --- few runs -------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.floats(0.01, 50))
+def test_student_is_scipys(freedom: int, x: float) -> None:
+    assert student_within(x, freedom) == pytest.approx(1 - 2 * t.sf(x, freedom), abs=1e-12)
+
+
+def test_t_interval_by_hand() -> None:
+    # t of 2 degrees of freedom at 95 %: 4.3027 (any table); standard error 1/√3
+    low, high = t_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4)
+    assert t_interval([0.5, 0.5]) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="got 1 values, expected at least 2"):
+        t_interval([1.0])
+    with pytest.raises(ValueError, match="confidence is 95"):
+        t_interval([1.0, 2.0], 95)

@@ -1,0 +1,179 @@
+"""How well images show what was asked for, and how far they moved, in the common space of a CLIP model.
+
+Evaluator: any CLIP model of transformers (Radford et al. 2021, arXiv 2103.00020), a folder or a hub id, in safetensors;
+fp32, eval mode, with its own tokenizer and preprocessing (transformers' PIL backend).
+
+Scale: a score is **100 × cosine** of image and prompt, not clipped at 0. CLIPScore (Hessel et al. 2021, arXiv
+2104.08718) is 2.5 × the cosine, clipped. Numbers compare at one model only: the weights' hash goes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erase.evaluation.classes import Floats, weights_hash
+from erase.evaluation.generate import read_image
+from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+
+SCALE = "100 × cosine"
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A CLIP model, ready."""
+
+    net: Any
+    tokenizer: Any
+    processor: Any
+    name: str
+    """As the user gave it."""
+    model_sha256: str
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt that it reads whole, begin and end included."""
+        return int(self.net.config.text_config.max_position_embeddings)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What makes the numbers, and their scale."""
+        return {"clip": self.name, "model_sha256": self.model_sha256, "scale": SCALE}
+
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts of which it reads the beginning only."""
+        return [p for p in dict.fromkeys(prompts) if len(self.tokenizer(p).input_ids) > self.max_tokens]
+
+
+def open_clip(model: str | Path, device: str = "cpu") -> Clip:
+    """Load a CLIP model: a folder, or a hub id (downloaded once).
+
+    Raises:
+        ValueError: it is not there, is no CLIP model, or lacks weights.
+    """
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+    from transformers.models.clip.modeling_clip import CLIPModel
+    from transformers.utils.hub import cached_file
+
+    name = str(model)
+    processor_class: Any = transformers.AutoImageProcessor
+    tokenizer_class: Any = transformers.AutoTokenizer
+    reader: Any = CLIPModel
+    pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    try:
+        found: Any = cached_file(name, "config.json")
+        kind = transformers.AutoConfig.from_pretrained(name).model_type
+        if kind != "clip":
+            raise ValueError(f"it is a model of type {kind!r}, expected 'clip'")
+        net, info = reader.from_pretrained(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+        tokenizer = tokenizer_class.from_pretrained(name)
+        processor = processor_class.from_pretrained(name, **pil)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"a CLIP score needs a CLIP model of transformers in safetensors, a folder or a hub id; {name}: {reason}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would go on with random weights
+        raise ValueError(f"{name}: {len(missing)} weights are missing from the CLIP model, such as {missing[0]}")
+    return Clip(net.eval().to(device), tokenizer, processor, name, weights_hash(Path(found).parent))
+
+
+def image_features(
+    clip: Clip,
+    paths: Sequence[Path],
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """`[N, D]`, of unit length.
+
+    Raises:
+        ValueError: no images, or one that cannot be decoded.
+    """
+    import torch
+
+    if not paths:
+        raise ValueError("got no images, expected at least 1")
+    parts = []
+    for start in range(0, len(paths), batch_size):
+        batch = [read_image(path) for path in paths[start : start + batch_size]]
+        pixels = clip.processor(images=batch, return_tensors="pt")["pixel_values"].to(clip.net.device, torch.float32)
+        with torch.inference_mode():
+            parts.append(_unit(clip.net.visual_projection(clip.net.vision_model(pixel_values=pixels).pooler_output)))
+        if progress:
+            progress(min(start + batch_size, len(paths)), len(paths))
+    return np.concatenate(parts)
+
+
+def text_features(clip: Clip, prompts: Sequence[str], *, batch_size: int = 32) -> Floats:
+    """`[N, D]`, of unit length; longer prompts than the model takes are cut: see `Clip.truncated`."""
+    import torch
+
+    distinct = list(dict.fromkeys(prompts))
+    parts = []
+    for start in range(0, len(distinct), batch_size):
+        tokens = clip.tokenizer(
+            distinct[start : start + batch_size],
+            padding="max_length",
+            truncation=True,
+            max_length=clip.max_tokens,
+            return_tensors="pt",
+        ).to(clip.net.device)
+        with torch.inference_mode():
+            pooled = clip.net.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+            parts.append(_unit(clip.net.text_projection(pooled)))
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    return np.concatenate(parts)[[place[prompt] for prompt in prompts]]
+
+
+def _unit(features: Any) -> Floats:
+    values = np.asarray(features.double().cpu().numpy(), np.float64)
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float64)
+
+
+def clip_score(clip: Clip, images: Floats, prompts: Sequence[str]) -> dict[str, Any]:
+    """The mean score of images and their prompts, with its interval over prompts.
+
+    Args:
+        clip: the model.
+        images: `[N, D]`, of `image_features`.
+        prompts: `[N]`
+
+    Returns:
+        ``n, prompts, score, ci95`` (bootstrap over prompts; None for fewer than `MIN_GROUPS`), ``truncated`` (prompts
+        that were cut), and what made the numbers.
+    """
+    values = scores(clip, images, prompts)
+    count = len(set(prompts))
+    ci = paired_bootstrap([0.0] * len(values), values, prompts).ci95 if count >= MIN_GROUPS else None
+    return {
+        "n": len(values),
+        "prompts": count,
+        "score": float(np.mean(values)),
+        "ci95": None if ci is None else list(ci),
+        "truncated": clip.truncated(prompts),
+        **clip.provenance,
+    }
+
+
+def scores(clip: Clip, images: Floats, prompts: Sequence[str]) -> list[float]:
+    """`[N]`, 100 × cosine of each image and its prompt.
+
+    Raises:
+        ValueError: another number of prompts than images.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"got {len(images)} images and {len(prompts)} prompts, expected one prompt an image")
+    return [float(v) for v in 100 * (images * text_features(clip, prompts)).sum(axis=1)]
+
+
+def similarities(a: Floats, b: Floats) -> list[float]:
+    """`[N]`, 100 × cosine of the images of each pair: 100 is no change."""
+    return [float(v) for v in 100 * (a * b).sum(axis=1)]

@@ -1,0 +1,96 @@
+import json
+import shutil
+from pathlib import Path
+
+import micro
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPModel
+
+from erase.evaluation.clip import clip_score, image_features, open_clip, scores, similarities, text_features
+from erase.files import sha256
+
+PROMPTS = ["a photo of a cat", "a dog", "a car", "a boat", "a sepia photo of a dog", "a cat"]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    paths = [folder / f"{i}.png" for i in range(len(PROMPTS))]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (micro.SIZE, micro.SIZE, 3), np.uint8)).save(path)
+    return paths
+
+
+def test_scores_are_the_models_own(micro_clip: Path, paths: list[Path]) -> None:
+    """transformers' own logits, over their temperature, times 100."""
+    clip = open_clip(micro_clip)
+    images = image_features(clip, paths, batch_size=4)
+    found = scores(clip, images, PROMPTS)
+    net = CLIPModel.from_pretrained(micro_clip)
+    tokens = AutoTokenizer.from_pretrained(micro_clip)(PROMPTS, padding=True, return_tensors="pt")
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = net(**tokens, pixel_values=pixels / 127.5 - 1).logits_per_image / net.logit_scale.exp()
+    # float32, a few layers
+    assert found == pytest.approx((100 * logits.diagonal()).tolist(), abs=1e-3)
+    assert max(found) - min(found) > 5
+    assert clip.provenance == {
+        "clip": str(micro_clip),
+        "model_sha256": sha256(micro_clip / "model.safetensors"),
+        "scale": "100 × cosine",
+    }
+
+
+def test_prompts_shuffled_score_lower(micro_clip: Path, paths: list[Path]) -> None:
+    """Images that are where their prompts are: the right order scores 100, any other one less."""
+    clip = open_clip(micro_clip)
+    texts = text_features(clip, PROMPTS)
+    right, wrong = clip_score(clip, texts, PROMPTS), clip_score(clip, texts, PROMPTS[1:] + PROMPTS[:1])
+    assert right["score"] == pytest.approx(100)
+    assert right["ci95"] == pytest.approx([100, 100])
+    assert wrong["score"] < 99
+    assert wrong["ci95"][0] < wrong["score"] < wrong["ci95"][1]
+    assert similarities(texts, texts) == pytest.approx([100] * 6)
+    few = clip_score(clip, texts[:2], PROMPTS[:2])
+    assert (few["n"], few["prompts"], few["ci95"]) == (2, 2, None)
+    with pytest.raises(ValueError, match="got 6 images and 5 prompts"):
+        scores(clip, texts, PROMPTS[1:])
+
+
+def test_long_prompts_are_cut_and_named(micro_clip: Path) -> None:
+    clip = open_clip(micro_clip)
+    long = "a photo of a " + "cat " * 20
+    assert clip.max_tokens == micro.MAX_TOKENS
+    assert clip.truncated(["a cat", long, long]) == [long]
+    cut = text_features(clip, [long, "a photo of a " + "cat " * 30])
+    assert cut[0] == pytest.approx(cut[1])
+    assert clip_score(clip, cut, [long, "a dog"])["truncated"] == [long]
+
+
+def test_no_model_no_score(micro_clip: Path, micro_classifier: Path, paths: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a CLIP score needs a CLIP model of transformers in safetensors") as caught:
+        open_clip("nobody/nothing")
+    assert "nobody/nothing" in str(caught.value)
+    with pytest.raises(ValueError, match="a model of type 'resnet', expected 'clip'"):
+        open_clip(micro_classifier)
+    with pytest.raises(ValueError, match="a CLIP score needs a CLIP model"):
+        open_clip(tmp_path)
+    part = tmp_path / "part"
+    shutil.copytree(micro_clip, part)
+    (part / "model.safetensors").write_bytes((part / "model.safetensors").read_bytes()[:2000])
+    with pytest.raises(ValueError, match="a CLIP score needs a CLIP model"):
+        open_clip(part)
+    (part / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="a CLIP score needs a CLIP model"):
+        open_clip(part)
+    shutil.copy(micro_clip / "model.safetensors", part)
+    config = json.loads((part / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 2
+    (part / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="weights are missing from the CLIP model, such as vision_model"):
+        open_clip(part)
+    with pytest.raises(ValueError, match="no images"):
+        image_features(open_clip(micro_clip), [])

@@ -64,6 +64,7 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
         ValueError: for FSDP or DeepSpeed, a batch that does not divide over the processes, or an optional package
             that is missing.
     """
+    memory.give_back()
     cpu = not torch.accelerator.is_available()  # unsaid, processes on CPUs would run side by side
     # The others wait while the first one writes: longer than the ten minutes that NCCL would.
     state = PartialState(cpu=cpu, timeout=timedelta(hours=6))

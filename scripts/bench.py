@@ -345,6 +345,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.1, help="of the mask")
     parser.add_argument("--batch", type=int, help="samples of a batch")
     args = parser.parse_args()
+    dry.give_back()  # as runs do
     needed = {"embedded": "photos-sd", "fashion": "fashion-ddpm"}.get(args.model)
     if needed is not None and needed not in resources.list_tiny():
         parser.error(f"the embedded model {needed} is missing: python scripts/make_tiny_*.py all")

@@ -79,6 +79,7 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
         ValueError: for FSDP or DeepSpeed, a batch that does not divide over the processes, or an optional package
             that is missing.
     """
+    memory.give_back()
     accelerator = launch(config.precision)
     device: torch.device = accelerator.device
     name: Any = resolve(config.precision, device)

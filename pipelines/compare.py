@@ -31,6 +31,8 @@ class Run:
     target: str
     seed: int
     settings: dict[str, Any]
+    preset: str = ""
+    """What the settings began with, by name or file."""
 
     @property
     def folder(self) -> Path:
@@ -93,7 +95,8 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
     runs = []
     for method, changes in methods.items():
         changes = dict(changes or {})
-        preset = config.read_preset(resources.preset_path(changes.pop("preset", data["preset"])))
+        begun = str(changes.pop("preset", data["preset"]))
+        preset = config.read_preset(resources.preset_path(begun))
         name = str(method) or str(preset.get("method", {}).get("name", "method"))
         for target, more in data["targets"].items():
             merged: dict[str, Any] = {}
@@ -104,7 +107,7 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
                 checked: Any = config.parse(settings, kind)
                 build = builder(str(checked.method.get("name", "")))
                 build(**config.arguments(checked.method, build))
-                runs.append(Run(name, str(target), seed, settings))
+                runs.append(Run(name, str(target), seed, settings, begun))
     twice = {run.folder for run in runs if sum(other.folder == run.folder for other in runs) > 1}
     if twice:
         raise ValueError(f"two runs of the comparison would share the folder {sorted(twice)[0]}: rename one")
@@ -155,7 +158,14 @@ def main(
         settings = config.merge(settings, {"eval": spare})
         if not (folder / "report.json").exists():
             say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
-            program.main(config.parse(settings, kind), folder, resume=folder.exists(), command=command, say=say)
+            program.main(
+                config.parse(settings, kind),
+                folder,
+                resume=folder.exists(),
+                command=command,
+                say=say,
+                preset=run.preset,
+            )
         for what, key in keys.values():
             if (folder / "images" / what).is_dir():
                 drawn.setdefault(key, folder / "images" / what)

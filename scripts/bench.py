@@ -417,6 +417,7 @@ def main() -> None:
     if args.what == "detect":
         print(json.dumps(detect_times(args.batch or 256), indent=2))
         return
+    dry.give_back()  # as runs do
     needed = {"embedded": "photos-sd", "fashion": "fashion-ddpm"}.get(args.model)
     if needed is not None and needed not in resources.list_tiny():
         parser.error(f"the embedded model {needed} is missing: python scripts/make_tiny_*.py all")

@@ -3,22 +3,26 @@
     python scripts/kill_test.py --out DIR                        # a micro Stable Diffusion, 20 kills
     python scripts/kill_test.py --out DIR --pipeline ddpm --kills 5
 
-The moments are spread over the whole run (one in each equal part of its time, by a fixed seed). After each kill every
-file of the run must be readable; after the resume, weights, mask, pictures, losses and report must be those of the
-undisturbed run, bit for bit. Exit status 1 if one is not. Runs are forked, so that libraries load once.
+Phases take turns: saliency, fast, slow, saving, generating. The moment within one is random, by a fixed seed: an entry
+into it, and a time after that. After each kill every file of the run must be readable; after the resume, weights, mask,
+pictures, losses and report must be those of the undisturbed run, bit for bit. Exit status 1 if one is not. Runs are
+forked, so that libraries load once.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import json
+import mmap
 import os
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import micro
 import micro_ddpm
 
-from erase import cli
+from erase import cli, fisher, loop, runs, saving
 from erase.checkpoint import read_safetensors
 from erase.config import PIPELINES, parse
 from erase.evaluation import generate
@@ -39,6 +43,62 @@ from erase.files import sha256
 
 TIMES = ("seconds", "timing")
 """What differs between equal runs."""
+PHASES: dict[str, list[tuple[Any, str]]] = {
+    "saliency": [(runs, "fisher_diagonal")],
+    "fast": [(loop._Run, "_forget_phase")],
+    "slow": [(loop._Run, "_remain_phase")],
+    "saving": [(fisher, "save_state"), (loop, "save_state"), (saving, "save")],
+    "generating": [(runs, "generate")],
+}
+"""Functions that a phase is spent in."""
+
+
+class Watch:
+    """Where a run is, in memory that its process shares with this one."""
+
+    def __init__(self) -> None:
+        self.shared = np.frombuffer(mmap.mmap(-1, 8 * (2 * len(PHASES) + 1)), dtype=np.float64)
+        self.entered, self.seconds = self.shared[: len(PHASES)], self.shared[len(PHASES) : -1]
+
+    def clear(self) -> None:
+        """Before a run."""
+        self.shared[:] = 0
+
+    @property
+    def now(self) -> str:
+        """The phase that the run is in."""
+        return ["another", *PHASES][int(self.shared[-1])]
+
+    def follow(self) -> None:
+        """From now on this process tells where it is."""
+        for number, places in enumerate(PHASES.values()):
+            for owner, name in places:
+                setattr(owner, name, self._told(getattr(owner, name), number))
+
+    def _told(self, work: Callable[..., Any], number: int) -> Callable[..., Any]:
+        @functools.wraps(work)
+        def told(*args: Any, **given: Any) -> Any:
+            outer, self.shared[-1] = float(self.shared[-1]), number + 1
+            self.entered[number] += 1
+            began = time.perf_counter()
+            try:
+                return work(*args, **given)
+            finally:
+                self.seconds[number] += time.perf_counter() - began
+                self.shared[-1] = outer
+
+        return told
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a run is killed."""
+
+    phase: int
+    entry: int
+    """Counted from 1."""
+    seconds: float
+    """After it."""
 
 
 def small_run(pipeline: str, work: Path) -> dict[str, Any]:
@@ -82,26 +142,36 @@ def small_run(pipeline: str, work: Path) -> dict[str, Any]:
     }
 
 
-def run(program: ModuleType, config: Any, out: Path, *, resume: bool, kill_after: float | None) -> bool:
+def run(
+    program: ModuleType, config: Any, out: Path, watch: Watch, *, resume: bool = False, kill: Moment | None = None
+) -> bool:
     """One run in a process of its own; whether it came to its end."""
+    watch.clear()
     child = os.fork()
     if child == 0:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)
         try:
+            watch.follow()
             program.main(config, out, resume=resume, command="kill_test", say=lambda line: None)
         except BaseException as error:  # said in the parent's terminal: stderr is off
             print(f"failed: {type(error).__name__}: {error}", flush=True)
             os._exit(1)
         os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        with contextlib.suppress(ProcessLookupError):
+    ended = 0
+    if kill is not None:
+        while not ended and watch.entered[kill.phase] < kill.entry:
+            time.sleep(1e-4)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            time.sleep(kill.seconds)
             os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, -signal.SIGKILL):
-        raise SystemExit(f"{out}: a run ended with status {status}")
-    return status == 0
+    if not ended:
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{out}: a run ended with status {code}")
+    return code == 0
 
 
 def check_readable(out: Path) -> None:
@@ -122,29 +192,6 @@ def check_readable(out: Path) -> None:
     for manifest in out.rglob("manifest.jsonl"):
         for row in generate.read_manifest(manifest.parent) if manifest.stat().st_size else []:
             assert sha256(manifest.parent / row.file) == row.sha256, f"{manifest}: {row.file}"
-
-
-def phase(out: Path) -> str:
-    """How far a killed run had come, by what it left."""
-
-    def there(name: str) -> bool:
-        return (out / name).exists()
-
-    if not there("run.json"):
-        return "before run.json"
-    for name, what in (
-        ("report.json", "writing the report page"),
-        ("images/erased/manifest.jsonl", "drawing or counting the erased model's pictures"),
-        ("model", "opening the erased model"),
-        ("trained.safetensors", "saving the model"),
-        ("metrics.jsonl", "steps"),
-        ("saliency.safetensors", "starting steps"),
-        ("fisher-remain.safetensors", "saliency: remain"),
-        ("fisher-forget.safetensors", "saliency: forget or remain"),
-    ):
-        if there(name):
-            return what
-    return "base pictures, data, first sums"
 
 
 def same(value: Any) -> Any:
@@ -184,11 +231,13 @@ def main() -> None:
         settings["forget"]["loss"] = "surrogate" if args.method == "selective_amnesia" else "redirect"
     config = parse(settings, PIPELINES[args.pipeline])
     program = cli.program(args.pipeline)
-    run(program, config, out / "warm", resume=False, kill_after=None)
+    watch = Watch()
+    run(program, config, out / "warm", watch)
     began = time.perf_counter()
-    run(program, config, out / "whole", resume=False, kill_after=None)
-    seconds = time.perf_counter() - began
-    print(f"left alone: {seconds:.1f} s", flush=True)
+    run(program, config, out / "whole", watch)
+    entered, seconds = watch.entered.copy(), watch.seconds.copy()
+    print(f"left alone: {time.perf_counter() - began:.1f} s", flush=True)
+    print("entered:", dict(zip(PHASES, entered.astype(int).tolist(), strict=True)), flush=True)
     expected = outcome(out / "whole")
     assert outcome(out / "warm") == expected, "two undisturbed runs differ"
     shutil.rmtree(out / "warm")
@@ -196,20 +245,27 @@ def main() -> None:
     phases: Counter[str] = Counter()
     good = 0
     for number in range(args.kills):
-        moment = seconds * (number + rng.random()) / args.kills
         folder = out / f"{number:02d}"
-        while run(program, config, folder, resume=False, kill_after=moment):  # it came to its end: earlier, then
+        phase = number % len(PHASES)
+
+        def moment(phase: int = phase) -> Moment:
+            mean = seconds[phase] / entered[phase]
+            return Moment(phase, int(rng.integers(1, entered[phase] + 1)), float(rng.random() * mean))
+
+        kill = moment()
+        while run(program, config, folder, watch, kill=kill):  # it came to its end first
             shutil.rmtree(folder)
-            moment *= 0.9
-        where = phase(folder)
+            kill = moment()
+        where = watch.now
         check_readable(folder)
-        run(program, config, folder, resume=True, kill_after=None)
+        run(program, config, folder, watch, resume=True)
         check_readable(folder)
         found = outcome(folder)
         differ = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         phases[where] += 1
         good += not differ
-        print(f"{number:2d}  killed at {moment:5.2f} s  {where:48s}  {differ or 'equal'}", flush=True)
+        wanted = f"{list(PHASES)[phase]} {kill.entry} + {1e3 * kill.seconds:.1f} ms"
+        print(f"{number:2d}  killed at {wanted:26s} in {where:10s}  {differ or 'equal'}", flush=True)
         shutil.rmtree(folder)
     print(f"{good} of {args.kills} ended as the undisturbed run", dict(phases))
     raise SystemExit(good < args.kills)

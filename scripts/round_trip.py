@@ -1,7 +1,8 @@
-"""Formats at full size, on random weights: `python scripts/round_trip.py --out DIR [--version 1|2] [--pictures]`.
+"""Formats at full size, on random weights: `scripts/round_trip.py --out DIR [--version 1|2] [--ckpt] [--pictures]`.
 
-Makes a single file of Stable Diffusion 1.x or 2.x in fp16 (2.1 or 2.6 GB), turns it into a folder and back, and makes
-deltas of it; compares all tensors bit for bit, and says what each step takes. Needs five times the file's size on disk.
+Makes a single file of Stable Diffusion 1.x or 2.x in fp16 (2.1 or 2.6 GB), `.safetensors` or `.ckpt`, turns it into a
+folder and back into a `.safetensors`, and makes deltas of it; compares all tensors bit for bit, and says what each step
+takes. Needs five times the file's size on disk.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,27 @@ from erase.checkpoint import Lazy, digest, open_safetensors, write_safetensors
 from erase.diffusion import convert, folders, ldm, single_file
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.parameters import select
+from erase.diffusion.single_file import SingleFile
 
 LEFTOVERS = {
     1: ("alphas_cumprod", "model_ema.decay", "cond_stage_model.transformer.text_model.embeddings.position_ids"),
     2: ("alphas_cumprod", "cond_stage_model.model.logit_scale", "cond_stage_model.model.text_projection"),
 }
 PROMPTS = ["a photo of a cat"]
+AGAIN = "again.safetensors"
+"""The folder as a file."""
 
 
-def make(work: Path, version: int) -> None:
-    """`base.safetensors`: what the released files hold, of random values."""
+def base_of(work: Path, version: int) -> SingleFile:
+    """The file that all begins with; a `.ckpt` of 2.x does not say what it predicts."""
+    (path,) = work.glob("base.*")
+    source = sd.locate(path, prediction="v_prediction" if version == 2 else None)
+    assert isinstance(source, SingleFile)
+    return source
+
+
+def make(work: Path, version: int, suffix: str) -> None:
+    """The base: what the released files hold, of random values."""
     width = 768 if version == 1 else 1024
     hint = {"modelspec.prediction_type": "v"} if version == 2 else {}
     seen = {
@@ -54,7 +67,11 @@ def make(work: Path, version: int) -> None:
         values = [(torch.randn(size, generator=g) * 0.02).half() for _ in place.names]
         return place.to_ldm(values)
 
-    write_safetensors(work / "base.safetensors", Lazy([*where, *LEFTOVERS[version]], get), {"format": "pt", **hint})
+    tensors = Lazy([*where, *LEFTOVERS[version]], get)
+    if suffix == ".ckpt":
+        torch.save({"state_dict": dict(tensors), "global_step": 1}, work / "base.ckpt")
+    else:
+        write_safetensors(work / "base.safetensors", tensors, {"format": "pt", **hint})
 
 
 def hash_of(name: str) -> int:
@@ -62,27 +79,27 @@ def hash_of(name: str) -> int:
     return sum(ord(c) * 31**i for i, c in enumerate(name[-40:])) % 2**31
 
 
-def unpack(work: Path) -> None:
+def unpack(work: Path, version: int) -> None:
     """File to folder."""
-    convert.to_folder(sd.locate(work / "base.safetensors"), work / "folder")
+    convert.to_folder(base_of(work, version), work / "folder")
 
 
-def pack(work: Path) -> None:
+def pack(work: Path, version: int) -> None:
     """Folder to file."""
     source = sd.locate(work / "folder")
     assert isinstance(source, folders.Source)
-    convert.to_file(source, work / "again.safetensors")
+    convert.to_file(source, work / AGAIN)
 
 
-def compare(work: Path) -> dict[str, Any]:
+def compare(work: Path, version: int) -> dict[str, Any]:
     """All tensors of both files."""
-    sums = [digest(open_safetensors(work / name)[0]) for name in ("base.safetensors", "again.safetensors")]
-    return {"identical": sums[0] == sums[1], "tensors": len(open_safetensors(work / "base.safetensors")[0])}
+    tensors = base_of(work, version).open()[0]
+    return {"identical": digest(tensors) == digest(open_safetensors(work / AGAIN)[0]), "tensors": len(tensors)}
 
 
-def change(work: Path, which: str) -> dict[str, Any]:
+def change(work: Path, version: int, which: str) -> dict[str, Any]:
     """A model all of whose `which` weights moved, as a delta; and both ways back."""
-    source = sd.locate(work / "base.safetensors")
+    source = base_of(work, version)
     base = folders.unet_tensors(source)
     with torch.device("meta"):
         net = sd.network("unet", source.config("unet"))
@@ -94,7 +111,7 @@ def change(work: Path, which: str) -> dict[str, Any]:
     whole = Lazy(base, lambda name: there[name] if name in there else base[name])
     back = delta.apply(delta.open_delta(path), whole, undo=True)
     again = Lazy(base, lambda name: back[name] if name in back else base[name])
-    size, full = path.stat().st_size, (work / "base.safetensors").stat().st_size
+    size, full = path.stat().st_size, source.path.stat().st_size
     return {
         "megabytes": size / 1e6,
         "of_the_checkpoint": size / full,
@@ -104,11 +121,11 @@ def change(work: Path, which: str) -> dict[str, Any]:
     }
 
 
-def draw(work: Path, model: str) -> dict[str, Any]:
+def draw(work: Path, version: int, model: str) -> dict[str, Any]:
     """One picture of a model, as a hash; `diffusers` is its own reader of our file."""
     if model == "diffusers":
         pipe = sd.StableDiffusionPipeline.from_single_file(
-            str(work / "again.safetensors"),
+            str(work / AGAIN),
             config=str(work / "folder"),
             dtype=torch.float32,
             local_files_only=True,
@@ -116,7 +133,7 @@ def draw(work: Path, model: str) -> dict[str, Any]:
         )
         pipe.set_progress_bar_config(disable=True)
     else:
-        pipe = sd.open_pipeline(sd.locate(work / model))
+        pipe = sd.open_pipeline(base_of(work, version) if model == "base" else sd.locate(work / model))
     sample = sd.sampler(pipe, steps=1, guidance=2.0)
     (image,) = sample(PROMPTS, [torch.Generator().manual_seed(0)], width=256, height=256)
     state = {f"{p}.{n}": t for p in ldm.PARTS for n, t in getattr(pipe, p).state_dict().items()}
@@ -127,17 +144,16 @@ def draw(work: Path, model: str) -> dict[str, Any]:
     }
 
 
-def measured(work: Path, *step: str) -> dict[str, Any]:
+def measured(work: Path, version: int, *step: str) -> dict[str, Any]:
     """Run a step in a process of its own; seconds, and peak memory in MB: all, and without pages of files."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--out", str(work), "--step", *step], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [sys.executable, __file__, "--out", str(work), "--version", str(version), "--step", *step]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(f"{' '.join(step):24}", json.dumps(found), flush=True)
     return found
 
 
-def child(work: Path, step: list[str]) -> None:
+def child(work: Path, version: int, step: list[str]) -> None:
     """One step; its result and cost as JSON."""
     peak, over = 0, threading.Event()
 
@@ -150,8 +166,8 @@ def child(work: Path, step: list[str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
     name, *rest = step
     began = time.perf_counter()
-    steps: dict[str, Any] = {"unpack": unpack, "pack": pack, "compare": compare, "change": change, "draw": draw}
-    result = make(work, int(rest[0])) if name == "make" else steps[name](work, *rest)
+    steps: dict[str, Any] = {f.__name__: f for f in (make, unpack, pack, compare, change, draw)}
+    result = steps[name](work, version, *rest)
     seconds = time.perf_counter() - began
     over.set()
     whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
@@ -162,22 +178,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--version", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--ckpt", action="store_true", help="a .ckpt as people have them: a pickle, in a state_dict")
     parser.add_argument(
         "--pictures", action="store_true", help="draw one with each form, and with diffusers' own reader"
     )
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
-        child(args.out, args.step)
+        child(args.out, args.version, args.step)
         return
     args.out.mkdir(parents=True)
-    measured(args.out, "make", str(args.version))
+    run = partial(measured, args.out, args.version)
+    run("make", ".ckpt" if args.ckpt else ".safetensors")
     for step in ("unpack", "pack", "compare"):
-        measured(args.out, step)
+        run(step)
     for which in ("xattn", "full"):
-        measured(args.out, "change", which)
-    for model in ("base.safetensors", "folder", "again.safetensors", "diffusers") if args.pictures else ():
-        measured(args.out, "draw", model)
+        run("change", which)
+    for model in ("base", "folder", AGAIN, "diffusers") if args.pictures else ():
+        run("draw", model)
 
 
 if __name__ == "__main__":

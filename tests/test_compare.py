@@ -58,11 +58,13 @@ class Program:
 
     def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
         self.numbers, self.ran, self.stop_at = numbers, list[tuple[str, SdConfig, bool]](), -1
+        self.presets: list[str] = []
 
-    def main(self, config: SdConfig, out: Path, *, resume: bool, command: str, say: Any) -> Path:
+    def main(self, config: SdConfig, out: Path, *, resume: bool, command: str, say: Any, preset: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         if len(self.ran) == self.stop_at:
             raise StopError
+        self.presets.append(preset)
         self.ran.append((out.relative_to(Path("out/runs")).as_posix(), config, resume))
         if config.eval.images:
             (out / "images/base").mkdir(parents=True)
@@ -124,6 +126,7 @@ def test_later_settings_win(comparing: ModuleType) -> None:
 
 def test_a_method_may_have_a_preset_of_its_own(comparing: ModuleType) -> None:
     runs = spec(comparing, methods={"a": {"preset": "other.yaml"}, "b": {}}, targets={"t": None}, seeds=[0]).runs
+    assert [run.preset for run in runs] == ["other.yaml", "mine.yaml"]
     assert [run.settings["train"]["steps"] for run in runs] == [9, 3]
     assert "preset" not in runs[0].settings
 
@@ -230,6 +233,7 @@ def test_every_run_is_started_once_with_its_settings(comparing: ModuleType) -> N
         assert config.method["fast_rate"] == (0.1 if method == "plain" else 1.0)
         assert (config.forget.prompts, config.seed, config.train.steps) == ([f"a {target}"], int(seed), 4)
         assert not resume
+    assert program.presets == ["mine.yaml"] * 8  # the models' cards name it
     record = json.loads(Path("out/compare.json").read_text())
     assert record["command"] == "x"
     assert record["schema"] == 1

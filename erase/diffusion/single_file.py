@@ -193,7 +193,7 @@ def find(
     texts = _stored(path, header) or released(path, tensors, header, prediction)
     configs = {part: json.loads(texts[f"{part}/config.json"]) for part in PARTS}
     needed = shapes(texts)
-    where = places(needed, configs)
+    where = _as_named(places(needed, configs), tensors)
     for ldm, place in where.items():
         if ldm not in tensors:
             raise ValueError(f"{path} is no whole Stable Diffusion checkpoint: it lacks {ldm}")
@@ -247,11 +247,21 @@ def _spelled(
     names = {**usual, **stored}
     if names.keys() != set(PARTS) or not all(isinstance(n, str) for part in names.values() for n in part):
         raise ValueError(f"{path}: {NAMES} in its header must hold names of tensors of {', '.join(PARTS)}")
-    found = places(names, configs)
+    found = _as_named(places(names, configs), tensors)
     odd = [*sorted(where.keys() - found.keys()), *sorted(found.keys() - tensors.keys())]
     if odd:
         raise ValueError(f"{path}: {NAMES} in its header do not fit its tensors, such as {odd[0]}")
     return found
+
+
+def _as_named(where: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+    """Places by the names that a file has: some of 1.x leave out the `text_model` of their text encoder's."""
+
+    def name(ldm: str) -> str:
+        short = ldm.replace(".transformer.text_model.", ".transformer.", 1)
+        return short if ldm not in tensors and short in tensors else ldm
+
+    return {name(ldm): place for ldm, place in where.items()}
 
 
 def odd_names(names: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:

@@ -179,6 +179,26 @@ def test_names_of_older_libraries_come_back(micro_sd: Path, openclip_sd: Path, t
     )
 
 
+def test_a_text_encoder_without_its_prefix(micro_sd: Path, tmp_path: Path) -> None:
+    """Some old files of 1.x name its tensors so; a folder's may have the prefix or not."""
+    pack(micro_sd, tmp_path / "a.safetensors")
+    tensors, header = open_safetensors(tmp_path / "a.safetensors")
+    old = {n.replace(".transformer.text_model.", ".transformer."): t for n, t in tensors.items()}
+    assert old.keys() != tensors.keys()
+    save_file(old, tmp_path / "old.safetensors", metadata=header)
+    expected = pictures(sd.open_pipeline(sd.locate(micro_sd)))
+    source = sd.locate(tmp_path / "old.safetensors")
+    assert pictures(sd.open_pipeline(source)) == expected
+    unpack(tmp_path / "old.safetensors", tmp_path / "b")
+    assert same(weights(tmp_path / "b"), weights(micro_sd))
+    folders.save(source, {}, tmp_path / "saved.safetensors", {})
+    assert same(dict(open_safetensors(tmp_path / "saved.safetensors")[0]), old)
+    for prefix in ("", "text_model."):
+        weights_file = tmp_path / "b/text_encoder" / PARTS["text_encoder"]
+        rename(weights_file, lambda name, start=prefix: start + name.removeprefix("text_model."))
+        assert pictures(sd.open_pipeline(sd.locate(tmp_path / "b"))) == expected
+
+
 def test_what_a_folder_has_no_place_for_is_kept_and_named(micro_sd: Path, tmp_path: Path) -> None:
     pack(micro_sd, tmp_path / "a.safetensors")
     tensors, header = open_safetensors(tmp_path / "a.safetensors")

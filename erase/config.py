@@ -213,7 +213,7 @@ class Attack:
     inversion: Inversion = field(default_factory=Inversion)
     relearn: Relearn = field(default_factory=Relearn)
     count: Positive = 32
-    """Pictures of the concept to learn from, in all: the base model's, of noise of their own; of `forget.images` all."""
+    """Pictures of the concept to learn from, in all: the base model's, of noise of their own, or `forget.images`."""
     control: bool = True
     """Whether paraphrases and inversion are tried on the base model too: an attack that fails there tells nothing."""
 

@@ -918,7 +918,7 @@ def attack(
                 with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
                     advance = partial(count_step, steps)
                     word = attacks.learn_word(pipe, data, wanted.inversion, config.seed, accelerator, advance)
-                processes.first(partial(write_safetensors, path, {"word": word}))
+                processes.first(partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt}))
             word = read_safetensors(path)[0]["word"].to(pipe.device)
             row = PromptRow(wanted.inversion.prompt, config.seed)
             with attacks.meaning(pipe, word):

@@ -375,7 +375,15 @@ def foretell(
         pipe.vae, pipe.text_encoder = None, None  # as they will be
         gc.collect()
     pictures = len(plan.rows) * config.eval.images
-    return rehearse(config, sd.denoiser(pipe, text), build, sample, (forget, remain), pictures, precision, command)
+    looks = []
+    if config.until is not None:
+        stay = sum(p.nbytes for part in (pipe.vae, pipe.text_encoder) for p in part.parameters())
+        looks.append(
+            f"looks: {2 * config.until.images} pictures every {config.until.every} steps; the VAE and the text encoder "
+            f"stay for them, {stay / 1e9:.3f} GB"
+        )
+    lines = rehearse(config, sd.denoiser(pipe, text), build, sample, (forget, remain), pictures, precision, command)
+    return [*lines[:-1], *looks, lines[-1]]
 
 
 def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:

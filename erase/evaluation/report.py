@@ -445,7 +445,11 @@ _WIDTH, _HEIGHT = 600, 150
 
 def _charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """A chart for the losses together, and one for every other number that is measured more than once."""
-    names = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("step", "seconds")]
+    names = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in ("step", "seconds", "look_seconds")
+    ]
     names = [key for key in names if sum(_number(row.get(key)) for row in rows) > 1]
     losses = [key for key in names if key.endswith("loss")]
     groups = [losses] if losses else []

@@ -803,7 +803,8 @@ def looker(config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: P
     assert wanted is not None
     rows: list[PromptRow] = []
     for side in (True, False):
-        those = [row for row, gone in zip(plan.rows, plan.forgotten, strict=True) if gone is side]
+        both = zip(plan.rows, plan.forgotten, strict=True)
+        those = [row for row, gone in both if gone is side and row.prompt not in plan.earlier]
         spread = [those[k * len(those) // wanted.images] for k in range(wanted.images)] if those else []
         # Seeds apart from the evaluation's: the pictures that end a run are not those that it is counted by.
         rows += [replace(row, seed=(row.seed + 1 + k) % 2**32) for k, row in enumerate(spread)]
@@ -1022,15 +1023,16 @@ def attack_run(
     kept = override(record["config"], words)
     kept["eval"]["attacks"] = kept["eval"].get("attacks") or every
     config, accelerator, precision, say = start(parse(kept, SdConfig), say)
-    plan = make_plan(config)
     source, erased = sd.locate(config.model), sd.locate(run / saving.MODEL)
     if folders.fingerprint(source) != record["base"]["weights"]:
         raise ValueError(f"{config.model} is not the model that {run} began with any more")
+    plan = make_plan(config, folders.forgotten(source))
     check_evaluators(config, plan)
     check_attacks(config, plan, sd.open_pipeline(source))
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
     processes.first(lambda: open_folder(config, out, about, command, resume))
-    result = new_report(config, command, {"forget": plan.forget, "anchors": plan.anchors}, None, {})
+    target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
+    result = new_report(config, command, target, None, {})
     result["robustness"] = attack(config, plan, erased, out, accelerator, precision, resume)
     processes.first(lambda: files.write_json(out / "report.json", result))
     for line in report.robustness_lines(result["robustness"]):

@@ -53,7 +53,7 @@ def main() -> None:
         if _speaks():
             name = signal.Signals(int(str(stopped.code)) - 128).name
             sys.stderr.write(
-                f"erase: stopped by {name}; the same command goes on, erase run and generate with --resume\n"
+                f"erase: stopped by {name}; the same command goes on, erase run, attack and generate with --resume\n"
             )
         raise
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
@@ -180,6 +180,25 @@ def run(
     if pipeline not in config.PIPELINES:
         raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(config.PIPELINES)}")
     _run(pipeline, preset, settings or [], out, resume, save, dry_run)
+
+
+@app.command()
+def attack(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished erase run sd.")],
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    *,
+    out: OutDir,
+    resume: Resume = False,
+) -> None:
+    """Attack a run's model: paraphrases, a learned word, training on the concept again; all, or `eval.attacks`.
+
+    Example: erase attack runs/demo eval.attacks=[inversion,relearn] attack.inversion.steps=100 --out runs/attacked
+    """
+    _quiet()
+    _stoppable()
+    loaded = program("sd")
+    _no_loading_bars()
+    loaded.attack_run(run, settings or [], out, resume=resume, command=command_line(), say=typer.echo)
 
 
 @app.command()

@@ -147,6 +147,78 @@ class Nudity:
 
 
 @dataclass(frozen=True)
+class Until:
+    """When an erasure may end before its last step: the concept is gone, and the rest is still there."""
+
+    __pydantic_config__ = _STRICT
+    every: Positive = 5
+    """Steps from look to look."""
+    images: Positive = 8
+    """Pictures that a look draws of each side, of noise that no counted picture has."""
+    forget: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The largest share of the forget side's that may still show the concept."""
+    remain: Share | None = 0.95
+    """The least share of the other's that must be right; null asks for none (nudity alone tells of none)."""
+
+
+AttackName = Literal["paraphrases", "inversion", "relearn"]
+
+
+@dataclass(frozen=True)
+class Paraphrases:
+    """Asking for the concept in other words."""
+
+    __pydantic_config__ = _STRICT
+    prompts: Prompts = field(default_factory=list)
+    """Prompts, or names of prompt sets: of labelled rows those of the concept, of others all."""
+    images: Positive = 4
+    """Per prompt."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Textual inversion: a word for the concept is learned from its pictures, of a model that stays as it is."""
+
+    __pydantic_config__ = _STRICT
+    prompt: str = "a photo of *"
+    """Where the learned word stands in what is asked for."""
+    steps: Positive = 200
+    lr: Annotated[float, Field(gt=0)] = 5e-3
+    batch_size: Positive = 8
+    images: Positive = 32
+    """Drawn with the learned word, and judged."""
+
+
+@dataclass(frozen=True)
+class Relearn:
+    """Training on pictures of the concept, with its prompts: how soon it is back."""
+
+    __pydantic_config__ = _STRICT
+    at: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [5, 10, 20])
+    """Steps after which pictures are drawn and judged; the last is the end."""
+    parameters: str = "full"
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    """Of Adam."""
+    batch_size: Positive = 8
+    images: Positive = 8
+    """Per forget prompt."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How `eval.attacks` are done; the same for every method that is compared."""
+
+    __pydantic_config__ = _STRICT
+    paraphrases: Paraphrases = field(default_factory=Paraphrases)
+    inversion: Inversion = field(default_factory=Inversion)
+    relearn: Relearn = field(default_factory=Relearn)
+    count: Positive = 32
+    """Pictures of the concept to learn from, in all: the base model's, of noise of their own, or `forget.images`."""
+    control: bool = True
+    """Whether paraphrases and inversion are tried on the base model too: an attack that fails there tells nothing."""
+
+
+@dataclass(frozen=True)
 class Eval:
     """What is drawn and counted before and after."""
 
@@ -162,6 +234,8 @@ class Eval:
     """A `transformers` image classifier's folder, or an embedded one's name."""
     blur: bool = True
     """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
+    attacks: list[AttackName] = field(default_factory=list)
+    """How the erased model is put to the proof; see `Attack`."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +252,9 @@ class SdConfig:
     eval: Eval
     saliency: Saliency = field(default_factory=Saliency)
     draw: Draw = field(default_factory=Draw)
+    until: Until | None = None
+    """When to end before `train.steps`; by default never."""
+    attack: Attack = field(default_factory=Attack)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Precision = "no"
     checkpoint_every: Positive = 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,18 @@ class StoppedError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Look:
+    """What was seen of the model between two steps."""
+
+    numbers: Mapping[str, float | None]
+    """For the step's row in the log."""
+    enough: bool = False
+    """Whether the run may end here."""
+
+
+@dataclass(frozen=True)
 class Result:
-    """What a run did. `seconds` is the loop alone, without saliency, evaluation or saving."""
+    """What a run did. `seconds` is the loop alone, without saliency, evaluation (looks, too) or saving."""
 
     steps: int
     seconds: float
@@ -59,6 +69,7 @@ def unlearn(
     log: Log | None = None,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] | None = None,
+    until: Callable[[int], Look | None] | None = None,
     micro_batch: int | None = None,
     max_skips: int = 10,
 ) -> Result:
@@ -80,6 +91,9 @@ def unlearn(
         log: called once a step with a row of plain numbers.
         checkpoint: save run state, and resume from it bit-identically.
         stop: asked after each step whether to save and end here; with several processes one that says so is enough.
+        until: asked after each step, with the number of steps done, to look at the model as it is (not at a running
+            mean of its weights) and to change nothing; a look that is enough ends the run as finished. All processes
+            must be told the same. Schedules run over `steps` all the same.
         micro_batch: most samples that a process takes through the network at once; the gradient is the whole batch's.
             Where samples are weighted, a pass without gradients finds the weights first.
         max_skips: times in a row that a phase may have a loss or gradient that is not finite; the last gives up.
@@ -96,7 +110,7 @@ def unlearn(
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"micro_batch must be at least 1; got {micro_batch}")
     run = _Run(backend, method, forget, remain, steps, optimizer, seed, accelerator, log, checkpoint)
-    run.stop, run.micro_batch, run.max_skips = stop, micro_batch, max_skips
+    run.stop, run.until, run.micro_batch, run.max_skips = stop, until, micro_batch, max_skips
     return run.run()
 
 
@@ -128,6 +142,7 @@ class _Run:
         self.backend, self.method, self.steps, self.seed = backend, method, steps, seed
         self.log, self.checkpoint = log, checkpoint
         self.stop: Callable[[], bool] | None = None
+        self.until: Callable[[int], Look | None] | None = None
         self.micro_batch: int | None = None
         self.max_skips = 10
         self.device = device_of(backend.net)
@@ -178,12 +193,20 @@ class _Run:
                 raise ValueError(f"not all processes see {self.checkpoint.path}: use a folder that all share")
             if there:
                 self._load(self.checkpoint.path)
-        began = time.perf_counter()
+        began, looking = time.perf_counter(), 0.0
         for step in range(self.done, self.steps):
             row = self._step(step)
             self.done = step + 1
+            row |= {"skipped_fast": self.skips[FORGET], "skipped_slow": self.skips[REMAIN]}
+            since = time.perf_counter()
+            seen = None if self.until is None else self.until(self.done)
+            if seen is not None:
+                row |= {**seen.numbers, "look_seconds": time.perf_counter() - since}
+                looking += row["look_seconds"]
             if self.log is not None:
-                self.log({"step": step, **row, "skipped_fast": self.skips[FORGET], "skipped_slow": self.skips[REMAIN]})
+                self.log({"step": step, **row})
+            if seen is not None and seen.enough:
+                break  # nothing is saved: a run that is killed now comes here again, from an earlier state
             stopping = self._stopping()
             due = self.checkpoint is not None and (stopping or self.done % self.checkpoint.every == 0)
             if self.checkpoint is not None and due and not any(self.in_a_row):
@@ -193,7 +216,8 @@ class _Run:
         if self.average is not None:
             with torch.no_grad():
                 torch._foreach_copy_(list[Tensor](self.params), self.average)
-        return Result(self.done, time.perf_counter() - began, self.skips[FORGET], self.skips[REMAIN])
+        seconds = time.perf_counter() - began - looking
+        return Result(self.done, seconds, self.skips[FORGET], self.skips[REMAIN])
 
     def _step(self, step: int) -> dict[str, Any]:
         began = time.perf_counter()

@@ -6,7 +6,7 @@ import copy
 import inspect
 import platform
 import signal
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -33,7 +33,7 @@ from erase.diffusion.losses import forget_objective, remain_objective
 from erase.evaluation import classes
 from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.fisher import Fisher, default_chunk, fisher_diagonal, mean_gradient
-from erase.loop import check_launch, unlearn
+from erase.loop import Look, check_launch, unlearn
 from erase.losses import Objective, plain
 from erase.method import Method
 from erase.precision import Precision, notice, resolve
@@ -548,6 +548,12 @@ class Steps:
         return {"erase_s": total, "steps": self.steps, "step_s": self.step_s}
 
 
+def run_time(timing: Mapping[str, Any]) -> dict[str, float | None]:
+    """Seconds of a report that a comparison tells: `saliency_s`, `erase_s`, and both together, `rte_s`."""
+    saliency, erase = timing.get("saliency_s"), timing["erase_s"]
+    return {"saliency_s": saliency, "erase_s": erase, "rte_s": None if erase is None else erase + (saliency or 0.0)}
+
+
 def run_steps(
     config: Any,
     backend: Backend[Any],
@@ -558,10 +564,11 @@ def run_steps(
     out: Path,
     resume: bool,
     desc: str = "unlearning",
+    until: Callable[[int], Look | None] | None = None,
 ) -> Steps:
     """The loop with a progress bar, `metrics.jsonl`, and run state in `state.safetensors`.
 
-    `config` has `train`, `seed` and `checkpoint_every`. SIGTERM and SIGINT save first.
+    `config` has `train`, `seed` and `checkpoint_every`; `until` may end it early. SIGTERM and SIGINT save first.
     """
     seconds: list[float] = []
     with held() as stop, bar(config.train.steps, desc) as shown, ExitStack() as stack:
@@ -593,6 +600,7 @@ def run_steps(
             log=log if processes.rank() == 0 else None,
             checkpoint=Checkpoint(out / "state.safetensors", config.checkpoint_every, resume),
             stop=stop,
+            until=until,
             micro_batch=config.train.micro_batch,
         )
     return Steps(result.steps, sum(seconds) / len(seconds) if seconds else None)

@@ -25,7 +25,12 @@ MODEL, DELTA = "model", "delta.safetensors"
 
 
 def provenance(
-    config: Any, preset: str, source: Source | SingleFile, target: Mapping[str, Any], mask: Mask | None
+    config: Any,
+    preset: str,
+    source: Source | SingleFile,
+    target: Mapping[str, Any],
+    mask: Mask | None,
+    steps: int | None = None,
 ) -> dict[str, str]:
     """How a model is erased, for the header of its weights and its card: no prompt, no path, no date.
 
@@ -35,7 +40,10 @@ def provenance(
         source: the base model.
         target: what is to be forgotten, and its anchors.
         mask: the mask, if there is one.
+        steps: how many were done, if not all.
     """
+    all_steps = config.train.steps
+    done = f"{all_steps} steps" if steps in (None, all_steps) else f"{steps} of {all_steps} steps"
     where = Path(source.name)
     averages = [n for n in source.open()[0] if n.startswith(EMA)] if isinstance(source, SingleFile) else []
     return {
@@ -43,7 +51,7 @@ def provenance(
         "erase_method": str(config.method["name"]),
         "erase_settings": json.dumps(dict(config.method), sort_keys=True),
         "erase_preset": Path(preset).stem,
-        "erase_train": f"{config.train.parameters}, {config.train.steps} steps, seed {config.seed}",
+        "erase_train": f"{config.train.parameters}, {done}, seed {config.seed}",
         "erase_prompts_sha256": hashlib.sha256(json.dumps(target, sort_keys=True).encode()).hexdigest(),
         "erase_base": where.resolve().name if where.exists() else source.name,
         "erase_base_sha256": digest(folders.unet_tensors(source)),

@@ -47,6 +47,8 @@ TRAINING = 1
 """Goes up with every change of the code that gives other weights for the same recipe: caches are then not used."""
 AXES = {"FA": "forget accuracy, %", "TA": "test accuracy, %"}
 """Of a comparison's plot."""
+GOALS = {"avg_d": -1, "rte_s": -1}
+"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
 Say = Callable[[str], None]
 
 

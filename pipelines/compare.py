@@ -2,13 +2,16 @@
 
 Every run is a folder of its own, `DIR/runs/METHOD/TARGET/SEED`; finished ones are not done again, a broken one
 goes on where it was. The table is written after each run: `table.md`, `table.csv`, `results.json`, and
-`forgetting.svg`, forgetting against retention; at the end `differences.md`, each method against the first.
+`forgetting.svg`, forgetting against retention; at the end `differences.md`, each method against the first. Methods on
+the Pareto front of a target (forgetting, retention, time; means over seeds) are marked in the table and ringed in the
+plot.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +22,7 @@ from typing import Any
 
 from erase import config, files, resources
 from erase.evaluation.plot import scatter
-from erase.evaluation.stats import t_interval
+from erase.evaluation.stats import pareto_front, t_interval
 from erase.methods import builder
 
 
@@ -28,6 +31,7 @@ class Run:
     """One cell of the comparison."""
 
     method: str
+    """Of a sweep with the values, `SFR-on [steps=10]`."""
     target: str
     seed: int
     settings: dict[str, Any]
@@ -59,7 +63,8 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
 
     Keys: `pipeline`, `preset`, `settings` (of every run), `methods` (name: settings), `targets` (name: settings),
     `seeds`; `columns` (names of a summary's numbers; all by default). Settings are nested as in a preset; a method
-    may name another `preset`. Later ones win: preset, `settings`, method, target, `words`; who names another
+    may name another `preset`, and a `sweep` of settings (`train.steps: [10, 20]`): it is then a method for every
+    combination of their values. Later ones win: preset, `settings`, method, sweep, target, `words`; who names another
     `method.name` starts its settings anew.
 
     Raises:
@@ -97,10 +102,11 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
         changes = dict(changes or {})
         begun = str(changes.pop("preset", data["preset"]))
         preset = config.read_preset(resources.preset_path(begun))
-        name = str(method) or str(preset.get("method", {}).get("name", "method"))
-        for target, more in data["targets"].items():
+        first = str(method) or str(preset.get("method", {}).get("name", "method"))
+        swept = variants(first, changes.pop("sweep", None))
+        for (name, values), (target, more) in itertools.product(swept.items(), data["targets"].items()):
             merged: dict[str, Any] = {}
-            for layer in (preset, data.get("settings") or {}, changes, more or {}):
+            for layer in (preset, data.get("settings") or {}, changes, values, more or {}):
                 merged = over(merged, layer)
             for seed in seeds or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
@@ -112,6 +118,28 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
     if twice:
         raise ValueError(f"two runs of the comparison would share the folder {sorted(twice)[0]}: rename one")
     return Spec(data["pipeline"], runs, columns=list(data.get("columns") or []))
+
+
+def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:
+    """The methods that a sweep makes of one, by name, with the settings of each; without a sweep the one alone.
+
+    Raises:
+        ValueError: for a sweep that does not map settings to lists of values.
+    """
+    if sweep is None:
+        return {method: {}}
+    if not isinstance(sweep, dict) or not sweep or not all(isinstance(v, list) and v for v in sweep.values()):
+        raise ValueError(f"sweep must map settings to lists of values, such as train.steps: [10, 20]; got {sweep!r}")
+    found: dict[str, dict[str, Any]] = {}
+    for values in itertools.product(*sweep.values()):
+        settings: dict[str, Any] = {}
+        for key, value in zip(sweep, values, strict=True):
+            for part in reversed(str(key).split(".")):
+                value = {part: value}
+            settings = config.merge(settings, value)
+        named = (f"{str(key).rpartition('.')[2]}={value}" for key, value in zip(sweep, values, strict=True))
+        found[f"{method} [{', '.join(named)}]"] = settings
+    return found
 
 
 def over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +200,7 @@ def main(
         report = files.read_json(folder / "report.json")
         numbers = program.summary(report)
         results.append({"method": run.method, "target": run.target, "seed": run.seed, **numbers})
-        write(results, out, spec.columns, program.AXES)
+        write(results, out, spec.columns, program.AXES, program.GOALS)
     if lines := differences(results, spec.columns):
         files.write_text(out / "differences.md", "\n".join(lines) + "\n")
     return out / "table.md"
@@ -188,32 +216,70 @@ def reusable(settings: Mapping[str, Any], seed: int) -> dict[str, tuple[str, str
     return found
 
 
-def write(results: Sequence[Mapping[str, Any]], out: Path, columns: Sequence[str], axes: Mapping[str, str]) -> None:
-    """The tables and the plot; `axes` are the numbers across and up, with their names."""
-    names = list(columns) or [k for k in results[0] if k not in ("method", "target", "seed")]
-    missing = [name for name in names if name not in results[0]]
+def write(
+    results: Sequence[Mapping[str, Any]],
+    out: Path,
+    columns: Sequence[str],
+    axes: Mapping[str, str],
+    goals: Mapping[str, int],
+) -> None:
+    """The tables and the plot.
+
+    Args:
+        results: a run each.
+        out: the comparison's folder.
+        columns: the table's; all by default.
+        axes: the numbers across and up, with their names.
+        goals: the numbers of the Pareto front, and whether less (-1) or more (1) is better.
+    """
+    keys = list(dict.fromkeys(key for result in results for key in result))
+    names = list(columns) or [k for k in keys if k not in ("method", "target", "seed")]
+    missing = [name for name in names if name not in keys]
     if missing:
-        raise ValueError(f"no column {missing[0]!r}; this pipeline has: {', '.join(list(results[0])[3:])}")
+        raise ValueError(f"no column {missing[0]!r}; this pipeline has: {', '.join(keys[3:])}")
     rows = [(method, target, group(results, method, target)) for method, target in pairs(results)]
     many = len({target for _, target, _ in rows}) > 1
     if many:
         rows += [(method, "all", group(results, method)) for method in dict.fromkeys(m for m, _, _ in rows)]
+    best = front(rows, goals)
     table = [[method, target, *(spread(some, name) for name in names)] for method, target, some in rows]
+    if best:
+        names = [*names, "front"]
+        for row in table:
+            row.append("●" if (row[0], row[1]) in best else "")
     lines = ["| method | target | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     lines += ["| " + " | ".join(row) + " |" for row in table]
     files.write_text(out / "table.md", "\n".join(lines) + "\n")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    keys = list(results[0])
     writer.writerow(keys)
     writer.writerows([result.get(k) for k in keys] for result in results)
     files.write_text(out / "table.csv", buffer.getvalue())
-    files.write_json(out / "results.json", {"schema": 1, "runs": list(results)})
+    fronts = {target: [m for m, t in best if t == target] for target in dict.fromkeys(t for _, t in best)}
+    files.write_json(out / "results.json", {"schema": 1, "runs": list(results), "front": fronts})
     across, up = axes
     both = [r for r in results if r.get(across) is not None and r.get(up) is not None]
     if both:
-        points = [(str(r["method"]), float(r[across]), float(r[up])) for r in both]
-        files.write_text(out / "forgetting.svg", scatter(points, axes[across], axes[up]))
+        points = [(str(r["method"]).partition(" [")[0], float(r[across]), float(r[up])) for r in both]
+        ringed = [number for number, r in enumerate(both) if (r["method"], r["target"]) in best]
+        picture = scatter(points, axes[across], axes[up], ringed, [str(r["method"]) for r in both])
+        files.write_text(out / "forgetting.svg", picture)
+
+
+def front(
+    rows: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]], goals: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """Method and target of the rows on their target's Pareto front; rows that lack one of the numbers are left out."""
+    found = []
+    for target in dict.fromkeys(target for _, target, _ in rows):
+        methods, points = [], []
+        for method, where, some in rows:
+            if where != target or any(r.get(goal) is None for r in some for goal in goals):
+                continue
+            methods.append(method)
+            points.append([sign * statistics.fmean(r[goal] for r in some) for goal, sign in goals.items()])
+        found += [(method, target) for method, on in zip(methods, pareto_front(points), strict=True) if on]
+    return found
 
 
 def pairs(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

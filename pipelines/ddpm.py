@@ -52,6 +52,7 @@ from erase.runs import (
     open_folder,
     rehearse,
     run_steps,
+    run_time,
     start,
 )
 from erase.saliency import Mask, load_mask
@@ -59,6 +60,8 @@ from erase.saliency import Mask, load_mask
 NEW = "new"
 AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
 """Of a comparison's plot."""
+GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
+"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
 LEAST = 6
 """Pictures of a label: coverage looks at five neighbours."""
 NOTHING = 1e-6
@@ -726,7 +729,7 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     """
     before, after = report["before"], report["after"]
     if not after:
-        return {"saliency_s": report["timing"].get("saliency_s"), "erase_s": report["timing"]["erase_s"]}
+        return run_time(report["timing"])
     out: dict[str, float | str | None] = {
         "forget": after["classes"]["forget"]["accuracy"],
         "remain": after["classes"]["remain"]["accuracy"],
@@ -742,7 +745,7 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     shown = after["classes"].get("forget_shows")
     out["shows"] = max(shown, key=lambda name: shown[name]) if shown else None
     out |= {f"gap_{key}": value for key, value in report.get("gap", {}).items()}
-    return {**out, "saliency_s": report["timing"].get("saliency_s"), "erase_s": report["timing"]["erase_s"]}
+    return {**out, **run_time(report["timing"])}
 
 
 def draw_report(config: DdpmConfig, plan: Plan, out: Path) -> Path:

@@ -1,7 +1,8 @@
 """Erase a concept from a Stable Diffusion checkpoint: `erase run sd PRESET [key=value …] --out DIR`.
 
-Read top to bottom: draw the base pictures, cache the data, make the mask, unlearn, save, draw again, count,
+Read top to bottom: draw the base pictures, cache the data, make the mask, unlearn, save, draw again, count, attack,
 report. Every part leaves a file in the run's folder; with `--resume` parts that are there are not done again.
+`erase attack RUN [key=value …] --out DIR` attacks the model of a run that is finished.
 """
 
 from __future__ import annotations
@@ -9,20 +10,23 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from erase import files, processes, resources, saving
+from erase import attacks, files, processes, resources, saving
 from erase.batches import Batches, some
-from erase.checkpoint import read_safetensors, write_safetensors
-from erase.config import SdConfig, arguments
+from erase.checkpoint import digest, read_safetensors, write_safetensors
+from erase.config import AttackName, SdConfig, arguments, override, parse
 from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.data import ImageItem, LatentSet, check_images, encode_in_batches, read_folder
@@ -30,7 +34,8 @@ from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.parameters import select
 from erase.evaluation import classes, generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
-from erase.evaluation.stats import mcnemar_exact
+from erase.evaluation.stats import mcnemar_exact, wilson
+from erase.loop import Look
 from erase.method import Method
 from erase.methods import builder
 from erase.precision import Precision
@@ -47,6 +52,7 @@ from erase.runs import (
     open_folder,
     rehearse,
     run_steps,
+    run_time,
     start,
 )
 from erase.saliency import Mask, load_mask
@@ -56,6 +62,10 @@ config_type = SdConfig
 
 AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
 """Of a comparison's plot."""
+GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
+"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+ATTACKER = 2**20
+"""The first sample of a seed that is an attacker's: no picture of them is trained on or counted."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,8 @@ def main(
     }
     if config.eval.images and config.eval.base is not None:
         generate.check_reuse(config.eval.base)
+    if config.eval.attacks:
+        check_attacks(config, plan, pipe)
     processes.first(lambda: open_folder(config, out, record, command, resume))
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
     if resume and processes.first(lambda: saving.finished(out)):
@@ -167,8 +179,9 @@ def main(
         forget, remain, null = cache(config, plan, pipe, precision, looks_at(config, method, build))
         data_s = time.perf_counter() - began
         backend = sd.denoiser(pipe, null)
-        pipe.vae, pipe.text_encoder = None, None
-        gc.collect()
+        if config.until is None:
+            pipe.vae, pipe.text_encoder = None, None
+            gc.collect()
 
         began = time.perf_counter()
         batches = tuple(
@@ -194,13 +207,14 @@ def main(
             accelerator,
             out,
             resume,
+            until=None if config.until is None else looker(config, plan, pipe, precision, out),
         )
         timing = {"data_s": data_s, "saliency_s": saliency_s, **done.timing}
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
         processes.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, given, objective, forget, remain
     target = {"forget": plan.forget, "anchors": plan.anchors}
-    meta = processes.first(partial(saving.provenance, config, preset, source, target, mask))
+    meta = processes.first(partial(saving.provenance, config, preset, source, target, mask, timing["steps"]))
     meta |= {folders.FORGOTTEN: json.dumps(list(dict.fromkeys([*gone, *marks(config, plan)])))}
     processes.first(partial(saving.save, source, values, out, meta, form))
     drop(out, *STATE)
@@ -212,10 +226,14 @@ def main(
         weights = folders.fingerprint(sd.locate(model))
         draw_images(config, plan, erased, precision, out / "images" / "erased", resume, weights)
     result = make_report(config, plan, out, mask, timing, command)
+    if config.until is not None:
+        result["until"] = looked(config, out)
+    if config.eval.attacks:
+        result["robustness"] = attack(config, plan, sd.locate(model), out, accelerator, precision, resume)
     processes.first(lambda: saving.settle(out, form))
     processes.first(lambda: files.write_json(out / "report.json", result))
     drop(out, trained_path.name)
-    for line in report.verdict(result):
+    for line in [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]:
         say(line)
     say(f"report: {draw_report(config, plan, out)}")
     return out / "report.html"
@@ -353,10 +371,19 @@ def foretell(
     remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
     sides = looks_at(config, build(**arguments(config.method, build)), build)
     forget, remain = (count if looked else 0 for count, looked in zip((forget, remain), sides, strict=True))
-    pipe.vae, pipe.text_encoder = None, None  # as they will be
-    gc.collect()
+    if config.until is None:
+        pipe.vae, pipe.text_encoder = None, None  # as they will be
+        gc.collect()
     pictures = len(plan.rows) * config.eval.images
-    return rehearse(config, sd.denoiser(pipe, text), build, sample, (forget, remain), pictures, precision, command)
+    looks = []
+    if config.until is not None:
+        stay = sum(p.nbytes for part in (pipe.vae, pipe.text_encoder) for p in part.parameters())
+        looks.append(
+            f"looks: {2 * config.until.images} pictures every {config.until.every} steps; the VAE and the text encoder "
+            f"stay for them, {stay / 1e9:.3f} GB"
+        )
+    lines = rehearse(config, sd.denoiser(pipe, text), build, sample, (forget, remain), pictures, precision, command)
+    return [*lines[:-1], *looks, lines[-1]]
 
 
 def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:
@@ -404,7 +431,9 @@ def check_evaluators(config: SdConfig, plan: Plan) -> None:
         ValueError: for an unknown counting preset, a classifier that cannot be loaded, or a prompt of which it
             is not known what the classifier should see.
     """
-    if not config.eval.images:
+    if config.until is not None:
+        check_until(config, plan)
+    if not (config.eval.images or config.until or config.eval.attacks):
         return
     if config.eval.nudity is not None:
         count_preset(config)
@@ -420,6 +449,46 @@ def check_evaluators(config: SdConfig, plan: Plan) -> None:
                     f"{label!r}, the classifier knows {', '.join(dict.fromkeys(known))}: use a prompt set with such "
                     "object (and style) columns"
                 )
+
+
+def check_until(config: SdConfig, plan: Plan) -> None:
+    """Find out now that looks at the model could tell nothing.
+
+    Raises:
+        ValueError: for pictures that nothing judges, or a share of remaining ones that there are none of.
+    """
+    assert config.until is not None
+    if config.eval.classifier is None and config.eval.nudity is None:
+        raise ValueError("until needs eval.classifier or eval.nudity, to judge pictures by")
+    if config.until.remain is not None and (config.eval.classifier is None or all(plan.forgotten)):
+        raise ValueError(
+            "until.remain needs eval.classifier, and prompts in eval.prompts that are not forgotten: give them, or "
+            "until.remain=null"
+        )
+
+
+def check_attacks(config: SdConfig, plan: Plan, pipe: Any) -> None:
+    """Find out now, not after the training, that an attack cannot be made.
+
+    Raises:
+        ValueError: for pictures that nothing judges, other words that there are none of, a prompt without the learned
+            word, parameters that the model has not, or a batch that does not divide over the processes.
+    """
+    names, wanted = config.eval.attacks, config.attack
+    if config.eval.classifier is None and config.eval.nudity is None:
+        raise ValueError("eval.attacks need eval.classifier or eval.nudity, to judge pictures by")
+    if "paraphrases" in names:
+        other_words(config, plan)
+    if "inversion" in names:
+        attacks.check_word(pipe, wanted.inversion.prompt)
+    if "relearn" in names:
+        chosen = [name for name, p in pipe.unet.named_parameters() if p.requires_grad]
+        select(pipe.unet, wanted.relearn.parameters)
+        for name, p in pipe.unet.named_parameters():
+            p.requires_grad_(name in chosen)
+    for name, size in (("inversion", wanted.inversion.batch_size), ("relearn", wanted.relearn.batch_size)):
+        if name in names and size % processes.world():
+            raise ValueError(f"attack.{name}.batch_size {size} does not divide over {processes.world()} processes")
 
 
 def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
@@ -443,25 +512,8 @@ def cache(
             mean, std = encode_in_batches(items, lambda x: sd.encode(pipe, x), res)
             return [item.prompt for item in items], mean, std
         words = [p for p in prompts for _ in range(count)]
-        generators = [generate.image_generator(config.seed, i) for _ in prompts for i in range(count)]
-        with bar(len(words), f"drawing {what} data") as shown:
-
-            def draw(start: int) -> Tensor:
-                part = slice(start, start + config.draw.batch_size)
-                drawn = sd.draw_latents(
-                    pipe,
-                    words[part],
-                    generators[part],
-                    steps=config.draw.steps,
-                    guidance=config.draw.guidance,
-                    batch_size=config.draw.batch_size,
-                    autocast=precision.drawing,
-                )
-                shown.update(len(drawn) * processes.world())
-                return drawn
-
-            parts = processes.dealt(draw, range(0, len(words), config.draw.batch_size))
-        return words, torch.cat(parts), None
+        samples = [i for _ in prompts for i in range(count)]
+        return words, drawn_latents(config, pipe, precision, words, samples, what), None
 
     forget_words: list[str] = []
     means: list[Tensor] = []
@@ -497,6 +549,31 @@ def cache(
     return forget, remain, table[place[""]].unsqueeze(0)
 
 
+def drawn_latents(
+    config: SdConfig, pipe: Any, precision: Precision, words: Sequence[str], samples: Sequence[int], what: str
+) -> Tensor:
+    """What the model draws for prompts, one sample of the run's seed each, `[N, C, H, W]`, with a progress bar."""
+    generators = [generate.image_generator(config.seed, i) for i in samples]
+    with bar(len(words), f"drawing {what} data") as shown:
+
+        def draw(start: int) -> Tensor:
+            part = slice(start, start + config.draw.batch_size)
+            drawn = sd.draw_latents(
+                pipe,
+                words[part],
+                generators[part],
+                steps=config.draw.steps,
+                guidance=config.draw.guidance,
+                batch_size=config.draw.batch_size,
+                autocast=precision.drawing,
+            )
+            shown.update(len(drawn) * processes.world())
+            return drawn
+
+        parts = processes.dealt(draw, range(0, len(words), config.draw.batch_size))
+    return torch.cat(parts)
+
+
 # ---------------------------------------------------------------- evaluation
 
 
@@ -513,20 +590,34 @@ def draw_images(
     """The evaluation's pictures of one model: the same rows, seeds and settings for base and erased."""
     if not config.eval.images:
         return
+    draw_rows(config, plan.rows, config.eval.images, pipe, precision, out, resume, {"weights": weights}, reuse)
+
+
+def draw_rows(
+    config: SdConfig,
+    rows: Sequence[PromptRow],
+    images: int,
+    pipe: Any,
+    precision: Precision,
+    out: Path,
+    resume: bool,
+    made: Mapping[str, Any],
+    reuse: Path | None = None,
+) -> None:
+    """Pictures of a model by the run's settings; `made` says what else they depend on."""
     settings: dict[str, Any] = {
-        "weights": weights,
+        **made,
         "draw": asdict(config.draw),
         "precision": config.precision,
         "scheduler": type(pipe.scheduler).__name__,
     }
-    if cut := sd.cut_prompts(pipe, [row.prompt for row in plan.rows]):
+    if cut := sd.cut_prompts(pipe, [row.prompt for row in rows]):
         settings["truncated_prompts"] = cut
-    sample = sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing)
     draw_pictures(
-        sample,
-        plan.rows,
+        sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing),
+        rows,
         out,
-        images=config.eval.images,
+        images=images,
         batch_size=config.draw.batch_size,
         resume=resume,
         settings=settings,
@@ -629,7 +720,7 @@ def count_classes(
     rows = [row for row in plan.rows for _ in range(config.eval.images)]
     pairs = paired(rows, guess.labels)
     axis = config.forget.axis or "object"
-    along = classes.axis(guess, 0 if axis == "object" else 1) if pairs else guess
+    along = along_axis(config, plan, guess)
     across = classes.axis(guess, 1 if axis == "object" else 0) if pairs else None
     expected = [str(label_of(row, axis)) for row in rows]
     result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
@@ -670,6 +761,286 @@ def side_of(plan: Plan, row: PromptRow) -> str:
     return "earlier" if row.prompt in plan.earlier else "remain"
 
 
+def along_axis(config: SdConfig, plan: Plan, guess: classes.ClassPredictions) -> classes.ClassPredictions:
+    """Predictions of the labels that the run forgets some of: of composite ones, the half that it names."""
+    if not paired(plan.rows, guess.labels):
+        return guess
+    return classes.axis(guess, 1 if config.forget.axis == "style" else 0)
+
+
+def concept(config: SdConfig, plan: Plan) -> list[str]:
+    """Labels of what is forgotten, in order; none where prompts have no labels."""
+    both = zip(plan.rows, plan.forgotten, strict=True)
+    labels = [label_of(row, config.forget.axis or "object") for row, gone in both if gone]
+    return [label for label in dict.fromkeys(labels) if label is not None]
+
+
+def judged(config: SdConfig, plan: Plan, folder: Path) -> tuple[list[bool], list[str] | None]:
+    """Of a folder's pictures, in order: whether each shows what is forgotten, and the labels that a classifier gives.
+
+    It is the classifier's word where there is one, else the detector's.
+    """
+    paths = [folder / row.file for row in generate.read_manifest(folder)]
+    if config.eval.classifier is None:
+        return list(nudity.flags(look_for_nudity(config, paths, folder), count_preset(config)).values()), None
+    seen = along_axis(config, plan, classified(paths, resources.tiny_path(config.eval.classifier))).predicted
+    gone = concept(config, plan)
+    return [name in gone for name in seen], list(seen)
+
+
+def share(shown: Sequence[bool]) -> dict[str, Any]:
+    """How many of N pictures show the concept: `n, shown, rate, ci95` (Wilson; fractions of 1)."""
+    n, hits = len(shown), sum(shown)
+    return {"n": n, "shown": hits, "rate": hits / n, "ci95": list(wilson(hits, n))}
+
+
+# ---------------------------------------------------------------- looks between steps
+
+
+def looker(config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: Path) -> Callable[[int], Look | None]:
+    """What the loop asks after each step: at some of them it draws a few pictures, judges them and drops them."""
+    wanted = config.until
+    assert wanted is not None
+    rows: list[PromptRow] = []
+    for side in (True, False):
+        both = zip(plan.rows, plan.forgotten, strict=True)
+        those = [row for row, gone in both if gone is side and row.prompt not in plan.earlier]
+        spread = [those[k * len(those) // wanted.images] for k in range(wanted.images)] if those else []
+        # Seeds apart from the evaluation's: the pictures that end a run are not those that it is counted by.
+        rows += [replace(row, seed=(row.seed + 1 + k) % 2**32) for k, row in enumerate(spread)]
+    expected = [label_of(row, config.forget.axis or "object") for row in rows[wanted.images :]]
+
+    def look(done: int) -> Look | None:
+        if done % wanted.every or done == config.train.steps:  # after the last step there is the evaluation
+            return None
+        work = Path(processes.first(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
+        folder = work / f"after step {done}"
+        draw_rows(config, rows, 1, pipe, precision, folder, False, {})
+        shown, labels = judged(config, plan, folder)
+        processes.first(lambda: shutil.rmtree(work))
+        forget = sum(shown[: wanted.images]) / wanted.images
+        remain = None
+        if labels is not None and expected:
+            remain = sum(a == b for a, b in zip(labels[wanted.images :], expected, strict=True)) / len(expected)
+        kept = wanted.remain is None or (remain is not None and remain >= wanted.remain)
+        return Look({"until_forget": forget, "until_remain": remain}, forget <= wanted.forget and kept)
+
+    return look
+
+
+def looked(config: SdConfig, out: Path) -> dict[str, Any]:
+    """Whether a run ended before its last step, why, and all that its looks saw; from `metrics.jsonl`."""
+    wanted = config.until
+    assert wanted is not None
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    looks = [row for row in rows if "until_forget" in row]
+    done, steps = rows[-1]["step"] + 1, config.train.steps
+    why = f"none of {len(looks)} looks was enough: all {steps} steps were done"
+    if done < steps:
+        last = looks[-1]
+        right = "" if last["until_remain"] is None else f", {last['until_remain']:.3g} of the others' were right"
+        why = f"after step {done} of {steps} {last['until_forget']:.3g} of its pictures showed the concept{right}"
+    return {
+        **asdict(wanted),
+        "ended": done if done < steps else None,
+        "why": why,
+        "looks": {
+            str(row["step"] + 1): {"forget": row["until_forget"], "remain": row["until_remain"]} for row in looks
+        },
+        "seconds": sum(row["look_seconds"] for row in looks),
+    }
+
+
+# ---------------------------------------------------------------- attacks
+
+
+def other_words(config: SdConfig, plan: Plan) -> list[PromptRow]:
+    """The paraphrases of what is forgotten, without the forget prompts themselves.
+
+    Of labelled rows they are those of the forgotten labels; where forget prompts have no label, those whose label one
+    of them names.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    axis, labels = config.forget.axis or "object", concept(config, plan)
+
+    def of_concept(row: PromptRow) -> bool:
+        label = label_of(row, axis)
+        return label is None or (label in labels if labels else any(label in prompt for prompt in plan.forget))
+
+    rows = [row for row in expand(config.attack.paraphrases.prompts, config.seed) if row.prompt not in plan.forget]
+    found = [row for row in rows if of_concept(row)]
+    if not found:
+        raise ValueError(
+            f"attack.paraphrases.prompts has {len(rows)} prompts, none of them of {', '.join(labels or plan.forget)}: "
+            "name prompts or a prompt set, such as photos-paraphrases"
+        )
+    return found
+
+
+def attack(
+    config: SdConfig,
+    plan: Plan,
+    erased: Any,
+    out: Path,
+    accelerator: Accelerator,
+    precision: Precision,
+    resume: bool,
+) -> dict[str, Any]:
+    """A report's `robustness`: how often each attack brings the concept back, and how often it would on the base.
+
+    Pictures and learned words are kept in the folder `attacks` of `out`.
+    """
+    names, wanted, top = config.eval.attacks, config.attack, out / "attacks"
+    found: dict[str, Any] = {
+        "concept": concept(config, plan) or plan.forget,
+        "judge": config.eval.classifier or count_preset(config).name,
+        **{name: {} for name in names},
+    }
+    began = time.perf_counter()
+    source = sd.locate(config.model)
+    learn = "inversion" in names or "relearn" in names
+    data: LatentSet | None = None
+    for when, where in (("base", source), ("erased", erased)):
+        if when == "base" and not (wanted.control or learn):
+            continue
+        pipe = sd.open_pipeline(where, accelerator.device)
+        made = {"weights": folders.fingerprint(where)}
+        look = partial(draw_and_judge, config, plan, pipe, precision, resume)
+        if data is None and learn:
+            data = concept_data(config, plan, pipe, precision)
+        if when == "base" and not wanted.control:
+            continue
+        if "paraphrases" in names:
+            rows = other_words(config, plan)
+            shown = look(rows, wanted.paraphrases.images, top / "paraphrases" / when, made)
+            found["paraphrases"] |= {"prompts": len(rows), when: share(shown)}
+            by_prompt = found["paraphrases"].setdefault("by_prompt", {})
+            for number, row in enumerate(rows):
+                part = shown[number * wanted.paraphrases.images : (number + 1) * wanted.paraphrases.images]
+                by_prompt.setdefault(row.prompt, {})[when] = share(part)
+        if "inversion" in names:
+            assert data is not None
+            path = top / "inversion" / f"{when}.safetensors"
+            if not (resume and processes.first(path.exists)):
+                with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
+                    advance = partial(count_step, steps)
+                    word = attacks.learn_word(pipe, data, wanted.inversion, config.seed, accelerator, advance)
+                processes.first(partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt}))
+            word = read_safetensors(path)[0]["word"].to(pipe.device)
+            row = PromptRow(wanted.inversion.prompt, config.seed)
+            with attacks.meaning(pipe, word):
+                shown = look(
+                    [row],
+                    wanted.inversion.images,
+                    top / "inversion" / when,
+                    {**made, "word": digest({"word": word})},
+                )
+            found["inversion"] |= {**asdict(wanted.inversion), when: share(shown)}
+    if "relearn" in names:
+        assert data is not None
+        curve: list[dict[str, Any]] = []
+        asked = [row for row in plan.rows if row.prompt in plan.forget]
+
+        def after(done: int) -> None:
+            made_so = {**made, "relearn": {**asdict(wanted.relearn), "count": wanted.count, "steps": done}}
+            shown = look(asked, wanted.relearn.images, top / "relearn" / f"{done:05d}", made_so)
+            curve.append({"steps": done, **share(shown)})
+
+        attacks.relearn(pipe, data, wanted.relearn, config.seed, after, accelerator)
+        found["relearn"] = {**asdict(wanted.relearn), "curve": curve}
+    return {**found, "seconds": time.perf_counter() - began}
+
+
+def count_step(shown: Any, row: Mapping[str, Any]) -> None:
+    """A step further on a progress bar."""
+    shown.update()
+
+
+def concept_data(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> LatentSet:
+    """What attackers learn from: pictures of the concept with their prompts, from a model that draws it."""
+    if plan.forget_images is not None:
+        words = [item.prompt for item in plan.forget_images]
+        mean, std = encode_in_batches(plan.forget_images, lambda x: sd.encode(pipe, x), sd.resolution(pipe))
+    else:
+        prompts, std = plan.forget, None
+        words = [prompts[k % len(prompts)] for k in range(config.attack.count)]
+        samples = [ATTACKER + k // len(prompts) for k in range(config.attack.count)]
+        mean = drawn_latents(config, pipe, precision, words, samples, "attacker's")
+    distinct = list(dict.fromkeys(words))
+    return LatentSet(mean, torch.tensor([distinct.index(word) for word in words]), sd.embed(pipe, distinct), std)
+
+
+def draw_and_judge(
+    config: SdConfig,
+    plan: Plan,
+    pipe: Any,
+    precision: Precision,
+    resume: bool,
+    rows: Sequence[PromptRow],
+    images: int,
+    folder: Path,
+    made: Mapping[str, Any],
+) -> list[bool]:
+    """Whether each of some pictures shows the concept."""
+    draw_rows(config, rows, images, pipe, precision, folder, resume, made)
+    return judged(config, plan, folder)[0]
+
+
+def attack_run(
+    run: Path, words: Sequence[str], out: Path, *, resume: bool = False, command: str = "", say: Any = print
+) -> Path:
+    """`erase attack`: attack the model of a finished run; the path of the report.
+
+    Args:
+        run: its folder.
+        words: `key=value` settings, of the attacks and of how pictures are judged; all attacks unless they say so.
+        out: the folder to write.
+        resume: whether to go on with what it holds.
+        command: as it was typed.
+        say: where lines go.
+
+    Raises:
+        ValueError: for a folder that is no finished run of `erase run sd`, or settings that would change the run.
+    """
+    record = files.read_json(run / "run.json") if (run / "run.json").exists() else {}
+    if record.get("config", {}).get("pipeline") != "sd" or "plan" not in record or not (run / "report.json").exists():
+        raise ValueError(f"{run} is no finished run of erase run sd")
+    if not (run / saving.MODEL).exists():
+        raise ValueError(
+            f"{run} keeps no model: erase apply {record['config']['model']} {run / saving.DELTA} "
+            f"--out {run / saving.MODEL} makes it again"
+        )
+    for word in words:
+        key = word.partition("=")[0].strip()
+        if not key.startswith(("attack.", "eval.attacks", "eval.classifier", "eval.nudity", "precision")):
+            raise ValueError(
+                f"{key} belongs to the run; erase attack takes attack.*, eval.attacks, eval.classifier, eval.nudity "
+                "and precision"
+            )
+    every: list[AttackName] = ["paraphrases", "inversion", "relearn"]
+    kept = override(record["config"], words)
+    kept["eval"]["attacks"] = kept["eval"].get("attacks") or every
+    config, accelerator, precision, say = start(parse(kept, SdConfig), say)
+    source, erased = sd.locate(config.model), sd.locate(run / saving.MODEL)
+    if folders.fingerprint(source) != record["base"]["weights"]:
+        raise ValueError(f"{config.model} is not the model that {run} began with any more")
+    plan = make_plan(config, folders.forgotten(source))
+    check_evaluators(config, plan)
+    check_attacks(config, plan, sd.open_pipeline(source))
+    about = {"base": record["base"], "erased": folders.fingerprint(erased)}
+    processes.first(lambda: open_folder(config, out, about, command, resume))
+    target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
+    result = new_report(config, command, target, None, {})
+    result["robustness"] = attack(config, plan, erased, out, accelerator, precision, resume)
+    processes.first(lambda: files.write_json(out / "report.json", result))
+    for line in report.robustness_lines(result["robustness"]):
+        say(line)
+    say(f"report: {processes.first(lambda: report.write_html(out))}")
+    return out / "report.html"
+
+
 def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
@@ -706,7 +1077,15 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     if seen["after"] is not None:
         out["flagged_before"], out["flagged"] = seen["before"]["rate"], seen["after"]["rate"]
         out.setdefault("forget", out["flagged"])
-    out["erase_s"] = report["timing"]["erase_s"]
+    out |= run_time(report["timing"])
+    robust = report.get("robustness") or {}
+    for name, column in (("paraphrases", "paraphrased"), ("inversion", "inverted")):
+        if name in robust:
+            out[column] = robust[name]["erased"]["rate"]
+    for point in robust.get("relearn", {}).get("curve", []):
+        out[f"relearned_{point['steps']}"] = point["rate"]
+    if "until" in report:
+        out["steps"] = report["timing"]["steps"]
     return out
 
 

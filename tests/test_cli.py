@@ -174,6 +174,12 @@ def test_run_refuses(
     assert not Path("out").exists()
 
 
+def test_attack_refuses_what_is_no_run(erase: Erase, tmp_path: Path) -> None:
+    for run in (tmp_path / "none", tmp_path):
+        assert f"{run} is no finished run of erase run sd" in erase("attack", run, "--out", tmp_path / "out").said
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_arguments_are_refused(erase: Erase) -> None:
     for words in (["run", "sd", "sd_photos_sfron"], ["run"], ["nothing"], ["ls", "--qqqq"], ["eval", "beauty"]):
         done = erase(*words)

@@ -55,6 +55,7 @@ class Program:
     """Takes the pipeline's place: runs are noted, and their reports come from `numbers`."""
 
     AXES: ClassVar[dict[str, str]] = {"forget": "still named", "remain": "remain accuracy"}
+    GOALS: ClassVar[dict[str, int]] = {"forget": -1, "remain": 1, "rte_s": -1}
 
     def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
         self.numbers, self.ran, self.stop_at = numbers, list[tuple[str, SdConfig, bool]](), -1
@@ -124,6 +125,19 @@ def test_later_settings_win(comparing: ModuleType) -> None:
     assert run.settings["seed"] == 5
 
 
+def test_a_sweep_is_a_method_for_every_combination(comparing: ModuleType) -> None:
+    methods = {
+        "m": {"sweep": {"train.steps": [4, 5], "method.fast_rate": [0.1, 1e-3]}, "method": {"fast_rate": 9}},
+        "n": {},
+    }
+    runs = spec(comparing, "train.batch_size=7", methods=methods, targets={"t": None}, seeds=[0]).runs
+    found = [(run.method, run.settings["train"], run.settings["method"]["fast_rate"]) for run in runs]
+    train = [{"steps": steps, "batch_size": 7} for steps in (4, 4, 5, 5, 3)]
+    names = [f"m [steps={steps}, fast_rate={rate}]" for steps in (4, 5) for rate in (0.1, 0.001)]
+    assert found == list(zip([*names, "n"], train, [0.1, 1e-3, 0.1, 1e-3, 0.1], strict=True))
+    assert runs[1].folder == Path("runs/m--steps-4--fast_rate-0.001-/t/0")
+
+
 def test_a_method_may_have_a_preset_of_its_own(comparing: ModuleType) -> None:
     runs = spec(comparing, methods={"a": {"preset": "other.yaml"}, "b": {}}, targets={"t": None}, seeds=[0]).runs
     assert [run.preset for run in runs] == ["other.yaml", "mine.yaml"]
@@ -145,6 +159,8 @@ def test_without_methods_there_is_the_presets_and_without_seeds_one(comparing: M
         ({"preset": "none.yaml"}, "no preset file 'none.yaml'"),
         ({"methods": ["sfron"]}, "methods must map names to settings"),
         ({"methods": {"a": 3}}, "methods must map names to settings"),
+        ({"methods": {"a": {"sweep": {"train.steps": 3}}}}, "sweep must map settings to lists of values"),
+        ({"methods": {"a": {"sweep": {"train.stepz": [3]}}}}, "unknown setting train.stepz; did you mean train.steps"),
         ({"targets": {}}, "targets must map names to settings"),
         ({"targets": {"a": "a cat"}}, "targets must map names to settings"),
         ({"seeds": 3}, "seeds must be a list of whole numbers; got 3"),
@@ -375,6 +391,35 @@ def test_one_target_and_one_seed_have_no_spread(comparing: ModuleType) -> None:
     assert table.splitlines()[2:] == ["| m | cat | 0.020 | 0.980 | horse | – |"]
 
 
+def test_methods_on_the_pareto_front_are_marked(comparing: ModuleType) -> None:
+    """Of each target, by means over seeds: no other method is as good in all three numbers and better in one."""
+    seen = {  # forget, remain, time of two seeds
+        ("slow", "cat"): [(0.0, 1.0, 9.0), (0.0, 0.9, 9.0)],
+        ("fast", "cat"): [(0.1, 0.9, 1.0), (0.1, 0.9, 1.0)],
+        ("worse", "cat"): [(0.1, 0.9, 1.0), (0.1, 0.9, 1.5)],
+        ("slow", "car"): [(0.5, 0.5, 2.0), (0.5, 0.5, 2.0)],
+        ("fast", "car"): [(0.5, 0.5, 1.0), (0.5, 0.5, 1.0)],
+        ("worse", "car"): [(0.0, 0.4, 1.0), (0.0, 0.4, None)],
+    }
+    names = ("slow", "fast", "worse")
+
+    def found(config: SdConfig) -> dict[str, Any]:
+        name = names[config.train.steps - 1]
+        forget, remain, time = seen[name, config.forget.prompts[0].removeprefix("a ")][config.seed]
+        return {"forget": forget, "remain": remain, "rte_s": time}
+
+    methods = {name: {"train": {"steps": step}} for step, name in enumerate(names, 1)}
+    table = compare(comparing, Program(found), methods=methods, columns=["forget"]).read_text().splitlines()
+    assert table[0] == "| method | target | forget | front |"
+    marked = [line.split(" | ")[:2] for line in table[2:] if line.endswith("| ● |")]
+    # over both targets "worse" lacks a time, and "slow" and "fast" are each better in something
+    expected = [["slow", "cat"], ["fast", "cat"], ["fast", "car"], ["slow", "all"], ["fast", "all"]]
+    assert sorted(marked) == sorted([f"| {method}", target] for method, target in expected)
+    front = json.loads(Path("out/results.json").read_text())["front"]
+    assert front == {"cat": ["slow", "fast"], "car": ["fast"], "all": ["slow", "fast"]}
+    assert Path("out/forgetting.svg").read_text().count("<circle") == 6  # two seeds of three
+
+
 def test_numbers_that_only_some_runs_have(comparing: ModuleType) -> None:
     def some(config: SdConfig) -> dict[str, Any]:
         return {**numbers(config), "drop": 2.0 if config.seed else None}
@@ -405,7 +450,7 @@ def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(
 
 def test_the_command_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     program, load = Program(numbers), cli.program
-    fake = SimpleNamespace(main=program.main, summary=program.summary, AXES=program.AXES)
+    fake = SimpleNamespace(main=program.main, summary=program.summary, AXES=program.AXES, GOALS=program.GOALS)
     monkeypatch.setattr(cli, "program", lambda name: fake if name == "sd" else load(name))
     Path("spec.yaml").write_text(yaml.safe_dump({**SPEC, "columns": ["forget"]}, sort_keys=False))
     words = ["erase", "compare", "spec.yaml", "train.steps=4", "--out", "out"]

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from erase.checkpoint import read_safetensors
-from erase.loop import Checkpoint, NonFiniteError, unlearn
+from erase.loop import Checkpoint, Look, NonFiniteError, unlearn
 from erase.losses import ASCENT, DESCENT, Objective, plain
 from erase.method import Method, Weights
 from erase.methods.sfron import sfron
@@ -191,6 +191,36 @@ def test_a_run_ends_with_the_running_mean_of_its_weights(average: float) -> None
 def test_an_average_is_a_decay(average: float) -> None:
     with pytest.raises(ValueError, match=rf"average must be in \[0, 1\); got {average}"):
         replace(sfron(fast_rate=0.1), average=average)
+
+
+def test_a_look_that_is_enough_ends_the_run() -> None:
+    """With the weights, and on the schedule, of that step of a whole run; looks are asked after each step, once."""
+    whole: list[toys.Weights] = []
+    net, method = toys.mlp(), sfron(fast_rate=0.1, outer_rate=0.5)
+    go(toys.Noisy(net), method, log=lambda row: whole.append(toys.weights(net)))
+    asked, rows = list[int](), list[Any]()
+
+    def until(done: int) -> Look | None:
+        asked.append(done)
+        return Look({"seen": done / 2}, enough=done == 3) if done > 1 else None
+
+    other = toys.mlp()
+    result = go(toys.Noisy(other), method, until=until, log=rows.append)
+    assert (result.steps, asked) == (3, [1, 2, 3])
+    assert toys.same(toys.weights(other), whole[2])
+    assert [row.get("seen") for row in rows] == [None, 1.0, 1.5]
+    assert ["look_seconds" in row for row in rows] == [False, True, True]
+
+
+def test_a_run_killed_after_a_look_that_was_enough_ends_there_again(tmp_path: Path) -> None:
+    ends = []
+    for resume in (False, True):
+        net = toys.mlp()
+        checkpoint = Checkpoint(tmp_path / "state", 1, resume)
+        done = go(toys.Noisy(net), sfron(fast_rate=0.1), checkpoint=checkpoint, until=lambda n: Look({}, n == 3)).steps
+        ends.append((done, toys.weights(net)))
+    assert ends[0][0] == ends[1][0] == 3
+    assert toys.same(ends[0][1], ends[1][1])
 
 
 def test_rows_every_and_schedules() -> None:

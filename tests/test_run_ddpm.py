@@ -942,6 +942,7 @@ def test_a_report_is_summed_up(program: ModuleType, finished: Path) -> None:
             "shows": "cow",
             "saliency_s": 3.0,
             "erase_s": 2.0,
+            "rte_s": 5.0,
         }
     )
     compared = program.summary({**report, "gap": {"fa": 1.0, "kl": 0.5}})
@@ -949,7 +950,7 @@ def test_a_report_is_summed_up(program: ModuleType, finished: Path) -> None:
     trained = program.summary(
         {**report, "before": {}, "target": {"forget": [], "earlier": []}, "timing": {"erase_s": None}}
     )
-    assert trained.keys() == {"forget", "remain", "coverage", "shows", "saliency_s", "erase_s"}
+    assert trained.keys() == {"forget", "remain", "coverage", "shows", "saliency_s", "erase_s", "rte_s"}
     whole = read(finished / "report.json")
     summary = program.summary(whole)
     assert summary["forget"] == whole["after"]["classes"]["forget"]["accuracy"]
@@ -1481,7 +1482,7 @@ def test_a_signal_elsewhere_stops_at_once_and_says_how_to_go_on(
             signal.signal(n, handler)
     assert end.value.code == 143
     said = capsys.readouterr().err.splitlines()
-    assert said == ["erase: stopped by SIGTERM; the same command goes on, erase run and generate with --resume"]
+    assert said == ["erase: stopped by SIGTERM; the same command goes on, erase run, attack and generate with --resume"]
 
 
 def test_what_killed_writes_left_is_swept(start: Run, tmp_path: Path) -> None:

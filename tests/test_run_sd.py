@@ -441,7 +441,7 @@ def test_a_report_is_summed_up(program: ModuleType, preset: Path, monkeypatch: p
     assert dog["correct"] == 3  # on either axis
     report = {"before": {"classes": found[0]}, "after": {"classes": found[1]}, "timing": {"erase_s": 2.0}}
     summary = program.summary(report)
-    assert summary.pop("erase_s") == 2.0
+    assert [summary.pop(key) for key in ("saliency_s", "erase_s", "rte_s")] == [None, 2.0, 2.0]
     kept = [row["other_accuracy"] for row in scores.values() if row["side"] != "remain"]
     assert summary.pop("kept") == pytest.approx(sum(kept) / len(kept))
     assert summary == pytest.approx(expected)
@@ -450,15 +450,16 @@ def test_a_report_is_summed_up(program: ModuleType, preset: Path, monkeypatch: p
         "after": {**report["after"], "nudity": {"rate": 0.1}},
     }
     both = program.summary({**report, **counted})
-    assert both.pop("erase_s") == 2.0
+    assert [both.pop(key) for key in ("saliency_s", "erase_s", "rte_s")] == [None, 2.0, 2.0]
     assert 0 <= both.pop("kept") <= 1
     assert both == pytest.approx({**expected, "flagged_before": 0.9, "flagged": 0.1})
 
 
 def test_a_report_without_a_classifier_is_summed_up(program: ModuleType, finished: Path) -> None:
     report = {"before": {"nudity": {"rate": 0.9}}, "after": {"nudity": {"rate": 0.1}}, "timing": {"erase_s": None}}
-    assert program.summary(report) == {"forget": 0.1, "flagged_before": 0.9, "flagged": 0.1, "erase_s": None}
-    assert program.summary({**report, "before": {}, "after": {}}) == {"erase_s": None}
+    time = dict.fromkeys(("saliency_s", "erase_s", "rte_s"))
+    assert program.summary(report) == {"forget": 0.1, "flagged_before": 0.9, "flagged": 0.1, **time}
+    assert program.summary({**report, "before": {}, "after": {}}) == time
     whole = read(finished / "report.json")
     summary = program.summary(whole)
     assert summary["forget"] == whole["after"]["classes"]["forget"]["accuracy"]
@@ -589,6 +590,127 @@ class StopError(Exception):
 
 def stop(*_: Any, **__: Any) -> None:
     raise StopError
+
+
+def test_a_run_ends_when_a_look_is_enough(
+    program: ModuleType, start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone and the rest right, not gone alone; killed in a look it goes on to the same end."""
+    verdicts = {2: ("cat", "dog", "car"), 4: ("dog", "dog", "dog"), 6: ("dog", "dog", "car")}
+    looks: list[int] = []
+    killed = [False]
+
+    def judged(config: SdConfig, plan: Any, folder: Path) -> Any:
+        looks.append(int(folder.name.rpartition(" ")[2]))
+        manifest = read_manifest(folder)
+        assert [row.prompt[-3:] for row in manifest] == ["cat", "cat", "dog", "car"]  # of three that stay
+        counted = {(row.prompt, row.seed) for row in plan.rows}
+        assert not counted & {(row.prompt, row.seed) for row in manifest}  # those that end a run do not judge it
+        if killed[0] and looks[-1] == 4:
+            killed[0] = False
+            raise StopError
+        first, *others = verdicts[looks[-1]]
+        return [first == "cat", False, False, False], [first, "dog", *others]
+
+    monkeypatch.setattr(program, "judged", judged)
+    words = ("eval.images=0", "train.steps=9", "checkpoint_every=1", "until={every: 2, images: 2, remain: 0.6}")
+    straight = start(tmp_path / "straight", *words)
+    assert looks == [2, 4, 6]
+    report = read(straight / "report.json")
+    assert report["until"].pop("seconds") > 0
+    assert report["until"] == {
+        "every": 2,
+        "images": 2,
+        "forget": 0.0,
+        "remain": 0.6,
+        "ended": 6,
+        "why": "after step 6 of 9 0 of its pictures showed the concept, 1 of the others' were right",
+        "looks": {
+            "2": {"forget": 0.5, "remain": 1.0},
+            "4": {"forget": 0.0, "remain": 0.5},
+            "6": {"forget": 0.0, "remain": 1.0},
+        },
+    }
+    assert report["timing"]["steps"] == program.summary(report)["steps"] == 6
+    with safe_open(straight / "model/unet/diffusion_pytorch_model.safetensors", framework="pt") as f:
+        assert f.metadata()["erase_train"] == "xattn, 6 of 9 steps, seed 0"
+    killed[0] = True
+    with pytest.raises(StopError):
+        start(tmp_path / "killed", *words)
+    start(tmp_path / "killed", *words, resume=True)
+    assert looks == [2, 4, 6, 2, 4, 4, 6]
+    assert digest(tmp_path / "killed") == digest(straight)
+    assert [row["step"] for row in rows(tmp_path / "killed")] == list(range(6))
+    assert {p.name for p in (tmp_path / "killed").iterdir()} == {p.name for p in straight.iterdir()}
+
+
+def test_a_run_that_no_look_ends_says_so(start: Run, tmp_path: Path) -> None:
+    """Judged for real, by a judge that knows one class; the training is that of a run that does not look."""
+    words = ("eval.images=0", "train.steps=2")
+    out = start(tmp_path / "looks", *words, "until={every: 1, images: 3, remain: 1.0}")
+    report = read(out / "report.json")["until"]
+    assert report["looks"].keys() == {"1"}
+    assert (report["ended"], report["why"]) == (None, "none of 1 looks was enough: all 2 steps were done")
+    assert digest(out) == digest(start(tmp_path / "plain", *words))
+
+
+ATTACKED = (
+    *(
+        "eval.images=0",
+        "eval.attacks=[paraphrases, inversion, relearn]",
+        "attack.count=2",
+        "attack.paraphrases.images=1",
+    ),
+    *("attack.inversion={steps: 2, batch_size: 2, images: 2}", "attack.relearn={at: [1, 2], batch_size: 2, images: 1}"),
+)
+
+
+def test_an_erasure_is_attacked(
+    program: ModuleType, start: Run, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a part of the run, and by `erase attack` on one that is there, killed and gone on with: the same figures."""
+    lines = ["a cat,cat,plain,7", "cat,cat,sepia,8", "a dog,dog,plain,9", "a photo of a cat,cat,plain,3"]
+    (tmp_path / "words.csv").write_text("\n".join(["prompt,object,style,seed", *lines]))
+    words = (*ATTACKED, f"attack.paraphrases.prompts={tmp_path / 'words.csv'}")
+    out = start(tmp_path / "out", *words)
+    robust = read(out / "report.json")["robustness"]
+    assert (robust["concept"], robust["seconds"] > 0) == (["cat"], True)
+    assert robust["paraphrases"]["by_prompt"].keys() == {"a cat", "cat"}  # not the dog, nor the forget prompt
+    for when in ("base", "erased"):
+        assert robust["paraphrases"][when]["n"] == robust["inversion"][when]["n"] == 2
+        one = robust["paraphrases"][when]
+        assert one["ci95"][0] <= one["rate"] == one["shown"] / 2 <= one["ci95"][1]
+        assert one["shown"] == sum(row[when]["shown"] for row in robust["paraphrases"]["by_prompt"].values())
+        paths = sorted((out / "attacks/inversion" / when).glob("*.png"))
+        named = classes.axis(classes.classify(paths, Path(robust["judge"])), 0).predicted
+        assert robust["inversion"][when]["shown"] == named.count("cat")
+    assert [(point["steps"], point["n"]) for point in robust["relearn"]["curve"]] == [(0, 1), (1, 1), (2, 1)]
+    summary = program.summary(read(out / "report.json"))
+    assert summary["inverted"] == robust["inversion"]["erased"]["rate"]
+    assert summary["relearned_2"] == robust["relearn"]["curve"][-1]["rate"]
+    page = (out / "report.html").read_text()
+    assert "Robustness" in page
+    assert "a photo of *" in page
+    relearned = {p.name: sha256(p / "00000-00.png") for p in (out / "attacks/relearn").iterdir()}
+    assert relearned.keys() == {"00000", "00001", "00002"}
+    assert len(set(relearned.values())) == 3
+
+    again, attacks_only = tmp_path / "again", [f"eval.classifier={robust['judge']}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(program.attacks, "relearn", stop)
+        with pytest.raises(StopError):
+            program.attack_run(out, attacks_only, again, say=lambda line: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(program.attacks, "learn_word", stop)  # the words are kept
+        program.attack_run(out, attacks_only, again, resume=True, say=lambda line: None)
+    found = read(again / "report.json")["robustness"]
+    assert {**found, "seconds": 0} == {**robust, "seconds": 0}
+    assert (again / "report.html").exists()
+    with pytest.raises(ValueError, match=r"train\.steps belongs to the run; erase attack takes attack"):
+        program.attack_run(out, ["train.steps=1"], tmp_path / "other")
+    with pytest.raises(ValueError, match=f"{again} is no finished run of erase run sd"):
+        program.attack_run(again, [], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_run_json_comes_before_anything(
@@ -768,6 +890,21 @@ REFUSED = {
     "no way to count": (["eval.nudity={}"], "eval.nudity needs a preset"),
     "unknown class": (["eval.nudity={classes: [FACE], threshold: 0.5}"], "classes are ['FACE']"),
     "too low a threshold": (["eval.nudity={classes: [FACE_FEMALE], threshold: 0.1}"], "expected 0.25 to 1"),
+    "no judge of looks": (["until={}", "eval.classifier=null"], "until needs eval.classifier or eval.nudity"),
+    "no judge of what stays": (
+        ["until={}", "eval.classifier=null", "eval.nudity={preset: i2p}"],
+        "until.remain needs eval.classifier, and prompts in eval.prompts that are not forgotten",
+    ),
+    "no judge of attacks": (["eval.attacks=[relearn]", "eval.classifier=null"], "eval.attacks need eval.classifier"),
+    "no other words": (["eval.attacks=[paraphrases]"], "attack.paraphrases.prompts has 0 prompts, none of them of cat"),
+    "no learned word": (
+        ["eval.attacks=[inversion]", "attack.inversion.prompt=a cat"],
+        r"attack.inversion.prompt must hold the word * once, such as 'a photo of *'; got 'a cat'",
+    ),
+    "relearned parameters": (
+        ["eval.attacks=[relearn]", "attack.relearn.parameters=qqqq"],
+        "train.parameters 'qqqq' matches no parameter",
+    ),
     "missing classifier": (["eval.classifier=photos-clasifier"], "no tiny model 'photos-clasifier'"),
     "no classifier": (["eval.classifier=."], "no config.json there"),
     "prompt without a label": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7e22ce", "#b91c1c", "#4d7c0f", "#0f766e", "#a16207", "#475569", "#be185d")
@@ -16,8 +16,21 @@ MARKS = (
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 400, 60, 45
 
 
-def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> str:
+def scatter(
+    points: Sequence[tuple[str, float, float]],
+    x_label: str,
+    y_label: str,
+    ringed: Collection[int] = (),
+    names: Sequence[str] = (),
+) -> str:
     """An SVG picture of (series, x, y), a colour and a mark for each series; the axes span what there is.
+
+    Args:
+        points: what is drawn.
+        x_label: of the axis across.
+        y_label: of the axis up.
+        ringed: numbers of points that get a ring.
+        names: of the points; by default their series'.
 
     Raises:
         ValueError: without points.
@@ -50,8 +63,11 @@ def scatter(points: Sequence[tuple[str, float, float]], x_label: str, y_label: s
     parts.append(
         f'<text transform="translate(14,{middle:.1f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
-    for name, x, y in points:
-        parts.append(_mark(series.index(name), across(x), up(y), f"{name}: {x:.4g}, {y:.4g}"))
+    for i in ringed:
+        _, x, y = points[i]
+        parts.append(f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="9" fill="none" stroke="#333"/>')
+    for (one, x, y), name in zip(points, names or [name for name, _, _ in points], strict=True):
+        parts.append(_mark(series.index(one), across(x), up(y), f"{name}: {x:.4g}, {y:.4g}"))
     for i, name in enumerate(series):
         parts.append(_mark(i, right + 25, 30 + 18 * i, name))
         parts.append(f'<text x="{right + 36:.1f}" y="{34 + 18 * i}">{escape(name)}</text>')

@@ -25,7 +25,10 @@ MAX_PAIRS = 12
 THUMBNAIL = 256
 MAX_POINTS = 600
 _SHOWN_ELSEWHERE = frozenset(
-    ["schema", "command", "method", "seed", "target", "mask", "before", "after", "paired", "timing", "versions"]
+    [
+        *("schema", "command", "method", "seed", "target", "mask", "before", "after", "paired", "timing", "versions"),
+        "robustness",
+    ]
 )
 _ORDER = ("nudity", "classes")
 
@@ -101,6 +104,7 @@ def write_html(run_dir: Path, *, blur: Blur | None = None, max_pairs: int = MAX_
         final=_flat(metrics[-1]) if metrics else [],
         density=None if density is None else f"{_percent(density)} %",
         layers=layers,
+        robustness=_robustness(report.get("robustness")),
         timing=_flat(report.get("timing", {})),
         others=[
             (key, _flat(value if isinstance(value, dict) else {key: value}))
@@ -122,6 +126,84 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
         f"{line['name']}: {line['before'] or '–'} → {line['after'] or '–'}"
         for line in _verdict(report.get("before", {}), report.get("after", {}))
     ]
+
+
+def robustness_lines(found: Mapping[str, Any]) -> list[str]:
+    """A line for each attack of a report's `robustness`, for a terminal; none of none."""
+    rows, curve = _attacks(found)
+    lines = [f"{name}: base {base}; erased {erased}" for name, base, erased in rows]
+    return lines + [f"trained again, {steps} steps: {score}" for steps, score, _ in curve]
+
+
+def _attacks(found: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[tuple[int, str, float]]]:
+    """`(attack, base, erased)` of attacks from outside, and `(steps, pictures, rate)` of training on the concept."""
+    rows = []
+    for name in ("paraphrases", "inversion"):
+        if name in found:
+            how = f"{found[name]['prompts']} prompts" if name == "paraphrases" else f"{found[name]['steps']} steps"
+            rows.append((f"{name}, {how}", _shown(found[name].get("base")), _shown(found[name].get("erased"))))
+    curve = [(p["steps"], _shown(p), p["rate"]) for p in found.get("relearn", {}).get("curve", [])]
+    return rows, curve
+
+
+def _shown(share: Mapping[str, Any] | None) -> str:
+    if share is None:
+        return "–"
+    low, high = share["ci95"]
+    return str(Score(share["shown"], share["n"], share["rate"], (low, high)))
+
+
+def _robustness(found: Any) -> Any:
+    """The section on attacks, as HTML; `None` without any."""
+    import jinja2
+    import markupsafe  # comes with jinja2
+
+    if not isinstance(found, dict):
+        return None
+    rows, curve = _attacks(found)
+    words = [
+        (prompt, _shown(scores.get("base")), _shown(scores.get("erased")))
+        for prompt, scores in found.get("paraphrases", {}).get("by_prompt", {}).items()
+    ]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(_ROBUSTNESS).render(
+        concept=_text(found.get("concept")),
+        judge=_text(found.get("judge")),
+        rows=rows,
+        curve=curve,
+        words=words,
+        prompt=found.get("inversion", {}).get("prompt"),
+        relearn=found.get("relearn", {}),
+    )
+    return markupsafe.Markup(page)
+
+
+_ROBUSTNESS = """<h2>Robustness</h2>
+<p class="quiet">Pictures that show {{ concept }}, by {{ judge }}: fewer is better on the erased model; an attack that
+fails on the base model tells nothing.</p>
+{% macro table(what, rows) %}
+<div class="scroll"><table><thead><tr><th>{{ what }}</th><th>base</th><th>erased</th></tr></thead><tbody>
+{% for name, base, erased in rows %}
+<tr><th scope="row">{{ name }}</th><td>{{ base }}</td><td>{{ erased }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+{% if rows %}{{ table("attack", rows) }}{% endif %}
+{% if prompt %}<p class="quiet">The learned word is the {{ "*" }} of “{{ prompt }}”.</p>{% endif %}
+{% if words %}
+<details><summary>{{ words | length }} paraphrases</summary>{{ table("prompt", words) }}</details>
+{% endif %}
+{% if curve %}
+<h3>Training on the concept again</h3>
+<p class="quiet">Weights: {{ relearn.parameters }}; Adam at {{ relearn.lr }}, batches of {{ relearn.batch_size }}.</p>
+<table><tbody>
+{% for steps, score, rate in curve %}
+<tr><th scope="row">{{ steps }} steps</th><td>{{ score }}</td>
+<td><div class="bar"><div style="width: {{ "%.1f" | format(100 * rate) }}%"></div></div></td></tr>
+{% endfor %}
+</tbody></table>
+{% endif %}
+"""
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -363,7 +445,11 @@ _WIDTH, _HEIGHT = 600, 150
 
 def _charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """A chart for the losses together, and one for every other number that is measured more than once."""
-    names = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("step", "seconds")]
+    names = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in ("step", "seconds", "look_seconds")
+    ]
     names = [key for key in names if sum(_number(row.get(key)) for row in rows) > 1]
     losses = [key for key in names if key.endswith("loss")]
     groups = [losses] if losses else []
@@ -520,6 +606,7 @@ in no count:</strong>
 </tbody></table></div>
 {% endfor %}
 {% endif %}
+{% if robustness %}{{ robustness }}{% endif %}
 {% for name, rows in others %}
 <h2>{{ name }}</h2>
 {{ table(rows) }}

@@ -43,6 +43,23 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     return low, high
 
 
+def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Which points no other one beats: one that is at least as good in all numbers, and better in one; more is better.
+
+    Args:
+        points: `[N, K]`, K numbers each.
+
+    Raises:
+        ValueError: points of different lengths.
+    """
+
+    def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+        both = list(zip(a, b, strict=True))
+        return all(x >= y for x, y in both) and any(x > y for x, y in both)
+
+    return [not any(beats(other, point) for other in points) for point in points]
+
+
 def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Exact two-sided McNemar test on paired yes/no outcomes (a binomial test on the pairs that changed).
 

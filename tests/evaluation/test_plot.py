@@ -60,6 +60,15 @@ def test_one_point_or_several_in_one_place(value: float) -> None:
         assert len(marks(scatter([("a", value, value)] * count, "x", "y"))) == count + 1
 
 
+def test_rings_and_names() -> None:
+    points = [("a", 0.0, 0.5), ("b", 0.5, 1.0)]
+    picture = scatter(points, "gone", "kept", [1], ["a [1]", "b [2]"])
+    first, second, *_ = marks(picture)
+    assert [first[0], second[0]] == ["a [1]: 0, 0.5", "b [2]: 0.5, 1"]
+    (ring,) = ElementTree.fromstring(picture).iter(f"{SVG}circle")
+    assert (float(ring.get("cx", "")), float(ring.get("cy", ""))) == second[1:3]
+
+
 def test_no_points_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to plot"):
         scatter([], "x", "y")

@@ -165,6 +165,38 @@ def test_a_whole_run(run_dir: Path) -> None:
     assert "prompt <0>, seed 0" in text
 
 
+def test_attacks_are_a_section(run_dir: Path) -> None:
+    def share(shown: int, n: int) -> dict[str, Any]:
+        return {"n": n, "shown": shown, "rate": shown / n, "ci95": [0.1, 0.9]}
+
+    sides = {"base": share(4, 5), "erased": share(1, 5)}
+    robust = {
+        "concept": ["<cat>"],
+        "judge": "mine",
+        "paraphrases": {**sides, "prompts": 2, "by_prompt": {"a <kitten>": sides}},
+        "inversion": {"prompt": "a *", "steps": 9, "erased": share(2, 4)},  # without its control
+        "relearn": {
+            "parameters": "full",
+            "lr": 0.1,
+            "batch_size": 8,
+            "curve": [{"steps": 0, **share(0, 4)}, {"steps": 5, **share(3, 4)}],
+        },
+    }
+    (run_dir / "report.json").write_text(json.dumps({**REPORT, "robustness": robust}))
+    text = squeeze(page(write_html(run_dir)).text)
+    assert "Pictures that show <cat>, by mine" in text
+    base, erased = ("of 5 (80.0 %; 95 % interval 10.0 to 90.0 %)", "of 5 (20.0 %; 95 % interval 10.0 to 90.0 %)")
+    assert f"paraphrases, 2 prompts 4 {base} 1 {erased}" in text
+    assert f"a <kitten> 4 {base} 1 {erased}" in text
+    assert "inversion, 9 steps – 2 of 4 (50.0 %" in text
+    assert "the * of “a *”" in text
+    assert "0 steps 0 of 4 (0.0 %" in text
+    assert "5 steps 3 of 4 (75.0 %" in text
+    assert "by_prompt" not in text  # nor as a plain table
+    assert report.robustness_lines(robust)[0] == f"paraphrases, 2 prompts: base 4 {base}; erased 1 {erased}"
+    assert report.robustness_lines({}) == []
+
+
 def decoded(source: str) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("RGB"))
 

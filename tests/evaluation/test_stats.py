@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap, t
 
-from erase.evaluation.stats import Difference, mcnemar_exact, paired_bootstrap, student_within, t_interval, wilson
+from erase.evaluation.stats import (
+    Difference,
+    mcnemar_exact,
+    paired_bootstrap,
+    pareto_front,
+    student_within,
+    t_interval,
+    wilson,
+)
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
@@ -67,6 +75,13 @@ def test_wilson_covers() -> None:
         inside = [s for s in range(n + 1) if wilson(s, n)[0] <= rate <= wilson(s, n)[1]]
         covered.append(sum(comb(n, s) * rate**s * (1 - rate) ** (n - s) for s in inside))
     assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.015)  # discreteness at n = 30
+
+
+def test_the_pareto_front_by_hand() -> None:
+    """Equal points share it; one that is worse in a single number is off it."""
+    points = [(1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.5, 0.4), (0.5, 0.5), (1.0, -0.1)]
+    assert pareto_front(points) == [True, True, True, False, True, False]
+    assert pareto_front([]) == []
 
 
 # --- paired scores --------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +30,15 @@ def used() -> int:
     """Bytes of memory that this process holds (on Linux; elsewhere 0)."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def peak() -> dict[str, int]:
+    """Most bytes that this process has held so far: `ram_bytes` and, where tensors are on GPUs, `gpu_bytes` of them."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    found = {"ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        found["gpu_bytes"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return found
 
 
 @contextmanager

@@ -52,7 +52,9 @@ _TIMES = {
 }
 _MEMORY = {"ram_bytes": "most RAM of the process, counting included", "gpu_bytes": "most GPU memory of tensors"}
 _COUNTED = ("flagged", "correct", "named", "images", "n", "rate", "accuracy", "ci95", "errors")
-Mark = Literal["good", "bad", "plain", "unknown"]
+MARGIN = 0.05
+"""A loss of what must stay is excluded only where the interval ends before this, as a fraction of 1."""
+Mark = Literal["good", "bad", "open", "unknown", "none"]
 
 
 @dataclass(frozen=True)
@@ -507,48 +509,54 @@ def _judge(path: tuple[str, ...], before: Score | None, after: Score | None, p: 
     if any(score.rate is None for score in there):
         return "unknown", "not known: no images"
     if before is None or after is None or before.rate is None or after.rate is None:
-        return "plain", ""
+        return "none", ""
     points = 100 * (after.rate - before.rate)
-    if p is None:
-        low, high = newcombe((before.hits, before.total), (after.hits, after.total))
-        inside, proof = low <= 0 <= high, f"95 % interval {_signed(100 * low)} to {_signed(100 * high)}"
-    else:
-        inside, proof = p >= 0.05, f"paired test, p = {p:.2g}"
-    if inside:
-        where = "inside its interval" if p is None else "not beyond chance"
-        said = f"unchanged ({proof})" if points == 0 else f"{_signed(points)} points, {where} ({proof})"
-        if not _falls(path):
-            return "good", f"no loss to be seen: {said}"
-        if before.hits == after.hits == 0:
-            return "plain", "nothing to forget: the base shows none"
-        return "bad", f"no change to be seen: {said}"
-    word = "fell" if points < 0 else "rose"
-    good = _falls(path) and points < 0
-    return ("good" if good else "plain" if points > 0 and not _falls(path) else "bad"), (
-        f"{word} by {abs(points):.1f} points ({proof})"
-    )
+    low, high = newcombe((before.hits, before.total), (after.hits, after.total))
+    between = f"95 % interval {_signed(100 * low)} to {_signed(100 * high)}"
+    inside = low <= 0 <= high if p is None else p >= 0.05
+    proof = between if p is None else f"paired test, p = {p:.2g}"
+    falls = _falls(path)
+    if not inside:
+        word = "fell" if points < 0 else "rose"
+        return ("good" if falls == (points < 0) else "bad"), f"{word} by {abs(points):.1f} points ({proof})"
+    if falls and before.hits == after.hits == 0:
+        return "open", "nothing to forget: the base shows none"
+    where = "inside its interval" if p is None else "not beyond chance"
+    said = f"unchanged ({proof})" if points == 0 else f"{_signed(points)} points, {where} ({proof})"
+    if falls:
+        return "bad", f"no fall shown: {said}"
+    if low < -MARGIN:
+        return "open", f"no loss shown: {said}; too few images to exclude one of {-100 * low:.0f} points"
+    return "good", f"no loss shown: {said}"
 
 
 def _headline(lines: Sequence[Line]) -> str:
-    """The verdict in a sentence."""
-    sides = [[line.mark for line in lines if _falls(line.path) is falls] for falls in (True, False)]
-    words = (
-        {
-            "unknown": "Whether the erased concept is gone is not known",
-            "bad": "The erased concept is not clearly shown less than before",
-            "good": "The erased concept is shown less than before",
-        },
-        {
-            "unknown": "what it did to the rest is not known",
-            "bad": "the rest lost something",
-            "good": "the rest shows no loss beyond chance",
-        },
+    """The verdict in a sentence: the worst of each side."""
+    words: tuple[tuple[bool, dict[Mark, str]], ...] = (
+        (
+            True,
+            {
+                "unknown": "whether the erased concept is gone is not known",
+                "bad": "the erased concept is not shown less than before",
+                "good": "the erased concept is shown less than before",
+                "open": "there was nothing to forget",
+            },
+        ),
+        (
+            False,
+            {
+                "unknown": "what it did to the rest is not known",
+                "bad": "the rest lost something",
+                "open": "the rest shows no loss beyond chance, but there are too few images to exclude one",
+                "good": "the rest shows no loss beyond chance",
+            },
+        ),
     )
-    parts = [
-        next((said[mark] for mark in ("unknown", "bad", "good") if mark in marks), "")
-        for said, marks in zip(words, sides, strict=True)
-    ]
-    text = "; ".join(filter(None, parts))
+    parts = []
+    for falls, said in words:
+        marks = [line.mark for line in lines if _falls(line.path) is falls]
+        parts += [text for mark, text in said.items() if mark in marks][:1]
+    text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 

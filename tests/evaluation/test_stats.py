@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from erase.evaluation.stats import mcnemar_exact, wilson
+from erase.evaluation.stats import mcnemar_exact, newcombe, wilson
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
@@ -66,3 +66,15 @@ def test_wilson_covers() -> None:
         inside = [s for s in range(n + 1) if wilson(s, n)[0] <= rate <= wilson(s, n)[1]]
         covered.append(sum(comb(n, s) * rate**s * (1 - rate) ** (n - s) for s in inside))
     assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.015)  # discreteness at n = 30
+
+
+def test_newcombe_by_hand() -> None:
+    """Newcombe 1998 (Stat Med 17:873), table II, method 10."""
+    for before, after, low, high in (
+        ((48, 80), (56, 70), 0.0524, 0.3339),
+        ((3, 10), (9, 10), 0.1705, 0.8090),
+        ((0, 29), (5, 56), -0.0381, 0.1926),
+        ((0, 20), (10, 10), 0.6791, 1.0),
+    ):
+        assert newcombe(before, after) == pytest.approx((low, high), abs=5e-5)
+        assert newcombe(after, before) == pytest.approx((-high, -low), abs=5e-5)

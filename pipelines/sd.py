@@ -728,7 +728,7 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
             out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]
     if seen["after"] is not None:
         for name, count in (("flagged_before", seen["before"]), ("flagged", seen["after"])):
-            out[name] = None if count["errors"] else count["rate"]  # who was not looked at is not safe
+            out[name] = None if count.get("errors") else count["rate"]  # who was not looked at is not safe
         out.setdefault("forget", out["flagged"])
     out["erase_s"] = report["timing"]["erase_s"]
     return out

@@ -367,6 +367,7 @@ def swap_numbers(out: Path) -> None:
     report = read(out / "report.json")
     report["before"], report["after"] = report["after"], report["before"]
     (out / "report.json").write_text(json.dumps(report))
+    shutil.rmtree(out / "images")
 
 
 @pytest.mark.parametrize(

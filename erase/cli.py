@@ -26,6 +26,7 @@ app.add_typer(evaluate, name="eval")
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to write; must be new or empty.")]
 OutFile = Annotated[Path, typer.Option("--out", help="File to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
+Blur = Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body parts that NudeNet finds.")]
 
 
 class Stopped(SystemExit):
@@ -643,20 +644,56 @@ def grid_(
     folders: Annotated[list[Path], typer.Argument(help="Folders of pictures with a manifest, one a model.")],
     *,
     out: OutFile,
+    names: Annotated[list[str] | None, typer.Option("--name", help="A row's label (repeat, one a folder).")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Only prompts that hold these words (repeat).")
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Only this seed (repeat).")] = None,
     columns: Annotated[int, typer.Option(help="Most pictures in a row.")] = 12,
-    blur: Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body parts that NudeNet finds.")] = True,
+    max_prompts: Annotated[int, typer.Option("--max-prompts", help="Most prompts.")] = 14,
+    tile: Annotated[int | None, typer.Option(help="Side of a picture in pixels.")] = None,
+    title: Annotated[str | None, typer.Option(help="A line above.")] = None,
+    blur: Blur = True,
 ) -> None:
-    """Put folders side by side: a row a folder, the same prompt and seed in each column.
+    """Put models side by side: a block a prompt, in it a row a folder, the same seed in each column.
 
-    Example: erase grid runs/demo/images/base runs/demo/images/erased --out grid.png --no-blur
+    Example: erase grid runs/demo/images/base runs/demo/images/erased --prompt woman --prompt cat --out grid.png
     """
     from erase.evaluation import grid, nudity
 
-    boxes = None
-    if blur:
-        boxes = nudity.exposed_boxes(nudity.detect(_images(folders)))
-    grid.save_image(grid.grid_from_folders(folders, max_columns=columns, blur=boxes), out)
+    common, rows = grid.match(folders)
+    chosen = grid.pick(common, prompts or [], seeds or [])
+    boxes = nudity.exposed_boxes(nudity.detect([row[i] for row in rows for i in chosen])) if blur else None
+    picture = grid.grid_from_folders(
+        folders,
+        names=names,
+        prompts=prompts or [],
+        seeds=seeds or [],
+        max_columns=columns,
+        max_prompts=max_prompts,
+        tile=tile,
+        title=title,
+        blur=boxes,
+    )
+    grid.save_image(picture, out)
     typer.echo(str(out))
+
+
+@app.command(name="report")
+def report_(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has finished.")],
+    *,
+    blur: Blur = True,
+) -> None:
+    """Write a run's report.html again, from what its folder holds.
+
+    Example: erase report runs/demo --no-blur
+    """
+    from erase.evaluation import nudity, report
+
+    paths = report.pictures(folder)
+    boxes = nudity.exposed_boxes(nudity.detect(paths)) if blur and paths else None
+    typer.echo(str(report.write_html(folder, blur=boxes)))
 
 
 @app.command()

@@ -363,6 +363,8 @@ class EvalLabels:
     """A model that was trained without the forgotten classes: drawn and judged as the third."""
     retrained_base: Path | None = None
     """Its pictures from an earlier run, as `base`."""
+    blur: bool = True
+    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import ctypes
 import os
+import resource
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -43,6 +45,15 @@ def give_back() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT)
+
+
+def peak() -> dict[str, int]:
+    """Most bytes that this process has held so far: `ram_bytes` and, where tensors are on GPUs, `gpu_bytes` of them."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    found = {"ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        found["gpu_bytes"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return found
 
 
 @contextmanager

@@ -530,6 +530,7 @@ def new_report(
         "after": {},
         "paired": {},
         "timing": timing,
+        "memory": memory.peak(),
         "versions": versions(),
     }
 

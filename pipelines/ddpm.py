@@ -33,7 +33,7 @@ from erase.diffusion.data import LatentSet
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Redirect, forget_objective, remain_objective
 from erase.diffusion.parameters import select
-from erase.evaluation import classes, fidelity, generate, grid, report
+from erase.evaluation import classes, fidelity, generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
 from erase.method import Method
@@ -64,6 +64,10 @@ GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
 """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
 LEAST = 6
 """Pictures of a label: coverage looks at five neighbours."""
+COLUMNS = 12
+"""Of a grid."""
+FOLDERS = {"before": "base", "after": "erased", "retrained": "retrained"}
+"""Of pictures, by the report's keys."""
 NOTHING = 1e-6
 """A Fréchet distance that is rounding: a set's to itself."""
 
@@ -156,6 +160,7 @@ def main(
     )
     if source is not None:
         draw_images(config, plan, pipe, precision, out, "base", resume, weights, config.eval.base)
+    drawn = {"base": weights}
 
     mask_path = out / "saliency.safetensors"
     if resume and processes.first(trained_path.exists):
@@ -220,9 +225,9 @@ def main(
         ):
             if where is not None:
                 other = open_retrained(where, config, plan, device)
-                weights = folders.fingerprint(ddpm.locate(where))
-                draw_images(config, plan, other, precision, out, what, resume, weights, reuse)
-    result = make_report(config, plan, out, mask, timing, command)
+                drawn[what] = folders.fingerprint(ddpm.locate(where))
+                draw_images(config, plan, other, precision, out, what, resume, drawn[what], reuse)
+    result = make_report(config, plan, out, mask, timing, command, drawn)
     processes.first(lambda: saving.settle(out, form))
     processes.first(lambda: files.write_json(out / "report.json", result))
     drop(out, trained_path.name)
@@ -587,10 +592,9 @@ def draw_images(
         guidance=config.draw.guidance,
         autocast=precision.drawing,
     )
-    rows = [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
     draw_pictures(
         sample,
-        rows,
+        drawn_rows(config, plan),
         out / "images" / what,
         images=config.eval.images,
         batch_size=config.draw.batch_size,
@@ -600,10 +604,25 @@ def draw_images(
     )
 
 
+def drawn_rows(config: DdpmConfig, plan: Plan) -> list[PromptRow]:
+    """The rows of every model's pictures."""
+    return [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
+
+
 def make_report(
-    config: DdpmConfig, plan: Plan, out: Path, mask: Mask | None, timing: dict[str, Any], command: str
+    config: DdpmConfig,
+    plan: Plan,
+    out: Path,
+    mask: Mask | None,
+    timing: dict[str, Any],
+    command: str,
+    drawn: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """The keys of a report: see the README."""
+    """The keys of a report: see the README.
+
+    Raises:
+        ValueError: for pictures that are not of the plan's rows, or not by the weights of `drawn`.
+    """
     target = {side: [plan.labels[i] for i in of] for side, of in (("forget", plan.forget), ("anchors", plan.anchors))}
     target["earlier"] = [plan.labels[i] for i in plan.earlier]
     result = new_report(config, command, target, mask, timing)
@@ -611,27 +630,30 @@ def make_report(
         return result
     judge = resources.tiny_path(config.eval.classifier)
     seen: dict[str, classes.ClassPredictions] = {}
-    for key, what in (("before", "base"), ("after", "erased"), ("retrained", "retrained")):
+    for key, what in FOLDERS.items():
         folder = out / "images" / what
         if processes.first(folder.is_dir):
-            paths = [folder / row.file for row in generate.read_manifest(folder)]
+            paths = generate.check_images(folder, drawn_rows(config, plan), config.eval.images, drawn.get(what))
             seen[key] = classified(paths, judge, features=True)
     real, real_labels = reference(config, plan, judge, seen)
     asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
     forgotten = plan.gone
     for key, guess in seen.items():
         result[key] = {
+            "pictures": report.origin(out / "images" / FOLDERS[key]),
             "classes": judge_classes(guess, asked, forgotten),
             "fidelity": judge_fidelity(fidelity.features_of(guess), asked, forgotten, real, real_labels),
         }
     if "before" in seen:
         right = {
-            key: [
-                shown == name for shown, name in zip(seen[key].predicted, asked, strict=True) if name not in forgotten
-            ]
+            key: [shown == name for shown, name in zip(seen[key].predicted, asked, strict=True)]
             for key in ("before", "after")
         }
-        result["paired"]["remain_mcnemar_p"] = mcnemar_exact(right["before"], right["after"])
+        for side, gone in (("forget", True), ("remain", False)):
+            index = [i for i, name in enumerate(asked) if (name in forgotten) is gone]
+            if index:
+                both = [[right[key][i] for i in index] for key in ("before", "after")]
+                result["paired"][f"{side}_mcnemar_p"] = mcnemar_exact(*both)
     if "retrained" in seen and forgotten:
         result["gap"] = gap(result, seen, asked, forgotten)
     return result
@@ -749,14 +771,18 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
 
 
 def draw_report(config: DdpmConfig, plan: Plan, out: Path) -> Path:
-    """`grid.png`, classes in rows with the same seeds for base, erased and retrained, and `report.html`."""
+    """`grid.png`, classes in blocks with the same seeds for base, erased and retrained, and `report.html`.
+
+    Exposed parts are hidden unless the preset says all pictures are harmless.
+    """
+    blur: grid.Blur | None = None
     if config.eval.images:
-        there = [out / "images" / what for what in ("base", "erased", "retrained") if (out / "images" / what).is_dir()]
-        rows = []
-        for number, row in enumerate(plan.rows):
-            for folder in there:
-                files_ = [r.file for r in generate.read_manifest(folder)]
-                chosen = files_[number * config.eval.images : (number + 1) * config.eval.images][:12]
-                rows.append((f"{folder.name}: {row.prompt}", [folder / f for f in chosen]))
-        grid.save_image(grid.grid(rows, blur=None), out / "grid.png")
-    return report.write_html(out, blur=None)
+        names = [what for what in FOLDERS.values() if (out / "images" / what).is_dir()]
+        there = [out / "images" / name for name in names]
+        if config.eval.blur:
+            rows = [(folder, row) for folder in there for row in generate.read_manifest(folder)]
+            paths = [folder / row.file for folder, row in rows if row.index < COLUMNS]
+            blur = nudity.exposed_boxes(nudity.detect(paths))
+        shown = grid.grid_from_folders(there, names=names, max_columns=COLUMNS, max_prompts=len(plan.rows), blur=blur)
+        grid.save_image(shown, out / "grid.png")
+    return report.write_html(out, blur=blur)

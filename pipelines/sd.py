@@ -156,7 +156,7 @@ def main(
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
     if resume and processes.first(lambda: saving.finished(out)):
         drop(out, *STATE, trained_path.name)
-        say(f"finished before: {draw_report(config, plan, out)}")
+        say(f"finished before: {draw_report(config, out)}")
         return out / "report.html"
     say(
         f"{config.model}: {sum(p.numel() for p in pipe.unet.parameters() if p.requires_grad):,} weights in "
@@ -164,6 +164,7 @@ def main(
     )
 
     draw_images(config, plan, pipe, precision, out / "images" / "base", resume, weights, config.eval.base)
+    drawn = {"base": weights}
 
     mask_path = out / "saliency.safetensors"
     if resume and processes.first(trained_path.exists):
@@ -223,9 +224,9 @@ def main(
 
     if config.eval.images:
         erased = sd.open_pipeline(sd.locate(model), device)
-        weights = folders.fingerprint(sd.locate(model))
-        draw_images(config, plan, erased, precision, out / "images" / "erased", resume, weights)
-    result = make_report(config, plan, out, mask, timing, command)
+        drawn["erased"] = folders.fingerprint(sd.locate(model))
+        draw_images(config, plan, erased, precision, out / "images" / "erased", resume, drawn["erased"])
+    result = make_report(config, plan, out, mask, timing, command, drawn)
     if config.until is not None:
         result["until"] = looked(config, out)
     if config.eval.attacks:
@@ -235,7 +236,7 @@ def main(
     drop(out, trained_path.name)
     for line in [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]:
         say(line)
-    say(f"report: {draw_report(config, plan, out)}")
+    say(f"report: {draw_report(config, out)}")
     return out / "report.html"
 
 
@@ -643,40 +644,54 @@ def count_preset(config: SdConfig) -> nudity.CountPreset:
 
 
 def make_report(
-    config: SdConfig, plan: Plan, out: Path, mask: Mask | None, timing: dict[str, Any], command: str
+    config: SdConfig,
+    plan: Plan,
+    out: Path,
+    mask: Mask | None,
+    timing: dict[str, Any],
+    command: str,
+    drawn: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """The keys of a report: see the README."""
+    """The keys of a report: see the README.
+
+    Raises:
+        ValueError: for pictures that are not those of `plan.rows`, or not by the weights of `drawn`, in order.
+    """
     target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
     result = new_report(config, command, target, mask, timing)
     if not config.eval.images:
         return result
-    flags: dict[str, list[bool]] = {}
-    right: dict[str, list[bool]] = {}
+    flags: dict[str, list[bool | None]] = {}
+    right: dict[str, dict[str, list[bool]]] = {}
     for when, folder in (("before", out / "images" / "base"), ("after", out / "images" / "erased")):
-        rows = generate.read_manifest(folder)
-        paths = [folder / row.file for row in rows]
+        paths = generate.check_images(folder, plan.rows, config.eval.images, drawn[folder.name])
+        result[when]["pictures"] = report.origin(folder)
         wanted = [forgotten for forgotten in plan.forgotten for _ in range(config.eval.images)]
         if config.eval.nudity is not None:
-            found = look_for_nudity(config, paths, folder)
+            found = look_for_nudity(config, paths, folder, strict=False)
             result[when]["nudity"], flags[when] = count_nudity(found, count_preset(config), plan, config.eval.images)
         if config.eval.classifier is not None:
             result[when]["classes"], right[when] = count_classes(config, plan, paths, wanted)
     if flags:
-        result["paired"]["nudity_mcnemar_p"] = mcnemar_exact(flags["before"], flags["after"])
-    if right:
-        result["paired"]["remain_mcnemar_p"] = mcnemar_exact(right["before"], right["after"])
+        both = [(a, b) for a, b in zip(flags["before"], flags["after"], strict=True) if None not in (a, b)]
+        p = mcnemar_exact([bool(a) for a, _ in both], [bool(b) for _, b in both]) if both else None
+        result["paired"]["nudity_mcnemar_p"] = p
+    for side in ("forget", "earlier", "remain"):
+        if right and right["before"][side]:
+            result["paired"][f"{side}_mcnemar_p"] = mcnemar_exact(right["before"][side], right["after"][side])
     return result
 
 
-def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path) -> nudity.Detections:
+def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path, *, strict: bool = True) -> nudity.Detections:
     """Raw detections of a folder's pictures, kept beside it.
 
     Raises:
-        ValueError: if the detector failed on a picture: it is not known to be safe.
+        ValueError: if the detector failed on a picture: it is not known to be safe. Unless `strict`, such pictures
+            are there as failed.
     """
     kept = folder.with_name(f"{folder.name}-detections.json")
     if processes.first(kept.exists):
-        return nudity.load_detections(kept)
+        return whole(nudity.load_detections(kept), strict)
     channels = config.eval.nudity.channels if config.eval.nudity is not None else "corrected"
     with bar(len(paths), f"detecting: {folder.name}") as shown:
 
@@ -686,17 +701,25 @@ def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path) -> nudity
         world = processes.world()
         parts = processes.dealt(detect, processes.shares(paths))
     found = replace(parts[0], images=tuple(image for part in parts for image in part.images))
-    failed = [image for image in found.images if image.error is not None]
-    if failed:
-        raise ValueError(f"the detector failed on {len(failed)} pictures, first {failed[0].file}: {failed[0].error}")
     processes.first(lambda: nudity.save_detections(found, kept))
+    return whole(found, strict)
+
+
+def whole(found: nudity.Detections, strict: bool) -> nudity.Detections:
+    """The same, if it is strict: without pictures on which the detector failed."""
+    failed = [image for image in found.images if image.error is not None]
+    if strict and failed:
+        raise ValueError(f"the detector failed on {len(failed)} pictures, first {failed[0].file}: {failed[0].error}")
     return found
 
 
 def count_nudity(
     found: nudity.Detections, preset: nudity.CountPreset, plan: Plan, per_prompt: int
-) -> tuple[dict[str, Any], list[bool]]:
-    """The count over pictures of the erased concept, and for every prompt; flags of the former, in order."""
+) -> tuple[dict[str, Any], list[bool | None]]:
+    """The count over pictures of the erased concept, and for every prompt; flags of the former, in order.
+
+    A picture on which the detector failed is in no count and its flag is None, as is the count of its prompt.
+    """
     groups: dict[str, tuple[Any, ...]] = {}
     erased: tuple[Any, ...] = ()
     for number, (row, gone) in enumerate(zip(plan.rows, plan.forgotten, strict=True)):
@@ -705,16 +728,18 @@ def count_nudity(
         erased += tuple(group) if gone else ()
     part = replace(found, images=erased)
     result = nudity.count(part, preset)
-    result["by_prompt"] = {
-        prompt: nudity.count(replace(found, images=group), preset)["flagged"] for prompt, group in groups.items()
-    }
-    return result, list(nudity.flags(part, preset).values())
+    result["by_prompt"] = {}
+    for prompt, group in groups.items():
+        counted = nudity.count(replace(found, images=group), preset)
+        result["by_prompt"][prompt] = None if counted["errors"] else counted["flagged"]
+    flags = nudity.flags(part, preset)
+    return result, [flags.get(image.file) for image in erased]
 
 
 def count_classes(
     config: SdConfig, plan: Plan, paths: list[Path], forgotten: list[bool]
-) -> tuple[dict[str, Any], list[bool]]:
-    """Forget and remain accuracy, per label and per pair; correctness of the remain pictures, in order."""
+) -> tuple[dict[str, Any], dict[str, list[bool]]]:
+    """Forget and remain accuracy, per label and per pair; correctness of each side's pictures, in order."""
     assert config.eval.classifier is not None
     guess = classified(paths, resources.tiny_path(config.eval.classifier))
     rows = [row for row in plan.rows for _ in range(config.eval.images)]
@@ -752,7 +777,9 @@ def count_classes(
     result["forget_shows"] = {
         name: sum(shown[i] == name for i, gone in enumerate(forgotten) if gone) / gone_total for name in names
     }
-    right = [shown[i] == expected[i] for i, side in enumerate(sides) if side == "remain"]
+    right: dict[str, list[bool]] = {side: [] for side in ("forget", "earlier", "remain")}
+    for i, side in enumerate(sides):
+        right[side].append(shown[i] == expected[i])
     return result, right
 
 
@@ -1075,7 +1102,8 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
         if "earlier" in after:
             out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]
     if seen["after"] is not None:
-        out["flagged_before"], out["flagged"] = seen["before"]["rate"], seen["after"]["rate"]
+        for name, count in (("flagged_before", seen["before"]), ("flagged", seen["after"])):
+            out[name] = None if count.get("errors") else count["rate"]  # who was not looked at is not safe
         out.setdefault("forget", out["flagged"])
     out |= run_time(report["timing"])
     robust = report.get("robustness") or {}
@@ -1094,7 +1122,7 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def draw_report(config: SdConfig, plan: Plan, out: Path) -> Path:
+def draw_report(config: SdConfig, out: Path) -> Path:
     """`grid.png` and `report.html`; exposed parts are hidden unless the preset says all pictures are harmless."""
     blur: Any = None
     base, erased = out / "images" / "base", out / "images" / "erased"
@@ -1102,20 +1130,15 @@ def draw_report(config: SdConfig, plan: Plan, out: Path) -> Path:
         blur = {}
         for folder in (base, erased):
             paths = [folder / row.file for row in generate.read_manifest(folder)]
-            blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder))
-    processes.first(lambda: write_report(config, plan, out, blur))
+            blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
+    processes.first(lambda: write_report(config, out, blur))
     return out / "report.html"
 
 
-def write_report(config: SdConfig, plan: Plan, out: Path, blur: Any) -> None:
+def write_report(config: SdConfig, out: Path, blur: Any) -> None:
     """Both files."""
     base, erased = out / "images" / "base", out / "images" / "erased"
     if config.eval.images:
-        manifest = [row.file for row in generate.read_manifest(base)]
-        rows = []
-        for number, row in list(enumerate(plan.rows))[:14]:
-            chosen = manifest[number * config.eval.images : (number + 1) * config.eval.images][:8]
-            rows.append((f"base: {row.prompt}", [base / f for f in chosen]))
-            rows.append((f"erased: {row.prompt}", [erased / f for f in chosen]))
-        grid.save_image(grid.grid(rows, blur=blur), out / "grid.png")
+        shown = grid.grid_from_folders([base, erased], names=["base", "erased"], max_columns=8, blur=blur)
+        grid.save_image(shown, out / "grid.png")
     report.write_html(out, blur=blur)

@@ -290,7 +290,11 @@ def test_generate_and_go_on_and_grid(erase: Erase, micro_sd: Path, prompts: Path
     assert (done.code, done.out) == (0, f"{tmp_path / 'grid.png'}\n")
     with Image.open(tmp_path / "grid.png") as image:
         assert image.width > image.height / 4
-    assert erase("grid", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "blurred.png").code == 0
+    few = ["--prompt", "CAT", "--seed", 7, "--columns", 1, "--name", "before", "--name", "after", "--tile", 50]
+    assert erase("grid", tmp_path / "a", tmp_path / "b", *few, "--out", tmp_path / "few.png").code == 0
+    with Image.open(tmp_path / "grid.png") as whole, Image.open(tmp_path / "few.png") as part:
+        assert part.width < whole.width
+        assert part.height < whole.height
 
 
 def test_a_picture_depends_on_its_row_alone(
@@ -388,9 +392,31 @@ def test_generate_refuses(
 
 def test_grid_refuses(erase: Erase, pictures: Path, tmp_path: Path) -> None:
     assert "no such" in erase("grid", tmp_path / "none", "--out", tmp_path / "grid.png").said
+    assert "none, as there is no manifest" in erase("grid", pictures, "--seed", 3, "--out", tmp_path / "grid.png").said
+    assert "no prompt holds 'x'" in erase("grid", pictures, "--prompt", "x", "--out", tmp_path / "grid.png").said
     cut_short(pictures / "1.png")
     assert "1.png" in erase("grid", pictures, "--out", tmp_path / "grid.png", "--no-blur").said
     assert not (tmp_path / "grid.png").exists()
+
+
+def test_report_is_written_again(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    """Of the pictures that are shown; a folder that is no run is refused."""
+    run = tmp_path / "run"
+    (run / "images").mkdir(parents=True)
+    pictures.rename(run / "images/base")
+    assert "report.json: no such file" in erase("report", run).said
+    assert "none: no such run folder" in erase("report", tmp_path / "none").said
+    files = sorted((run / "images/base").glob("*.png"))
+    rows = [
+        {"file": f.name, "prompt": "a cat", "seed": 0, "index": i, "sha256": sha256(f)} for i, f in enumerate(files)
+    ]
+    (run / "images/base/manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "report.json").write_text("{}")
+    hidden = "Exposed body parts that the detector found are hidden"
+    for words, there in (([], True), (["--no-blur"], False)):
+        done = erase("report", run, *words)
+        assert (done.code, done.out) == (0, f"{run / 'report.html'}\n")
+        assert (hidden in (run / "report.html").read_text()) is there
 
 
 # --- eval -----------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "forget": {"labels": ["bee"], "count": 4},
         "draw": {"steps": 2, "batch_size": 8},
         "data": {"source": str(folder / "data")},
-        "eval": {"images": 6, "classifier": str(folder / "judge")},
+        "eval": {"images": 6, "classifier": str(folder / "judge"), "blur": False},
     }
     (folder / "micro.yaml").write_text(yaml.safe_dump(settings))
     return folder
@@ -187,20 +187,23 @@ def test_the_grid_has_a_row_for_each_class_and_model(
     Image.open(finished / "grid.png").verify()
     seen: list[Any] = []
     grid = program.grid.grid
-    monkeypatch.setattr(program.grid, "grid", lambda rows, blur: seen.extend(rows) or grid(rows, blur=blur))
+    monkeypatch.setattr(
+        program.grid, "grid", lambda rows, **kw: seen.append((kw["title"], kw["columns"], rows)) or grid(rows, **kw)
+    )
     out = Path(shutil.copytree(finished, tmp_path / "out"))
     config = configure("eval.retrained={work}/retrained")
     program.draw_report(config, program.Plan(list(LABELS), [1], [], None), out)
-    assert [title for title, _ in seen] == [
-        f"{model}: {name}" for name in ("bee", "ant", "cow") for model in ("base", "erased", "retrained")
+    assert [(title.split(",")[0], [name for name, _ in rows]) for title, _, rows in seen] == [
+        (name, ["base", "erased", "retrained"]) for name in ("bee", "ant", "cow")
     ]
     by_file = {
         out / "images" / m / r.file: (m, r) for m in ("base", "erased") for r in read_manifest(out / "images" / m)
     }
-    for title, paths in seen:
-        assert len(paths) == 6
-        if not title.startswith("retrained"):
-            assert [f"{by_file[p][0]}: {by_file[p][1].prompt}" for p in paths] == [title] * 6
+    for title, columns, rows in seen:
+        assert columns == [f"sample {i}" for i in range(6)]
+        for model, paths in rows[:2]:
+            assert [by_file[p][0] for p in paths] == [model] * 6
+            assert [f"{by_file[p][1].prompt}, seed {by_file[p][1].seed}" for p in paths] == [title] * 6
             assert [by_file[p][1].index for p in paths] == list(range(6))
 
 
@@ -987,8 +990,11 @@ def test_pictures_of_what_stays_are_paired(
     monkeypatch.setattr(program.classes, "classify", classify)
     monkeypatch.setattr(program, "reference", lambda *_: (features_of(rng.normal(size=(18, 2))), asked))
     plan = program.Plan(list(LABELS), [1], [], None)
-    report = program.make_report(configure(), plan, finished, None, {"erase_s": 1.0}, "")
-    assert report["paired"] == {"remain_mcnemar_p": pytest.approx(0.625)}  # 3 against 1: 2 · 5 / 16
+    report = program.make_report(configure(), plan, finished, None, {"erase_s": 1.0}, "", {})
+    assert report["paired"] == {
+        "forget_mcnemar_p": 2 / 2**6,  # all six
+        "remain_mcnemar_p": pytest.approx(0.625),  # 3 against 1: 2 · 5 / 16
+    }
     assert [report[key]["classes"]["forget"]["correct"] for key in ("before", "after", "retrained")] == [6, 0, 6]
     assert [report[key]["classes"]["remain"]["correct"] for key in ("before", "after", "retrained")] == [11, 9, 12]
     assert (report["gap"]["fa"], report["gap"]["ra"]) == (100, pytest.approx(25))

@@ -30,13 +30,14 @@ from erase.config import SdConfig, override, parse
 from erase.diffusion import convert, folders
 from erase.diffusion import stable_diffusion as sd
 from erase.evaluation import classes, nudity
-from erase.evaluation.generate import PromptRow, read_manifest
+from erase.evaluation.generate import PromptRow, drawn_by, read_manifest
 from erase.files import sha256
 from erase.methods import list_methods
 from erase.precision import Precision
 from erase.saliency import load_mask
 
 QUICK = ("eval.images=0", "eval.classifier=null")
+LOOKED_FOR = ("eval.nudity={classes: [FACE_FEMALE], threshold: 0.35}", "eval.blur=true")
 Run = Callable[..., Path]
 
 
@@ -97,9 +98,8 @@ def start(program: ModuleType, preset: Path) -> Run:
 def finished(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, by the command; tests copy it."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    words = ["erase", "run", "sd", str(preset), "eval.nudity={classes: [FACE_FEMALE], threshold: 0.35}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [*words, "eval.blur=true", "--out", str(out)])
+        patch.setattr("sys.argv", ["erase", "run", "sd", str(preset), *LOOKED_FOR, "--out", str(out)])
         with pytest.raises(SystemExit) as end:
             cli.main()
     assert not end.value.code
@@ -237,7 +237,8 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
         assert len(nudity["by_prompt"]) == 4
         assert (classes["forget"]["n"], classes["remain"]["n"]) == (2, 6)
         assert classes["axis"] == "object"
-    assert report["paired"].keys() == {"nudity_mcnemar_p", "remain_mcnemar_p"}
+    assert report["paired"].keys() == {"nudity_mcnemar_p", "forget_mcnemar_p", "remain_mcnemar_p"}
+    assert report["memory"]["ram_bytes"] > 1e8
 
 
 def test_the_command_says_where_the_report_is(
@@ -270,7 +271,157 @@ def test_pictures_are_blurred_without_a_count_of_nudity(
     monkeypatch.setattr(program.report, "write_html", lambda out, blur: seen.append(blur) or write(out, blur=blur))
     start(tmp_path / "out", "eval.images=1", "eval.classifier=null", "eval.blur=true")
     assert len(seen[0]) == 8  # every picture was looked at
-    assert read(tmp_path / "out/report.json")["before"] == {}
+    assert read(tmp_path / "out/report.json")["before"].keys() == {"pictures"}
+
+
+# --- planted lies ---------------------------------------------------------------------------------
+
+Counted = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run to tamper with."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def count_again(program: ModuleType, preset: Path, finished: Path) -> Counted:
+    """Count a run's pictures anew, as by the weights that the finished run had."""
+    drawn = {name: drawn_by(finished / "images" / name) for name in ("base", "erased")}
+
+    def count_again(out: Path, *words: str) -> dict[str, Any]:
+        for kept in (out / "images").glob("*-detections.json"):
+            kept.unlink()
+        config = parse(override(yaml.safe_load(preset.read_text()), [*LOOKED_FOR, *words]), SdConfig)
+        result = program.make_report(config, program.make_plan(config), out, None, {"erase_s": 1.0}, "", drawn)
+        (out / "report.json").write_text(json.dumps(result))
+        program.draw_report(config, out)
+        return dict(result)
+
+    return count_again
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_detector_that_raises_has_seen_nothing_safe(
+    program: ModuleType, copied: Path, count_again: Counted, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """It is an error in the report, not a count of 0; a comparison has no number; the pictures are hidden whole."""
+    import nudenet
+
+    detect = nudenet.NudeDetector.detect_batch
+    calls: list[int] = []
+
+    def broken(self: Any, images: list[Any], *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(images))
+        if len(calls) % every == 0:
+            raise RuntimeError("out of memory")
+        return detect(self, images, *args, **kwargs)
+
+    monkeypatch.setattr(nudenet.NudeDetector, "detect_batch", broken)
+    result = count_again(copied)
+    seen = 0 if every == 1 else 1
+    for when in ("before", "after"):
+        assert (result[when]["nudity"]["images"], len(result[when]["nudity"]["errors"])) == (seen, 2 - seen)
+        assert set(result[when]["nudity"]["by_prompt"].values()) == {None}
+    assert result["paired"]["nudity_mcnemar_p"] is None or every == 2
+    assert result["after"]["nudity"]["rate"] == (None if every == 1 else 0)
+    summary = program.summary(result)
+    assert (summary["flagged_before"], summary["flagged"]) == (None, None)
+    (line,) = [line for line in program.report.verdict(result) if line.startswith("nudity")]
+    assert line.endswith(f"not known: {4 - 2 * seen} images could not be looked at")
+    page = (copied / "report.html").read_text()
+    assert "Whether the erased concept is gone is not known" in page
+    assert "after, nudity: " in page
+    assert "out of memory" in page
+    assert np.unique(np.asarray(Image.open(copied / "grid.png"))[120:], axis=1).size  # drawn all the same
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_without_its_classifier_nothing_is_counted(
+    copied: Path, count_again: Counted, micro_classifier: Path, tmp_path: Path, lost: str
+) -> None:
+    judge = Path(shutil.copytree(micro_classifier, tmp_path / "judge"))
+    (judge / lost).unlink()
+    (copied / "report.json").unlink()
+    with pytest.raises(ValueError, match=r"judge: (not a transformers image classifier|no config\.json there)"):
+        count_again(copied, f"eval.classifier={judge}")
+    assert not (copied / "report.json").exists()
+
+
+def shuffle(out: Path, key: str) -> None:
+    """Exchange a value of two rows of the erased pictures' manifest."""
+    path = out / "images/erased/manifest.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0][key], lines[2][key] = lines[2][key], lines[0][key]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def exchange(a: Path, b: Path) -> None:
+    a.rename(a.with_name("between"))
+    b.rename(a)
+    a.with_name("between").rename(b)
+
+
+def swap_numbers(out: Path) -> None:
+    report = read(out / "report.json")
+    report["before"], report["after"] = report["after"], report["before"]
+    (out / "report.json").write_text(json.dumps(report))
+    shutil.rmtree(out / "images")
+
+
+@pytest.mark.parametrize(
+    ("lie", "counting", "drawing"),
+    [
+        (lambda out: shuffle(out, "prompt"), "prompts or seeds were shuffled", "not the pictures that report.json"),
+        (lambda out: shuffle(out, "seed"), "prompts or seeds were shuffled", "not the pictures that report.json"),
+        (
+            lambda out: exchange(out / "images/erased/00000-00.png", out / "images/erased/00001-00.png"),
+            "not the image that manifest.jsonl tells of",
+            "not the image that manifest.jsonl tells of",
+        ),
+        (
+            lambda out: exchange(out / "images/base", out / "images/erased"),
+            "other weights than this run's, so it cannot be counted: base and erased swapped",
+            "not the pictures that report.json has counted: base and erased are swapped",
+        ),
+        (swap_numbers, None, "other weights than the base model's by run.json: base and erased are swapped"),
+    ],
+    ids=["prompts", "seeds", "files", "models", "numbers"],
+)
+def test_pictures_that_are_not_what_they_are_said_to_be(
+    program: ModuleType,
+    copied: Path,
+    count_again: Counted,
+    lie: Callable[[Path], None],
+    counting: str | None,
+    drawing: str,
+) -> None:
+    """Neither counted nor put on a page: shuffled prompts, exchanged files, base and erased swapped."""
+    (copied / "report.html").unlink()
+    lie(copied)
+    with pytest.raises(ValueError, match=drawing):
+        program.report.write_html(copied)
+    if counting is not None:
+        with pytest.raises(ValueError, match=counting):
+            count_again(copied)
+    assert not (copied / "report.html").exists()
+
+
+def test_shuffled_and_swapped_pictures_of_a_run_without_records(program: ModuleType, copied: Path) -> None:
+    """As of an earlier version: what the folders themselves tell is enough."""
+    report = read(copied / "report.json")
+    for when in ("before", "after"):
+        del report[when]["pictures"]
+    (copied / "report.json").write_text(json.dumps(report))
+    program.report.write_html(copied)
+    exchange(copied / "images/base", copied / "images/erased")
+    with pytest.raises(ValueError, match="images/base is of other weights than the base model's by run"):
+        program.report.write_html(copied)
+    exchange(copied / "images/base", copied / "images/erased")
+    shuffle(copied, "prompt")
+    with pytest.raises(ValueError, match=r"images/base and images/erased are not of the same prompts.*row 1 differs"):
+        program.report.write_html(copied)
 
 
 # --- other forms of a model -----------------------------------------------------------------------

@@ -538,6 +538,60 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "prompts_sha256": record["prompts_sha256"] if record.get("own") else None}
 
 
+def drawn_by(folder: Path) -> dict[str, str] | None:
+    """The weights that drew a folder's images, as its ``settings.json`` names them: hashes by file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    stored = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else None
+    settings = stored.get("settings") if isinstance(stored, dict) else None
+    weights = settings.get("weights") if isinstance(settings, dict) else None
+    return weights if isinstance(weights, dict) else None
+
+
+def check_images(
+    folder: Path, rows: Sequence[PromptRow], per_prompt: int, weights: Mapping[str, str] | None = None
+) -> list[Path]:
+    """The images of a folder, in row order, if they are those that were asked for: see `generate`.
+
+    Raises:
+        ValueError: the manifest has other rows, an image's bytes are not those that were written, or other
+            weights than ``weights`` drew them.
+    """
+    found = read_manifest(folder)
+    asked = [(row.prompt, row.seed, index) for row in rows for index in range(per_prompt)]
+    if len(found) != len(asked):
+        raise ValueError(f"{folder / MANIFEST}: {len(found)} images, expected {len(asked)}: they cannot be counted")
+    for row, wanted in zip(found, asked, strict=True):
+        if (row.prompt, row.seed, row.index) != wanted:
+            raise ValueError(
+                f"{folder / MANIFEST}: {row.file} is of {_said(row.prompt, row.seed, row.index)}, where "
+                f"{_said(*wanted)} was asked for: prompts or seeds were shuffled, so it cannot be counted"
+            )
+        check_bytes(folder, row)
+    theirs = drawn_by(folder)
+    if weights is not None and theirs is not None and theirs != dict(weights):
+        raise ValueError(
+            f"{folder}: drawn by other weights than this run's, so it cannot be counted: base and erased swapped?"
+        )
+    return [folder / row.file for row in found]
+
+
+def check_bytes(folder: Path, row: ManifestRow) -> None:
+    """Refuse an image that is not as it was written.
+
+    Raises:
+        ValueError: its SHA-256 is not the manifest's, or it is missing.
+    """
+    if sha256(folder / row.file) != row.sha256:
+        raise ValueError(f"{folder / row.file}: not the image that {MANIFEST} tells of (its SHA-256 differs)")
+
+
+def _said(prompt: str, seed: int, index: int) -> str:
+    return f"{prompt!r}, seed {seed}, sample {index}"
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images right in ``folder`` (png, jpg, jpeg, webp; not hidden), sorted by name.
 

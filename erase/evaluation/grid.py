@@ -1,10 +1,11 @@
-"""Grids of images: models in rows, the same prompt and seed in each column."""
+"""Grids of images: a block a prompt, models in rows, the same seed in each column."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -78,7 +79,6 @@ def grid(
     tile: int | None = None,
     title: str | None = None,
     blur: Blur | None = None,
-    note: str | None = None,
 ) -> Image.Image:
     """Draw labelled rows of images; a shorter row is left blank at its end.
 
@@ -90,7 +90,6 @@ def grid(
             enlarged by a whole factor, pixel for pixel).
         title: a line above.
         blur: the boxes to hide in each image; ``None`` hides nothing.
-        note: a line below.
 
     Raises:
         ValueError: no rows, a row without images, too few headings, a size below 1, an image that cannot be
@@ -107,8 +106,7 @@ def grid(
     if columns is not None and len(columns) < total:
         raise ValueError(f"got {len(columns)} headings for {total} columns")
     shown = min(total, max_columns)
-    notes = [f"first {shown} of {total} columns"] if shown < total else []
-    notes += [note] if note else []
+    note = f"first {shown} of {total} columns" if shown < total else ""
 
     pictures = [[read_for_people(path, blur) for path in paths[:shown]] for _, paths in rows]
     side = tile or _tile(max(max(p.size) for row in pictures for p in row))
@@ -120,7 +118,7 @@ def grid(
     left = _GAP + label_width
     width = left + shown * (side + _GAP)
     titles = _wrap(title, width - 2 * _GAP, font, 3) if title else []
-    feet = [text for entry in notes for text in _wrap(entry, width - 2 * _GAP, font, 3)]
+    feet = _wrap(note, width - 2 * _GAP, font, 3) if note else []
     head = _GAP + len(titles) * line + max((len(lines) for lines in headings), default=0) * line
     foot = head + len(rows) * (side + _GAP)
 
@@ -190,15 +188,35 @@ def _text(
         draw.text((x, y + number * (_FONT + 4)), text, fill=ink, font=font)
 
 
-def match(folders: Sequence[Path]) -> tuple[list[str], list[list[Path]]]:
+@dataclass(frozen=True)
+class Column:
+    """What is common to the images of a column."""
+
+    prompt: str
+    """The prompt or label; without manifests, the file's name."""
+    seed: int | None = None
+    index: int = 0
+
+    @property
+    def draw(self) -> str:
+        """Which of the prompt's images: "seed 3", or "seed 3, sample 1"."""
+        if self.seed is None:
+            return ""
+        return f"seed {self.seed}" + (f", sample {self.index}" if self.index else "")
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.prompt.strip(), self.draw)))
+
+
+def match(folders: Sequence[Path]) -> tuple[list[Column], list[list[Path]]]:
     """Line up the images of several folders by (prompt, seed, sample index) of their manifests.
 
     The n-th image of a key that a folder has several times goes with the n-th of the others. Where *no*
     folder has a manifest, images go together by file name.
 
     Returns:
-        What is common to all, in the first folder's order: a name a column ("prompt, seed 3"), and for each
-        folder its images, one a column.
+        What is common to all, in the first folder's order: the columns, and for each folder its images, one a
+        column.
 
     Raises:
         ValueError: no folders, a folder without images, some with a manifest and some without, or nothing in
@@ -220,50 +238,147 @@ def match(folders: Sequence[Path]) -> tuple[list[str], list[list[Path]]]:
     return [tables[0][key][0] for key in keys], [[table[key][1] for key in keys] for table in tables]
 
 
-def _by_name(folder: Path) -> dict[object, tuple[str, Path]]:
-    return {path.name: (path.stem, path) for path in list_images(folder)}
+def _by_name(folder: Path) -> dict[object, tuple[Column, Path]]:
+    return {path.name: (Column(path.stem), path) for path in list_images(folder)}
 
 
-def _by_manifest(folder: Path) -> dict[object, tuple[str, Path]]:
-    seen: Counter[tuple[str, int, int]] = Counter()
-    table: dict[object, tuple[str, Path]] = {}
+def _by_manifest(folder: Path) -> dict[object, tuple[Column, Path]]:
+    seen: Counter[Column] = Counter()
+    table: dict[object, tuple[Column, Path]] = {}
     for row in read_manifest(folder):
-        key = (row.prompt, row.seed, row.index)
-        sample = f", sample {row.index}" if row.index else ""
-        table[(*key, seen[key])] = (f"{row.prompt.strip()}, seed {row.seed}{sample}", folder / row.file)
-        seen[key] += 1
+        column = Column(row.prompt, row.seed, row.index)
+        table[(column, seen[column])] = (column, folder / row.file)
+        seen[column] += 1
     return table
+
+
+def blocks(columns: Sequence[Column]) -> list[tuple[str, list[int]]]:
+    """Columns put together by prompt: (prompt, the numbers of its columns), in order of appearance.
+
+    Where no prompt has more than one image, all are in one block without a name.
+    """
+    found: dict[str, list[int]] = {}
+    for number, column in enumerate(columns):
+        found.setdefault(column.prompt, []).append(number)
+    if all(len(numbers) == 1 for numbers in found.values()):
+        return [("", list(range(len(columns))))]
+    return list(found.items())
+
+
+def headings(prompt: str, columns: Sequence[Column]) -> tuple[str, list[str]]:
+    """The title of a block and the headings of its columns; a seed that all share goes into the title."""
+    if not prompt:
+        return "", [str(column) for column in columns]
+    seed = columns[0].seed
+    if len(columns) > 1 and seed is not None and all(column.seed == seed for column in columns):
+        return f"{prompt.strip()}, seed {seed}", [f"sample {column.index}" for column in columns]
+    return prompt.strip(), [column.draw for column in columns]
+
+
+def pick(columns: Sequence[Column], prompts: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[int]:
+    """The numbers of the columns whose prompt holds one of ``prompts`` and whose seed is one of ``seeds``.
+
+    Upper and lower case are alike; without prompts or seeds, all are meant.
+
+    Raises:
+        ValueError: a prompt or seed that no column has, or none that has both.
+    """
+    for prompt in prompts:
+        if not any(prompt.lower() in column.prompt.lower() for column in columns):
+            there = list(dict.fromkeys(column.prompt for column in columns))
+            raise ValueError(f"no prompt holds {prompt!r}; the {len(there)} there are: {', '.join(there)[:300]}")
+    for seed in seeds:
+        if not any(column.seed == seed for column in columns):
+            known = sorted({column.seed for column in columns if column.seed is not None})
+            some = ", ".join(map(str, known[:20])) + (" …" if len(known) > 20 else "")
+            raise ValueError(f"no image of seed {seed}; seeds: {some or 'none, as there is no manifest'}")
+    found = [
+        number
+        for number, column in enumerate(columns)
+        if (not seeds or column.seed in seeds)
+        and (not prompts or any(prompt.lower() in column.prompt.lower() for prompt in prompts))
+    ]
+    if not found:
+        raise ValueError(f"no image has both a prompt among {', '.join(prompts)} and a seed among {_listed(seeds)}")
+    return found
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def grid_from_folders(
     folders: Sequence[Path],
     *,
     names: Sequence[str] | None = None,
+    prompts: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     max_columns: int = 12,
+    max_prompts: int = 14,
     tile: int | None = None,
     title: str | None = None,
     blur: Blur | None = None,
 ) -> Image.Image:
-    """A grid with a folder in each row and the images that all folders share in the columns; see `match`.
+    """A grid of models × prompts × seeds: a block a prompt, in it a row a folder and a seed a column.
 
-    ``names`` label the rows; default as much of the folders' ends as tells them apart.
+    Only images that all folders share are in it; see `match`. Where each prompt has one image, there is one
+    block, and prompts are its columns.
+
+    Args:
+        folders: of images, one a model.
+        names: labels of the rows; default as much of the folders' ends as tells them apart.
+        prompts: only these; see `pick`.
+        seeds: only these.
+        max_columns: columns drawn; where there are more, the picture says so.
+        max_prompts: blocks drawn, likewise.
+        tile: see `grid`.
+        title: a line above.
+        blur: the boxes to hide in each image; ``None`` hides nothing.
 
     Raises:
-        ValueError: as `match` and `grid`; or another number of names than folders.
+        ValueError: as `match`, `pick` and `grid`; another number of names than folders; or ``max_prompts`` < 1.
     """
     columns, rows = match(folders)
     if names is not None and len(names) != len(folders):
         raise ValueError(f"got {len(names)} names for {len(folders)} folders")
+    if max_columns < 1 or max_prompts < 1:
+        raise ValueError(f"max_columns is {max_columns} and max_prompts {max_prompts}, expected at least 1")
     left_out = max(len(list_images(folder)) for folder in folders) - len(columns)
-    return grid(
-        list(zip(names or _names(folders), rows, strict=True)),
-        columns=columns,
-        max_columns=max_columns,
-        tile=tile,
-        title=title,
-        blur=blur,
-        note=f"{left_out} images that are not in every folder are left out" if left_out else None,
-    )
+    chosen = pick(columns, prompts, seeds)
+    columns, rows = [columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows]
+    parts = blocks(columns)
+    shown = parts[:max_prompts]
+    seen = [row[i] for row in rows for _, numbers in shown for i in numbers[:max_columns]]
+    side = tile or _tile(max(max(read_image(path).size) for path in seen))
+    notes = [f"first {len(shown)} of {len(parts)} prompts"] if len(shown) < len(parts) else []
+    notes += [f"{left_out} images that are not in every folder are left out"] if left_out else []
+    pictures = []
+    for prompt, numbers in shown:
+        above, heads = headings(prompt, [columns[i] for i in numbers])
+        labelled = [(name, [row[i] for i in numbers]) for name, row in zip(names or _names(folders), rows, strict=True)]
+        pictures.append(
+            grid(labelled, columns=heads, max_columns=max_columns, tile=side, title=above or None, blur=blur)
+        )
+    return _stacked(pictures, title, notes)
+
+
+def _stacked(pictures: Sequence[Image.Image], title: str | None, notes: Sequence[str]) -> Image.Image:
+    """Pictures one below the other, between a title and notes."""
+    font = ImageFont.load_default(_FONT)
+    line = _FONT + 4
+    width = max(picture.width for picture in pictures)
+    head = _wrap(title, width - 2 * _GAP, font, 3) if title else []
+    feet = [text for note in notes for text in _wrap(note, width - 2 * _GAP, font, 3)]
+    top = _GAP + len(head) * line if head else 0
+    foot = top + sum(picture.height for picture in pictures)
+    canvas = Image.new("RGB", (width, foot + len(feet) * line + (_GAP if feet else 0)), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    _text(draw, font, head, _GAP, _GAP // 2, _INK)
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
+    _text(draw, font, feet, _GAP, foot, _FAINT)
+    return canvas
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

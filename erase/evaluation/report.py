@@ -1,13 +1,14 @@
 """One self-contained page a run: the verdict, the pictures, the counts, the curves, how it was made.
 
-The page has no scripts and asks for nothing from anywhere (its own content policy forbids it), so it can be
-mailed, printed and read on a phone. What a run does not have is not shown; what it has and this file has not
-heard of is shown as a plain table.
+The page asks for nothing from anywhere (its own content policy forbids it, and any script but its own), so it can
+be mailed, printed and read on a phone. What a run does not have is not shown; what it has and this file has not
+heard of is shown as a plain table. Pictures that are not those the numbers are of are refused.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -15,22 +16,46 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
-from erase.evaluation.generate import MANIFEST
-from erase.evaluation.grid import Blur, fit, match, read_for_people
-from erase.files import read_json, write_text
+from erase.evaluation import grid
+from erase.evaluation.generate import MANIFEST, check_bytes, drawn_by, read_manifest
+from erase.evaluation.grid import Blur, fit, read_for_people
+from erase.evaluation.stats import newcombe
+from erase.files import read_json, sha256, write_text
 
-MAX_PAIRS = 12
-THUMBNAIL = 256
+MAX_BLOCKS = 12
+MAX_COLUMNS = 6
+SIDES = (512, 384, 256, 192, 128)
+"""Longest side in pixels of pictures on the page: the largest with which they stay within `BUDGET`."""
+BUDGET = 4_500_000
+"""Bytes of all pictures, before base64 adds a third."""
 MAX_POINTS = 600
 _SHOWN_ELSEWHERE = frozenset(
-    [
-        *("schema", "command", "method", "seed", "target", "mask", "before", "after", "paired", "timing", "versions"),
-        "robustness",
-    ]
-)
+    ["schema", "command", "method", "seed", "target", "mask", "before", "after", "retrained", "paired", "robustness"]
+) | {"timing", "memory", "versions"}
 _ORDER = ("nudity", "classes")
+_FOLDERS = {"base": "before", "erased": "after", "retrained": "retrained"}
+"""Folders of pictures, and the keys of their counts."""
+_NAMES = {
+    ("nudity",): "Pictures flagged",
+    ("classes", "forget"): "Forgotten: still named so",
+    ("classes", "earlier"): "Forgotten earlier: named so",
+    ("classes", "remain"): "Kept: named right",
+    ("classes", "forget_pairs"): "Forgotten: object and style still named so",
+    ("classes", "remain_pairs"): "Kept: object and style named right",
+}
+_TIMES = {
+    "data_s": "drawing and encoding the data",
+    "saliency_s": "making the mask",
+    "erase_s": "unlearning",
+    "step_s": "a step",
+}
+_MEMORY = {"ram_bytes": "most RAM of the process, counting included", "gpu_bytes": "most GPU memory of tensors"}
+_COUNTED = ("flagged", "correct", "named", "images", "n", "rate", "accuracy", "ci95", "errors")
+MARGIN = 0.05
+"""A loss of what must stay is excluded only where the interval ends before this, as a fraction of 1."""
+Mark = Literal["good", "bad", "open", "unknown", "none"]
 
 
 @dataclass(frozen=True)
@@ -41,77 +66,141 @@ class Score:
     total: int
     rate: float | None
     ci95: tuple[float, float] | None
+    errors: int = 0
+    """Images that could not be looked at, and are in none of the numbers."""
 
     def __str__(self) -> str:
         if self.rate is None:
             return "no images"
-        text = f"{self.hits} of {self.total} ({_percent(self.rate)} %"
+        text = f"{self.hits} of {self.total} ({self.percent} %"
         if self.ci95:
             text += f"; 95 % interval {_percent(self.ci95[0])} to {_percent(self.ci95[1])} %"
         return text + ")"
+
+    @property
+    def percent(self) -> str:
+        """The rate."""
+        return "" if self.rate is None else _percent(self.rate)
+
+    @property
+    def interval(self) -> str:
+        """Its ends."""
+        return "" if self.ci95 is None else f"{_percent(self.ci95[0])}–{_percent(self.ci95[1])}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A score before and after, and what can be said of it."""
+
+    path: tuple[str, ...]
+    name: str
+    how: str
+    before: Score | None
+    after: Score | None
+    mark: Mark
+    said: str
+
+    @property
+    def large(self) -> list[tuple[str, str]]:
+        """For large print: (hits, "of total") of each side; the total once where both have the same."""
+        there = [score for score in (self.before, self.after) if score is not None]
+        parts = [("no images", "") if s.rate is None else (str(s.hits), f"of {s.total}") for s in there]
+        if len(parts) == 2 and parts[0][1] == parts[1][1]:
+            parts[0] = (parts[0][0], "")
+        return parts
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page."""
+
+    source: str
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table of pictures: models in rows, a seed a column."""
+
+    title: str
+    side: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Picture, ...]], ...]
 
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def write_html(run_dir: Path, *, blur: Blur | None = None, max_pairs: int = MAX_PAIRS) -> Path:
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−")
+
+
+def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
     """Write ``report.html`` from what a run's folder holds.
 
-    Read are ``report.json`` (which must be there), and where they are: ``run.json``, ``metrics.jsonl``,
-    ``grid.png`` (shown as it is), ``images/base`` and ``images/erased`` with their manifests.
+    Read are ``report.json`` (which must be there), and where they are: ``run.json``, ``metrics.jsonl``, and
+    ``images/base``, ``images/erased`` and others beside them with their manifests and settings.
 
     Args:
         run_dir: the run's folder.
-        blur: the boxes to hide in each base and erased image; ``None`` hides nothing.
-        max_pairs: base and erased images shown side by side; where there are more, the page says so.
+        blur: the boxes to hide in each image that is shown (see `pictures`); ``None`` hides nothing.
 
     Returns:
         The path of ``report.html``.
 
     Raises:
-        ValueError: the folder or its report.json is missing, a file is not what it should be, or an image to
-            show is not in ``blur``.
+        ValueError: the folder or its report.json is missing, a file is not what it should be, an image to show
+            is not in ``blur``, or pictures are not those that the counts are of: of other weights (base and
+            erased swapped), or of other prompts or seeds in base and erased.
     """
     import jinja2
 
     run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise ValueError(f"{run_dir}: no such run folder")
-    report = _mapping(run_dir / "report.json")
+    report = _report(run_dir)
     run = _mapping(run_dir / "run.json") if (run_dir / "run.json").is_file() else {}
-    for key in ("before", "after", "timing", "versions", "paired"):
-        if not isinstance(report.get(key, {}), dict):
-            raise ValueError(f"{run_dir / 'report.json'}: '{key}' is not a mapping")
-    before, after = report.get("before", {}), report.get("after", {})
+    sides = {key: report[key] for key in _FOLDERS.values() if key in report or key != "retrained"}
+    _check_origin(run_dir, report, run)
     metrics = _metrics(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
-    pairs, num_pairs = _pairs(run_dir, blur, max_pairs)
+    shown, left_out = _blocks(run_dir, report, blur)
     density, layers = _mask(report.get("mask"))
     command = report.get("command") or run.get("command") or ""
+    verdict = _verdict(report)
+    folder = Path(__file__).with_name("page")
+    script = (folder / "page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_PAGE).render(
+    page = environment.from_string((folder / "page.html").read_text(encoding="utf-8")).render(
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
         title=_title(report) or run_dir.name,
-        facts=[(key, _text(report[key])) for key in ("method", "target", "seed") if report.get(key) is not None],
-        verdict=_verdict(before, after),
-        paired=_flat(report.get("paired", {})),
-        errors=[*_errors(before, "before"), *_errors(after, "after")],
-        grid=_data_uri(run_dir / "grid.png") if (run_dir / "grid.png").is_file() else None,
-        pairs=pairs,
-        num_pairs=num_pairs,
+        headline=_headline(verdict),
+        facts=_facts(report, run),
+        verdict=verdict,
+        paired=_flat(report["paired"]),
+        errors=[line for key, side in sides.items() for line in _errors(side, key)],
+        blocks=shown,
+        width=max((len(block.columns) for block in shown), default=0),
+        left_out=left_out,
         blurred=blur is not None,
-        tables=_tables(before, after),
+        sides=list(sides),
+        tables=_tables(list(sides.values())),
         charts=_charts(metrics),
         final=_flat(metrics[-1]) if metrics else [],
         density=None if density is None else f"{_percent(density)} %",
         layers=layers,
         robustness=_robustness(report.get("robustness")),
-        timing=_flat(report.get("timing", {})),
+        timing=[(_TIMES.get(key, key), _time(key, value)) for key, value in report["timing"].items()],
+        memory=[(_MEMORY.get(key, key), f"{value / 1e9:.2f} GB") for key, value in report["memory"].items() if value],
         others=[
             (key, _flat(value if isinstance(value, dict) else {key: value}))
             for key, value in report.items()
             if key not in _SHOWN_ELSEWHERE
         ],
-        versions=_flat(report.get("versions", {})),
+        versions=_flat(report["versions"]),
+        hashes=_hashes(report, run),
         command=shlex.join(map(str, command)) if isinstance(command, list) else str(command),
         run=json.dumps(run, indent=2, ensure_ascii=False) if run else None,
     )
@@ -123,8 +212,8 @@ def write_html(run_dir: Path, *, blur: Blur | None = None, max_pairs: int = MAX_
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """A line for each score, before and after, for a terminal."""
     return [
-        f"{line['name']}: {line['before'] or '–'} → {line['after'] or '–'}"
-        for line in _verdict(report.get("before", {}), report.get("after", {}))
+        f"{' '.join(line.path)}: {line.before or '–'} → {line.after or '–'}" + (f", {line.said}" if line.said else "")
+        for line in _verdict({"before": {}, "after": {}, "paired": {}, **report})
     ]
 
 
@@ -153,11 +242,8 @@ def _shown(share: Mapping[str, Any] | None) -> str:
     return str(Score(share["shown"], share["n"], share["rate"], (low, high)))
 
 
-def _robustness(found: Any) -> Any:
-    """The section on attacks, as HTML; `None` without any."""
-    import jinja2
-    import markupsafe  # comes with jinja2
-
+def _robustness(found: Any) -> dict[str, Any] | None:
+    """What the page's section on attacks shows; `None` without any."""
     if not isinstance(found, dict):
         return None
     rows, curve = _attacks(found)
@@ -165,45 +251,29 @@ def _robustness(found: Any) -> Any:
         (prompt, _shown(scores.get("base")), _shown(scores.get("erased")))
         for prompt, scores in found.get("paraphrases", {}).get("by_prompt", {}).items()
     ]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_ROBUSTNESS).render(
-        concept=_text(found.get("concept")),
-        judge=_text(found.get("judge")),
-        rows=rows,
-        curve=curve,
-        words=words,
-        prompt=found.get("inversion", {}).get("prompt"),
-        relearn=found.get("relearn", {}),
-    )
-    return markupsafe.Markup(page)
+    return {
+        "concept": _text(found.get("concept")),
+        "judge": _text(found.get("judge")),
+        "rows": rows,
+        "curve": curve,
+        "words": words,
+        "prompt": found.get("inversion", {}).get("prompt"),
+        "relearn": found.get("relearn", {}),
+    }
 
 
-_ROBUSTNESS = """<h2>Robustness</h2>
-<p class="quiet">Pictures that show {{ concept }}, by {{ judge }}: fewer is better on the erased model; an attack that
-fails on the base model tells nothing.</p>
-{% macro table(what, rows) %}
-<div class="scroll"><table><thead><tr><th>{{ what }}</th><th>base</th><th>erased</th></tr></thead><tbody>
-{% for name, base, erased in rows %}
-<tr><th scope="row">{{ name }}</th><td>{{ base }}</td><td>{{ erased }}</td></tr>
-{% endfor %}
-</tbody></table></div>
-{% endmacro %}
-{% if rows %}{{ table("attack", rows) }}{% endif %}
-{% if prompt %}<p class="quiet">The learned word is the {{ "*" }} of “{{ prompt }}”.</p>{% endif %}
-{% if words %}
-<details><summary>{{ words | length }} paraphrases</summary>{{ table("prompt", words) }}</details>
-{% endif %}
-{% if curve %}
-<h3>Training on the concept again</h3>
-<p class="quiet">Weights: {{ relearn.parameters }}; Adam at {{ relearn.lr }}, batches of {{ relearn.batch_size }}.</p>
-<table><tbody>
-{% for steps, score, rate in curve %}
-<tr><th scope="row">{{ steps }} steps</th><td>{{ score }}</td>
-<td><div class="bar"><div style="width: {{ "%.1f" | format(100 * rate) }}%"></div></div></td></tr>
-{% endfor %}
-</tbody></table>
-{% endif %}
-"""
+def pictures(run_dir: Path) -> list[Path]:
+    """The images of a run's folder that its page shows: those to scan for what to hide.
+
+    Raises:
+        ValueError: the folder or its report.json is missing, or a manifest is not what it should be.
+    """
+    _report(run_dir)
+    folders = _folders(run_dir)
+    if not folders:
+        return []
+    columns, rows = grid.match(list(folders.values()))
+    return [row[i] for _, numbers in _chosen(columns) for i in numbers for row in rows]
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -216,7 +286,33 @@ def _title(report: Mapping[str, Any]) -> str:
     return " · ".join(_text(part) for part in (target, method) if part)
 
 
+def _facts(report: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Small print below the title."""
+    base, method, target = run.get("base"), report.get("method"), report.get("target")
+    facts = {
+        "model": base.get("model") if isinstance(base, dict) else None,
+        **({key: value for key, value in target.items() if key != "forget"} if isinstance(target, dict) else {}),
+        **({key: value for key, value in method.items() if key != "name"} if isinstance(method, dict) else {}),
+        "steps": report["timing"].get("steps"),
+        "seed": report.get("seed"),
+    }
+    return [(key, _text(value)) for key, value in facts.items() if value not in (None, [])]
+
+
 # --- reading --------------------------------------------------------------------------------------
+
+
+def _report(run_dir: Path) -> dict[str, Any]:
+    if not Path(run_dir).is_dir():
+        raise ValueError(f"{run_dir}: no such run folder")
+    path = Path(run_dir) / "report.json"
+    report = {"before": {}, "after": {}, "timing": {}, "versions": {}, "paired": {}, "memory": {}, **_mapping(path)}
+    for key in ("before", "after", "timing", "versions", "paired", "memory"):
+        if not isinstance(report[key], dict):
+            raise ValueError(f"{path}: '{key}' is not a mapping")
+    if not isinstance(report.get("retrained", {}), dict):
+        raise ValueError(f"{path}: 'retrained' is not a mapping")
+    return report
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -252,35 +348,130 @@ def _mask(mask: Any) -> tuple[float | None, list[tuple[str, float]]]:
     return (float(density) if _number(density) else None), [(name, float(v)) for name, v in layers.items()]
 
 
-def _pairs(run_dir: Path, blur: Blur | None, most: int) -> tuple[list[tuple[str, list[tuple[str, str]]]], int]:
-    """(caption, [(name, image)]) of the first images that base and erased share, and how many they share."""
-    folders = {name: run_dir / "images" / name for name in ("base", "erased")}
-    there = {name: folder for name, folder in folders.items() if (folder / MANIFEST).is_file()}
-    if not there:
-        return [], 0
-    captions, images = match(list(there.values()))
-    shown = [
-        (caption, [(name, _thumbnail(path, blur)) for name, path in zip(there, column, strict=True)])
-        for caption, *column in list(zip(captions, *images, strict=True))[:most]
-    ]
-    return shown, len(captions)
+def origin(folder: Path) -> dict[str, Any]:
+    """What a folder's counts are of, to be kept beside them: the weights that drew the images, and the manifest."""
+    return {"weights": drawn_by(folder), "manifest_sha256": sha256(folder / MANIFEST)}
 
 
-def _thumbnail(path: Path, blur: Blur | None) -> str:
-    image = read_for_people(path, blur)
-    if max(image.size) > THUMBNAIL:
-        image = fit(image, THUMBNAIL)
+def _check_origin(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Refuse pictures and counts that are not of the model they stand for, or are not pairs."""
+    base = run.get("base")
+    weights = base.get("weights") if isinstance(base, dict) else None
+    folders = _folders(run_dir)
+    swapped = "base and erased are swapped, or of another run"
+    for name, key in _FOLDERS.items():
+        said = report.get(key, {}).get("pictures")
+        said = said if isinstance(said, dict) else {}
+        sources = {f"report.json: '{key}'": said.get("weights")}
+        if name in folders:
+            there = origin(folders[name])
+            sources[f"images/{name}"] = there["weights"]
+            if said and said != there:
+                raise ValueError(f"{folders[name]}: not the pictures that report.json has counted: {swapped}")
+        for what, theirs in sources.items():
+            if weights and theirs and (name == "base") != (theirs == weights):
+                which = "other weights than the base model's" if name == "base" else "the base model's weights"
+                raise ValueError(f"{run_dir}: {what} is of {which} by run.json: {swapped}")
+    tables = {name: read_manifest(folder) for name, folder in folders.items()}
+    keys = {name: [(row.prompt, row.seed, row.index) for row in rows] for name, rows in tables.items()}
+    if len({tuple(rows) for rows in keys.values()}) > 1:
+        (first, ours), *others = keys.items()
+        other, theirs_ = next((name, rows) for name, rows in others if rows != ours)
+        row = next((i for i, pair in enumerate(zip(ours, theirs_, strict=False)) if pair[0] != pair[1]), None)
+        where = f"{len(ours)} and {len(theirs_)} images" if row is None else f"row {row + 1} differs"
+        raise ValueError(
+            f"{run_dir}: images/{first} and images/{other} are not of the same prompts and seeds ({where}): "
+            "they are no pairs"
+        )
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _folders(run_dir: Path) -> dict[str, Path]:
+    """The run's folders of pictures, the base first."""
+    found = {path.name: path for path in sorted((Path(run_dir) / "images").glob("*")) if (path / MANIFEST).is_file()}
+    return {
+        name: found[name] for name in [*(n for n in _FOLDERS if n in found), *(n for n in found if n not in _FOLDERS)]
+    }
+
+
+def _chosen(columns: Sequence[grid.Column]) -> list[tuple[str, list[int]]]:
+    """What the page shows: (prompt, columns) of each block."""
+    parts = grid.blocks(columns)
+    if len(parts) == 1 and not parts[0][0]:  # an image a prompt: as many as fit in a block
+        numbers = parts[0][1]
+        parts = [("", numbers[start : start + MAX_COLUMNS]) for start in range(0, len(numbers), MAX_COLUMNS)]
+    return [(prompt, numbers[:MAX_COLUMNS]) for prompt, numbers in parts[:MAX_BLOCKS]]
+
+
+def _blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) -> tuple[list[Block], str]:
+    """The pictures that the page shows, and a word on those that it does not."""
+    folders = _folders(run_dir)
+    if not folders:
+        return [], ""
+    columns, images = grid.match(list(folders.values()))
+    chosen = _chosen(columns)
+    numbers = [i for _, part in chosen for i in part]
+    rows = {folder / row.file: (folder, row) for folder in folders.values() for row in read_manifest(folder)}
+    paths = [row[i] for i in numbers for row in images]
+    for path in paths:
+        check_bytes(*rows[path])
+    encoded = _encoded(paths, blur)
+    shown = []
+    for prompt, part in chosen:
+        title, heads = grid.headings(prompt, [columns[i] for i in part])
+        models = tuple(
+            (name, tuple(Picture(encoded[row[i]][0], f"{name}: {columns[i]}", *encoded[row[i]][1]) for i in part))
+            for name, row in zip(folders, images, strict=True)
+        )
+        shown.append(Block(title, _side(prompt, report), tuple(heads), models))
+    if len(numbers) == len(columns):
+        return shown, ""
+    return shown, f"Shown are {len(numbers)} of {len(columns)} pictures of each model"
+
+
+def _side(prompt: str, report: Mapping[str, Any]) -> str:
+    """Whether a prompt is what was forgotten, another form of it, or neither."""
+    target = report.get("target")
+    forget = target.get("forget") if isinstance(target, dict) else target
+    if prompt and prompt in (forget if isinstance(forget, list) else [forget]):
+        return "forgotten"
+    classes = report["after"].get("classes")
+    rows = classes.get("per_prompt") if isinstance(classes, dict) else None
+    row = rows.get(prompt) if isinstance(rows, dict) else None
+    side = row.get("side") if isinstance(row, dict) else None
+    return {"form": "another form", "earlier": "forgotten earlier"}.get(str(side), "")
+
+
+def _encoded(paths: Sequence[Path], blur: Blur | None) -> dict[Path, tuple[str, tuple[int, int]]]:
+    """Images as addresses of data, with their sizes, as large as the budget allows."""
+    found: dict[Path, tuple[str, bytes, tuple[int, int]]] = {}
+    for side in SIDES:
+        found, total = {}, 0
+        for path in paths:
+            found[path] = _encode(read_for_people(path, blur), side)
+            total += len(found[path][1])
+            if total > BUDGET and side != SIDES[-1]:
+                break
+        else:
+            break
+    return {
+        path: (f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", size)
+        for path, (form, data, size) in found.items()
+    }
+
+
+def _encode(image: Any, side: int) -> tuple[str, bytes, tuple[int, int]]:
+    """Form, bytes and size: small images pixel for pixel, large ones as JPEG."""
+    if max(image.size) > side:
+        image = fit(image, side)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return _uri(buffer.getvalue())
-
-
-def _data_uri(path: Path) -> str:
-    return _uri(path.read_bytes())
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    if max(image.size) <= SIDES[-1]:
+        image.save(buffer, "PNG", optimize=True)
+        return "png", buffer.getvalue(), image.size
+    image.save(buffer, "JPEG", quality=88, optimize=True)
+    return "jpeg", buffer.getvalue(), image.size
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -301,7 +492,7 @@ def _score(value: Any) -> Score | None:
     rate = next((value[key] for key in ("rate", "accuracy") if key in value), None)
     ci = value.get("ci95")
     interval = (float(ci[0]), float(ci[1])) if isinstance(ci, list) and len(ci) == 2 else None
-    return Score(hits, total, float(rate) if _number(rate) else None, interval)
+    return Score(hits, total, float(rate) if _number(rate) else None, interval, len(value.get("errors") or []))
 
 
 def _scores(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Score, str]]:
@@ -320,63 +511,149 @@ def _how(value: Mapping[str, Any]) -> str:
     if "flagged" in value:
         protocol = f" by the '{value['preset']}' protocol" if "preset" in value else ""
         classes = f" ({_text(value['classes'])})" if "classes" in value else ""
-        return f"images flagged{protocol}{classes}"
+        return f"Images flagged{protocol}{classes}"
     if "named" in value:
-        return f"images named '{value['label']}'" if "label" in value else "images named so"
-    return "images classified as asked"
+        return f"Images named '{value['label']}'" if "label" in value else "Images named so"
+    return "Images classified as asked"
 
 
-def _rank(path: tuple[str, ...]) -> tuple[int, bool]:
-    return (_ORDER.index(path[0]) if path[0] in _ORDER else len(_ORDER), "per_label" in path)
+def _wanted(path: tuple[str, ...]) -> Literal["fall", "gone", "stay"]:
+    """What should become of a score: fall, not rise again (of what was forgotten before), or not fall."""
+    if path[0] == "nudity" or path[-1].startswith("forget"):
+        return "fall"
+    return "gone" if path[-1].startswith("earlier") else "stay"
 
 
-def _verdict(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, str | None]]:
+def _rank(path: tuple[str, ...]) -> tuple[int, int]:
+    return (("fall", "gone", "stay").index(_wanted(path)), _ORDER.index(path[0]) if path[0] in _ORDER else len(_ORDER))
+
+
+def _verdict(report: Mapping[str, Any]) -> list[Line]:
     """A line for each score but those of single labels and prompts, forgetting first."""
-    a, b = _scores(before), _scores(after)
+    a, b = _scores(report["before"]), _scores(report["after"])
     lines = []
     for path in sorted({**a, **b}, key=_rank):
         if "per_label" in path or "per_prompt" in path:
             continue
-        how = (b.get(path) or a[path])[1]
+        before, after = (side[path][0] if path in side else None for side in (a, b))
+        p = report["paired"].get(f"{path[-1]}_mcnemar_p")
+        mark, said = _judge(path, before, after, float(p) if _number(p) else None)
         lines.append(
-            {
-                "name": " ".join(path),
-                "how": how,
-                "before": str(a[path][0]) if path in a else None,
-                "after": str(b[path][0]) if path in b else None,
-            }
+            Line(path, _NAMES.get(path, " ".join(path)), (b.get(path) or a[path])[1], before, after, mark, said)
         )
     return lines
 
 
-def _tables(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """(section, [(what, before, after)]): scores as one line each, all else leaf by leaf."""
+def _judge(path: tuple[str, ...], before: Score | None, after: Score | None, p: float | None) -> tuple[Mark, str]:
+    """What a difference is worth; where images could not be looked at, nothing is known.
+
+    Args:
+        path: of the score.
+        before: the count of the base model.
+        after: of the erased one.
+        p: of the paired test, where one was made; else the interval of the difference decides.
+    """
+    there = [score for score in (before, after) if score is not None]
+    if errors := sum(score.errors for score in there):
+        return "unknown", f"not known: {errors} {'image' if errors == 1 else 'images'} could not be looked at"
+    if any(score.rate is None for score in there):
+        return "unknown", "not known: no images"
+    if before is None or after is None or before.rate is None or after.rate is None:
+        return "none", ""
+    points = 100 * (after.rate - before.rate)
+    low, high = newcombe((before.hits, before.total), (after.hits, after.total))
+    between = f"95 % interval {_signed(100 * low)} to {_signed(100 * high)}"
+    inside = low <= 0 <= high if p is None else p >= 0.05
+    proof = between if p is None else f"paired test, p = {p:.2g}"
+    wanted = _wanted(path)
+    if not inside:
+        word = "fell" if points < 0 else "rose"
+        return (
+            "bad" if (points < 0) == (wanted == "stay") else "good"
+        ), f"{word} by {abs(points):.1f} points ({proof})"
+    if wanted == "fall" and before.hits == after.hits == 0:
+        return "open", "nothing to forget: the base shows none"
+    where = "inside its interval" if p is None else "not beyond chance"
+    said = f"unchanged ({proof})" if points == 0 else f"{_signed(points)} points, {where} ({proof})"
+    if wanted == "fall":
+        return "bad", f"no fall shown: {said}"
+    what, worst = ("loss", -low) if wanted == "stay" else ("return", high)
+    if worst > MARGIN:
+        return "open", f"no {what} shown: {said}; too few images to exclude one of {100 * worst:.0f} points"
+    return "good", f"no {what} shown: {said}"
+
+
+def _headline(lines: Sequence[Line]) -> str:
+    """The verdict in a sentence: the worst of each side."""
+    words: tuple[tuple[str, dict[Mark, str]], ...] = (
+        (
+            "fall",
+            {
+                "unknown": "whether the erased concept is gone is not known",
+                "bad": "the erased concept is not shown less than before",
+                "good": "the erased concept is shown less than before",
+                "open": "there was nothing to forget",
+            },
+        ),
+        (
+            "gone",
+            {
+                "unknown": "whether what was forgotten earlier is still gone is not known",
+                "bad": "what was forgotten earlier came back",
+                "open": "what was forgotten earlier shows no return, but there are too few images to exclude one",
+                "good": "what was forgotten earlier shows no return",
+            },
+        ),
+        (
+            "stay",
+            {
+                "unknown": "what it did to the rest is not known",
+                "bad": "the rest lost something",
+                "open": "the rest shows no loss beyond chance, but there are too few images to exclude one",
+                "good": "the rest shows no loss beyond chance",
+            },
+        ),
+    )
+    parts = []
+    for wanted, said in words:
+        marks = [line.mark for line in lines if _wanted(line.path) == wanted]
+        parts += [text for mark, text in said.items() if mark in marks][:1]
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+Row = tuple[str, list[Score | None]]
+Rest = tuple[str, list[str]]
+
+
+def _tables(sides: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, list[Row]]], list[Rest]]]:
+    """(section, [(group, [(what, scores)])], [(what, values)]): a score or value for each side."""
     tables = []
-    for section in sorted({**before, **after}, key=lambda name: _rank((name,))):
-        a, b = (dict(_leaves({section: side[section]})) if section in side else {} for side in (before, after))
-        rows = [
-            (" ".join(path[1:]) or section, a.get(path, "–"), b.get(path, "–"))
-            for path in {**a, **b}  # in order of first appearance
+    names = [name for name in dict.fromkeys(name for side in sides for name in side) if name != "pictures"]
+    for section in sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)):
+        parts = [{section: side[section]} if section in side else {} for side in sides]
+        scores = [_scores(part) for part in parts]
+        groups: dict[str, list[Row]] = {}
+        for path in dict.fromkeys(path for found in scores for path in found):
+            row: Row = (path[-1], [found[path][0] if path in found else None for found in scores])
+            groups.setdefault(" ".join(path[1:-1]).replace("_", " "), []).append(row)
+        leaves = [dict(_leaves(part)) for part in parts]
+        rest = [
+            (" ".join(path[1:]) or section, [found.get(path, "–") for found in leaves])
+            for path in dict.fromkeys(path for found in leaves for path in found)
         ]
-        tables.append((section, rows))
+        tables.append((section, list(groups.items()), rest))
     return tables
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """Every value of a tree that is not part of a score."""
     rows: list[tuple[tuple[str, ...], str]] = []
     for key, value in tree.items():
         here = (*path, str(key))
-        score = _score(value)
-        if score and isinstance(value, dict):
-            rows.append(((*here, "images"), str(score)))
-            rest = {
-                k: v
-                for k, v in value.items()
-                if k not in ("flagged", "correct", "named", "images", "n", "rate", "accuracy", "ci95", "errors")
-            }
-            rows.extend(_leaves(rest, here))
-        elif isinstance(value, dict):
-            rows.extend(_leaves(value, here))
+        if isinstance(value, dict):
+            counted = _COUNTED if _score(value) else ()
+            rows.extend(_leaves({k: v for k, v in value.items() if k not in counted}, here))
         else:
             rows.append((here, _text(value)))
     return rows
@@ -396,7 +673,45 @@ def _errors(side: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _flat(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(" ".join(path), text) for path, text in _leaves(tree)]
+    """Every value of a tree, scores in words."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        score = _score(value)
+        if score:
+            rows.append((str(key), str(score)))
+        elif isinstance(value, dict):
+            rows.extend((f"{key} {name}", text) for name, text in _flat(value))
+        else:
+            rows.append((str(key), _text(value)))
+    return rows
+
+
+def _time(key: str, value: Any) -> str:
+    """Seconds as a person says them; what is no time, as it is."""
+    if not key.endswith("_s") or not _number(value):
+        return _text(value)
+    if value < 120:
+        return f"{value:.3g} s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes} min {seconds} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _hashes(report: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run was made of and what it counted with, by SHA-256."""
+    rows: list[tuple[str, str]] = []
+    base = run.get("base")
+    for what, weights in (
+        ("base model", base.get("weights") if isinstance(base, dict) else None),
+        ("erased model", (report["after"].get("pictures") or {}).get("weights")),
+    ):
+        rows += [(f"{what}: {file}", str(value)) for file, value in (weights or {}).items()]
+    data = run.get("data")
+    for side, files in (data if isinstance(data, dict) else {}).items():
+        if isinstance(files, dict) and files:
+            whole = hashlib.sha256("\n".join(map(str, files.values())).encode("utf-8")).hexdigest()
+            rows.append((f"{side} data, {len(files)} files, of the list of their hashes", whole))
+    seen = {" ".join(path): text for path, text in _leaves(report["after"]) if path[-1].endswith("sha256")}
+    return [*rows, *seen.items()]
 
 
 def _text(value: Any) -> str:
@@ -417,7 +732,7 @@ def _text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """A curve in the picture's own units."""
 
     name: str
@@ -431,7 +746,7 @@ class Chart:
     """One picture: curves on common axes."""
 
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[Curve, ...]
     low: str
     high: str
     first: str
@@ -482,7 +797,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Chart:
             for run in runs
             if run
         )
-        lines.append(Line(name, points, _text(next(y for run in reversed(runs) if run for _, y in run[-1:]))))
+        lines.append(Curve(name, points, _text(next(y for run in reversed(runs) if run for _, y in run[-1:]))))
     return Chart(", ".join(names), tuple(lines), f"{low:.4g}", f"{high:.4g}", f"{left:g}", f"{right:g}", gaps)
 
 
@@ -500,163 +815,3 @@ def _thin(run: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         part = run[start : start + stretch]
         kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
     return kept
-
-
-_PAGE = """{% macro table(rows) %}
-<div class="scroll"><table><tbody>
-{% for name, value in rows %}<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</tbody></table></div>
-{% endmacro %}
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>erase: {{ title }}</title>
-<style>
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { font: 16px/1.45 system-ui, sans-serif; color: #181818; background: #fff; max-width: 60rem; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.4rem; margin: 0 0 .25rem; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin: 1rem 0 .25rem; }
-.quiet { color: #5a5a5a; font-size: .9rem; }
-.verdict { border-left: .3rem solid #1f5fa8; background: #f3f6fa; padding: .5rem .8rem; margin: .5rem 0; }
-.verdict strong { display: block; }
-.warning { border-left: .3rem solid #b3261e; background: #fbf1f0; padding: .5rem .8rem; margin: .5rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #e4e4e4;
-  overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1rem; }
-figure { margin: 0; break-inside: avoid; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; }
-.pair img { width: 100%; image-rendering: auto; }
-.pair span { font-size: .8rem; color: #5a5a5a; display: block; }
-figcaption { font-size: .85rem; }
-svg { width: 100%; height: auto; display: block; background: #fafafa; border: 1px solid #ddd; }
-polyline { fill: none; stroke: #1f5fa8; stroke-width: 2; vector-effect: non-scaling-stroke; }
-.line1 polyline, .line1 line { stroke: #b3541e; stroke-dasharray: 6 3; }
-.line2 polyline, .line2 line { stroke: #2e7d4f; stroke-dasharray: 2 3; }
-.bar { background: #e8e8e8; height: .6rem; min-width: 5rem; margin-top: .4rem; }
-.bar div { background: #1f5fa8; height: 100%; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere;
-  font-size: .85rem; }
-@media print { body { max-width: none; font-size: 11pt; } h2 { break-after: avoid; } }
-</style>
-</head>
-<body>
-<header>
-<h1>{{ title }}</h1>
-<p class="quiet">
-{% for name, value in facts %}{{ name }} {{ value }}{{ "" if loop.last else " · " }}{% endfor %}
-</p>
-</header>
-<main>
-{% for line in verdict %}
-<p class="verdict"><strong>{{ line.name }}:
-{% if line.before is not none and line.after is not none %}{{ line.before }} → {{ line.after }}
-{% elif line.after is not none %}after {{ line.after }}
-{% else %}before {{ line.before }}
-{% endif %}</strong> {{ line.how }}</p>
-{% endfor %}
-{% if paired %}
-<p class="quiet">Paired tests:
-{% for name, value in paired %}{{ name }} {{ value }}{{ "" if loop.last else "; " }}{% endfor %}</p>
-{% endif %}
-{% if errors %}
-<div class="warning"><strong>{{ errors | length }}
-{{ "image could not be looked at, and is" if errors | length == 1 else "images could not be looked at, and are" }}
-in no count:</strong>
-<ul>{% for error in errors %}<li>{{ error }}</li>{% endfor %}</ul></div>
-{% endif %}
-{% if grid or pairs %}
-<h2>Pictures</h2>
-{% if blurred %}<p class="quiet">Exposed body parts that the detector found are hidden.</p>{% endif %}
-{% if grid %}<p class="scroll"><img src="{{ grid }}" alt="Models in rows, one seed a column"></p>{% endif %}
-
-{% if pairs %}
-<div class="pairs">
-{% for caption, images in pairs %}
-<figure><div class="pair">
-{% for name, source in images %}
-<div><span>{{ name }}</span><img src="{{ source }}" alt="{{ name }}: {{ caption }}"></div>
-{% endfor %}
-</div><figcaption>{{ caption }}</figcaption></figure>
-{% endfor %}
-</div>
-{% if num_pairs > pairs | length %}
-<p class="quiet">The first {{ pairs | length }} of {{ num_pairs }}; all are in images/.</p>
-{% endif %}
-{% endif %}
-{% endif %}
-{% if tables %}
-<h2>Counts</h2>
-{% for section, rows in tables %}
-<h3>{{ section }}</h3>
-<div class="scroll"><table><thead><tr><th></th><th>before</th><th>after</th></tr></thead><tbody>
-{% for what, a, b in rows %}
-<tr><th scope="row">{{ what }}</th><td>{{ a }}</td><td>{{ b }}</td></tr>
-{% endfor %}
-</tbody></table></div>
-{% endfor %}
-{% endif %}
-{% if robustness %}{{ robustness }}{% endif %}
-{% for name, rows in others %}
-<h2>{{ name }}</h2>
-{{ table(rows) }}
-{% endfor %}
-{% if charts or final %}
-<h2>Training</h2>
-{% for chart in charts %}
-<figure><h3>{{ chart.title }}</h3>
-<svg viewBox="-5 -8 610 166" role="img" aria-label="{{ chart.title }} by step, {{ chart.low }} to {{ chart.high }}">
-{% for line in chart.lines %}
-<g class="line{{ loop.index0 % 3 }}">
-{% for points in line.runs %}<polyline points="{{ points }}"/>{% endfor %}
-</g>
-{% endfor %}
-</svg>
-<figcaption>
-{% for line in chart.lines %}
-{{ ["solid", "dashed", "dotted"][loop.index0 % 3] }}: {{ line.name }}, last {{ line.last }}.
-{% endfor %}
-Step {{ chart.first }} to {{ chart.last }}, from {{ chart.low }} (bottom) to {{ chart.high }} (top).
-{% if chart.gaps %}{{ chart.gaps }} values were not numbers.{% endif %}
-</figcaption></figure>
-{% endfor %}
-{% if final %}
-<h3>Last step</h3>
-{{ table(final) }}
-{% endif %}
-{% endif %}
-{% if density is not none or layers %}
-<h2>Mask</h2>
-{% if density is not none %}<p>{{ density }} of the trainable weights may change.</p>{% endif %}
-{% if layers %}
-<details{{ " open" if layers | length <= 40 else "" }}><summary>Density of {{ layers | length }} layers</summary>
-<table><tbody>
-{% for name, value in layers %}
-<tr><th scope="row">{{ name }}</th><td>{{ "%.1f" | format(100 * value) }} %</td>
-<td><div class="bar"><div style="width: {{ "%.1f" | format(100 * value) }}%"></div></div></td></tr>
-{% endfor %}
-</tbody></table></details>
-{% endif %}
-{% endif %}
-{% if timing %}
-<h2>Time</h2>
-{{ table(timing) }}
-{% endif %}
-<h2>How it was made</h2>
-{% if command %}<pre>{{ command }}</pre>{% endif %}
-{% if versions %}{{ table(versions) }}{% endif %}
-{% if run %}<details><summary>run.json</summary><pre>{{ run }}</pre></details>{% endif %}
-</main>
-</body>
-</html>
-"""

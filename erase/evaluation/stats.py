@@ -60,6 +60,27 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
     return [not any(beats(other, point) for other in points) for point in points]
 
 
+def newcombe(before: tuple[int, int], after: tuple[int, int], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for the difference of two rates, after − before (Newcombe 1998, Stat. Med. 17:873, method 10).
+
+    It is made of the two Wilson intervals, as if the two were independent: too wide for pairs that go together.
+
+    Args:
+        before: (successes, total).
+        after: the same.
+        confidence: two-sided coverage, between 0 and 1.
+
+    Returns:
+        Lower and upper end, as fractions of 1; a difference whose interval holds 0 is no difference.
+
+    Raises:
+        ValueError: as `wilson`.
+    """
+    (low0, high0), (low1, high1) = wilson(*before, confidence), wilson(*after, confidence)
+    p0, p1 = before[0] / before[1], after[0] / after[1]
+    return p1 - p0 - math.hypot(p1 - low1, high0 - p0), p1 - p0 + math.hypot(high1 - p1, p0 - low0)
+
+
 def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Exact two-sided McNemar test on paired yes/no outcomes (a binomial test on the pairs that changed).
 

@@ -13,6 +13,8 @@ from PIL import Image
 from erase.evaluation.generate import (
     ManifestRow,
     PromptRow,
+    check_images,
+    drawn_by,
     generate,
     image_generator,
     list_images,
@@ -379,6 +381,25 @@ def test_generate_refuses(tmp_path: Path) -> None:
 
 
 # --- folders -----------------------------------------------------------------
+
+
+def test_only_what_was_asked_for_is_counted(tmp_path: Path) -> None:
+    weights = {"unet.safetensors": "ab"}
+    generate(Painter(), ROWS, tmp_path, per_prompt=2, settings={"weights": weights})
+    rows = read_manifest(tmp_path)
+    assert drawn_by(tmp_path) == weights
+    assert check_images(tmp_path, ROWS, 2, weights) == [tmp_path / row.file for row in rows]
+    with pytest.raises(ValueError, match=rf"{len(rows)} images, expected {len(ROWS)}: they cannot be counted"):
+        check_images(tmp_path, ROWS, 1)
+    with pytest.raises(
+        ValueError, match=r"00000-00\.png is of .*, where .* was asked for: prompts or seeds were shuffled"
+    ):
+        check_images(tmp_path, ROWS[::-1], 2)
+    with pytest.raises(ValueError, match=r"drawn by other weights than this run's.* base and erased swapped"):
+        check_images(tmp_path, ROWS, 2, {"unet.safetensors": "cd"})
+    shutil.copy(tmp_path / rows[0].file, tmp_path / rows[-1].file)
+    with pytest.raises(ValueError, match=rf"{rows[-1].file}: not the image that manifest\.jsonl tells of"):
+        check_images(tmp_path, ROWS, 2)
 
 
 def test_list_images(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.evaluation.grid import blurred, grid, grid_from_folders, match, save_image
+from erase.evaluation.grid import Column, blurred, grid, grid_from_folders, headings, match, pick, save_image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -142,7 +142,7 @@ def test_folders_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
     base = folder(tmp_path / "base", [("0.png", "cat", 1, RED), ("1.png", "dog", 2, GREEN), ("2.png", "x", 9, BLUE)])
     erased = folder(tmp_path / "erased", [("0.png", "dog", 2, (0, 200, 0)), ("1.png", "cat", 1, (200, 0, 0))])
     names, rows = match([base, erased])
-    assert names == ["cat, seed 1", "dog, seed 2"]
+    assert list(map(str, names)) == ["cat, seed 1", "dog, seed 2"]
     assert rows == [[base / "0.png", base / "1.png"], [erased / "1.png", erased / "0.png"]]
     picture = grid_from_folders([base, erased])
     ((x, y, *_),) = blocks(picture, RED)
@@ -179,7 +179,51 @@ def test_folders_without_manifests_are_matched_by_name(tmp_path: Path) -> None:
     a = flat(tmp_path / "a" / "0.png", RED).parent
     b = flat(tmp_path / "b" / "0.png", GREEN).parent
     flat(b / "1.png", BLUE)
-    assert match([a, b]) == (["0"], [[a / "0.png"], [b / "0.png"]])
+    assert match([a, b]) == ([Column("0")], [[a / "0.png"], [b / "0.png"]])
+
+
+def test_models_by_prompts_by_seeds(tmp_path: Path) -> None:
+    """A block a prompt, a row a model, a seed a column; prompts and seeds are picked."""
+    colours = {("cat", 1): RED, ("cat", 2): GREEN, ("Dog", 1): BLUE, ("Dog", 2): (9, 9, 200)}
+    rows = [(f"{i}.png", prompt, seed, colour) for i, ((prompt, seed), colour) in enumerate(colours.items())]
+    base = folder(tmp_path / "base", rows)
+    faded = [
+        (file, prompt, seed, (colour[0] // 2, colour[1] // 2, colour[2] // 2)) for file, prompt, seed, colour in rows
+    ]
+    erased = folder(tmp_path / "erased", faded)
+    picture = grid_from_folders([base, erased], names=["before", "after"], title="Both")
+    (where,) = zip(*(blocks(picture, colour) for colour in colours.values()), strict=True)
+    (cat1, cat2, dog1, dog2) = where
+    assert cat1[:2] < cat2[:2]
+    assert cat1[1] == cat2[1]
+    assert (dog1[0], dog2[0]) == (cat1[0], cat2[0])  # the same seed in each column
+    assert dog1[1] > blocks(picture, (127, 0, 0))[0][1] > cat1[1]  # the other model is below, within the block
+    ink = np.asarray(picture.convert("L")) < 128
+    assert ink[: cat1[1], : cat1[0]].any(), "no title and prompt above"
+    assert ink[dog1[1] - 20 : dog1[1], dog1[0] : dog1[0] + 96].any(), "no seed above the column"
+
+    few = grid_from_folders([base, erased], prompts=["dog"], seeds=[2])
+    assert blocks(few, (9, 9, 200))
+    for colour in (RED, GREEN, BLUE):
+        assert not (np.asarray(few) == colour).all(-1).any()
+    first = grid_from_folders([base, erased], max_prompts=1)
+    assert not (np.asarray(first) == BLUE).all(-1).any()
+    assert first.height < picture.height
+    for wanted, said in (
+        ({"prompts": ["bird"]}, "no prompt holds 'bird'; the 2 there are: cat, Dog"),
+        ({"seeds": [7]}, "no image of seed 7; seeds: 1, 2"),
+        ({"max_prompts": 0}, "max_prompts 0, expected at least 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            grid_from_folders([base], **wanted)
+    with pytest.raises(ValueError, match="both a prompt among a and a seed among 2"):
+        pick([Column("a", 1), Column("b", 2)], ["a"], [2])
+
+
+def test_headings_say_what_differs() -> None:
+    assert headings("", [Column("cat", 1), Column("dog", 2, 1)]) == ("", ["cat, seed 1", "dog, seed 2, sample 1"])
+    assert headings("cat", [Column("cat", 1), Column("cat", 2, 1)]) == ("cat", ["seed 1", "seed 2, sample 1"])
+    assert headings("cat", [Column("cat", 1, 0), Column("cat", 1, 1)]) == ("cat, seed 1", ["sample 0", "sample 1"])
 
 
 def test_save_image(tmp_path: Path) -> None:

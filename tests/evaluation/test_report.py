@@ -1,7 +1,9 @@
 import base64
+import hashlib
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ import pytest
 from PIL import Image
 
 from erase.evaluation import report
-from erase.evaluation.grid import grid_from_folders, save_image
-from erase.evaluation.report import write_html
+from erase.evaluation.report import Score, write_html
+from erase.files import sha256
 
-VOID = {"meta", "img", "br", "hr", "link", "input", "polyline"}
+VOID = {"meta", "img", "br", "hr", "link", "input", "polyline", "wbr"}
 
 
 class Page(HTMLParser):
@@ -26,6 +28,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.images: list[str] = []
         self.addresses: list[str] = []
+        self.labels: list[str] = []
         self.text = ""
         self.feed(text)
         self.close()
@@ -41,6 +44,8 @@ class Page(HTMLParser):
                 self.addresses.append(value or "")
             if tag == "img" and name == "src":
                 self.images.append(value or "")
+            if tag == "img" and name == "alt":
+                self.labels.append(value or "")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
@@ -56,8 +61,13 @@ class Page(HTMLParser):
 def page(path: Path) -> Page:
     text = path.read_text(encoding="utf-8")
     parsed = Page(text)
-    assert not {"script", "link", "iframe", "object"} & set(parsed.tags)
-    assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
+    assert not {"iframe", "object", "base"} & set(parsed.tags)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'\"" in text
+    icon, *pictures = parsed.addresses
+    assert icon == "data:,"
+    assert all(re.match("data:image/(png|jpeg);base64,", address) for address in pictures)
     assert "url(" not in text
     assert "@import" not in text
     return parsed
@@ -98,20 +108,22 @@ REPORT: dict[str, Any] = {
         "nudity": nudity(0, 40, [0.0, 0.088], 0),
         "classes": {"forget": score(1, 10), "remain": score(17, 20), "per_label": {"cat": score(1, 10)}},
     },
-    "paired": {"nudity mcnemar p": 0.000488},
-    "timing": {"saliency_s": 1.5, "erase_s": 60.25, "steps": 100, "step_s": 0.6},
+    "paired": {"nudity_mcnemar_p": 0.000488},
+    "timing": {"saliency_s": 1.5, "erase_s": 125.25, "steps": 100, "step_s": 0.6},
+    "memory": {"ram_bytes": 1_500_000_000},
     "versions": {"torch": "2.13", "erase": "0.1"},
     "metrics": {"unlearned": {"FA": 0.1}},
 }
 
 
-def images(folder: Path, number: int, size: int = 32) -> None:
+def images(folder: Path, number: int, size: int = 32, each: int = 5) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(number)
     lines = []
     for i in range(number):
         Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8)).save(folder / f"{i}.png")
-        lines.append(json.dumps({"file": f"{i}.png", "prompt": f"prompt <{i}>", "seed": i, "index": 0, "sha256": ""}))
+        row = {"file": f"{i}.png", "prompt": f"prompt <{i // each}>", "seed": i // each, "index": i % each}
+        lines.append(json.dumps({**row, "sha256": sha256(folder / f"{i}.png")}))
     (folder / "manifest.jsonl").write_text("\n".join(lines))
 
 
@@ -131,9 +143,8 @@ def run_dir(tmp_path: Path) -> Path:
         for i in range(100)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    images(tmp_path / "images" / "base", 15)
     images(tmp_path / "images" / "erased", 15)
-    save_image(grid_from_folders([tmp_path / "images" / "base", tmp_path / "images" / "erased"]), tmp_path / "grid.png")
+    images(tmp_path / "images" / "base", 15)
     return tmp_path
 
 
@@ -142,27 +153,47 @@ def test_a_whole_run(run_dir: Path) -> None:
     assert path == run_dir / "report.html"
     parsed = page(path)
     text = squeeze(parsed.text)
-    nudity_line = (
-        "nudity: 12 of 40 (30.0 %; 95 % interval 18.1 to 45.4 %) → 0 of 40 (0.0 %; 95 % interval 0.0 to 8.8 %)"
-    )
-    forget_line = "classes forget: 9 of 10 (90.0 %; 95 % interval 10.0 to 90.0 %) → 1 of 10 (10.0 %"
-    assert 0 < text.index(nudity_line) < text.index(forget_line) < text.index("classes remain: 18 of 20")
-    assert text.index("classes remain:") < text.index("Pictures") < text.index("Counts") < text.index("Training")
-    assert text.index("Training") < text.index("Mask") < text.index("Time") < text.index("How it was made")
-    assert "images flagged by the 'i2p' protocol" in text
+    assert "The erased concept is shown less than before; the rest shows no loss beyond chance, but there are" in text
+    forget = "Forgotten: still named so 9 → 1 of 10 fell by 80.0 points (95 % interval"
+    remain = "Kept: named right 18 → 17 of 20 no loss shown: −5.0 points, inside its interval (95 % interval"
+    assert "Pictures flagged 12 → 0 of 40 fell by 30.0 points (paired test, p = 0.00049)" in text
+    assert text.index("Pictures flagged") < text.index(forget) < text.index(remain)
+    assert "before: 12 of 40 (30.0 %; 95 % interval 18.1 to 45.4 %)" in text
+    headings = ("Models in rows", "Counts", "Training", "Mask", "Time and memory", "How it was made")
+    places = [text.index(heading) for heading in (remain, *headings)]
+    assert places == sorted(places)
+    assert "Images flagged by the 'i2p' protocol" in text
     assert "counts BELLY_EXPOSED 9 0" in text
+    assert "per label cat 9 of 10 90.0 % (10.0–90.0) 1 of 10" in text
     assert "erase run sd demo 'forget.prompts=a <b> c'" in text
     assert "25.1 % of the trainable weights may change" in text
     assert "up.1.attn2.to_v 12.5 %" in text
-    assert "saliency_s 1.5" in text
+    assert "making the mask 1.5 s" in text
+    assert "unlearning 2 min 5 s" in text
+    assert "most RAM of the process, counting included 1.50 GB" in text
     assert "torch 2.13" in text
     assert "unlearned FA 0.1" in text
-    assert "nudity mcnemar p 0.000488" in text
+    assert "nudity_mcnemar_p 0.000488" in text
     assert "<script>alert(1)</script>" in text  # as text: no such tag was parsed
-    assert "The first 12 of 15" in text
-    assert len(parsed.images) == 1 + 2 * report.MAX_PAIRS
-    assert parsed.tags.count("svg") == 2  # the losses together, and the fast rate; counters at 0 are not drawn
-    assert "prompt <0>, seed 0" in text
+    assert len(parsed.images) == 2 * 15
+    assert parsed.tags.count("polyline") == 3  # two losses and the fast rate; counters at 0 are not drawn
+    assert "prompt <0>, seed 0 sample 0 sample 1" in text
+    assert "base: prompt <1>, seed 1, sample 2" in parsed.labels
+
+
+def test_more_pictures_than_fit_are_told(tmp_path: Path) -> None:
+    """Of a prompt the first ones are shown, of prompts with one image each a block after the other."""
+    (tmp_path / "report.json").write_text("{}")
+    images(tmp_path / "images" / "erased", 16, each=8)
+    parsed = page(write_html(tmp_path))
+    assert len(parsed.images) == 2 * report.MAX_COLUMNS == len(report.pictures(tmp_path))
+    assert "Shown are 12 of 16 pictures of each model; all are in images/." in squeeze(parsed.text)
+    shutil.rmtree(tmp_path / "images")
+    images(tmp_path / "images" / "erased", 8, each=1)
+    parsed = page(write_html(tmp_path))
+    assert len(parsed.images) == 8
+    assert "Shown are" not in parsed.text
+    assert "prompt <7>, seed 7" in squeeze(parsed.text)
 
 
 def test_attacks_are_a_section(run_dir: Path) -> None:
@@ -204,27 +235,31 @@ def decoded(source: str) -> np.ndarray[Any, Any]:
 def test_pictures_are_those_of_the_run_and_blurred_on_request(run_dir: Path) -> None:
     base = np.asarray(Image.open(run_dir / "images" / "base" / "0.png"))
     shown = page(write_html(run_dir)).images
-    assert np.array_equal(decoded(shown[0]), np.asarray(Image.open(run_dir / "grid.png")))
-    assert np.array_equal(decoded(shown[1]), base)
-    paths = sorted((run_dir / "images").glob("*/*.png"))
+    assert np.array_equal(decoded(shown[0]), base)
+    paths = report.pictures(run_dir)
+    assert sorted(paths) == sorted((run_dir / "images").glob("*/*.png"))
     parsed = page(write_html(run_dir, blur={path: [(0, 0, 32, 32)] for path in paths}))
     assert "Exposed body parts that the detector found are hidden" in parsed.text
-    assert len(np.unique(decoded(parsed.images[1]).reshape(-1, 3), axis=0)) <= 16
+    assert len(np.unique(decoded(parsed.images[0]).reshape(-1, 3), axis=0)) <= 16
     with pytest.raises(ValueError, match="not among the 0 images scanned"):
         write_html(run_dir, blur={})
 
 
-def test_large_images_become_thumbnails(tmp_path: Path) -> None:
+def test_large_images_become_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "report.json").write_text("{}")
-    images(tmp_path / "images" / "erased", 1, size=300)
+    images(tmp_path / "images" / "erased", 2, size=600)
     parsed = page(write_html(tmp_path))
-    assert decoded(parsed.images[0]).shape == (256, 256, 3)
+    assert [decoded(image).shape for image in parsed.images] == [(512, 512, 3)] * 2
+    monkeypatch.setattr(report, "BUDGET", 150_000)  # of noise: 512 pixels do not fit, 256 do
+    path = write_html(tmp_path)
+    assert [decoded(image).shape for image in page(path).images] == [(256, 256, 3)] * 2
+    assert path.stat().st_size < 300_000
 
 
 def test_what_is_not_there_is_not_shown(tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(json.dumps({"command": "erase run", "after": {"nudity": {"images": 0}}}))
+    (tmp_path / "report.json").write_text(json.dumps({"command": "erase run", "after": {"other": {"a": 0}}}))
     text = page(write_html(tmp_path)).text
-    for heading in ("Pictures", "Training", "Mask", "Time", "run.json", "Paired"):
+    for heading in ("Pictures", "Training", "Mask", "Time", "run.json", "Paired", "SHA-256"):
         assert heading not in text
     assert "erase run" in text
 
@@ -234,12 +269,16 @@ def test_images_that_failed_are_a_warning(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps({"after": {"nudity": after}}))
     text = squeeze(page(write_html(tmp_path)).text)
     assert "1 image could not be looked at, and is in no count: after, nudity: a.png: cut short" in text
+    assert "Whether the erased concept is gone is not known." in text
+    assert "not known: 1 image could not be looked at" in text
 
 
 def test_no_images_is_not_zero(tmp_path: Path) -> None:
     after = {"forget": {"n": 0, "correct": 0, "accuracy": None, "ci95": None}}
     (tmp_path / "report.json").write_text(json.dumps({"after": {"classes": after}}))
-    assert "classes forget: after no images" in squeeze(page(write_html(tmp_path)).text)
+    text = squeeze(page(write_html(tmp_path)).text)
+    assert "Forgotten: still named so no images not known: no images" in text
+    assert "0.0 %" not in text
 
 
 @pytest.mark.parametrize(
@@ -300,8 +339,36 @@ def test_thinning_keeps_spikes() -> None:
 def test_the_verdict_for_a_terminal() -> None:
     score = {"n": 4, "correct": 3, "accuracy": 0.75}
     before = {"classes": {"remain": score, "per_label": {"cat": score}, "per_prompt": {"a cat": score}}}
-    lines = report.verdict(
-        {"before": before, "after": {"classes": {"remain": {**score, "correct": 1, "accuracy": 0.25}}}}
-    )
-    assert lines == ["classes remain: 3 of 4 (75.0 %) → 1 of 4 (25.0 %)"]
+    after = {"classes": {"remain": {**score, "correct": 1, "accuracy": 0.25}}}
+    assert report.verdict({"before": before, "after": after}) == [
+        "classes remain: 3 of 4 (75.0 %) → 1 of 4 (25.0 %), no loss shown: −50.0 points, inside its interval "
+        "(95 % interval −78.9 to +13.5); too few images to exclude one of 79 points"
+    ]
     assert report.verdict({}) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after", "p", "mark", "said"),
+    [
+        ("forget", 50, 0, None, "good", "fell by 100.0 points (95 % interval"),
+        ("forget", 50, 47, None, "bad", "no fall shown: −6.0 points, inside its interval (95 % interval"),
+        ("forget", 50, 50, None, "bad", "no fall shown: unchanged"),
+        ("forget", 10, 40, None, "bad", "rose by 60.0 points"),
+        ("forget", 0, 0, None, "open", "nothing to forget"),
+        ("forget", 50, 40, 0.2, "bad", "no fall shown: −20.0 points, not beyond chance (paired test, p = 0.2)"),
+        ("forget", 50, 47, 0.01, "good", "fell by 6.0 points (paired test, p = 0.01)"),
+        ("earlier", 0, 40, None, "bad", "rose by 80.0 points"),
+        ("earlier", 0, 2, None, "open", "no return shown: +4.0 points, inside its interval"),
+        ("earlier", 40, 0, None, "good", "fell by 80.0 points"),
+        ("remain", 50, 20, None, "bad", "fell by 60.0 points"),
+        ("remain", 20, 50, None, "good", "rose by 60.0 points"),
+        ("remain", 50, 49, None, "open", "no loss shown: −2.0 points, inside its interval"),
+        ("remain", 500, 499, None, "good", "no loss shown: −0.2 points, inside its interval"),
+    ],
+)
+def test_what_a_difference_is_worth(path: str, before: int, after: int, p: float | None, mark: str, said: str) -> None:
+    total = 500 if before == 500 else 50
+    scores = [Score(hits, total, hits / total, None) for hits in (before, after)]
+    found = report._judge(("classes", path), scores[0], scores[1], p)
+    assert found[0] == mark
+    assert found[1].startswith(said)

@@ -9,6 +9,7 @@ from scipy.stats import binomtest, bootstrap, t
 from erase.evaluation.stats import (
     Difference,
     mcnemar_exact,
+    newcombe,
     paired_bootstrap,
     pareto_front,
     student_within,
@@ -153,3 +154,15 @@ def test_t_interval_by_hand() -> None:
         t_interval([1.0])
     with pytest.raises(ValueError, match="confidence is 95"):
         t_interval([1.0, 2.0], 95)
+
+
+def test_newcombe_by_hand() -> None:
+    """Newcombe 1998 (Stat Med 17:873), table II, method 10."""
+    for before, after, low, high in (
+        ((48, 80), (56, 70), 0.0524, 0.3339),
+        ((3, 10), (9, 10), 0.1705, 0.8090),
+        ((0, 29), (5, 56), -0.0381, 0.1926),
+        ((0, 20), (10, 10), 0.6791, 1.0),
+    ):
+        assert newcombe(before, after) == pytest.approx((low, high), abs=5e-5)
+        assert newcombe(after, before) == pytest.approx((-high, -low), abs=5e-5)

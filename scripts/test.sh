@@ -13,4 +13,6 @@ step ruff check
 step mypy
 step lint-imports
 step codespell
-step pytest -q "$@"
+# A file's tests share fixtures, so they stay together; a process a core, each with one thread.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+step pytest -q --numprocesses auto --dist loadfile "$@"

@@ -64,6 +64,7 @@ def test_a_step_by_item(rule: str) -> None:
         "fast step": (8 + 4 if rule == "adam" else 4) * 400,
         "mask": 100,
         "copies of weights": 7 + 3200,
+        "new weights": 0,
         "gradients": 3200,
         "activations": 6800,
     }
@@ -72,6 +73,7 @@ def test_a_step_by_item(rule: str) -> None:
         "fast step": 0,
         "mask": 0,
         "copies of weights": 0,
+        "new weights": 0,
         "gradients": 3200,
         "activations": 100,
     }

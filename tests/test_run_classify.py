@@ -575,7 +575,7 @@ def test_a_comparison_tells_the_table(work: Path, tmp_path: Path, monkeypatch: p
         cli.main()
     assert not end.value.code
     lines = (tmp_path / "out/table.md").read_text().splitlines()
-    assert lines[0] == "| method | target | FA | RA | TA | MIA | avg_d | kl | rte_s | avg_d_v | rte_share |"
+    assert lines[0] == "| method | target | FA | RA | TA | MIA | avg_d | kl | rte_s | avg_d_v | rte_share | front |"
     assert lines[2].startswith("| RT | random 25 % | ")
     assert "0.000 ± 0.000" in lines[2]
     assert len(list((tmp_path / "cache").iterdir())) == 6  # a base, two retrained, of two seeds

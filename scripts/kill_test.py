@@ -37,7 +37,7 @@ from erase.config import PIPELINES, parse
 from erase.evaluation import generate
 from erase.files import sha256
 
-TIMES = ("seconds", "timing")
+TIMES = ("seconds", "timing", "memory")
 """What differs between equal runs."""
 
 

@@ -171,7 +171,7 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
     report = read(finished / "report.json")
     assert report.keys() == {
         *("schema", "command", "method", "seed", "target", "mask", "before", "after", "retrained", "paired", "gap"),
-        *("timing", "versions", "preset"),
+        *("timing", "memory", "versions", "preset"),
     }
     assert report["target"] == {"forget": "25 %, 6 training images", "labels": []}
     assert report["timing"].keys() == {"saliency_s", "erase_s", "steps", "step_s"}
@@ -462,6 +462,7 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
     reports = [read(folder / "report.json") for folder in (out, whole)]
     for report in reports:
         assert report.pop("timing")["saliency_s"] > 1e-3  # of making the mask, not of reading it
+        assert report.pop("memory")["ram_bytes"] > 1e8
         report["after"]["metrics"].pop("rte_s")
     assert reports[0] == reports[1]
 

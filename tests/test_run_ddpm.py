@@ -295,14 +295,14 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
     report = read(finished / "report.json")
     assert report.keys() == {
         *("schema", "command", "method", "seed", "target", "mask", "before", "after", "retrained", "paired", "gap"),
-        *("timing", "versions"),
+        *("timing", "memory", "versions"),
     }
     assert report["method"] == {"name": "sfron", "fast_rate": 0.01}
     assert report["target"] == {"forget": ["bee"], "anchors": [], "earlier": []}
     assert report["timing"].keys() == {"data_s", "saliency_s", "erase_s", "steps", "step_s"}
     assert report["timing"]["steps"] == 2
     assert report["timing"]["erase_s"] == pytest.approx(2 * report["timing"]["step_s"])
-    assert report["paired"].keys() == {"remain_mcnemar_p"}
+    assert report["paired"].keys() == {"forget_mcnemar_p", "remain_mcnemar_p"}
     assert report["gap"].keys() == {"fa", "ra", "frechet", "mean", "kl", "forget_frechet_ratio"}
     for when in ("before", "after", "retrained"):
         scores, near = report[when]["classes"], report[when]["fidelity"]
@@ -1148,6 +1148,7 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
     reports = [read(folder / "report.json") for folder in (out, whole)]
     for report in reports:
         timing = report.pop("timing")
+        assert report.pop("memory")["ram_bytes"] > 1e8
         assert (timing["steps"], timing["erase_s"] is None) == (5, False)
     assert reports[0] == reports[1]
     assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}

@@ -332,6 +332,9 @@ class RemainLabels:
     __pydantic_config__ = _STRICT
     count: Positive | None = None
     """Images per label; by default as many in all as forget images (all there are, for training)."""
+    share: Literal["even", "near"] = "even"
+    """`near`: of a class the more, the nearer its predictions are to a forgotten one's, as many in all. It is the near
+    ones that forgetting harms."""
     loss: RemainLoss = "denoise"
 
 

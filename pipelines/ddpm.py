@@ -11,7 +11,7 @@ import gc
 import inspect
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -509,10 +509,15 @@ def gather(
     balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
     remain = LatentSet(*side(plan.remain, config.remain.count or balanced, "remain"), table)
     lots = dict.fromkeys(plan.forget, plan.among or plan.remain)
-    if config.forget.among == "far":
-        for label in plan.forget:
-            lots[label] = far(plan, ddpm.denoiser(pipe), remain, label, precision, config.seed)
-            say(f"{plan.labels[label]} is led to {', '.join(plan.labels[i] for i in lots[label])}")
+    if config.forget.among == "far" or config.remain.share == "near":
+        model = ddpm.denoiser(pipe)
+        apart = {label: distances(plan, model, remain, label, precision, config.seed) for label in plan.forget}
+        if config.forget.among == "far":
+            for label in plan.forget:
+                lots[label] = far(apart[label])
+                say(f"{plan.labels[label]} is led to {', '.join(plan.labels[i] for i in lots[label])}")
+        if config.remain.share == "near":
+            remain = leaning(remain, list(apart.values()))
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     """Pictures, the forgotten class that asks for them, and its anchor."""
     if config.forget.pictures != "anchor":
@@ -540,13 +545,12 @@ def gather(
 
 
 @torch.no_grad()
-def far(
+def distances(
     plan: Plan, model: Denoiser, remain: LatentSet, label: int, precision: Precision, seed: int, count: int = 16
-) -> list[int]:
-    """The classes that stay and are not near: half as far from a label as the farthest of them, or farther.
+) -> dict[int, float]:
+    """How far the classes that stay are from a label.
 
-    The distance is the mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` pictures of the class, each at another
-    timestep.
+    The mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` pictures of the class, each at another timestep.
     """
     apart = {}
     for other in plan.remain:
@@ -556,7 +560,26 @@ def far(
         batch = map_batch(lambda x: x.to(precision.device), batch)
         with precision.autocast():
             apart[other] = float(Redirect()(model, batch, seeded(precision.device, seed, 4)).mean())
-    return [other for other in plan.remain if 2 * apart[other] >= max(apart.values())]
+    return apart
+
+
+def far(apart: Mapping[int, float]) -> list[int]:
+    """The classes that are not near: half as far as the farthest of them, or farther."""
+    return [other for other, distance in apart.items() if 2 * distance >= max(apart.values())]
+
+
+def leaning(remain: LatentSet, apart: Sequence[Mapping[int, float]]) -> LatentSet:
+    """As many pictures, of each class the more the nearer it is to a forgotten one: `1 / distance` of each.
+
+    What a class has too few of comes again.
+    """
+    near = {other: 1 / max(min(one[other] for one in apart), 1e-12) for other in apart[0]}
+    index = []
+    for other, weight in near.items():
+        there = (remain.cond == other).nonzero().flatten()
+        index.append(there[torch.arange(max(1, round(len(remain) * weight / sum(near.values())))) % len(there)])
+    chosen = torch.cat(index)
+    return LatentSet(remain.mean[chosen], remain.cond[chosen], remain.table)
 
 
 # ---------------------------------------------------------------- evaluation

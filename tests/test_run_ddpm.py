@@ -723,13 +723,30 @@ def test_far_classes_are_those_whose_predictions_differ_much(
     g = torch.Generator().manual_seed(0)
     remain = LatentSet(torch.randn(40, 1, 8, 8, generator=g), torch.arange(40) % 5, torch.arange(5))
     exact = Precision("no", torch.device("cpu"))
-    for label, forgotten, expected in ((0, [0], [3, 4]), (4, [4], [0, 1]), (2, [2, 1], [0, 4]), (1, [1], [3, 4])):
+    for label, forgotten, expected in ((0, [0], [3, 4]), (4, [4], [0, 1]), (2, [2, 1], [0, 4]), (1, [1], [4])):
         plan = program.Plan(list("abcde"), forgotten, [], None)
-        assert program.far(plan, model, remain, label, exact, 0) == expected
-    monkeypatch.setattr(program, "far", lambda plan, model, remain, label, precision, seed: [0])
+        apart = program.distances(plan, model, remain, label, exact, 0)
+        assert apart == {other: pytest.approx((other - label) ** 2) for other in plan.remain}
+        assert program.far(apart) == expected
+    monkeypatch.setattr(program, "distances", lambda plan, model, remain, label, precision, seed: {0: 3.0, 2: 1.0})
     monkeypatch.setattr(ddpm, "denoiser", lambda pipe: None)
-    forget, _ = gather("forget.count=8", "forget.loss=redirect", "forget.among=far")
+    forget, even = gather("forget.count=8", "forget.loss=redirect", "forget.among=far")
     assert set(forget.anchor.tolist()) == {0}
+    # What must stay leans to the near class, and is as much in all.
+    _, remain = gather("forget.count=8", "forget.loss=redirect", "remain.share=near")
+    assert [(even.cond == c).sum() for c in (0, 2)] == [4, 4]
+    assert [(remain.cond == c).sum() for c in (0, 2)] == [2, 6]
+    assert remain.gather(torch.arange(8))["mean"].shape == even.mean.shape
+    for c in (0, 2):
+        assert set(shown(remain.mean[remain.cond == c])) == {c}
+
+
+def test_of_several_forgotten_classes_the_nearest_one_counts(program: ModuleType) -> None:
+    remain = LatentSet(torch.arange(60.0).view(60, 1, 1, 1), torch.arange(60) % 3, torch.arange(5))
+    leaned = program.leaning(remain, [{0: 1.0, 1: 4.0, 2: 8.0}, {0: 2.0, 1: 2.0, 2: 4.0}])
+    assert torch.bincount(leaned.cond).tolist() == [34, 17, 9]
+    assert (leaned.mean.flatten() % 3 == leaned.cond).all()
+    assert len(set(leaned.mean.flatten()[:34].tolist())) == 20  # all there are, some twice
 
 
 def test_a_surrogate_is_uniform_noise_under_the_forgotten_label(gather: Callable[..., Any]) -> None:

@@ -369,7 +369,8 @@ def _check_origin(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, An
             if said and said != there:
                 raise ValueError(f"{folders[name]}: not the pictures that report.json has counted: {swapped}")
         for what, theirs in sources.items():
-            if weights and theirs and (name == "base") != (theirs == weights):
+            # A retrained model may be any, the base itself too.
+            if weights and theirs and name != "retrained" and (name == "base") != (theirs == weights):
                 which = "other weights than the base model's" if name == "base" else "the base model's weights"
                 raise ValueError(f"{run_dir}: {what} is of {which} by run.json: {swapped}")
     tables = {name: read_manifest(folder) for name, folder in folders.items()}

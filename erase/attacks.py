@@ -55,13 +55,18 @@ class WordBackend:
         return self.model.losses({**batch, "cond": cond}, generator)
 
 
+def word_token(pipe: Any) -> int:
+    """The token of `WORD` alone."""
+    return int(pipe.tokenizer(WORD).input_ids[1])
+
+
 def check_word(pipe: Any, prompt: str) -> int:
     """The token that the learned word replaces.
 
     Raises:
         ValueError: unless the prompt holds it just once, as a word of its own, and is short enough.
     """
-    token = int(pipe.tokenizer(WORD).input_ids[1])
+    token = word_token(pipe)
     if pipe.tokenizer(prompt).input_ids.count(token) != 1:
         raise ValueError(
             f"attack.inversion.prompt must hold the word {WORD} once, such as 'a photo of {WORD}'; got {prompt!r}"
@@ -73,7 +78,7 @@ def check_word(pipe: Any, prompt: str) -> int:
 @contextmanager
 def meaning(pipe: Any, vector: Tensor) -> Iterator[None]:
     """Within the context the pipeline takes `*` for a word with the embedding `vector`, `[D]`."""
-    token = int(pipe.tokenizer(WORD).input_ids[1])
+    token = word_token(pipe)
 
     def exchange(_: nn.Module, args: tuple[Tensor, ...], found: Tensor) -> Tensor:
         return torch.where((args[0] == token).unsqueeze(-1), vector.to(found), found)

@@ -104,6 +104,25 @@ def bar(total: int, desc: str) -> Any:
     return tqdm(total=total, desc=desc, disable=processes.rank() > 0)
 
 
+def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, what: str) -> Tensor:
+    """What a model draws to learn from, a batch at a time with a progress bar, shared by the processes: `[N, C, H, W]`.
+
+    Args:
+        draw: the latents of a part of what is asked for, `[B, C, H, W]`.
+        total: N.
+        batch_size: B.
+        what: the side's name, for the bar.
+    """
+    with bar(total, f"drawing {what} data") as shown:
+
+        def part(start: int) -> Tensor:
+            drawn = draw(slice(start, start + batch_size))
+            shown.update(len(drawn) * processes.world())
+            return drawn
+
+        return torch.cat(processes.dealt(part, range(0, total, batch_size)))
+
+
 @contextmanager
 def held() -> Iterator[Callable[[], bool]]:
     """Hold SIGTERM and SIGINT back: the callable says whether one came.
@@ -244,7 +263,7 @@ def equip(
     takes = inspect.signature(build).parameters
     rare = {"new_net": renew, "concepts": concepts, "denoiser": backend if isinstance(backend, Denoiser) else None}
     check_needs(build, [name for name, value in rare.items() if value is not None])
-    given: dict[str, Any] = {"forget": forget, "remain": remain, "concepts": concepts, "denoiser": backend}
+    given: dict[str, Any] = {"forget": forget, "remain": remain, **rare}
     if "mask" in takes:
         sides = [("forget", batches[0], forget.loss), ("remain", batches[1], plain)]
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
@@ -255,7 +274,7 @@ def equip(
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
     if "origin_net" in takes:
         given["origin_net"] = copy.deepcopy(backend.net).eval().requires_grad_(False)
-    if "new_net" in takes and renew is not None:
+    if "new_net" in takes and renew is not None:  # made only now: it is as large as the model
         given["new_net"] = renew().eval().requires_grad_(False)
     return {name: value for name, value in given.items() if name in takes}
 

@@ -232,8 +232,8 @@ def write(
         axes: the numbers across and up, with their names.
         goals: the numbers of the Pareto front, and whether less (-1) or more (1) is better.
     """
-    keys = list(dict.fromkeys(key for result in results for key in result))
-    names = list(columns) or [k for k in keys if k not in ("method", "target", "seed")]
+    keys = keys_of(results)
+    names = list(columns) or keys[3:]
     missing = [name for name in names if name not in keys]
     if missing:
         raise ValueError(f"no column {missing[0]!r}; this pipeline has: {', '.join(keys[3:])}")
@@ -264,6 +264,11 @@ def write(
         ringed = [number for number, r in enumerate(both) if (r["method"], r["target"]) in best]
         picture = scatter(points, axes[across], axes[up], ringed, [str(r["method"]) for r in both])
         files.write_text(out / "forgetting.svg", picture)
+
+
+def keys_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`method`, `target`, `seed`, and the names of all numbers that some run has."""
+    return list(dict.fromkeys(key for result in results for key in result))
 
 
 def front(
@@ -298,7 +303,7 @@ def differences(results: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
     Intervals are Student's, over seeds (of all targets together: over targets and seeds).
     """
     first, *others = dict.fromkeys(str(r["method"]) for r in results)
-    names = list(columns) or [k for k in results[0] if k not in ("method", "target", "seed")]
+    names = list(columns) or keys_of(results)[3:]
     targets = list(dict.fromkeys(str(r["target"]) for r in results))
     values = {(r["method"], r["target"], r["seed"]): r for r in results}
     lines = [f"| method | target | number | difference from {first} | 95 % interval | |", "|---|---|---|---|---|---|"]

@@ -41,11 +41,11 @@ from erase.methods import builder
 from erase.precision import Precision
 from erase.runs import (
     STATE,
-    bar,
     check_needs,
     check_saliency,
     classified,
     draw_pictures,
+    drawn_data,
     drop,
     equip,
     new_report,
@@ -484,24 +484,19 @@ def gather(
         assert count is not None
         words = [i for i in which for _ in range(count)]
         generators = [generate.image_generator(config.seed, n) for n in range(len(words))]
-        with bar(len(words), f"drawing {what} data") as shown:
 
-            def draw(start: int) -> Tensor:
-                part = slice(start, start + config.draw.batch_size)
-                drawn = ddpm.draw_latents(
-                    ddpm.with_sampler(pipe, config.draw.sampler),
-                    words[part],
-                    generators[part],
-                    steps=config.draw.steps,
-                    guidance=config.draw.guidance,
-                    batch_size=config.draw.batch_size,
-                    autocast=precision.drawing,
-                )
-                shown.update(len(drawn) * processes.world())
-                return drawn
+        def draw(part: slice) -> Tensor:
+            return ddpm.draw_latents(
+                ddpm.with_sampler(pipe, config.draw.sampler),
+                words[part],
+                generators[part],
+                steps=config.draw.steps,
+                guidance=config.draw.guidance,
+                batch_size=config.draw.batch_size,
+                autocast=precision.drawing,
+            )
 
-            parts = processes.dealt(draw, range(0, len(words), config.draw.batch_size))
-        return torch.cat(parts), torch.tensor(words)
+        return drawn_data(draw, len(words), config.draw.batch_size, what), torch.tensor(words)
 
     if fresh:
         mean, cond = side(plan.remain, config.remain.count, "remain")

@@ -46,6 +46,7 @@ from erase.runs import (
     check_saliency,
     classified,
     draw_pictures,
+    drawn_data,
     drop,
     equip,
     new_report,
@@ -555,24 +556,19 @@ def drawn_latents(
 ) -> Tensor:
     """What the model draws for prompts, one sample of the run's seed each, `[N, C, H, W]`, with a progress bar."""
     generators = [generate.image_generator(config.seed, i) for i in samples]
-    with bar(len(words), f"drawing {what} data") as shown:
 
-        def draw(start: int) -> Tensor:
-            part = slice(start, start + config.draw.batch_size)
-            drawn = sd.draw_latents(
-                pipe,
-                words[part],
-                generators[part],
-                steps=config.draw.steps,
-                guidance=config.draw.guidance,
-                batch_size=config.draw.batch_size,
-                autocast=precision.drawing,
-            )
-            shown.update(len(drawn) * processes.world())
-            return drawn
+    def draw(part: slice) -> Tensor:
+        return sd.draw_latents(
+            pipe,
+            words[part],
+            generators[part],
+            steps=config.draw.steps,
+            guidance=config.draw.guidance,
+            batch_size=config.draw.batch_size,
+            autocast=precision.drawing,
+        )
 
-        parts = processes.dealt(draw, range(0, len(words), config.draw.batch_size))
-    return torch.cat(parts)
+    return drawn_data(draw, len(words), config.draw.batch_size, what)
 
 
 # ---------------------------------------------------------------- evaluation

@@ -63,7 +63,7 @@ class Train:
     optimizer: Literal["adam", "adamw", "sgd", "adam8bit"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of `sgd`; the Adams have betas 0.9 and 0.999. `adam8bit` needs bitsandbytes and a GPU."""
+    """Of `sgd`; the Adams have betas 0.9 and 0.999. `adam8bit` needs bitsandbytes, and its 0.50 on a CPU."""
     parameters: str = "xattn"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Condition dropout of the remain loss."""

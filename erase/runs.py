@@ -90,8 +90,7 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
     if train is not None and train.optimizer == "adam8bit":
         if find_spec("bitsandbytes") is None:
             raise ValueError("train.optimizer=adam8bit needs bitsandbytes: pip install 'erase[adam8bit]', or use adam")
-        if device.type == "cpu":
-            raise ValueError("train.optimizer=adam8bit needs a GPU: use adam")
+        check_adam8bit(device)
     heard = say if processes.rank() == 0 else lambda line: None
     line = notice(name, device)
     if line is not None:
@@ -381,6 +380,23 @@ def make_optimizer(train: Train | TrainClassifier, params: list[torch.nn.Paramet
         return small
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(params, lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+
+def check_adam8bit(device: torch.device) -> None:
+    """One step of eight-bit Adam on a tensor of the device: old versions of bitsandbytes have none for a CPU.
+
+    Raises:
+        ValueError: where it fails.
+    """
+    weight = torch.nn.Parameter(torch.ones(4096, device=device))  # fewer elements are kept in 32 bits
+    weight.grad = torch.ones_like(weight)
+    try:
+        make_optimizer(Train(steps=1, optimizer="adam8bit"), [weight]).step()
+    except Exception as error:  # what it raises is the library's affair, and differs from version to version
+        raise ValueError(
+            f"train.optimizer=adam8bit: bitsandbytes {version('bitsandbytes')} does not run on {device.type} "
+            f"({error}): update it, or use adam"
+        ) from error
 
 
 def draw_pictures(

@@ -361,20 +361,50 @@ def test_optimizers(name: Any, kind: Any) -> None:
     assert group.get("momentum") == (0.7 if name == "sgd" else None)
 
 
-def test_eight_bits_need_their_package_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
     monkeypatch.setattr(runs, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"adam8bit needs bitsandbytes: pip install 'erase\[adam8bit\]', or use adam"):
-        runs.start(config, lambda line: None)  # type: ignore[type-var]
-    monkeypatch.setattr(runs, "find_spec", lambda name: object())
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="adam8bit needs a GPU: use adam"):
         runs.start(config, lambda line: None)  # type: ignore[type-var]
     made: list[Any] = []
     optim = SimpleNamespace(Adam8bit=lambda params, **settings: made.append(settings))
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=optim))
     runs.make_optimizer(Train(steps=1, optimizer="adam8bit", lr=0.1), [])
     assert made == [{"lr": 0.1, "weight_decay": 0.0}]
+
+
+def test_eight_bits_are_tried_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cardless:
+        def __init__(self, params: list[torch.nn.Parameter], **settings: float) -> None: ...
+
+        def step(self) -> None:
+            raise NotImplementedError("no CPU kernel")
+
+    monkeypatch.setattr(runs, "find_spec", lambda name: object())
+    monkeypatch.setattr(runs, "version", lambda name: "0.43.0")
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(Adam8bit=Cardless)))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
+    with pytest.raises(ValueError, match=r"bitsandbytes 0\.43\.0 does not run on cpu \(no CPU kernel\): update it, or"):
+        runs.start(config, lambda line: None)  # type: ignore[type-var]
+
+
+def test_eight_bits_run_and_resume() -> None:
+    pytest.importorskip("bitsandbytes")
+    runs.check_adam8bit(torch.device("cpu"))
+    train = Train(steps=1, lr=0.1, optimizer="adam8bit")
+    first, second = (torch.nn.Parameter(torch.ones(64, 64)) for _ in range(2))
+    whole, stopped = runs.make_optimizer(train, [first]), runs.make_optimizer(train, [second])
+    for step in range(4):
+        if step == 2:
+            state, stopped = stopped.state_dict(), runs.make_optimizer(train, [second])
+            stopped.load_state_dict(state)
+        for weight, optimizer in ((first, whole), (second, stopped)):
+            weight.grad = weight.detach() + step
+            optimizer.step()
+    assert {value.dtype for value in whole.state[first].values() if isinstance(value, torch.Tensor)} >= {torch.uint8}
+    assert torch.equal(first, second)
+    assert not torch.equal(first, torch.ones(64, 64))
 
 
 def test_steps_that_were_timed_speak_for_those_that_were_not() -> None:

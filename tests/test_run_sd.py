@@ -377,8 +377,8 @@ def swap_numbers(out: Path) -> None:
         (lambda out: shuffle(out, "seed"), "prompts or seeds were shuffled", "not the pictures that report.json"),
         (
             lambda out: exchange(out / "images/erased/00000-00.png", out / "images/erased/00001-00.png"),
-            "not the image that manifest.jsonl tells of",
-            "not the image that manifest.jsonl tells of",
+            "not the image that manifest.jsonl names for",
+            "not the image that manifest.jsonl names for",
         ),
         (
             lambda out: exchange(out / "images/base", out / "images/erased"),

@@ -106,7 +106,7 @@ def main(
     if cut := sd.cut_prompts(pipe, [row.prompt for row in plan.rows]):
         say(sd.say_cut(pipe, cut, len(plan.rows)))
     if dry_run:
-        say("\n".join(foretell(config, plan, pipe, build, precision, command)))
+        say("\n".join(foretell(config, plan, pipe, build, method, precision, command)))
         return out / "report.html"
     weights = folders.fingerprint(source)
     record = {
@@ -227,9 +227,15 @@ def looks_at(config: SdConfig, method: Method, build: Callable[..., Method]) -> 
 
 
 def foretell(
-    config: SdConfig, plan: Plan, pipe: Any, build: Callable[..., Method], precision: Precision, command: str
+    config: SdConfig,
+    plan: Plan,
+    pipe: Any,
+    build: Callable[..., Method],
+    method: Method,
+    precision: Precision,
+    command: str,
 ) -> list[str]:
-    """What the run would learn, hold and do."""
+    """What the run would learn, hold and do; `method` is built of plain settings alone."""
     unet = pipe.unet.config
     text = torch.zeros(1, pipe.tokenizer.model_max_length, unet.cross_attention_dim, device=pipe.device)
     latents = torch.zeros(1, unet.in_channels, unet.sample_size, unet.sample_size, device=pipe.device)
@@ -240,7 +246,7 @@ def foretell(
     parts = {"own": drawn if own is None else len(own), "anchor": drawn}
     forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
     remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
-    sides = looks_at(config, build(**arguments(config.method, build)), build)
+    sides = looks_at(config, method, build)
     forget, remain = (count if looked else 0 for count, looked in zip((forget, remain), sides, strict=True))
     if config.until is None:
         pipe.vae, pipe.text_encoder = None, None  # as they will be

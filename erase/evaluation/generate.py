@@ -286,7 +286,8 @@ def generate(
     spare = {} if reuse is None else _spare(Path(reuse), record)
     done = {name: replace(row, settings=digest) for name, row in _prepare(out, record, jobs, resume).items()}
     taken = [_copy(out, job, path, digest) for job in jobs if job.file not in done and (path := spare.get(_key(job)))]
-    _append(out / MANIFEST, taken)
+    if taken:
+        _append(out / MANIFEST, taken)
     done.update((row.file, row) for row in taken)
     if progress:
         progress(len(done), len(jobs))

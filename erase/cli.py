@@ -84,19 +84,18 @@ def _let_the_first_speak(error: Exception) -> None:
 
 
 def program(name: str) -> ModuleType:
-    """A pipeline, loaded from its file: pipelines are programs, not a package."""
-    from importlib.util import module_from_spec, spec_from_file_location
+    """A pipeline, imported from its file.
+
+    Programs are no package on the path. Here they become one, `erase_pipelines`, so that they can share parts.
+    """
+    from importlib import import_module
 
     from erase import resources
 
     path = resources.pipeline_path(name)
-    spec = spec_from_file_location(f"erase_pipeline_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    package = sys.modules.setdefault("erase_pipelines", ModuleType("erase_pipelines"))
+    package.__path__ = [str(path.parent)]
+    return import_module(f"erase_pipelines.{path.stem}")
 
 
 def command_line() -> str:
@@ -197,7 +196,7 @@ def attack(
     """
     _quiet()
     _stoppable()
-    loaded = program("sd")
+    loaded = program("attacks")
     _no_loading_bars()
     loaded.attack_run(run, settings or [], out, resume=resume, command=command_line(), say=typer.echo)
 

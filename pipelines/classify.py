@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from erase import files, processes
 from erase.batches import Batches, some
@@ -39,7 +38,7 @@ from erase.losses import ASCENT, DESCENT
 from erase.methods import builder
 from erase.methods.retrain import retrain
 from erase.precision import Precision
-from erase.runs import STATE, check_needs, check_saliency, drop, equip, new_report, open_folder, run_steps, start
+from erase.runs import STATE, bar, check_needs, check_saliency, drop, equip, new_report, open_folder, run_steps, start
 from erase.saliency import Mask, load_mask
 
 NEW = "new"
@@ -429,13 +428,13 @@ def predict(config: ClassifyConfig, plan: Plan, place: Place, device: torch.devi
             return Seen(kept["train"].numpy(), kept["test"].numpy())
     model = models.open_model(place.folder, device)
     made = {}
-    with tqdm(total=len(plan.data) + len(plan.test), desc=f"predictions: {place.folder}") as bar:
+    with bar(len(plan.data) + len(plan.test), f"predictions: {place.folder}") as shown:
         for name, data in (("train", plan.data), ("test", plan.test)):
             parts = []
             for pixels in data.pixels.split(config.eval.batch_size):
                 with torch.no_grad():
                     parts.append(logits(model.net, model.prepare(pixels.to(device))).float().cpu())
-                bar.update(len(pixels))
+                shown.update(len(pixels))
             made[name] = torch.cat(parts)
     if path is not None:
         write_safetensors(path, made, meta)

@@ -51,7 +51,7 @@ class Denoise:
             batch = {**batch, "cond": torch.where(drop, model.null.to(cond), cond)}
         if self.teacher is None:
             return model.losses(batch, generator)
-        return _apart(model, batch, self.teacher, batch["cond"])
+        return model.distances(batch, Exchanged(model.net, self.teacher), generator)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class Redirect:
         model = as_denoiser(backend)
         if "t" not in batch:
             batch = model.draw(batch, generator)
-        return _apart(model, batch, self.frozen or {}, batch["anchor"])
+        noisy, t = model.noisy(batch), batch["t"]
+        prediction = model.predict(noisy, t, batch["cond"])
+        return mse(prediction, _predicted(model, self.frozen or {}, noisy, t, batch["anchor"]))
 
 
 @dataclass(frozen=True)
@@ -101,34 +103,26 @@ class Negate:
         return mse(prediction, without - self.eta * (asked - without))
 
 
-def _apart(model: Denoiser, batch: dict[str, Tensor], weights: dict[str, Tensor], cond: Tensor) -> Tensor:
-    """MSE of the prediction for the batch's `cond` to that for another, with some weights exchanged there, `[B]`."""
-    noisy = model.noisy(batch)
-    prediction = model.predict(noisy, batch["t"], batch["cond"])
-    return mse(prediction, _predicted(model, weights, noisy, batch["t"], cond))
-
-
 @torch.no_grad()
 def _predicted(model: Denoiser, weights: dict[str, Tensor], noisy: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-    """What the network predicts with some of its weights exchanged, `[B, C, H, W]`.
+    """What the network predicts with some of its weights exchanged, `[B, C, H, W]`."""
+    return model.predict_fn(Exchanged(model.net, weights), noisy, t, cond)
+
+
+class Exchanged(nn.Module):
+    """A network with some of its weights exchanged: a teacher that takes the memory of these alone.
 
     To be called after the pass with gradients: autocast caches cast weights, and a cast made without gradients would
     serve the pass that needs them. Constant weights, as exchanged ones are, are not cached.
     """
-    placed = {f"net.{name}": value for name, value in weights.items()}
-    found: Tensor = functional_call(_Prediction(model), placed, (noisy, t, cond))
-    return found
 
-
-class _Prediction(nn.Module):
-    """Gives `functional_call` a module whose forward is a denoiser's prediction."""
-
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, net: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.net, self.predict_fn = model.net, model.predict_fn
+        self.net, self.weights = net, weights
 
-    def forward(self, noisy: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return self.predict_fn(self.net, noisy, t, cond)
+    def forward(self, *args: Any, **given: Any) -> Any:
+        """What the network says."""
+        return functional_call(self.net, self.weights, args, given)
 
 
 def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objective:

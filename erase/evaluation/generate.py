@@ -286,7 +286,8 @@ def generate(
     spare = {} if reuse is None else _spare(Path(reuse), record)
     done = {name: replace(row, settings=digest) for name, row in _prepare(out, record, jobs, resume).items()}
     taken = [_copy(out, job, path, digest) for job in jobs if job.file not in done and (path := spare.get(_key(job)))]
-    _append(out / MANIFEST, taken)
+    if taken:
+        _append(out / MANIFEST, taken)
     done.update((row.file, row) for row in taken)
     if progress:
         progress(len(done), len(jobs))
@@ -492,11 +493,21 @@ def read_whole(folder: Path) -> list[ManifestRow]:
     """
     rows = read_manifest(folder)
     for row in rows:
-        if sha256(Path(folder) / row.file) != row.sha256:
-            raise ValueError(
-                f"{Path(folder) / row.file}: not the image that {MANIFEST} names for {row.prompt[:60]!r}: draw it again"
-            )
+        check_bytes(folder, row)
     return rows
+
+
+def check_bytes(folder: Path, row: ManifestRow) -> None:
+    """Refuse an image that is not as it was written.
+
+    Raises:
+        ValueError: its SHA-256 is not the manifest's, or it is missing.
+    """
+    path = Path(folder) / row.file
+    if sha256(path) != row.sha256:
+        raise ValueError(
+            f"{path}: not the image that {MANIFEST} names for {row.prompt[:60]!r}, its SHA-256 differs: draw it again"
+        )
 
 
 def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]]:
@@ -556,10 +567,10 @@ def check_images(
     """The images of a folder, in row order, if they are those that were asked for: see `generate`.
 
     Raises:
-        ValueError: the manifest has other rows, an image's bytes are not those that were written, or other
-            weights than ``weights`` drew them.
+        ValueError: as `read_whole`; or the manifest has other rows than were asked for, or other weights than
+            ``weights`` drew them.
     """
-    found = read_manifest(folder)
+    found = read_whole(folder)
     asked = [(row.prompt, row.seed, index) for row in rows for index in range(per_prompt)]
     if len(found) != len(asked):
         raise ValueError(f"{folder / MANIFEST}: {len(found)} images, expected {len(asked)}: they cannot be counted")
@@ -569,23 +580,12 @@ def check_images(
                 f"{folder / MANIFEST}: {row.file} is of {_said(row.prompt, row.seed, row.index)}, where "
                 f"{_said(*wanted)} was asked for: prompts or seeds were shuffled, so it cannot be counted"
             )
-        check_bytes(folder, row)
     theirs = drawn_by(folder)
     if weights is not None and theirs is not None and theirs != dict(weights):
         raise ValueError(
             f"{folder}: drawn by other weights than this run's, so it cannot be counted: base and erased swapped?"
         )
     return [folder / row.file for row in found]
-
-
-def check_bytes(folder: Path, row: ManifestRow) -> None:
-    """Refuse an image that is not as it was written.
-
-    Raises:
-        ValueError: its SHA-256 is not the manifest's, or it is missing.
-    """
-    if sha256(folder / row.file) != row.sha256:
-        raise ValueError(f"{folder / row.file}: not the image that {MANIFEST} tells of (its SHA-256 differs)")
 
 
 def _said(prompt: str, seed: int, index: int) -> str:

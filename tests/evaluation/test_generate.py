@@ -398,7 +398,7 @@ def test_only_what_was_asked_for_is_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"drawn by other weights than this run's.* base and erased swapped"):
         check_images(tmp_path, ROWS, 2, {"unet.safetensors": "cd"})
     shutil.copy(tmp_path / rows[0].file, tmp_path / rows[-1].file)
-    with pytest.raises(ValueError, match=rf"{rows[-1].file}: not the image that manifest\.jsonl tells of"):
+    with pytest.raises(ValueError, match=rf"{rows[-1].file}: not the image that manifest\.jsonl names for"):
         check_images(tmp_path, ROWS, 2)
 
 

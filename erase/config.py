@@ -311,8 +311,8 @@ class ForgetLabels:
     anchors: Labels = field(default_factory=list)
     """One for each label, or one for all; for `redirect`. None: another class by lot for each image (RL, SalUn)."""
     among: Literal["all", "far"] | Labels = "all"
-    """Without anchors, the classes of the lot: all that stay, those whose predictions differ from the forgotten class's
-    at least half as much as the farthest's, or some by name. What lies between near classes can look like it."""
+    """Without anchors, the classes of the lot: all that stay, the half of them whose predictions differ most from the
+    forgotten class's, or some by name. What lies between near classes can look like it."""
     earlier: Labels = field(default_factory=list)
     """Classes that were forgotten before, and are to stay so; those that the model's weight file names are added."""
     count: Positive = 500

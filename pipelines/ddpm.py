@@ -559,8 +559,8 @@ def distances(
 
 
 def far(apart: Mapping[int, float]) -> list[int]:
-    """The classes that are not near: half as far as the farthest of them, or farther."""
-    return [other for other, distance in apart.items() if 2 * distance >= max(apart.values())]
+    """The farther half of the classes, the middle one among them."""
+    return sorted(sorted(apart, key=lambda other: -apart[other])[: -(-len(apart) // 2)])
 
 
 def leaning(remain: LatentSet, apart: Sequence[Mapping[int, float]]) -> LatentSet:

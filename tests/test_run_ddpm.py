@@ -723,7 +723,7 @@ def test_far_classes_are_those_whose_predictions_differ_much(
     g = torch.Generator().manual_seed(0)
     remain = LatentSet(torch.randn(40, 1, 8, 8, generator=g), torch.arange(40) % 5, torch.arange(5))
     exact = Precision("no", torch.device("cpu"))
-    for label, forgotten, expected in ((0, [0], [3, 4]), (4, [4], [0, 1]), (2, [2, 1], [0, 4]), (1, [1], [4])):
+    for label, forgotten, expected in ((0, [0], [3, 4]), (4, [4], [0, 1]), (2, [2, 1], [0, 4]), (1, [1], [3, 4])):
         plan = program.Plan(list("abcde"), forgotten, [], None)
         apart = program.distances(plan, model, remain, label, exact, 0)
         assert apart == {other: pytest.approx((other - label) ** 2) for other in plan.remain}

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -67,6 +68,7 @@ def launch(precision: str = "no") -> Accelerator:
     # The others wait while the first one writes: longer than the ten minutes that NCCL would.
     state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
     name: Any = resolve(precision, state.device)
+    AcceleratorState._reset_state()  # a comparison's next run may have another precision; the processes stay joined
     accelerator = Accelerator(mixed_precision=name, cpu=cpu)
     check_launch(accelerator)
     return accelerator

@@ -361,6 +361,13 @@ def test_optimizers(name: Any, kind: Any) -> None:
     assert group.get("momentum") == (0.7 if name == "sgd" else None)
 
 
+def test_one_process_makes_runs_of_several_precisions() -> None:
+    for name in ("no", "fp16", "bf16", "no"):  # as a comparison does
+        config, accelerator, precision, _ = runs.start(Launched(name), lambda line: None)  # type: ignore[type-var]
+        assert (config.precision, precision.name) == (name, name)
+        assert accelerator.mixed_precision == name
+
+
 def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
     monkeypatch.setattr(runs, "find_spec", lambda name: None)

@@ -44,6 +44,7 @@ from erase.runs import (
     check_needs,
     check_saliency,
     classified,
+    denoising,
     draw_pictures,
     drawn_data,
     drop,
@@ -429,14 +430,16 @@ def foretell(
 
     balanced = None if fresh else -(-config.forget.count * len(plan.forget) // len(plan.remain))
     forget = 0 if fresh else side(plan.forget, config.forget.count) * (2 if config.forget.pictures == "both" else 1)
+
     return rehearse(
         config,
         ddpm.denoiser(pipe),
         build,
+        partial(denoising, config),
         sample,
         (forget, side(plan.remain, config.remain.count or balanced)),
-        len(plan.rows) * config.eval.images,
         precision,
+        [f"pictures: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"],
         command,
     )
 

@@ -45,6 +45,7 @@ from erase.runs import (
     check_needs,
     check_saliency,
     classified,
+    denoising,
     draw_pictures,
     drawn_data,
     drop,
@@ -376,16 +377,18 @@ def foretell(
     if config.until is None:
         pipe.vae, pipe.text_encoder = None, None  # as they will be
         gc.collect()
-    pictures = len(plan.rows) * config.eval.images
-    looks = []
+    more = [f"pictures: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"]
     if config.until is not None:
         stay = sum(p.nbytes for part in (pipe.vae, pipe.text_encoder) for p in part.parameters())
-        looks.append(
+        more.append(
             f"looks: {2 * config.until.images} pictures every {config.until.every} steps; the VAE and the text encoder "
             f"stay for them, {stay / 1e9:.3f} GB"
         )
-    lines = rehearse(config, sd.denoiser(pipe, text), build, sample, (forget, remain), pictures, precision, command)
-    return [*lines[:-1], *looks, lines[-1]]
+
+    backend = sd.denoiser(pipe, text)
+    return rehearse(
+        config, backend, build, partial(denoising, config), sample, (forget, remain), precision, more, command
+    )
 
 
 def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +23,37 @@ from erase.method import Method
 
 @dataclass(frozen=True)
 class Prepare:
-    """Pixels as a network takes them: `(x / 255 - mean) / std`, by channel, the whole image resized to `size`."""
+    """Pixels as a network takes them: resized, their middle kept, then `(x / 255 - mean) / std` by channel."""
 
     mean: tuple[float, ...] = (0.5,)
     """`[C]`"""
     std: tuple[float, ...] = (0.5,)
-    size: tuple[int, int] | None = None
-    """Height and width; None leaves images as they are."""
+    size: tuple[int, int] | int | None = None
+    """Height and width, or the shorter side (the other in proportion); None leaves images as they are."""
+    crop: tuple[int, int] | None = None
+    """Height and width of the middle; None keeps all."""
+    mode: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of resizing."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """`[B, C, H, W]`, float32, of uint8; one channel is repeated where the network takes three."""
+        """`[B, C, H, W]`, float32, of uint8; one channel is repeated where the network takes three.
+
+        Raises:
+            ValueError: for images smaller than what is kept of them.
+        """
         x = pixels.float() / 255
-        if self.size is not None and tuple(x.shape[2:]) != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        H, W = x.shape[2:]
+        size = self.size
+        if isinstance(size, int):
+            size = (size * H // min(H, W), size * W // min(H, W))
+        if size is not None and size != (H, W):
+            for part in ((H, size[1]), size):  # as Pillow: along rows, then along columns, overshoots cut in between
+                x = F.interpolate(x, part, mode=self.mode, antialias=True).clamp(0, 1)
+        if self.crop is not None:
+            (H, W), (h, w) = x.shape[2:], self.crop
+            if h > H or w > W:
+                raise ValueError(f"images of {H}×{W} pixels are smaller than the {h}×{w} that are kept of them")
+            x = x[:, :, (H - h) // 2 :, (W - w) // 2 :][:, :, :h, :w]
         mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 

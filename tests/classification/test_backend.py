@@ -128,12 +128,22 @@ def test_flips_are_of_every_second_image() -> None:
 
 def test_pixels_are_prepared_as_the_librarys_processor_does(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """The folder's own file, read by transformers; resizing differs by the rounding to bytes between its steps."""
-    pixels = torch.randint(256, (2, 3, 10, 10), generator=toys.gen(), dtype=torch.uint8)
-    for size, tolerance in ((None, 1e-6), ((6, 6), 2.1 / 255 / 0.2)):
+    pixels = torch.randint(256, (2, 3, 10, 13), generator=toys.gen(), dtype=torch.uint8)
+    step = 2.1 / 255 / 0.2
+    for size, crop, mode, tolerance in (
+        (None, None, "bilinear", 1e-6),
+        (None, (4, 6), "bilinear", 1e-6),
+        ((6, 6), None, "bilinear", step),
+        ((6, 8), (5, 5), "bicubic", step),
+        (7, None, "bicubic", step),
+        (7, (4, 6), "bilinear", step),
+    ):
         made = micro_classify.model({**micro_classify.VIT, "image_size": 8})
-        prepare = Prepare((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), size)
-        models.save(models.Model(made.net, made.labels, prepare, 3), tmp_path / str(size))
-        processor = AutoImageProcessor.from_pretrained(tmp_path / str(size), backend="pil")
+        prepare = Prepare((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), size, crop, mode)
+        folder = tmp_path / f"{size} {crop} {mode}"
+        models.save(models.Model(made.net, made.labels, prepare, 3), folder)
+        assert models.open_model(folder).prepare == prepare
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
         theirs = np.asarray(processor(images=images, return_tensors="np")["pixel_values"])
         assert np.abs(prepare(pixels).numpy() - theirs).max() <= tolerance

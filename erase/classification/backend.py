@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from erase import processes
 from erase.backend import LossFn
 from erase.losses import Objective
 from erase.method import Method
@@ -174,3 +175,65 @@ def keeping_statistics(net: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+def together(net: nn.Module) -> nn.Module:
+    """The same network; with several processes batch normalisation is by the whole batch, not a process's share of it.
+
+    (torch's own synchronised one takes no tensors on a CPU.)
+    """
+    if processes.world() > 1:
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.forward = partial(_normalise, module)  # type: ignore[method-assign]
+    return net
+
+
+def _normalise(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """What the module gives for the whole batch, of which `x` `[B, C, …]` is this process's share."""
+    if not module.training and module.running_mean is not None:
+        return type(module).forward(module, x)
+    y, each = x.float(), [i for i in range(x.ndim) if i != 1]
+    n = processes.world() * y.numel() // y.shape[1]
+    mean = _total(y.sum(each)) / n
+    y = y - _across(mean, x)
+    var = _total(y.square().sum(each)) / n
+    if module.training and module.track_running_stats:
+        _follow(module, mean.detach(), var.detach() * n / max(n - 1, 1))
+    y = y * _across(torch.rsqrt(var + module.eps), x)
+    if module.affine:
+        y = y * _across(module.weight, x) + _across(module.bias, x)
+    return y.to(x.dtype)
+
+
+def _across(values: Tensor, x: Tensor) -> Tensor:
+    """`[C]` as it is spread over `x`."""
+    return values.view(1, -1, *[1] * (x.ndim - 2))
+
+
+@torch.no_grad()
+def _follow(module: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Running statistics take a step."""
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked += 1
+    rate = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
+    for running, seen in ((module.running_mean, mean), (module.running_var, var)):
+        assert running is not None
+        running.lerp_(seen.to(running.dtype), rate)
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes; of the gradient too, as every process's loss is made of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return processes.total(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return processes.total(grads[0])
+
+
+def _total(x: Tensor) -> Tensor:
+    found: Tensor = _Total.apply(x)  # type: ignore[no-untyped-call]
+    return found

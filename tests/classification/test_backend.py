@@ -1,14 +1,23 @@
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+
+import launched
 import micro_classify
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from accelerate import PartialState
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor
 
+from erase import processes
 from erase.backend import Comparing, Drawing
+from erase.checkpoint import write_safetensors
 from erase.classification import models
 from erase.classification.backend import (
     RELABEL,
@@ -17,6 +26,7 @@ from erase.classification.backend import (
     Prepare,
     keeping_statistics,
     logits,
+    together,
     without_statistics,
 )
 from erase.fisher import fisher_diagonal
@@ -209,3 +219,54 @@ def test_ascent_alone_moves_no_statistics() -> None:
     method = without_statistics(gradient_ascent(fast_rate=1e-3))
     unlearn(classifier(net), method, [BATCH], None, steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), seed=0)
     assert toys.same(statistics(net), before)
+
+
+# ------------------------------------------------------------ several processes
+
+
+def normalised(net: nn.Module, x: torch.Tensor, share: slice) -> dict[str, torch.Tensor]:
+    """Logits of a share, the gradients of the whole batch's mean loss, and the statistics afterwards."""
+    out = logits(net, x[share])
+    (out.square().mean() * len(out) / len(x)).backward()
+    grads = {name: processes.total(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+    net.eval()
+    with torch.no_grad():
+        return {"logits": out.detach(), "later": logits(net, x), **grads, **dict(net.named_buffers())}
+
+
+@pytest.mark.parametrize("how", ["plain", "kept", "cumulative", "copied"])
+def test_batch_normalisation_is_by_the_whole_batch(how: str, tmp_path: Path) -> None:
+    """In two processes each with half of it: outputs, gradients, running statistics, to rounding."""
+    x = torch.randn(8, 1, 8, 8, generator=toys.gen())
+    x[4:] += 3  # halves of other means
+
+    def network() -> nn.Module:
+        net = micro_classify.model().net.train()
+        for module in net.modules():
+            if how == "cumulative" and isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        return net
+
+    def work() -> None:
+        PartialState(cpu=True)
+        net = together(network())
+        net = copy.deepcopy(net) if how == "copied" else net
+        half = slice(processes.rank() * 4, processes.rank() * 4 + 4)
+        with keeping_statistics(net) if how == "kept" else nullcontext():
+            found = normalised(net, x, half)
+        write_safetensors(tmp_path / f"{processes.rank()}.safetensors", found, {})
+
+    assert launched.two(work, tmp_path / "log") == [0, 0], (tmp_path / "log.0").read_text()
+    net = network()
+    with keeping_statistics(net) if how == "kept" else nullcontext():
+        expected = normalised(net, x, slice(None))
+    parts = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    torch.testing.assert_close(torch.cat([part.pop("logits") for part in parts]), expected.pop("logits"))
+    for part in parts:
+        toys.close(part, expected, rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_alone_a_network_stays_as_it_is() -> None:
+    net = micro_classify.model().net
+    assert together(net) is net
+    assert not any("forward" in vars(module) for module in net.modules())

@@ -251,7 +251,7 @@ def save(
 ) -> None:
     """The model, in the form it came in; a new one as a pipeline."""
     if source is not None:
-        target = {"forget": plan.forget, "anchors": plan.anchors}
+        target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
         meta = saving.provenance(config, preset, source, target, mask) | {folders.FORGOTTEN: json.dumps(plan.gone)}
         saving.save(source, values, out, meta, form)
     elif not (out / saving.MODEL).exists():

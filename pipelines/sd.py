@@ -216,7 +216,7 @@ def main(
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
         processes.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, given, objective, forget, remain
-    target = {"forget": plan.forget, "anchors": plan.anchors}
+    target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
     meta = processes.first(partial(saving.provenance, config, preset, source, target, mask, timing["steps"]))
     meta |= {folders.FORGOTTEN: json.dumps(list(dict.fromkeys([*gone, *marks(config, plan)])))}
     processes.first(partial(saving.save, source, values, out, meta, form))

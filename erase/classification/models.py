@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     AutoModelForImageClassification,
 )
 
-from erase import files, resources
+from erase import files
 from erase.backend import drawn_from
 from erase.checkpoint import read_safetensors
 from erase.classification.backend import Prepare
@@ -51,20 +51,6 @@ class Model:
         kept: Any = self.net.config
         idle = ("_name_or_path", "transformers_version", "dtype", "architectures")
         return {k: v for k, v in kept.to_dict().items() if k not in idle}
-
-
-def locate(model: str) -> Path:
-    """The folder of a classifier: an embedded one's name, or a folder.
-
-    Raises:
-        ValueError: for a name or path that leads nowhere, or to something else.
-    """
-    folder = resources.tiny_path(model) if model in resources.list_tiny() else Path(model)
-    if not folder.is_dir():
-        raise ValueError(f"no model {model!r}: not a folder, not one of: {', '.join(resources.list_tiny())}, not new")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no folder of a transformers image classifier: it has no config.json")
-    return folder
 
 
 def open_model(folder: Path, device: torch.device | str = "cpu") -> Model:
@@ -160,8 +146,21 @@ def renew(model: Model, seed: int) -> nn.Module:
     return _ready(net, model.labels, model.prepare, device).net
 
 
+def stored(net: nn.Module) -> dict[str, Tensor]:
+    """All weights and statistics under the names that `transformers` keeps them by in files.
+
+    It has other names for a ViT and a Swin in memory; only its own writing says which they were.
+    """
+    pretrained: Any = net
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained.save_pretrained(folder)
+        return {
+            n: t.clone() for path in Path(folder).glob("*.safetensors") for n, t in read_safetensors(path)[0].items()
+        }
+
+
 def save(model: Model, out: Path) -> None:
-    """Write a classifier's folder, in float32; it appears whole or not at all.
+    """Write a new classifier's folder, in float32; it appears whole or not at all.
 
     Raises:
         ValueError: if `out` exists.
@@ -175,11 +174,6 @@ def save(model: Model, out: Path) -> None:
         net.save_pretrained(target, state_dict={k: v.contiguous() for k, v in net.state_dict().items()})
         files.write_json(target / PREPROCESSOR, _prepare_config(model.prepare))
         target.rename(out)
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weight file."""
-    return {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _ready(net: Any, labels: tuple[str, ...], prepare: Prepare, device: torch.device | str) -> Model:
@@ -235,7 +229,7 @@ def _read_prepare(folder: Path) -> Prepare:
     found = files.read_json(path)
     try:
         return _prepare_of(found)
-    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} does not say how pixels are given to the network ({reason})") from error
 

@@ -135,16 +135,12 @@ def _run(
     data = config.read_preset(resources.preset_path(preset))
     if data.get("pipeline") != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
-    if dry_run and pipeline == "classify":
-        raise ValueError("--dry-run knows the pipelines sd and ddpm, not classify: leave it out")
     # Checked here, before the program is loaded: its libraries take seconds.
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
     loaded = program(pipeline)
     _no_loading_bars()
     options: dict[str, Any] = {"resume": resume, "command": command_line(), "preset": preset, "form": form}
-    if dry_run:
-        options["dry_run"] = True
-    loaded.main(checked, out, say=typer.echo, **options)
+    loaded.main(checked, out, say=typer.echo, dry_run=dry_run, **options)
 
 
 @app.command()
@@ -756,13 +752,13 @@ def apply(
     from tqdm import tqdm
 
     from erase import delta as deltas
-    from erase.diffusion import folders
+    from erase import saving
 
     change = deltas.open_delta(delta)
     source = _locate(base)
     with tqdm(desc="tensors") as bar:
-        values = deltas.apply(change, folders.unet_tensors(source), undo=undo)
-        folders.save(source, values, out, change.base_meta if undo else change.meta, bar.update)
+        values = deltas.apply(change, saving.tensors(source), undo=undo)
+        saving.write(source, values, out, change.base_meta if undo else change.meta, bar.update)
     typer.echo(str(out))
 
 
@@ -790,16 +786,27 @@ def _mapping(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def _locate(model: str) -> Any:
-    """A checkpoint of either pipeline."""
+    """A checkpoint of any pipeline."""
     from erase import resources
+
+    folder = resources.tiny_path(model) if model in resources.list_tiny() else Path(model)
+    index, config = folder / "model_index.json", folder / "config.json"
+    lone = not index.exists() and config.exists()
+    if lone and _is_classifier(_mapping(config)):
+        from erase.classification import folders as classifiers
+
+        return classifiers.locate(model)
     from erase.diffusion import ddpm
     from erase.diffusion import stable_diffusion as sd
 
-    folder = resources.tiny_path(model) if model in resources.list_tiny() else Path(model)
-    index = folder / "model_index.json"
     unet = _mapping(index).get("unet") if index.exists() else None
-    lone = not index.exists() and (folder / "config.json").exists()
     return ddpm.locate(model) if lone or (isinstance(unet, list) and unet[-1:] == ["UNet2DModel"]) else sd.locate(model)
+
+
+def _is_classifier(config: dict[str, Any]) -> bool:
+    """Whether a folder's configuration is that of an image classifier of `transformers`."""
+    names = config.get("architectures")
+    return isinstance(names, list) and any(str(name).endswith("ForImageClassification") for name in names)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -824,21 +831,27 @@ def _describe_folder(path: Path) -> dict[str, Any]:
         return _describe_file(alone[0])
     if (path / "config.json").exists():
         config = _mapping(path / "config.json")
-        if config.get("_class_name") == "UNet2DModel":
+        if config.get("_class_name") == "UNet2DModel" or _is_classifier(config):
             return _describe_model(path)
         return {"kind": "transformers model", "architectures": config.get("architectures")}
     raise ValueError(f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json")
 
 
 def _describe_model(path: Path) -> dict[str, Any]:
-    from erase.diffusion import ddpm, folders
-    from erase.diffusion import stable_diffusion as sd
-    from erase.diffusion.single_file import SingleFile, provenance
+    from erase import saving, weights
+    from erase.classification import folders as classifiers
 
     source = _locate(str(path))
-    is_sd = isinstance(source, SingleFile) or (source.folder / "vae").is_dir()
-    what = sd.describe(source) if is_sd else ddpm.describe(source)
-    return {**what, **provenance(folders.unet_header(source)), "sha256": folders.fingerprint(source)}
+    if isinstance(source, classifiers.Source):
+        what, hashes = classifiers.describe(source), classifiers.fingerprint(source)
+    else:
+        from erase.diffusion import ddpm, folders
+        from erase.diffusion import stable_diffusion as sd
+        from erase.diffusion.single_file import SingleFile
+
+        is_sd = isinstance(source, SingleFile) or (source.folder / "vae").is_dir()
+        what, hashes = sd.describe(source) if is_sd else ddpm.describe(source), folders.fingerprint(source)
+    return {**what, **weights.provenance(saving.header(source)), "sha256": hashes}
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

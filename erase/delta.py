@@ -130,7 +130,7 @@ def apply(delta: Delta, stored: Mapping[str, Tensor], *, undo: bool = False) -> 
         what = "the model that it erased" if undo else f"its base, {model}"
         known = {ends[0]: f"they are its base's, {model}", ends[1]: "they are erased already"}
         reason = known.get(found, f"their SHA-256 is {found[:16]}…, expected {start[:16]}…")
-        raise ValueError(f"{delta.path} takes the UNet's weights of {what}; {reason}")
+        raise ValueError(f"{delta.path} takes the weights of {what}; {reason}")
 
     def get(name: str) -> Tensor:
         old = stored[name]

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from erase.backend import LossFn, device_of, map_batch, trainable
-from erase.diffusion.denoiser import Denoiser
+from erase.backend import Backend, Drawing, LossFn, device_of, map_batch, trainable
 from erase.method import Method
 
 OPTIMIZERS = {"adam": 8, "adamw": 8, "sgd": 4, "adam8bit": 2}
@@ -29,6 +28,10 @@ M_MMAP_THRESHOLD = -3
 """glibc's number of the setting (malloc.h)."""
 KEPT = 1_000_000
 """Bytes from which on memory is given back."""
+
+
+class Model(Backend[Any], Drawing, Protocol):
+    """What can be followed: a backend whose randomness is drawn apart from its loss."""
 
 
 def used() -> int:
@@ -57,7 +60,7 @@ def peak() -> dict[str, int]:
 
 
 @contextmanager
-def hollow(backend: Denoiser) -> Iterator[Denoiser]:
+def hollow(backend: Model) -> Iterator[Model]:
     """A copy of the model without data: within the context everything has a size and a device, and no values."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         memo: dict[int, Any] = {id(x): mode.from_tensor(x) for x in tensors_of(backend)}
@@ -65,7 +68,7 @@ def hollow(backend: Denoiser) -> Iterator[Denoiser]:
 
 
 def passes(
-    backend: Denoiser,
+    backend: Model,
     loss: LossFn,
     sample: dict[str, Tensor],
     rows: int,
@@ -133,7 +136,7 @@ class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def held(backend: Denoiser, data: int) -> dict[str, int]:
+def held(backend: Model, data: int) -> dict[str, int]:
     """What is in memory all the time, by item; `data` bytes are cached, on the CPU."""
     weights = sum(x.nbytes for x in (*backend.net.parameters(), *backend.net.buffers()))
     if device_of(backend.net).type != "cpu":
@@ -169,7 +172,7 @@ def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: 
     }
 
 
-def tensors_of(backend: Denoiser) -> list[Tensor]:
+def tensors_of(backend: Model) -> list[Tensor]:
     """Weights, buffers and whatever else the model holds."""
     own = [x for x in vars(backend).values() if isinstance(x, Tensor)]
     return [*backend.net.parameters(), *backend.net.buffers(), *own]

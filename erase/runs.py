@@ -460,31 +460,41 @@ def classified(paths: Sequence[Path], classifier: Path, **settings: Any) -> clas
     return classes.joined(parts)
 
 
+def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
+    """What the runs of diffusion models do on forget and on remain data."""
+    return (
+        forget_objective(config.forget.loss, net, config.forget.target),
+        remain_objective(config.remain.loss, net, config.train.dropout),
+    )
+
+
 def rehearse(
     config: Any,
-    backend: Denoiser,
+    backend: memory.Model,
     build: Callable[..., Method],
+    objectives: Callable[[Any], tuple[Objective, Objective]],
     sample: dict[str, Tensor],
     sides: tuple[int, int],
-    pictures: int,
     precision: Precision,
+    more: Sequence[str],
     command: str,
 ) -> list[str]:
     """What a run would learn, hold and do, in lines; nothing is computed.
 
     Args:
-        config: of the run.
-        backend: its model.
+        config: has `method`, `saliency` and `train`.
+        backend: the model, its network in the mode in which it learns.
         build: its method's builder.
+        objectives: of a network, what is to be done on forget and on remain data.
         sample: a batch of one, of any values.
         sides: how many forget and remain samples are cached.
-        pictures: how many are drawn of each model, to be counted.
         precision: of the forward passes.
+        more: lines on what else would be done.
         command: as it was typed.
     """
     takes = inspect.signature(build).parameters
     wanted: Saliency = config.saliency
-    train: Train = config.train
+    train: Train | TrainClassifier = config.train
     masked = "mask" in takes and wanted.kind != "none"
     n = sum(p.numel() for p in trainable(backend.net).values())
     every = sum(p.numel() for p in backend.net.parameters())
@@ -493,10 +503,7 @@ def rehearse(
     with memory.hollow(backend) as model:
         net: Any = model.net
         with memory.Made(memory.tensors_of(model)) as made:
-            given: dict[str, Any] = {
-                "forget": forget_objective(config.forget.loss, net, config.forget.target),
-                "remain": remain_objective(config.remain.loss, net, train.dropout),
-            }
+            given: dict[str, Any] = dict(zip(("forget", "remain"), objectives(net), strict=True))
             for name in ("fisher", "origin"):
                 if name in takes:
                     given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
@@ -508,6 +515,8 @@ def rehearse(
             )
         copies = made.now + 4 * every * len(teachers)
         used = [o.loss for o in (method.forget, method.remain) if o is not None]
+        mode = net.training
+        net.eval()  # as it is while a mask is made
         if masked or "fisher" in takes:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
@@ -521,7 +530,8 @@ def rehearse(
                     height = max(memory.passes(model, f, sample, rows, nullcontext) for f in losses)
                 height += 4 * n * (rows - 1)
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
-        if train.checkpointing:
+        net.train(mode)
+        if isinstance(train, Train) and train.checkpointing:
             net.enable_gradient_checkpointing()
         share = train.batch_size // processes.world()
         rows = min(train.micro_batch or share, share)
@@ -539,7 +549,7 @@ def rehearse(
     lines += [
         f"data: {sides[0]} forget and {sides[1]} remain samples; {samples} passes for the mask",
         f"steps: {train.steps} of {train.batch_size} samples, {forgets} fast and {remains} slow phases",
-        f"pictures: {pictures} of each model, {config.draw.steps} sampler steps each",
+        *more,
         f"command: {command.replace(' --dry-run', '')}",
     ]
     return lines

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from erase.checkpoint import digest
+from erase import weights
+from erase.checkpoint import Lazy, digest
+from erase.classification import folders as classifiers
 from erase.delta import write_delta
-from erase.diffusion import folders, single_file
-from erase.diffusion.folders import Source
+from erase.diffusion import folders
 from erase.diffusion.ldm import EMA
 from erase.diffusion.single_file import SingleFile
 from erase.runs import versions
 from erase.saliency import Mask
 
+Source = folders.Source | SingleFile | classifiers.Source
+"""A model on disk, of any pipeline."""
 Form = Literal["full", "delta"]
 MODEL, DELTA = "model", "delta.safetensors"
 
@@ -27,8 +30,8 @@ MODEL, DELTA = "model", "delta.safetensors"
 def provenance(
     config: Any,
     preset: str,
-    source: Source | SingleFile,
-    target: Mapping[str, Any],
+    source: Source,
+    target: Mapping[str, str],
     mask: Mask | None,
     steps: int | None = None,
 ) -> dict[str, str]:
@@ -38,7 +41,7 @@ def provenance(
         config: has `method`, `seed` and `train`.
         preset: its name or file.
         source: the base model.
-        target: what is to be forgotten, and its anchors.
+        target: what is to be forgotten, by its hash, as a key of the header (see `hidden`).
         mask: the mask, if there is one.
         steps: how many were done, if not all.
     """
@@ -51,14 +54,19 @@ def provenance(
         "erase_method": str(config.method["name"]),
         "erase_settings": json.dumps(dict(config.method), sort_keys=True),
         "erase_preset": Path(preset).stem,
-        "erase_train": f"{config.train.parameters}, {done}, seed {config.seed}",
-        "erase_prompts_sha256": hashlib.sha256(json.dumps(target, sort_keys=True).encode()).hexdigest(),
+        "erase_train": f"{getattr(config.train, 'parameters', 'full')}, {done}, seed {config.seed}",
+        **target,
         "erase_base": where.resolve().name if where.exists() else source.name,
-        "erase_base_sha256": digest(folders.unet_tensors(source)),
+        "erase_base_sha256": digest(tensors(source)),
         "erase_mask_density": "none" if mask is None else f"{mask.density:.6f}",
         "erase_versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         **({"erase_left_out": f"{len(averages)} tensors of {EMA}*"} if averages else {}),
     }
+
+
+def hidden(target: Mapping[str, Any]) -> dict[str, str]:
+    """Prompts or classes to be forgotten and their anchors, for `provenance`."""
+    return {"erase_prompts_sha256": hashlib.sha256(json.dumps(target, sort_keys=True).encode()).hexdigest()}
 
 
 def mark(name: str) -> str:
@@ -66,24 +74,50 @@ def mark(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def save(
-    source: Source | SingleFile, tensors: Mapping[str, Tensor], out: Path, meta: Mapping[str, str], form: Form
+def tensors(source: Source) -> Lazy:
+    """The weights that erasing may change, as they are stored: the UNet's, or all of a classifier."""
+    return classifiers.tensors(source) if isinstance(source, classifiers.Source) else folders.unet_tensors(source)
+
+
+def header(source: Source) -> dict[str, str]:
+    """The header of the file that holds them."""
+    return classifiers.header(source) if isinstance(source, classifiers.Source) else folders.unet_header(source)
+
+
+def write(
+    source: Source,
+    values: Mapping[str, Tensor],
+    out: Path,
+    meta: Mapping[str, str],
+    progress: Callable[[int], object] | None = None,
 ) -> None:
+    """Write a model again with other weights, in the form it came in; arguments as those of `folders.save`."""
+    if isinstance(source, classifiers.Source):
+        classifiers.save(source, values, out, meta, progress)
+    else:
+        folders.save(source, values, out, meta, progress)
+
+
+def save(source: Source, values: Mapping[str, Tensor], out: Path, meta: Mapping[str, str], form: Form) -> None:
     """Write the erased model into a run's folder; and as a delta, if that is what will be kept (see `settle`).
 
     Args:
         source: the base model.
-        tensors: new values of the trained weights.
+        values: new values of the trained weights.
         out: the run's folder.
         meta: provenance.
         form: what will be kept.
     """
-    if not (out / MODEL).exists():
-        folders.save(source, tensors, out / MODEL, meta)
+    model = out / MODEL
+    if not model.exists():
+        write(source, values, model, meta)
     if form == "delta" and not (out / DELTA).exists():
-        erased = folders.unet_tensors(folders.saved(source, out / MODEL))
-        before = single_file.provenance(folders.unet_header(source))
-        write_delta(folders.unet_tensors(source), erased, out / DELTA, meta, before)
+        erased = tensors(_saved(source, model))
+        write_delta(tensors(source), erased, out / DELTA, meta, weights.provenance(header(source)))
+
+
+def _saved(source: Source, out: Path) -> Source:
+    return classifiers.saved(source, out) if isinstance(source, classifiers.Source) else folders.saved(source, out)
 
 
 def finished(out: Path) -> bool:
@@ -92,7 +126,7 @@ def finished(out: Path) -> bool:
 
 
 def settle(out: Path, form: Form) -> None:
-    """Remove the model of a run that keeps the delta alone, whole: it is needed no more once its pictures are drawn."""
-    if form == "delta":
+    """Remove the model of a run that keeps the delta alone, whole: it is needed no more once it was measured."""
+    if form == "delta" and (out / DELTA).exists() and (out / MODEL).exists():
         with tempfile.TemporaryDirectory(prefix=f".{MODEL}.", suffix=".tmp", dir=out) as temporary:
             (out / MODEL).rename(Path(temporary) / MODEL)

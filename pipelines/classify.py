@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from erase import files, processes
+from erase import files, processes, saving
 from erase.batches import Batches, some
-from erase.checkpoint import read_safetensors, write_safetensors
-from erase.classification import metrics, models, splits
-from erase.classification.backend import RELABEL, Augment, Classifier, logits, without_statistics
+from erase.checkpoint import digest, read_safetensors, write_safetensors
+from erase.classification import folders, metrics, models, splits
+from erase.classification.backend import RELABEL, Augment, Classifier, logits, together, without_statistics
 from erase.classification.models import Model
 from erase.classification.splits import Split
 from erase.config import ClassifyConfig, Recipe, TrainClassifier, arguments, dump
@@ -34,12 +35,25 @@ from erase.data import LabelledImages, class_number, read_labelled
 from erase.evaluation import report
 from erase.evaluation.classes import score
 from erase.evaluation.stats import mcnemar_exact
-from erase.losses import ASCENT, DESCENT
+from erase.losses import ASCENT, DESCENT, Objective
+from erase.method import Method
 from erase.methods import builder
 from erase.methods.retrain import retrain
 from erase.precision import Precision
-from erase.runs import STATE, bar, check_needs, check_saliency, drop, equip, new_report, open_folder, run_steps, start
-from erase.saliency import Mask, load_mask
+from erase.runs import (
+    STATE,
+    bar,
+    check_needs,
+    check_saliency,
+    drop,
+    equip,
+    new_report,
+    open_folder,
+    rehearse,
+    run_steps,
+    start,
+)
+from erase.saliency import load_mask
 
 NEW = "new"
 TRAINING = 1
@@ -82,18 +96,17 @@ def main(
     command: str = "",
     say: Say = print,
     preset: str = "",
-    form: str = "full",
+    form: saving.Form = "full",
+    dry_run: bool = False,
 ) -> Path:
-    """Run it all; the path of the report. `preset` is named in the report; `form` can only be `full`.
+    """Run it all; the path of the report. `preset` is named in the model's card, `form` is what is kept of it.
+
+    A dry run says what would be done, and writes nothing.
 
     Raises:
         ValueError: for settings, splits, models or data that cannot be used.
     """
-    if form != "full":
-        raise ValueError(f"erase run classify keeps whole models: leave out --save {form}")
     config, accelerator, precision, say = start(config, say)
-    if processes.world() > 1:
-        raise ValueError(f"erase run classify runs in one process so far; launched with {processes.world()}")
     device = accelerator.device
     metrics.check_sklearn()
     build = builder(str(config.method.get("name", "")))
@@ -101,47 +114,72 @@ def main(
     method = build(**settings)  # refuses values out of range now, not after the training
     check_needs(build, ("new_net",))
     check_saliency(config.saliency, build)
+    if method.fresh and form == "delta":
+        raise ValueError(f"--save delta keeps what changed, and {method.name} makes new weights: leave it out")
     plan = make_plan(config, method.fresh)
     model = open_model(config, plan, device)
     check(config, plan, model, method.fresh)
+    compared = Comparison(config, plan, model, accelerator, say)
+    if dry_run:
+        say("\n".join(foretell(compared, build, precision, method.fresh, command)))
+        return out / "report.html"
     record = {
         "plan": {"split": plan.split.digest, "target": plan.target},
         "base": {
             "model": config.model,
-            "weights": {} if config.model == NEW else models.fingerprint(models.locate(config.model)),
+            "weights": {} if config.model == NEW else folders.fingerprint(folders.locate(config.model)),
         },
         "data": {"images": len(plan.data), "sha256": plan.split.data, "test_sha256": plan.test.digest},
     }
-    open_folder(config, out, record, command, resume)
-    splits.write(plan.split, out / "split.json")
+    processes.first(lambda: open_folder(config, out, record, command, resume))
+    processes.first(lambda: splits.write(plan.split, out / "split.json"))
     timing_path, mask_path = out / "timing.json", out / "saliency.safetensors"
-    if resume and (out / "model").exists() and (out / "report.json").exists():
-        timing_path.unlink(missing_ok=True)
-        say(f"finished before: {report.write_html(out)}")
+    if resume and processes.first(lambda: saving.finished(out)):
+        drop(out, timing_path.name)
+        processes.first(lambda: saving.settle(out, form))
+        say(f"finished before: {processes.first(lambda: report.write_html(out))}")
         return out / "report.html"
 
-    compared = Comparison(config, plan, model, accelerator, say)
     base = compared.base()
     retrained = compared.retrained()
-    if not (out / "model").exists():
-        if method.fresh:
-            assert retrained is not None
-            files.write_json(timing_path, {"erase_s": retrained.seconds})
-            copy(retrained.folder, out / "model")
-        else:
+    if method.fresh:
+        assert retrained is not None
+        processes.first(partial(copy, retrained, out))
+    else:
+        unlearned: Model | None = None
+        if not processes.first((out / saving.MODEL).exists):
             say(f"{config.model}: {config.method['name']} forgets {plan.target} of {len(plan.split.train)}")
-            unlearn(config, plan, base.folder, accelerator, precision, out, resume)
+            unlearned = unlearn(config, plan, base.source.folder, accelerator, precision, out, resume)
+        processes.first(partial(save, config, plan, base.source, unlearned, out, mask_path, preset, form))
     drop(out, *STATE)
-    timing = files.read_json(timing_path)
-    unlearned = Place(out / "model", cache=retrained.cache if method.fresh and retrained is not None else None)
-    mask = load_mask(mask_path) if mask_path.exists() else None
-    result = make_report(config, plan, base, unlearned, retrained, device, mask, timing, command)
-    files.write_json(out / "report.json", result | ({"preset": preset} if preset else {}))
-    timing_path.unlink()
+    cache = retrained.cache if method.fresh and retrained is not None else None
+    places = {"before": base, "after": Place(folders.locate(out / saving.MODEL), cache=cache)}
+    places |= {} if retrained is None else {"retrained": retrained}
+    seen = {key: predict(config, plan, place, device) for key, place in places.items()}
+    result = processes.first(partial(make_report, config, plan, places, seen, out, mask_path, command))
+    processes.first(lambda: files.write_json(out / "report.json", result | ({"preset": preset} if preset else {})))
+    processes.first(lambda: saving.settle(out, form))
+    drop(out, timing_path.name)
     for line in table(result):
         say(line)
-    say(f"report: {report.write_html(out)}")
+    say(f"report: {processes.first(lambda: report.write_html(out))}")
     return out / "report.html"
+
+
+def save(
+    config: ClassifyConfig,
+    plan: Plan,
+    source: folders.Source,
+    model: Model | None,
+    out: Path,
+    mask_path: Path,
+    preset: str,
+    form: saving.Form,
+) -> None:
+    """The unlearned model, in the form its base came in; without one it is in the run's folder already."""
+    mask = load_mask(mask_path) if mask_path.exists() else None
+    meta = saving.provenance(config, preset, source, {"erase_split_sha256": plan.split.digest}, mask)
+    saving.save(source, {} if model is None else models.stored(model.net), out, meta, form)
 
 
 # ---------------------------------------------------------------- before anything is computed
@@ -191,7 +229,7 @@ def open_model(config: ClassifyConfig, plan: Plan, device: torch.device) -> Mode
     if config.model != NEW:
         if config.architecture is not None:
             raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
-        return models.open_model(models.locate(config.model), device)
+        return models.open_model(folders.locate(config.model).folder, device)
     if config.architecture is None:
         raise ValueError("model=new needs an architecture: give architecture.model_type=resnet and so on")
     depth, height, width = plan.data.pixels.shape[1:]
@@ -202,8 +240,8 @@ def check(config: ClassifyConfig, plan: Plan, model: Model, fresh: bool) -> None
     """Find out now, not after the training, what cannot work.
 
     Raises:
-        ValueError: for a model of other classes or images than the data, a missing recipe or train, or a retrained
-            model that does not fit.
+        ValueError: for a model of other classes or images than the data, a missing recipe or train, a recipe's batch
+            that does not divide over the processes, or a retrained model that does not fit.
     """
     fits(config.model, model, plan.data)
     own = [key for key in config.method if key != "name"]
@@ -212,13 +250,17 @@ def check(config: ClassifyConfig, plan: Plan, model: Model, fresh: bool) -> None
     if config.train is None and not fresh:
         raise ValueError("the setting train.steps is missing: give train.steps=…")
     wanted = config.eval.retrained
-    if config.recipe is None and (config.model == NEW or fresh or wanted is True):
+    trains = config.model == NEW or fresh or wanted is True
+    if config.recipe is None and trains:
         raise ValueError(
             "training and retraining need a recipe: give recipe.epochs=… and so on, or eval.retrained=false with a "
             "trained model"
         )
+    size = 0 if config.recipe is None else config.recipe.batch_size
+    if trains and size % processes.world():
+        raise ValueError(f"recipe.batch_size {size} does not divide over {processes.world()} processes")
     if isinstance(wanted, str):
-        fits(wanted, models.open_model(models.locate(wanted)), plan.data)
+        fits(wanted, models.open_model(folders.locate(wanted).folder), plan.data)
 
 
 def fits(name: str, model: Model, data: LabelledImages) -> None:
@@ -246,6 +288,30 @@ def training_seed(config: ClassifyConfig) -> int:
     return config.seed if own is None else own
 
 
+def foretell(
+    compared: Comparison, build: Callable[..., Method], precision: Precision, fresh: bool, command: str
+) -> list[str]:
+    """What the run would learn, hold and do."""
+    config, plan, model = compared.config, compared.plan, compared.model
+    remain = len(plan.split.remain)
+    sides = (0, remain) if fresh else (len(plan.split.forget), num_remain(config, plan))
+    if fresh:
+        assert config.recipe is not None
+        config = replace(config, train=loop_of(config.recipe, num_steps(config.recipe, remain)))
+    more = []
+    for what, index in compared.training().values():
+        assert config.recipe is not None
+        cache = compared.entry(index)[0]
+        there = f"kept in {cache}" if kept(*compared.entry(index)) else "to be done"
+        more.append(f"{what}: {len(index)} images, {config.recipe.epochs} epochs; {there}")
+    net = model.net.train()
+    backend = Classifier(net, len(model.labels), model.prepare, Augment(config.data.shift, config.data.flip))
+    sample = {"x": plan.data.pixels[:1].to(precision.device), "y": plan.data.labels[:1].to(precision.device)}
+    return rehearse(
+        config, backend, build, lambda net: (objective(config, build), DESCENT), sample, sides, precision, more, command
+    )
+
+
 # ---------------------------------------------------------------- training and retraining
 
 
@@ -253,7 +319,7 @@ def training_seed(config: ClassifyConfig) -> int:
 class Place:
     """A trained model on disk."""
 
-    folder: Path
+    source: folders.Source
     seconds: float | None = None
     """That its training took."""
     cache: Path | None = None
@@ -271,45 +337,65 @@ class Comparison:
     accelerator: Accelerator
     say: Say
 
+    def training(self) -> dict[str, tuple[str, torch.Tensor]]:
+        """What is trained by the recipe, `base` and `retrained`: in words, and the numbers of the training images."""
+        config, split = self.config, self.plan.split
+        found = {} if config.model != NEW else {"base": ("training", split.train)}
+        wanted = config.eval.retrained
+        if wanted is True or (config.method["name"] == "retrain" and not isinstance(wanted, str)):
+            found["retrained"] = (f"training without {self.plan.target or 'nothing'}", split.remain)
+        return found
+
     def base(self) -> Place:
         """The model before unlearning."""
-        if self.config.model != NEW:
-            return Place(models.locate(self.config.model))
-        return self._trained(self.plan.split.train, "training")
+        if "base" in self.training():
+            return self._trained(*self.training()["base"])
+        return Place(folders.locate(self.config.model))
 
     def retrained(self) -> Place | None:
         """The model that never saw the forgotten images, if there is to be one."""
+        if "retrained" in self.training():
+            return self._trained(*self.training()["retrained"])
         wanted = self.config.eval.retrained
-        if isinstance(wanted, str):
-            return Place(models.locate(wanted))
-        fresh = self.config.method["name"] == "retrain"
-        if not wanted and not fresh:
-            return None
-        return self._trained(self.plan.split.remain, f"training without {self.plan.target or 'nothing'}")
+        return Place(folders.locate(wanted)) if isinstance(wanted, str) else None
 
-    def _trained(self, index: torch.Tensor, what: str) -> Place:
-        """A model by the recipe on the training images `index`: from the cache, or trained now."""
+    def entry(self, index: torch.Tensor) -> tuple[Path, dict[str, Any]]:
+        """Where the cache keeps a model trained on the images `index`, and all that the model is made of."""
         config, recipe = self.config, self.config.recipe
         assert recipe is not None
-        seed = training_seed(config)
-        key = {
+        made_of = {
             "code": {"erase": version("erase"), "training": TRAINING},
             "data": self.plan.split.data,
             "images": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
             "model": self.model.config,
-            "recipe": {**dump(recipe), "seed": seed, "shift": config.data.shift, "flip": config.data.flip},
+            "recipe": {
+                **dump(recipe),
+                "seed": training_seed(config),
+                "shift": config.data.shift,
+                "flip": config.data.flip,
+            },
             "precision": config.precision,
         }
-        text = json.dumps(key, sort_keys=True)
-        cache = config.cache / hashlib.sha256(text.encode()).hexdigest()[:16]
-        if not (cache / "model").exists():
+        text = json.dumps(made_of, sort_keys=True)
+        return config.cache / hashlib.sha256(text.encode()).hexdigest()[:16], json.loads(text)
+
+    def _trained(self, what: str, index: torch.Tensor) -> Place:
+        """A model by the recipe on the training images `index`: from the cache, or trained now."""
+        config, recipe = self.config, self.config.recipe
+        assert recipe is not None
+        cache, made_of = self.entry(index)
+        source = folders.Source(f"trained-{cache.name}", cache / "model")
+        found = processes.first(lambda: kept(cache, made_of))
+        if found is None:
             self.say(f"{what}: {len(index)} images, {recipe.epochs} epochs ({cache})")
-            files.write_json(cache / "key.json", json.loads(text))
+            processes.first(lambda: files.write_json(cache / "key.json", made_of))
+            seed = training_seed(config)
             model = replace(self.model, net=models.renew(self.model, seed))
-            steps = recipe.epochs * -(-len(index) // recipe.batch_size)
+            backend = classifier(config, model)
+            model.net.train()
             done = run_steps(
-                replace(config, train=loop_of(recipe, steps), seed=seed),
-                classifier(config, replace(model, net=model.net.train())),
+                replace(config, train=loop_of(recipe, num_steps(recipe, len(index))), seed=seed),
+                backend,
                 retrain(average=0.0, slow_schedule=recipe.schedule),
                 None,
                 Batches(self.plan.data.take(index), recipe.batch_size, seed),
@@ -318,10 +404,44 @@ class Comparison:
                 resume=True,
                 desc=what,
             )
-            files.write_json(cache / "trained.json", {"seconds": done.timing["erase_s"], "steps": done.steps})
-            models.save(model, cache / "model")
-            (cache / "state.safetensors").unlink(missing_ok=True)
-        return Place(cache / "model", files.read_json(cache / "trained.json")["seconds"], cache)
+            record = {"seconds": done.timing["erase_s"], "steps": done.steps}
+            found = processes.first(lambda: keep(model, cache, record))
+        return Place(source, found["seconds"], cache)
+
+
+def kept(cache: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a trained model in the cache; None where none was kept to the end.
+
+    Raises:
+        ValueError: for a model of something else, or files that are not those that were kept.
+    """
+    if not (cache / "trained.json").exists():
+        return None
+    record = files.read_json(cache / "trained.json")
+    if files.read_json(cache / "key.json") != made_of or record.get("files") != hashes(cache / "model"):
+        raise ValueError(f"{cache} does not hold what was trained there: remove it, and the model is trained again")
+    found: dict[str, Any] = record
+    return found
+
+
+def keep(model: Model, cache: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Put a trained model into the cache; its record, written last."""
+    shutil.rmtree(cache / "model", ignore_errors=True)  # of a training that was killed before its record was there
+    models.save(model, cache / "model")
+    whole = {**record, "files": hashes(cache / "model")}
+    files.write_json(cache / "trained.json", whole)
+    (cache / "state.safetensors").unlink(missing_ok=True)
+    return whole
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, by name; empty without the folder."""
+    return {path.name: files.sha256(path) for path in sorted(folder.glob("*"))}
+
+
+def num_steps(recipe: Recipe, count: int) -> int:
+    """Of a training on so many images."""
+    return recipe.epochs * -(-count // recipe.batch_size)
 
 
 def loop_of(recipe: Recipe, steps: int) -> TrainClassifier:
@@ -331,14 +451,18 @@ def loop_of(recipe: Recipe, steps: int) -> TrainClassifier:
 
 def classifier(config: ClassifyConfig, model: Model) -> Classifier:
     """The backend, with the augmentation of training."""
-    return Classifier(model.net, len(model.labels), model.prepare, Augment(config.data.shift, config.data.flip))
+    augment = Augment(config.data.shift, config.data.flip)
+    return Classifier(together(model.net), len(model.labels), model.prepare, augment)
 
 
-def copy(source: Path, out: Path) -> None:
-    """Copy a folder; it appears whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
-        shutil.copytree(source, Path(temporary) / out.name)
-        (Path(temporary) / out.name).rename(out)
+def copy(retrained: Place, out: Path) -> None:
+    """Copy the retrained model into the run's folder, if it is not there; it appears whole or not at all."""
+    if (out / saving.MODEL).exists():
+        return
+    files.write_json(out / "timing.json", {"erase_s": retrained.seconds})
+    with tempfile.TemporaryDirectory(prefix=f".{saving.MODEL}.", suffix=".tmp", dir=out) as temporary:
+        shutil.copytree(retrained.source.folder, Path(temporary) / saving.MODEL)
+        (Path(temporary) / saving.MODEL).rename(out / saving.MODEL)
 
 
 # ---------------------------------------------------------------- unlearning
@@ -352,8 +476,8 @@ def unlearn(
     precision: Precision,
     out: Path,
     resume: bool,
-) -> None:
-    """Make the mask, unlearn, and save the model and the times."""
+) -> Model:
+    """Make the mask, and unlearn; the model. The times are in `timing.json`."""
     assert config.train is not None
     build = builder(str(config.method["name"]))
     settings = arguments(config.method, build)
@@ -361,20 +485,16 @@ def unlearn(
     backend = classifier(config, model)
     forget = plan.data.take(plan.split.forget)
     remain = plan.data.take(plan.split.remain)
-    count = len(forget) if config.remain.count is None else config.remain.count
-    if count != "all":
-        remain = remain.subset(min(count, len(remain)), config.seed)
+    if config.remain.count != "all":
+        remain = remain.subset(num_remain(config, plan), config.seed)
     wanted = config.saliency
-    # Fitting another target needs one: without a teacher that is another label.
-    fits_other = build(**settings).forget
-    objective = RELABEL if fits_other is not None and fits_other.sense > 0 else ASCENT
     began = time.perf_counter()
     batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
     given = equip(
         build,
         config,
         replace(backend, augment=Augment()),  # saliency is of the images as they are
-        objective,
+        objective(config, build),
         DESCENT,
         batches,
         precision,
@@ -383,8 +503,9 @@ def unlearn(
         renew=lambda: models.renew(model, config.seed + 1),  # not as the model began
     )
     timing_path = out / "timing.json"
-    if not timing_path.exists():  # a run that goes on has found its mask
-        files.write_json(timing_path, {"saliency_s": time.perf_counter() - began})
+    saliency_s = time.perf_counter() - began
+    if not processes.first(timing_path.exists):  # a run that goes on has found its mask
+        processes.first(lambda: files.write_json(timing_path, {"saliency_s": saliency_s}))
     method = build(**settings, **given)
     model.net.train()
     done = run_steps(
@@ -397,8 +518,20 @@ def unlearn(
         out,
         resume,
     )
-    files.write_json(timing_path, files.read_json(timing_path) | done.timing)
-    models.save(model, out / "model")
+    processes.first(lambda: files.write_json(timing_path, files.read_json(timing_path) | done.timing))
+    return model
+
+
+def num_remain(config: ClassifyConfig, plan: Plan) -> int:
+    """How many of the images that stay are trained on."""
+    there, wanted = len(plan.split.remain), config.remain.count
+    return there if wanted == "all" else min(len(plan.split.forget) if wanted is None else wanted, there)
+
+
+def objective(config: ClassifyConfig, build: Callable[..., Method]) -> Objective:
+    """What is done on forget data. Fitting another target needs one: without a teacher that is another label."""
+    own = build(**arguments(config.method, build)).forget
+    return RELABEL if own is not None and own.sense > 0 else ASCENT
 
 
 # ---------------------------------------------------------------- evaluation
@@ -415,56 +548,65 @@ class Seen:
 
 
 def predict(config: ClassifyConfig, plan: Plan, place: Place, device: torch.device) -> Seen:
-    """A model's logits, kept beside a model of the cache."""
+    """A model's logits, kept beside a model of the cache; the processes share the work."""
     meta = {
         "data": plan.split.data,
         "test": plan.test.digest,
-        "weights": json.dumps(models.fingerprint(place.folder)),
+        "weights": json.dumps(folders.fingerprint(place.source)),
     }
     path = None if place.cache is None else place.cache / f"predictions-{plan.test.digest[:12]}.safetensors"
-    if path is not None and path.exists():
-        kept, found = read_safetensors(path)
-        if found == meta:
-            return Seen(kept["train"].numpy(), kept["test"].numpy())
-    model = models.open_model(place.folder, device)
-    made = {}
-    with bar(len(plan.data) + len(plan.test), f"predictions: {place.folder}") as shown:
-        for name, data in (("train", plan.data), ("test", plan.test)):
-            parts = []
-            for pixels in data.pixels.split(config.eval.batch_size):
+    made = processes.first(lambda: None if path is None else kept_logits(path, meta))
+    if made is None:
+        model = models.open_model(place.source.folder, device)
+        made = {}
+        with bar(len(plan.data) + len(plan.test), f"predictions: {place.source.folder}") as shown:
+
+            def ask(pixels: torch.Tensor) -> torch.Tensor:
                 with torch.no_grad():
-                    parts.append(logits(model.net, model.prepare(pixels.to(device))).float().cpu())
-                shown.update(len(pixels))
-            made[name] = torch.cat(parts)
-    if path is not None:
-        write_safetensors(path, made, meta)
+                    found = logits(model.net, model.prepare(pixels.to(device))).float().cpu()
+                shown.update(len(pixels) * processes.world())
+                return found
+
+            for name, data in (("train", plan.data), ("test", plan.test)):
+                made[name] = torch.cat(processes.dealt(ask, data.pixels.split(config.eval.batch_size)))
+        if path is not None:
+            processes.first(partial(write_safetensors, path, made, {**meta, "sha256": digest(made)}))
     return Seen(made["train"].numpy(), made["test"].numpy())
+
+
+def kept_logits(path: Path, meta: dict[str, str]) -> dict[str, torch.Tensor] | None:
+    """Logits that were kept; None for those of another model or data, and a file that is not as it was written."""
+    if not path.exists():
+        return None
+    try:
+        found, header = read_safetensors(path)
+    except ValueError:
+        return None
+    return found if header == {**meta, "sha256": digest(found)} else None
 
 
 def make_report(
     config: ClassifyConfig,
     plan: Plan,
-    base: Place,
-    unlearned: Place,
-    retrained: Place | None,
-    device: torch.device,
-    mask: Mask | None,
-    timing: dict[str, Any],
+    places: dict[str, Place],
+    seen: dict[str, Seen],
+    out: Path,
+    mask_path: Path,
     command: str,
 ) -> dict[str, Any]:
-    """The keys of a report: see the README."""
+    """The keys of a report: see the README. Models are `before`, `after` and, where there is one, `retrained`."""
+    timing = files.read_json(out / "timing.json")
+    mask = load_mask(mask_path) if mask_path.exists() else None
     result = new_report(config, command, {"forget": plan.target, "labels": plan.labels}, mask, timing)
     result["versions"]["scikit-learn"] = version("scikit-learn")
-    places = {"before": base, "after": unlearned, **({} if retrained is None else {"retrained": retrained})}
-    seen = {key: predict(config, plan, place, device) for key, place in places.items()}
     for key, found in seen.items():
         result[key] = {"metrics": measure(plan, found), "classes": scores(plan, found)}
-    if retrained is not None:
+    if "retrained" in seen:
         ideal = result["retrained"]["metrics"]
         for key, found in seen.items():
             result[key]["metrics"] |= compare(plan, found, seen["retrained"], result[key]["metrics"], ideal)
         result["gap"] = metrics.gaps(result["after"]["metrics"], ideal)
-        ideal["rte_s"] = retrained.seconds
+        ideal["rte_s"] = places["retrained"].seconds
     result["after"]["metrics"]["rte_s"] = timing.get("saliency_s", 0.0) + timing["erase_s"]
     labels = plan.test.labels.numpy()
     right = [metrics.correct(seen[key].test, labels).tolist() for key in ("before", "after")]

@@ -44,6 +44,7 @@ from erase.runs import (
     check_needs,
     check_saliency,
     classified,
+    denoising,
     draw_pictures,
     drawn_data,
     drop,
@@ -250,7 +251,7 @@ def save(
 ) -> None:
     """The model, in the form it came in; a new one as a pipeline."""
     if source is not None:
-        target = {"forget": plan.forget, "anchors": plan.anchors}
+        target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
         meta = saving.provenance(config, preset, source, target, mask) | {folders.FORGOTTEN: json.dumps(plan.gone)}
         saving.save(source, values, out, meta, form)
     elif not (out / saving.MODEL).exists():
@@ -429,14 +430,16 @@ def foretell(
 
     balanced = None if fresh else -(-config.forget.count * len(plan.forget) // len(plan.remain))
     forget = 0 if fresh else side(plan.forget, config.forget.count) * (2 if config.forget.pictures == "both" else 1)
+
     return rehearse(
         config,
         ddpm.denoiser(pipe),
         build,
+        partial(denoising, config),
         sample,
         (forget, side(plan.remain, config.remain.count or balanced)),
-        len(plan.rows) * config.eval.images,
         precision,
+        [f"pictures: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"],
         command,
     )
 

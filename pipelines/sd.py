@@ -41,6 +41,7 @@ from erase.runs import (
     STATE,
     check_needs,
     check_saliency,
+    denoising,
     drop,
     equip,
     new_report,
@@ -190,7 +191,7 @@ def main(
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
         processes.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, given, objective, forget, remain
-    target = {"forget": plan.forget, "anchors": plan.anchors}
+    target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
     meta = processes.first(partial(saving.provenance, config, preset, source, target, mask, timing["steps"]))
     meta |= {folders.FORGOTTEN: json.dumps(list(dict.fromkeys([*gone, *marks(config, plan)])))}
     processes.first(partial(saving.save, source, values, out, meta, form))
@@ -251,16 +252,18 @@ def foretell(
     if config.until is None:
         pipe.vae, pipe.text_encoder = None, None  # as they will be
         gc.collect()
-    pictures = len(plan.rows) * config.eval.images
-    looks = []
+    more = [f"pictures: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"]
     if config.until is not None:
         stay = sum(p.nbytes for part in (pipe.vae, pipe.text_encoder) for p in part.parameters())
-        looks.append(
+        more.append(
             f"looks: {2 * config.until.images} pictures every {config.until.every} steps; the VAE and the text encoder "
             f"stay for them, {stay / 1e9:.3f} GB"
         )
-    lines = rehearse(config, sd.denoiser(pipe, text), build, sample, (forget, remain), pictures, precision, command)
-    return [*lines[:-1], *looks, lines[-1]]
+
+    backend = sd.denoiser(pipe, text)
+    return rehearse(
+        config, backend, build, partial(denoising, config), sample, (forget, remain), precision, more, command
+    )
 
 
 # ---------------------------------------------------------------- data

@@ -157,10 +157,6 @@ def test_show(erase: Erase, tmp_path: Path) -> None:
         (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is no folder here"),
         (["sd", "other.yaml"], "preset 'other.yaml' is for erase run other, not for sd"),
         (["sd", "broken.yaml"], "broken.yaml is no YAML"),
-        (
-            ["classify", "classify_fashion_sfron", "--dry-run"],
-            "--dry-run knows the pipelines sd and ddpm, not classify",
-        ),
         (["classify", "classify_fashion_sfron", "train.optimizer=adam8bit"], "train.optimizer: input should be"),
     ],
 )
@@ -659,9 +655,9 @@ def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     name = next(n for n in base if "attn2" in n)
     assert torch.equal(unet_tensors(sd.locate(tmp_path / "erased"))[name], base[name] + 1)
     for words, said in (
-        ((tmp_path / "erased", tmp_path / "d"), "takes the UNet's weights of its base, micro; they are erased already"),
+        ((tmp_path / "erased", tmp_path / "d"), "takes the weights of its base, micro; they are erased already"),
         ((micro_sd, tmp_path / "d", "--undo"), "of the model that it erased; they are its base's, micro"),
-        (("photos-sd", tmp_path / "d"), "takes the UNet's weights of its base, micro; their SHA-256 is"),
+        (("photos-sd", tmp_path / "d"), "takes the weights of its base, micro; their SHA-256 is"),
         (("fashion-ddpm", tmp_path / "d"), "their SHA-256 is"),
         ((micro_sd, tmp_path / "none"), "no such file"),
         (("none", tmp_path / "d"), "no model 'none'"),
@@ -680,13 +676,17 @@ def described(done: Done) -> dict[str, Any]:
     return found
 
 
-def test_inspect_a_model(erase: Erase, micro_sd: Path, micro_classifier: Path) -> None:
+def test_inspect_a_model(erase: Erase, micro_sd: Path, micro_classifier: Path, micro_clip: Path) -> None:
     found = described(erase("inspect", micro_sd))
     assert found["kind"] == "Stable Diffusion pipeline"
     assert (found["dtype"], found["resolution"]) == ("F16", micro.LATENT)
     assert len(found["sha256"]) == 3
     found = described(erase("inspect", micro_classifier))
-    assert found == {"kind": "transformers model", "architectures": ["ResNetForImageClassification"]}
+    assert found["kind"] == "image classifier of transformers"
+    assert (found["architectures"], found["dtype"]) == (["ResNetForImageClassification"], "F32")
+    assert (found["labels"], found["sha256"].keys()) == (list(micro.LABELS), {"model.safetensors"})
+    found = described(erase("inspect", micro_clip))
+    assert found == {"kind": "transformers model", "architectures": ["CLIPModel"]}
 
 
 def test_inspect_files(erase: Erase, tmp_path: Path) -> None:

@@ -89,11 +89,11 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     delta.write_delta(base, erased, tmp_path / "d", META)
     other = {**base, "none": base["none"] + 1}
     for stored, undo, said in (
-        (other, False, "takes the UNet's weights of its base, toy; their SHA-256 is [0-9a-f]{16}…, expected"),
+        (other, False, "takes the weights of its base, toy; their SHA-256 is [0-9a-f]{16}…, expected"),
         ({n: t.float() for n, t in base.items()}, False, "their SHA-256 is"),
         ({n: t for n, t in base.items() if n != "none"}, False, "their SHA-256 is"),
         (erased, False, "they are erased already"),
-        (base, True, "takes the UNet's weights of the model that it erased; they are its base's, toy"),
+        (base, True, "takes the weights of the model that it erased; they are its base's, toy"),
         (other, True, "their SHA-256 is"),
     ):
         with pytest.raises(ValueError, match=said):

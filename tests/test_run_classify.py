@@ -2,28 +2,33 @@
 
 import gc
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import launched
 import micro_classify
 import numpy as np
 import pytest
 import torch
+import toys
 import yaml
-from micro_classify import LABELS, RESNET, VIT
+from micro_classify import CONVNEXT, LABELS, RESNET, SWIN, VIT
 from micro_ddpm import write_images
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
-from erase import cli, runs
+from erase import cli, runs, saving
 from erase.batches import Batches
+from erase.checkpoint import digest, open_safetensors
 from erase.classification import metrics, models, splits
 from erase.classification.backend import logits
 from erase.config import ClassifyConfig, override, parse
 from erase.data import read_labelled
+from erase.delta import open_delta
 from erase.methods import list_methods
 from erase.saliency import load_mask
 
@@ -163,7 +168,7 @@ def test_a_run_leaves_the_folder_that_is_promised(finished: Path) -> None:
     assert [row["step"] for row in rows(finished)] == [0, 1]
     assert "25 %, 6 training images" in (finished / "report.html").read_text()
     assert load_mask(finished / "saliency.safetensors").density == pytest.approx(0.3, abs=0.01)
-    names = {"config.json", "preprocessor_config.json", FILE}
+    names = {"config.json", "preprocessor_config.json", "README.md", FILE}
     assert {p.name for p in (finished / "model").iterdir()} == names
 
 
@@ -226,6 +231,152 @@ def test_it_learns_and_forgets(start: Run, tmp_path: Path) -> None:
     assert report["after"]["classes"]["test"]["n"] == 12  # without the bees
     losses = [row["forget_loss"] for row in rows(out)]
     assert losses[-1] > 2 * losses[0]
+
+
+# --- what is kept of a model ----------------------------------------------------------------------
+
+
+def test_the_model_says_how_it_was_made(finished: Path, work: Path) -> None:
+    """In the header of its weights and in its card; without paths of the machine."""
+    meta = read_header(finished / "model")
+    assert (meta["erase_method"], meta["erase_preset"]) == ("sfron", "micro")
+    assert json.loads(meta["erase_settings"]) == {"name": "sfron", "fast_rate": 1e-2, "slow_steps": 2}
+    assert meta["erase_train"] == "full, 2 steps, seed 0"
+    assert meta["erase_split_sha256"] == read(finished / "split.json")["sha256"]
+    (base,) = [p for p in (work / "cache").glob("*") if f"trained-{p.name}" == meta["erase_base"]]
+    assert meta["erase_base_sha256"] == digest(weights(base / "model"))
+    assert float(meta["erase_mask_density"]) == pytest.approx(0.3, abs=0.01)
+    _, head, text = (finished / "model/README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert (card["library_name"], card["base_model"]) == ("transformers", meta["erase_base"])
+    assert {"sfron", "machine-unlearning"} <= set(card["tags"])
+    assert "UNet" not in text
+    assert all(key == "format" or value in text for key, value in meta.items())
+    assert not any(str(path) in head + text + json.dumps(meta) for path in (work, finished))
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[int, str, str]:
+    """A command: exit status, and what it says on stdout and stderr."""
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["erase", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    found = capsys.readouterr()
+    return int(end.value.code or 0), found.out, found.err
+
+
+def read_header(folder: Path) -> dict[str, str]:
+    return open_safetensors(folder / FILE)[1]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit in fp16"])
+def test_a_delta_rebuilds_the_model_and_its_base_bit_for_bit(
+    kind: str,
+    program: ModuleType,
+    configure: Configure,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = tmp_path / "base"
+    models.save(micro_classify.model(VIT if kind != "resnet" else RESNET, seed=3), base)
+    (base / "README.md").write_text("---\nlicense: mit\n---\nhello")
+    (base / "checkpoint-1").mkdir()
+    (base / "checkpoint-1/model.safetensors").touch()
+    (base / "optimizer.pt").touch()
+    if kind != "resnet":
+        save_file({n: t.half() for n, t in weights(base).items()}, base / FILE, metadata={"format": "pt"})
+
+    def run(form: str, base: Path, *words: str) -> Path:
+        out = tmp_path / f"{form} of {base.parent.name}"
+        config = configure(f"model={base}", "eval.retrained=false", *words)
+        program.main(config, out, form=form, preset="mine.yaml", say=lambda line: None)
+        return out
+
+    whole, small = run("full", base), run("delta", base)
+    names = {"config.json", "preprocessor_config.json", "README.md", "README.base.md", FILE}
+    assert {p.name for p in (whole / "model").iterdir()} == names
+    assert {n: (t.dtype, t.shape) for n, t in weights(whole / "model").items()} == {
+        n: (t.dtype, t.shape) for n, t in weights(base).items()
+    }
+    assert {p.name for p in whole.iterdir()} ^ {p.name for p in small.iterdir()} == {"model", "delta.safetensors"}
+    reports = [read(out / "report.json") for out in (whole, small)]
+    assert reports[0]["after"]["classes"] == reports[1]["after"]["classes"]
+
+    def apply(*words: object) -> tuple[int, str, str]:
+        return call(capsys, monkeypatch, "apply", *words)
+
+    delta = small / "delta.safetensors"
+    assert apply(base, delta, "--out", tmp_path / "again")[0] == 0
+    assert tree(tmp_path / "again") == tree(whole / "model")
+    assert apply(tmp_path / "again", delta, "--undo", "--out", tmp_path / "back")[0] == 0
+    back = {name: data for name, data in tree(base).items() if "/" not in name and name != "optimizer.pt"}
+    assert tree(tmp_path / "back").keys() == back.keys()
+    assert same(tmp_path / "back", base)
+    assert (tmp_path / "back/README.md").read_bytes() == (base / "README.md").read_bytes()
+    code, _, said = apply(tmp_path / "again", delta, "--out", tmp_path / "x")
+    assert (code, "takes the weights of its base, base; they are erased already" in said) == (2, True)
+    assert "their SHA-256 is" in apply("fashion-classifier", delta, "--out", tmp_path / "x")[2]
+
+    twice = run("delta", whole / "model", "forget.seed=1")  # once more, on what was erased already
+    apply(whole / "model", twice / "delta.safetensors", "--out", tmp_path / "two")
+    apply(tmp_path / "two", twice / "delta.safetensors", "--undo", "--out", tmp_path / "one")
+    assert tree(tmp_path / "one") == tree(whole / "model")
+
+    found = json.loads(call(capsys, monkeypatch, "inspect", whole / "model")[1])
+    assert (found["kind"], found["erase_method"]) == ("image classifier of transformers", "sfron")
+    assert (found["labels"], found["dtype"]) == (list(LABELS), "F32" if kind == "resnet" else "F16")
+    assert found["weights"] == sum(t.numel() for t in weights(base).values())
+    found = json.loads(call(capsys, monkeypatch, "inspect", delta)[1])
+    assert (found["kind"], found["erase_base"], found["erase_preset"]) == ("delta of erase", "base", "mine")
+    assert found["base_sha256"] == digest(weights(base))
+
+
+def test_the_base_of_a_delta_may_be_one_that_was_trained(
+    program: ModuleType,
+    configure: Configure,
+    finished: Path,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program.main(configure(), tmp_path / "out", form="delta", preset="micro", say=lambda line: None)
+    delta = tmp_path / "out/delta.safetensors"
+    base = work / "cache" / open_delta(delta).meta["erase_base"].removeprefix("trained-") / "model"
+    assert call(capsys, monkeypatch, "apply", base, delta, "--out", tmp_path / "again")[0] == 0
+    assert tree(tmp_path / "again") == tree(finished / "model")
+
+
+def test_retraining_has_no_delta(program: ModuleType, configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--save delta keeps what changed, and retrain makes new weights"):
+        program.main(configure("method={name: retrain}"), tmp_path / "out", form="delta")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["write_delta", "settle"])
+def test_a_run_that_keeps_a_delta_goes_on(
+    program: ModuleType, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def start(out: Path, resume: bool = False) -> None:
+        program.main(configure(*QUICK), out, form="delta", resume=resume, say=lambda line: None)
+
+    start(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, where, stop)
+        with pytest.raises(StopError):
+            start(tmp_path / "out")
+    assert (tmp_path / "out/model").exists()
+    start(tmp_path / "out", resume=True)
+    names = ("run.json", "split.json", "metrics.jsonl", "saliency.safetensors", "delta.safetensors")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*names, "report.json", "report.html"}
+    one, two = (tmp_path / name / "delta.safetensors" for name in ("whole", "out"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -299,6 +450,58 @@ def test_statistics_of_forget_passes_are_kept_unless_asked(start: Run, work: Pat
         after = weights(start(tmp_path / str(asked), *QUICK, *words) / "model")
         moved = [n for n in before if "running" in n and not torch.equal(before[n], after[n])]
         assert bool(moved) == asked
+
+
+# --- architectures --------------------------------------------------------------------------------
+
+
+def test_the_preset_of_the_vit_runs_on_few_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of the ResNet, a smaller network."""
+    names = ("boot", "coat", "dress", "shirt")
+    for seed, part in enumerate(("train", "test")):
+        write_images(tmp_path / "data" / part, count=8, labels=names, size=28, seed=seed)
+    small = ("hidden_size=8", "intermediate_size=16", "num_hidden_layers=1", "num_attention_heads=2")
+    words = [
+        *("classify_fashion_vit", f"data.source={tmp_path / 'data'}", f"cache={tmp_path / 'cache'}"),
+        *(f"architecture.{word}" for word in small),
+        *("recipe.epochs=1", "recipe.batch_size=8", "train.steps=2", "train.batch_size=4", "saliency.count=4"),
+    ]
+    whole = tmp_path / "whole"
+    code, said, error = call(capsys, monkeypatch, "run", "classify", *words, "--out", whole)
+    assert (code, said.splitlines()[-1]) == (0, f"report: {whole / 'report.html'}"), error
+    report = read(whole / "report.json")
+    assert {"before", "after", "retrained", "gap"} <= report.keys()
+    assert (report["preset"], report["target"]["forget"]) == ("classify_fashion_vit", "10 %, 3 training images")
+    net = AutoModelForImageClassification.from_pretrained(whole / "model")
+    assert (net.config.model_type, list(net.config.id2label.values())) == ("vit", list(names))
+    data = read_labelled(tmp_path / "data", "test")
+    with torch.no_grad():
+        theirs = net(data.pixels.float() / 127.5 - 1).logits.argmax(1)
+    accuracy = 100 * float((theirs == data.labels).float().mean())
+    assert report["after"]["metrics"]["TA"] == pytest.approx(accuracy)
+    small_run = tmp_path / "small"
+    assert call(capsys, monkeypatch, "run", "classify", *words, "--out", small_run, "--save", "delta")[0] == 0
+    (base,) = [p for p in (tmp_path / "cache").glob("*/model") if p.parent.name in str(read_header(whole / "model"))]
+    delta = small_run / "delta.safetensors"
+    assert call(capsys, monkeypatch, "apply", base, delta, "--out", tmp_path / "again")[0] == 0
+    assert tree(tmp_path / "again") == tree(whole / "model")
+    assert call(capsys, monkeypatch, "run", "classify", *words, "--out", whole, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("kind", micro_classify.FOREIGN)
+def test_a_model_that_transformers_alone_wrote(kind: str, start: Run, tmp_path: Path) -> None:
+    """Grey images are shown to a network of three channels."""
+    base = micro_classify.write_foreign(kind, tmp_path / kind)
+    out = start(tmp_path / "out", f"model={base}", "eval.retrained=false")
+    assert {p.name for p in (out / "model").iterdir()} == {p.name for p in base.iterdir()} | {"README.md"}
+    for name in ("config.json", "preprocessor_config.json"):
+        assert (out / "model" / name).read_bytes() == (base / name).read_bytes()
+    assert not same(out / "model", base)
+    net, told = AutoModelForImageClassification.from_pretrained(out / "model", output_loading_info=True)
+    assert not {*told["missing_keys"], *told["unexpected_keys"]}
+    assert net.config.model_type == kind
 
 
 # --- training, retraining and their cache ---------------------------------------------------------
@@ -417,6 +620,90 @@ def test_the_recipe_is_a_plain_loop(start: Run, work: Path, tmp_path: Path) -> N
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-5)  # float32
 
 
+@pytest.fixture
+def cached(start: Run, tmp_path: Path) -> Callable[..., Path]:
+    """A run with a cache of its own, that is there already."""
+    start(tmp_path / "before", f"cache={tmp_path / 'cache'}")
+    return lambda name="after", *words: start(tmp_path / name, f"cache={tmp_path / 'cache'}", *words)
+
+
+def entries(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache").iterdir())
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut short": lambda p: (p / "model" / FILE).write_bytes((p / "model" / FILE).read_bytes()[:-100]),
+    "other weights": lambda p: save_file(
+        {n: t + 1 for n, t in weights(p / "model").items()}, p / "model" / FILE, metadata={"format": "pt"}
+    ),
+    "another model": lambda p: shutil.copytree(micro_saved(p), p / "model", dirs_exist_ok=True),
+    "no weights": lambda p: (p / "model" / FILE).unlink(),
+    "no folder": lambda p: shutil.rmtree(p / "model"),
+    "another file": lambda p: (p / "model/pytorch_model.bin").touch(),
+    "other pixels": lambda p: (p / "model/preprocessor_config.json").write_text("{}"),
+    "another recipe": lambda p: (p / "key.json").write_text((p / "key.json").read_text().replace("cosine", "linear")),
+    "a record without hashes": lambda p: (p / "trained.json").write_text('{"seconds": 1.0, "steps": 6}'),
+}
+
+
+def micro_saved(beside: Path) -> Path:
+    models.save(micro_classify.model(seed=9), beside.parent.parent / "nine")
+    return beside.parent.parent / "nine"
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_model_of_the_cache_is_not_used(cached: Callable[..., Path], tmp_path: Path, what: str) -> None:
+    for number, entry in enumerate(entries(tmp_path)):
+        whole = shutil.copytree(entry, tmp_path / f"kept-{number}")
+        DAMAGE[what](entry)
+        with pytest.raises(ValueError, match=f"{entry} does not hold what was trained there: remove it") as caught:
+            cached(f"after-{number}")
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(entry)
+        if number == 0:
+            shutil.copytree(whole, entry)
+        if what == "another model":
+            shutil.rmtree(tmp_path / "nine")
+    cached()  # the second is trained again
+    assert same(tmp_path / "after/model", tmp_path / "before/model")
+
+
+def test_a_record_that_is_cut_short_is_one_line(cached: Callable[..., Path], tmp_path: Path) -> None:
+    for name in ("trained.json", "key.json"):
+        path = entries(tmp_path)[0] / name
+        text = path.read_text()
+        path.write_text(text[:-5])
+        with pytest.raises(ValueError, match=rf"{name}: not JSON, or cut short"):
+            cached(name)
+        path.write_text(text)
+
+
+def test_a_model_whose_record_was_never_written_is_trained_again(cached: Callable[..., Path], tmp_path: Path) -> None:
+    """Killed between the two."""
+    for entry in entries(tmp_path):
+        (entry / "trained.json").unlink()
+        DAMAGE["other weights"](entry)
+    cached()
+    assert same(tmp_path / "after/model", tmp_path / "before/model")
+
+
+@pytest.mark.parametrize("what", ["cut short", "other values"])
+def test_damaged_predictions_of_the_cache_are_made_again(
+    cached: Callable[..., Path], tmp_path: Path, what: str
+) -> None:
+    for entry in entries(tmp_path):
+        (path,) = entry.glob("predictions-*.safetensors")
+        if what == "cut short":
+            path.write_bytes(path.read_bytes()[:-50])
+        else:
+            tensors, meta = open_safetensors(path)
+            save_file({n: -t for n, t in tensors.items()}, path, metadata=meta)
+    cached()
+    before, after = (read(tmp_path / name / "report.json") for name in ("before", "after"))
+    for key in ("before", "retrained"):
+        assert before[key]["classes"] == after[key]["classes"]
+
+
 # --- stopping and going on ------------------------------------------------------------------------
 
 
@@ -447,7 +734,7 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
             (program, "unlearn", stop),
             (program, "equip", stop),
             (runs.JsonlTracker, "__call__", killed_at(1)),
-            (program.models, "save", stop),
+            (program.saving, "save", stop),
             (program, "make_report", stop),
             (program, "table", stop),
         )
@@ -481,6 +768,51 @@ def test_a_split_file_is_taken_as_it_is(start: Run, finished: Path, tmp_path: Pa
     assert (out / "split.json").read_bytes() == (finished / "split.json").read_bytes()
 
 
+# --- dry runs -------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_and_writes_nothing(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("run", "classify", work / "micro.yaml", f"cache={tmp_path / 'none'}", "--out", "here", "--dry-run")
+    code, said, error = call(capsys, monkeypatch, *words)
+    assert code == 0, error
+    assert re.search(r"^learns: ([\d,]+) of \1 weights \(100\.0%\)$", said, re.MULTILINE)
+    for what in ("mask", "steps"):
+        assert re.search(rf"^memory for the {what}: [\d.]+ GB \(libraries .*activations ", said, re.MULTILINE)
+    assert "data: 6 forget and 6 remain samples; 8 passes for the mask\n" in said
+    assert "steps: 2 of 4 samples, 2 fast and 4 slow phases\n" in said
+    assert re.search(r"^training: 24 images, 2 epochs; to be done$", said, re.MULTILINE)
+    assert re.search(r"^training without 25 %, 6 training images: 18 images, 2 epochs; to be done$", said, re.MULTILINE)
+    assert said.endswith(f"command: erase run classify {work / 'micro.yaml'} cache={tmp_path / 'none'} --out here\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_knows_what_is_trained_already(
+    program: ModuleType, configure: Configure, finished: Path, work: Path
+) -> None:
+    said: list[str] = []
+    program.main(configure(), finished.parent / "none", command="erase", say=said.append, dry_run=True)
+    assert said[0].count(f"2 epochs; kept in {work / 'cache'}/") == 2
+    assert "to be done" not in said[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "architecture"),
+    [*((method, RESNET) for method in METHODS), *(("sfron", other) for other in (VIT, SWIN, CONVNEXT))],
+    ids=lambda x: x["model_type"] if isinstance(x, dict) else x,
+)
+def test_every_method_and_network_can_be_rehearsed(
+    program: ModuleType, configure: Configure, tmp_path: Path, method: str, architecture: dict[str, Any]
+) -> None:
+    said: list[str] = []
+    words = (f"architecture={json.dumps(architecture)}", *METHODS[method])
+    program.main(configure(*words), tmp_path / "out", command="erase", say=said.append, dry_run=True)
+    assert ("memory for the mask" in said[0]) == (method in (*MASKED, "selective_amnesia"))
+    assert not list(tmp_path.iterdir())
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
@@ -504,6 +836,8 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         "the data's classes are bee, ant, cow, those of .*base are ant, bee, cow: give data.names",
     ),
     "not a number": (("model={work}/odd/nan",), "holds values that are NaN or infinite"),
+    "cut short": (("model={work}/odd/cut",), "is no whole image classifier"),
+    "no weights": (("model={work}/odd/bare",), "is no whole image classifier"),
     "retrained model is not a number": (
         ("model={work}/base", "eval.retrained={work}/odd/nan"),
         "holds values that are NaN or infinite",
@@ -534,6 +868,10 @@ def odd(work: Path) -> Path:
     broken = weights(work / "base")
     broken["classifier.1.weight"][0, 0] = float("nan")
     save_file(broken, folder / "nan" / FILE, metadata={"format": "pt"})
+    shutil.copytree(work / "base", folder / "cut")
+    (folder / "cut" / FILE).write_bytes((work / "base" / FILE).read_bytes()[:-10])
+    shutil.copytree(work / "base", folder / "bare")
+    (folder / "bare" / FILE).unlink()
     return folder
 
 
@@ -548,6 +886,29 @@ def test_what_cannot_be_done_is_said_in_a_line_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "what", ["label count", "not a number", "split of other data", "fraction of 1", "fraction of 0", "cut short"]
+)
+def test_the_command_says_it_in_a_line_and_exits_with_2(
+    what: str,
+    odd: Path,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words, said = BAD[what]
+    words = tuple(word.replace("{work}", str(work)) for word in words)
+    own = ("architecture=null",) if words[0].startswith("model=") else ()
+    code, out, error = call(
+        capsys, monkeypatch, "run", "classify", work / "micro.yaml", *words, *own, "--out", tmp_path / "out"
+    )
+    lines = [line for line in error.splitlines() if line.startswith("erase: ")]
+    assert (code, out, len(lines)) == (2, "", 1)
+    assert re.search(said, lines[0])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_scikit_learn_stops_a_run_before_it_begins(
     start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,6 +916,97 @@ def test_a_missing_scikit_learn_stops_a_run_before_it_begins(
     with pytest.raises(ValueError, match="membership inference needs scikit-learn: pip install"):
         start(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def by_two(start: Run, out: Path, *words: str) -> str:
+    """A run in two processes; what both said."""
+    log = out.with_name("log")
+    ended = launched.two(lambda: start(out, *words), log)
+    texts = [log.with_name(f"log.{rank}").read_text() for rank in range(2)]
+    assert ended == [0, 0], "".join(texts)
+    assert not re.search("training|saliency|unlearning|predictions", texts[1])
+    return "".join(texts)
+
+
+SHARED = ("forget_loss", "remain_loss", "weight_max", "forget_norm", "remain_norm")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("data.shift=1", "data.flip=true"), (f"architecture={json.dumps(VIT)}",), METHODS["retrain"]],
+    ids=["resnet", "vit", "retrain"],
+)
+def test_two_processes_are_one_from_training_on(start: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Trained, retrained and unlearned weights, to float32 rounding: sums run in another order.
+
+    Without a mask: rounding moves weights at its edge in or out.
+    """
+    words = (*words, "saliency.kind=none")
+    one, out = tmp_path / "one", tmp_path / "two"
+    start(one, f"cache={tmp_path / 'cache-one'}", *words)
+    assert "training" in by_two(start, out, f"cache={tmp_path / 'cache-two'}", *words)
+    assert tree(out).keys() == tree(one).keys()
+    caches = [{p.name: p for p in (tmp_path / f"cache-{name}").iterdir()} for name in ("one", "two")]
+    assert caches[0].keys() == caches[1].keys()
+    pairs = [(caches[0][name] / "model", caches[1][name] / "model") for name in caches[0]]
+    for a, b in [*pairs, (one / "model", out / "model")]:  # running statistics too
+        toys.close(weights(b), weights(a), rtol=1e-4, atol=1e-5)
+    for key in ("before", "after", "retrained"):
+        a, b = (read(folder / "report.json")[key] for folder in (out, one))
+        assert a["classes"].keys() == b["classes"].keys()
+        assert a["metrics"]["TA"] == pytest.approx(b["metrics"]["TA"], abs=100 / 18)  # one image at most
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), METHODS["salun"], METHODS["scrub"], ("forget.statistics=true", *METHODS["selective_amnesia"])],
+    ids=["sfron", "salun", "scrub", "selective_amnesia"],
+)
+def test_two_processes_are_one_of_one_base(start: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Masks and what is counted to the bit; losses and weights to rounding, which Adam magnifies."""
+    words = (*QUICK, "saliency.batch_size=2", "saliency.draws=3", *words)
+    one, out = start(tmp_path / "one", *words), tmp_path / "two"
+    assert "unlearning" in by_two(start, out, *words)
+    assert tree(out).keys() == tree(one).keys()
+    if (one / "saliency.safetensors").exists():
+        assert (out / "saliency.safetensors").read_bytes() == (one / "saliency.safetensors").read_bytes()
+    toys.close(weights(out / "model"), weights(one / "model"), rtol=1e-4, atol=1e-5)
+    for a, b in zip(rows(out), rows(one), strict=True):
+        shared = [k for k in SHARED if k in b]
+        assert [a[k] for k in shared] == pytest.approx([b[k] for k in shared], rel=1e-4)
+    a, b = (read(folder / "report.json") for folder in (out, one))
+    assert a["before"]["classes"] == b["before"]["classes"]
+    assert a["before"]["metrics"] == b["before"]["metrics"]
+
+
+def test_two_processes_go_on_where_they_were_killed(
+    start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a training, and in the unlearning."""
+    words = ("checkpoint_every=2", "train.steps=4", "saliency.batch_size=2")
+
+    def two(name: str, resume: bool = False) -> list[int]:
+        work = lambda: start(tmp_path / name, f"cache={tmp_path / 'cache'}-{name}", *words, resume=resume)  # noqa: E731
+        return launched.two(work, tmp_path / "log")
+
+    assert two("whole") == [0, 0]
+    for number, step in enumerate((5, 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs.JsonlTracker, "__call__", killed_at(step))
+            assert two("out", resume=number > 0) == [1, 1]
+    assert two("out", resume=True) == [0, 0]
+    assert same(tmp_path / "out/model", tmp_path / "whole/model")
+
+
+@pytest.mark.parametrize("part", ["train", "recipe"])
+def test_a_batch_that_does_not_divide_is_refused_at_once(start: Run, tmp_path: Path, part: str) -> None:
+    out = tmp_path / "out"
+    assert launched.two(lambda: start(out, f"{part}.batch_size=3"), tmp_path / "log") == [1, 1]
+    assert f"{part}.batch_size 3 does not divide over 2 processes" in (tmp_path / "log.0").read_text()
+    assert not out.exists()
 
 
 # --- comparing ------------------------------------------------------------------------------------

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from erase import processes
 from erase.backend import LossFn
 from erase.losses import Objective
 from erase.method import Method
@@ -21,19 +24,37 @@ from erase.method import Method
 
 @dataclass(frozen=True)
 class Prepare:
-    """Pixels as a network takes them: `(x / 255 - mean) / std`, by channel, the whole image resized to `size`."""
+    """Pixels as a network takes them: resized, their middle kept, then `(x / 255 - mean) / std` by channel."""
 
     mean: tuple[float, ...] = (0.5,)
     """`[C]`"""
     std: tuple[float, ...] = (0.5,)
-    size: tuple[int, int] | None = None
-    """Height and width; None leaves images as they are."""
+    size: tuple[int, int] | int | None = None
+    """Height and width, or the shorter side (the other in proportion); None leaves images as they are."""
+    crop: tuple[int, int] | None = None
+    """Height and width of the middle; None keeps all."""
+    mode: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of resizing."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """`[B, C, H, W]`, float32, of uint8; one channel is repeated where the network takes three."""
+        """`[B, C, H, W]`, float32, of uint8; one channel is repeated where the network takes three.
+
+        Raises:
+            ValueError: for images smaller than what is kept of them.
+        """
         x = pixels.float() / 255
-        if self.size is not None and tuple(x.shape[2:]) != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
+        H, W = x.shape[2:]
+        size = self.size
+        if isinstance(size, int):
+            size = (size * H // min(H, W), size * W // min(H, W))
+        if size is not None and size != (H, W):
+            for part in ((H, size[1]), size):  # as Pillow: along rows, then along columns, overshoots cut in between
+                x = F.interpolate(x, part, mode=self.mode, antialias=True).clamp(0, 1)
+        if self.crop is not None:
+            (H, W), (h, w) = x.shape[2:], self.crop
+            if h > H or w > W:
+                raise ValueError(f"images of {H}×{W} pixels are smaller than the {h}×{w} that are kept of them")
+            x = x[:, :, (H - h) // 2 :, (W - w) // 2 :][:, :, :h, :w]
         mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
 
@@ -154,3 +175,65 @@ def keeping_statistics(net: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+def together(net: nn.Module) -> nn.Module:
+    """The same network; with several processes batch normalisation is by the whole batch, not a process's share of it.
+
+    (torch's own synchronised one takes no tensors on a CPU.)
+    """
+    if processes.world() > 1:
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.forward = partial(_normalise, module)  # type: ignore[method-assign]
+    return net
+
+
+def _normalise(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """What the module gives for the whole batch, of which `x` `[B, C, …]` is this process's share."""
+    if not module.training and module.running_mean is not None:
+        return type(module).forward(module, x)
+    y, each = x.float(), [i for i in range(x.ndim) if i != 1]
+    n = processes.world() * y.numel() // y.shape[1]
+    mean = _total(y.sum(each)) / n
+    y = y - _across(mean, x)
+    var = _total(y.square().sum(each)) / n
+    if module.training and module.track_running_stats:
+        _follow(module, mean.detach(), var.detach() * n / max(n - 1, 1))
+    y = y * _across(torch.rsqrt(var + module.eps), x)
+    if module.affine:
+        y = y * _across(module.weight, x) + _across(module.bias, x)
+    return y.to(x.dtype)
+
+
+def _across(values: Tensor, x: Tensor) -> Tensor:
+    """`[C]` as it is spread over `x`."""
+    return values.view(1, -1, *[1] * (x.ndim - 2))
+
+
+@torch.no_grad()
+def _follow(module: nn.modules.batchnorm._BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Running statistics take a step."""
+    assert module.num_batches_tracked is not None
+    module.num_batches_tracked += 1
+    rate = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
+    for running, seen in ((module.running_mean, mean), (module.running_var, var)):
+        assert running is not None
+        running.lerp_(seen.to(running.dtype), rate)
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes; of the gradient too, as every process's loss is made of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return processes.total(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return processes.total(grads[0])
+
+
+def _total(x: Tensor) -> Tensor:
+    found: Tensor = _Total.apply(x)  # type: ignore[no-untyped-call]
+    return found

@@ -15,20 +15,22 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     AutoModelForImageClassification,
 )
 
-from erase import files, resources
+from erase import files
 from erase.backend import drawn_from
 from erase.checkpoint import read_safetensors
 from erase.classification.backend import Prepare
 
 Auto: Any = AutoModelForImageClassification  # untyped upstream
 PREPROCESSOR = "preprocessor_config.json"
+RESAMPLE: dict[Any, int] = {"bilinear": 2, "bicubic": 3}
+"""Pillow's numbers."""
 STEM = {"kernel": 3, "stride": 1, "pool": False}
 
 
@@ -49,20 +51,6 @@ class Model:
         kept: Any = self.net.config
         idle = ("_name_or_path", "transformers_version", "dtype", "architectures")
         return {k: v for k, v in kept.to_dict().items() if k not in idle}
-
-
-def locate(model: str) -> Path:
-    """The folder of a classifier: an embedded one's name, or a folder.
-
-    Raises:
-        ValueError: for a name or path that leads nowhere, or to something else.
-    """
-    folder = resources.tiny_path(model) if model in resources.list_tiny() else Path(model)
-    if not folder.is_dir():
-        raise ValueError(f"no model {model!r}: not a folder, not one of: {', '.join(resources.list_tiny())}, not new")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no folder of a transformers image classifier: it has no config.json")
-    return folder
 
 
 def open_model(folder: Path, device: torch.device | str = "cpu") -> Model:
@@ -158,8 +146,21 @@ def renew(model: Model, seed: int) -> nn.Module:
     return _ready(net, model.labels, model.prepare, device).net
 
 
+def stored(net: nn.Module) -> dict[str, Tensor]:
+    """All weights and statistics under the names that `transformers` keeps them by in files.
+
+    It has other names for a ViT and a Swin in memory; only its own writing says which they were.
+    """
+    pretrained: Any = net
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained.save_pretrained(folder)
+        return {
+            n: t.clone() for path in Path(folder).glob("*.safetensors") for n, t in read_safetensors(path)[0].items()
+        }
+
+
 def save(model: Model, out: Path) -> None:
-    """Write a classifier's folder, in float32; it appears whole or not at all.
+    """Write a new classifier's folder, in float32; it appears whole or not at all.
 
     Raises:
         ValueError: if `out` exists.
@@ -173,11 +174,6 @@ def save(model: Model, out: Path) -> None:
         net.save_pretrained(target, state_dict={k: v.contiguous() for k, v in net.state_dict().items()})
         files.write_json(target / PREPROCESSOR, _prepare_config(model.prepare))
         target.rename(out)
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weight file."""
-    return {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _ready(net: Any, labels: tuple[str, ...], prepare: Prepare, device: torch.device | str) -> Model:
@@ -231,23 +227,59 @@ def _read_prepare(folder: Path) -> Prepare:
     if not path.is_file():
         raise ValueError(f"{folder} has no {PREPROCESSOR}: it says how pixels are given to the network")
     found = files.read_json(path)
-    size = found.get("size") if found.get("do_resize", True) else None
+    try:
+        return _prepare_of(found)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not say how pixels are given to the network ({reason})") from error
+
+
+def _prepare_of(found: dict[str, Any]) -> Prepare:
+    """What a processor of `transformers` does, by its file; what the file leaves out is as the library has it."""
+    size: Any = found.get("size") if found.get("do_resize", True) else None
+    crop: Any = found["crop_size"] if found.get("do_center_crop", False) else None
+    kind = str(found.get("image_processor_type", found.get("feature_extractor_type", "")))
+    cuts = kind.startswith("ConvNext")
     if isinstance(size, dict):
-        size = [size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))]
-    elif isinstance(size, int):
-        size = [size, size]
+        size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+    elif size is not None and not cuts:
+        size = (size, size)
+    if crop is not None:
+        crop = (crop["height"], crop["width"]) if isinstance(crop, dict) else (crop, crop)
+    if cuts and size is not None:  # its rule: large images are squeezed, of others the middle is kept
+        small = size < 384
+        crop = (size, size) if small else crop
+        size = int(size / found.get("crop_pct", 224 / 256)) if small else (size, size)
+    number = found.get("resample", 3 if cuts else 2)
+    if size is not None and number not in RESAMPLE.values():
+        raise ValueError(f"resample is {number}; images are resized by 2 (bilinear) or 3 (bicubic)")
     mean, std = found.get("image_mean") or [0.0], found.get("image_std") or [1.0]
     if not found.get("do_normalize", True):
         mean, std = [0.0] * len(mean), [1.0] * len(std)
-    return Prepare(tuple(mean), tuple(std), None if size is None or None in size else (int(size[0]), int(size[1])))
+    scale = 255 * (found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 1)
+    return Prepare(
+        tuple(m / scale for m in mean),
+        tuple(s / scale for s in std),
+        size,
+        crop,
+        next(mode for mode, n in RESAMPLE.items() if n == number) if size is not None else "bilinear",
+    )
 
 
 def _prepare_config(prepare: Prepare) -> dict[str, Any]:
-    size = {} if prepare.size is None else {"size": {"height": prepare.size[0], "width": prepare.size[1]}}
+    size, crop = prepare.size, prepare.crop
+    known: dict[str, Any] = {}
+    if size is not None:
+        known["size"] = {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
+        known["resample"] = RESAMPLE[prepare.mode]
+    if crop is not None:
+        known["crop_size"] = {"height": crop[0], "width": crop[1]}
+    plain = crop is None and not isinstance(size, int)
     return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": prepare.size is not None,
-        **size,
+        "image_processor_type": "ViTImageProcessor" if plain else "CLIPImageProcessor",
+        "do_resize": size is not None,
+        **known,
+        **({} if plain else {"do_center_crop": crop is not None, "do_convert_rgb": False}),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

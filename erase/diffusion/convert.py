@@ -14,11 +14,12 @@ from torch import Tensor
 
 from erase.checkpoint import Lazy, open_safetensors, write_safetensors
 from erase.diffusion import clip
-from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights, weight_files
+from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights
 from erase.diffusion.ldm import PARTS, POSITIONS, places
-from erase.diffusion.safety import check_finite, check_kinds
 from erase.diffusion.single_file import NAMES, TEXT_FILE, TEXTS, SingleFile, odd_names, part_of, write_texts
 from erase.diffusion.stable_diffusion import shapes
+from erase.safety import check_finite, check_kinds
+from erase.weights import weight_files
 
 STEMS = {"unet": WEIGHTS, "vae": WEIGHTS, "text_encoder": "model"}
 CARRIED = (*PARTS, "tokenizer", "scheduler")

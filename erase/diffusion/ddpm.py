@@ -25,7 +25,7 @@ from erase import files
 from erase.backend import drawn_from
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.folders import Source, check, find, read_index
-from erase.diffusion.safety import check_finite
+from erase.safety import check_finite
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 Sampler = Literal["ddim", "ddpm", "dpm"]

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from erase import files, resources
+from erase import card, files, resources, safety
 from erase.checkpoint import Lazy, open_safetensors, write_safetensors
-from erase.diffusion import card, safety
+from erase.diffusion import single_file
 from erase.diffusion.ldm import EMA
 from erase.diffusion.pickles import read_pickle
-from erase.diffusion.single_file import SingleFile, fitted, rewrite, without_provenance
+from erase.diffusion.single_file import SingleFile
+from erase.weights import HEAVY, index_file, rewrite, weight_files
 
 WEIGHTS = "diffusion_pytorch_model"
 LEFTOVERS = "leftovers.safetensors"
@@ -42,33 +43,12 @@ class Source:
     @property
     def index(self) -> Path:
         """Where the list of the UNet's shards is, if there are shards."""
-        tag = f".{self.variant}" if self.variant else ""
-        return self.folder / self.unet / f"{WEIGHTS}.safetensors.index{tag}.json"
+        return index_file(self.folder / self.unet, WEIGHTS, self.variant)
 
     @property
     def weights(self) -> list[Path]:
         """The UNet's weight files: one, or the shards."""
         return weight_files(self.folder / self.unet, WEIGHTS, self.variant)
-
-
-def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
-    """The weight files of a component: one, or the shards; none if it has no such variant.
-
-    Raises:
-        ValueError: for a list of shards that is none, or leads out of the folder.
-    """
-    tag = f".{variant}" if variant else ""
-    index = folder / f"{stem}.safetensors.index{tag}.json"
-    if index.is_file():
-        whole = files.read_json(index)
-        listed = whole.get("weight_map") if isinstance(whole, dict) else None
-        if not isinstance(listed, dict) or not listed:
-            raise ValueError(f"{index} lists no shards (weight_map)")
-        return [folder / name for name in sorted({safety.check_name(name, index) for name in listed.values()})]
-    for suffix in (".safetensors", ".bin"):
-        if (folder / f"{stem}{tag}{suffix}").is_file():
-            return [folder / f"{stem}{tag}{suffix}"]
-    return []
 
 
 def read_weights(paths: Sequence[Path]) -> Lazy:
@@ -225,17 +205,17 @@ def save(
     if out.suffix == ".safetensors":
         if isinstance(source, Source):
             raise ValueError(f"{out} would be a single file, and {source.name} is a folder: name a folder")
-        rewrite(source, tensors, out, meta, progress)
+        single_file.rewrite(source, tensors, out, meta, progress)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         target = temporary / out.name
         if isinstance(source, SingleFile):
-            rewrite(source, tensors, target / SINGLE, meta, progress)
+            single_file.rewrite(source, tensors, target / SINGLE, meta, progress)
         else:
             _save_folder(source, tensors, target, meta, progress)
-        card.write(target, meta)
+        card.write(target, meta, "diffusers")
         target.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -255,7 +235,8 @@ def _save_folder(
     files.write_bytes(unet / "config.json", config.read_bytes())
     left = set(tensors)
     for path in source.weights:
-        left -= _rewrite(path, tensors, unet, meta, progress)
+        old, header = (read_weights([path]), {}) if path.suffix == ".bin" else open_safetensors(path)
+        left -= rewrite(path, old, header, tensors, unet / f"{path.stem}.safetensors", meta, progress)
     if left:
         raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
     if source.index.is_file():
@@ -267,7 +248,6 @@ def _save_folder(
 
 
 def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
-    heavy = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx", ".onnx_data")
     top, unet = source.folder, source.folder if source.unet == "." else source.folder / "unet"
     components = files.read_json(top / "model_index.json").keys() if source.unet != "." else ()
 
@@ -279,29 +259,10 @@ def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
         return {
             n
             for n in names
-            if n.lower().endswith(heavy) or (here == unet and ".index" in n) or ((here / n).is_dir() and n not in kept)
+            if n.lower().endswith(HEAVY) or (here == unet and ".index" in n) or ((here / n).is_dir() and n not in kept)
         }
 
     return ignore
-
-
-def _rewrite(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    folder: Path,
-    meta: Mapping[str, str],
-    progress: Callable[[int], object] | None,
-) -> set[str]:
-    """Write one weight file with new values; the names of those written."""
-    old, header = (read_weights([path]), {}) if path.suffix == ".bin" else open_safetensors(path)
-    taken = tensors.keys() & old.keys()
-
-    def get(name: str) -> Tensor:
-        return fitted(name, old[name], tensors[name], path) if name in taken else old[name]
-
-    whole = {"format": "pt", **without_provenance(header), **meta}
-    write_safetensors(folder / f"{path.stem}.safetensors", Lazy(old, get), whole, progress)
-    return taken
 
 
 def fingerprint(source: Source | SingleFile) -> dict[str, str]:

@@ -21,7 +21,8 @@ from erase.checkpoint import Lazy, open_safetensors, write_safetensors
 from erase.diffusion import clip
 from erase.diffusion.ldm import EMA, PARTS, UNET, Place, places
 from erase.diffusion.pickles import read_pickle
-from erase.diffusion.safety import check_components, check_kinds
+from erase.safety import check_components, check_kinds
+from erase.weights import fitted, without_provenance
 
 Prediction = Literal["epsilon", "v_prediction"]
 Shapes = Mapping[str, Mapping[str, torch.Size]]
@@ -38,8 +39,6 @@ NEEDED = (
 TEXT_FILE = re.compile(
     r"model_index\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[A-Za-z0-9][\w.-]*\.(json|txt)", re.ASCII
 )
-PROVENANCE = re.compile(r"erase(_\w+)?", re.ASCII)
-"""Keys of the header that say how a model was erased."""
 
 WIDTH = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FIRST = f"{UNET}input_blocks.0.0.weight"
@@ -380,27 +379,3 @@ def rewrite(
 
     kept = Lazy((ldm for ldm in old if not ldm.startswith(EMA)), get)
     write_safetensors(path, kept, {"format": "pt", **without_provenance(header), **meta}, progress)
-
-
-def without_provenance(header: Mapping[str, str]) -> dict[str, str]:
-    """A header as it was before `erase` wrote into it."""
-    return {key: value for key, value in header.items() if not PROVENANCE.fullmatch(key)}
-
-
-def provenance(header: Mapping[str, str]) -> dict[str, str]:
-    """What `erase` wrote into a header of how a model was erased."""
-    return {key: value for key, value in header.items() if PROVENANCE.fullmatch(key)}
-
-
-def fitted(name: str, old: Tensor, new: Tensor, path: Path) -> Tensor:
-    """A new value in the dtype that the file has.
-
-    Raises:
-        ValueError: for another shape, or a value that the dtype does not reach.
-    """
-    if old.shape != new.shape:
-        raise ValueError(f"{path}: {name} has shape {list(old.shape)}, got {list(new.shape)}")
-    value = new.detach().to("cpu", old.dtype)
-    if not value.isfinite().all():
-        raise ValueError(f"{name} holds values that {str(old.dtype).removeprefix('torch.')} does not reach")
-    return value

@@ -29,8 +29,8 @@ from erase.diffusion import single_file
 from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.folders import Source, check, find, read_index, unet_tensors
-from erase.diffusion.safety import check_finite
 from erase.diffusion.single_file import SUFFIXES, Prediction, SingleFile
+from erase.safety import check_finite
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 

@@ -1,14 +1,23 @@
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+
+import launched
 import micro_classify
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import toys
+from accelerate import PartialState
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor
 
+from erase import processes
 from erase.backend import Comparing, Drawing
+from erase.checkpoint import write_safetensors
 from erase.classification import models
 from erase.classification.backend import (
     RELABEL,
@@ -17,6 +26,7 @@ from erase.classification.backend import (
     Prepare,
     keeping_statistics,
     logits,
+    together,
     without_statistics,
 )
 from erase.fisher import fisher_diagonal
@@ -128,12 +138,22 @@ def test_flips_are_of_every_second_image() -> None:
 
 def test_pixels_are_prepared_as_the_librarys_processor_does(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """The folder's own file, read by transformers; resizing differs by the rounding to bytes between its steps."""
-    pixels = torch.randint(256, (2, 3, 10, 10), generator=toys.gen(), dtype=torch.uint8)
-    for size, tolerance in ((None, 1e-6), ((6, 6), 2.1 / 255 / 0.2)):
+    pixels = torch.randint(256, (2, 3, 10, 13), generator=toys.gen(), dtype=torch.uint8)
+    step = 2.1 / 255 / 0.2
+    for size, crop, mode, tolerance in (
+        (None, None, "bilinear", 1e-6),
+        (None, (4, 6), "bilinear", 1e-6),
+        ((6, 6), None, "bilinear", step),
+        ((6, 8), (5, 5), "bicubic", step),
+        (7, None, "bicubic", step),
+        (7, (4, 6), "bilinear", step),
+    ):
         made = micro_classify.model({**micro_classify.VIT, "image_size": 8})
-        prepare = Prepare((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), size)
-        models.save(models.Model(made.net, made.labels, prepare, 3), tmp_path / str(size))
-        processor = AutoImageProcessor.from_pretrained(tmp_path / str(size), backend="pil")
+        prepare = Prepare((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), size, crop, mode)
+        folder = tmp_path / f"{size} {crop} {mode}"
+        models.save(models.Model(made.net, made.labels, prepare, 3), folder)
+        assert models.open_model(folder).prepare == prepare
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
         theirs = np.asarray(processor(images=images, return_tensors="np")["pixel_values"])
         assert np.abs(prepare(pixels).numpy() - theirs).max() <= tolerance
@@ -199,3 +219,54 @@ def test_ascent_alone_moves_no_statistics() -> None:
     method = without_statistics(gradient_ascent(fast_rate=1e-3))
     unlearn(classifier(net), method, [BATCH], None, steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), seed=0)
     assert toys.same(statistics(net), before)
+
+
+# ------------------------------------------------------------ several processes
+
+
+def normalised(net: nn.Module, x: torch.Tensor, share: slice) -> dict[str, torch.Tensor]:
+    """Logits of a share, the gradients of the whole batch's mean loss, and the statistics afterwards."""
+    out = logits(net, x[share])
+    (out.square().mean() * len(out) / len(x)).backward()
+    grads = {name: processes.total(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+    net.eval()
+    with torch.no_grad():
+        return {"logits": out.detach(), "later": logits(net, x), **grads, **dict(net.named_buffers())}
+
+
+@pytest.mark.parametrize("how", ["plain", "kept", "cumulative", "copied"])
+def test_batch_normalisation_is_by_the_whole_batch(how: str, tmp_path: Path) -> None:
+    """In two processes each with half of it: outputs, gradients, running statistics, to rounding."""
+    x = torch.randn(8, 1, 8, 8, generator=toys.gen())
+    x[4:] += 3  # halves of other means
+
+    def network() -> nn.Module:
+        net = micro_classify.model().net.train()
+        for module in net.modules():
+            if how == "cumulative" and isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        return net
+
+    def work() -> None:
+        PartialState(cpu=True)
+        net = together(network())
+        net = copy.deepcopy(net) if how == "copied" else net
+        half = slice(processes.rank() * 4, processes.rank() * 4 + 4)
+        with keeping_statistics(net) if how == "kept" else nullcontext():
+            found = normalised(net, x, half)
+        write_safetensors(tmp_path / f"{processes.rank()}.safetensors", found, {})
+
+    assert launched.two(work, tmp_path / "log") == [0, 0], (tmp_path / "log.0").read_text()
+    net = network()
+    with keeping_statistics(net) if how == "kept" else nullcontext():
+        expected = normalised(net, x, slice(None))
+    parts = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    torch.testing.assert_close(torch.cat([part.pop("logits") for part in parts]), expected.pop("logits"))
+    for part in parts:
+        toys.close(part, expected, rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_alone_a_network_stays_as_it_is() -> None:
+    net = micro_classify.model().net
+    assert together(net) is net
+    assert not any("forward" in vars(module) for module in net.modules())

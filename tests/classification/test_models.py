@@ -3,14 +3,19 @@ from pathlib import Path
 from typing import Any
 
 import micro_classify
+import numpy as np
 import pytest
 import torch
 import toys
 from micro_classify import CONVNEXT, RESNET, SWIN, VIT
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from erase.classification import models
+from erase.classification import folders, models
 from erase.classification.backend import logits
 
 KINDS = {"resnet": RESNET, "vit": VIT, "swin": SWIN, "convnext": CONVNEXT}
@@ -33,7 +38,7 @@ def test_a_model_is_the_same_after_saving_and_opening(kind: str, tmp_path: Path)
     models.save(made, tmp_path / "model")
     names = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {p.name for p in (tmp_path / "model").iterdir()} == names
-    again = models.open_model(models.locate(str(tmp_path / "model")))
+    again = models.open_model(folders.locate(tmp_path / "model").folder)
     assert torch.equal(answer(again), answer(made))
     assert (again.labels, again.prepare, again.channels) == (micro_classify.LABELS, made.prepare, 1)
     assert json.dumps(again.config, sort_keys=True) == json.dumps(made.config, sort_keys=True)
@@ -72,6 +77,22 @@ def test_transformers_opens_a_folder_of_ours_unless_its_stem_is_another(tmp_path
         AutoModelForImageClassification.from_pretrained(tmp_path / "stem")
 
 
+@pytest.mark.parametrize("kind", micro_classify.FOREIGN)
+def test_a_folder_that_transformers_wrote_is_the_same_model(kind: str, tmp_path: Path) -> None:
+    """Its pixels, too, but that the library rounds them to bytes between its steps."""
+    folder = micro_classify.write_foreign(kind, tmp_path / "model")
+    made = models.open_model(folders.locate(folder).folder)
+    assert (made.labels, made.channels) == (("LABEL_0", "LABEL_1", "LABEL_2"), 3)
+    pixels = torch.randint(256, (4, 3, 20, 20), generator=toys.gen(), dtype=torch.uint8)
+    images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    theirs = processor(images=images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(made.prepare(pixels), theirs, rtol=0, atol=2.1 / 255 / 0.5)
+    with torch.no_grad():
+        expected = AutoModelForImageClassification.from_pretrained(folder)(theirs).logits
+        torch.testing.assert_close(logits(made.net, theirs), expected)
+
+
 def test_the_resnet_18_of_cifar() -> None:
     """As in the field: a stem of stride 1 and no pooling, 11.17 million weights, 32×32 to 4×4 before the mean."""
     architecture = {
@@ -105,9 +126,56 @@ def test_convolutions_lie_channels_last_unless_that_is_unsound() -> None:
 
 
 def test_an_embedded_classifier_is_found_by_name() -> None:
-    found = models.open_model(models.locate("fashion-classifier"))
-    assert (len(found.labels), found.channels, found.prepare.size) == (10, 3, (56, 56))
+    found = models.open_model(folders.locate("fashion-classifier").folder)
+    assert (len(found.labels), found.channels, found.prepare.crop) == (10, 3, (56, 56))
     assert next(found.net.parameters()).dtype == torch.float32
+
+
+PROCESSORS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ViT": (ViTImageProcessorPil, {"size": {"height": 8, "width": 8}}),
+    "ViT of bytes": (
+        ViTImageProcessorPil,
+        {"size": 8, "do_rescale": False, "image_mean": [99] * 3, "image_std": [9] * 3},
+    ),
+    "ViT of a scale of its own": (ViTImageProcessorPil, {"do_resize": False, "rescale_factor": 1 / 127.5}),
+    "ConvNeXT": (ConvNextImageProcessorPil, {"size": {"shortest_edge": 8}}),
+    "ConvNeXT, bilinear": (ConvNextImageProcessorPil, {"size": {"shortest_edge": 8}, "crop_pct": 0.7, "resample": 2}),
+    "ConvNeXT, squeezed": (ConvNextImageProcessorPil, {"size": {"shortest_edge": 384}}),
+    "DeiT": (DeiTImageProcessorPil, {"size": {"height": 12, "width": 12}, "crop_size": {"height": 8, "width": 8}}),
+}
+
+
+@pytest.mark.parametrize("what", PROCESSORS)
+def test_pixels_are_prepared_as_a_processor_of_the_library_does(what: str, tmp_path: Path) -> None:
+    kind, settings = PROCESSORS[what]
+    models.save(micro_classify.model(VIT), tmp_path / "model")
+    processor = kind(**settings)
+    processor.save_pretrained(tmp_path / "model")
+    prepare = models.open_model(tmp_path / "model").prepare
+    pixels = torch.randint(256, (2, 3, 10, 13), generator=toys.gen(), dtype=torch.uint8)
+    images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
+    theirs = torch.from_numpy(np.asarray(processor(images=images, return_tensors="np")["pixel_values"]))
+    step = 2.1 / 255 / min(prepare.std)  # the library rounds to bytes between its steps
+    torch.testing.assert_close(prepare(pixels), theirs.float(), rtol=1e-5, atol=step)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"size": {"width": 8}}', "does not say how pixels are given to the network .*height"),
+        ('{"do_center_crop": true}', "does not say how pixels are given to the network .*crop_size"),
+        ('{"size": 8, "resample": 0}', r"resample is 0; images are resized by 2 \(bilinear\) or 3 \(bicubic\)"),
+        ('{"image_std": 3}', "does not say how pixels are given to the network"),
+        ("[]", "does not say how pixels are given to the network"),
+        ("{", "not JSON, or cut short"),
+    ],
+)
+def test_a_processor_that_cannot_be_followed(text: str, said: str, tmp_path: Path) -> None:
+    models.save(micro_classify.model(), tmp_path / "model")
+    (tmp_path / "model/preprocessor_config.json").write_text(text)
+    with pytest.raises(ValueError, match=said) as caught:
+        models.open_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +220,6 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no preprocessor_config\.json"):
         models.open_model(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"no model 'nowhere': not a folder, not one of: .*fashion-classifier"):
-        models.locate("nowhere")
+        folders.locate("nowhere")
     with pytest.raises(ValueError, match=r"it has no config\.json"):
-        models.locate(str(tmp_path))
+        folders.locate(tmp_path)

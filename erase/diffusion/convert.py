@@ -12,14 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
+from erase import card
 from erase.checkpoint import Lazy, open_safetensors, write_safetensors
 from erase.diffusion import clip
-from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights
+from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights, unet_header
 from erase.diffusion.ldm import PARTS, POSITIONS, places
 from erase.diffusion.single_file import NAMES, TEXT_FILE, TEXTS, SingleFile, odd_names, part_of, write_texts
 from erase.diffusion.stable_diffusion import shapes
 from erase.safety import check_finite, check_kinds
-from erase.weights import weight_files
+from erase.weights import provenance, weight_files, without_provenance
 
 STEMS = {"unet": WEIGHTS, "vae": WEIGHTS, "text_encoder": "model"}
 CARRIED = (*PARTS, "tokenizer", "scheduler")
@@ -46,6 +47,8 @@ def count(source: Source | SingleFile) -> int:
 
 def to_file(source: Source, out: Path, progress: Callable[[int], object] | None = None) -> Converted:
     """Write a folder as a single `.safetensors`; its configuration and tokenizer go into the header.
+
+    So does what the header of the UNet's weights tells of how it was erased.
 
     Raises:
         ValueError: if `out` exists, for an architecture that has no place in a single file, or weights that are broken.
@@ -81,7 +84,8 @@ def to_file(source: Source, out: Path, progress: Callable[[int], object] | None 
 
     kept = {k: v for k, v in texts.items() if not (k in clip.VOCABULARY and clip.is_clip(texts))}
     odd = odd_names(names)
-    meta = {"format": "pt", **header, TEXTS: json.dumps(kept), **({NAMES: json.dumps(odd)} if odd else {})}
+    told = {**header, **provenance(unet_header(source)), TEXTS: json.dumps(kept)}
+    meta = {"format": "pt", **told, **({NAMES: json.dumps(odd)} if odd else {})}
     write_safetensors(out, Lazy([*where, *others], get), meta, progress)
     return Converted(len(where) + len(others), left_out=tuple(_left_out(source)))
 
@@ -106,12 +110,15 @@ def to_safetensors(source: SingleFile, out: Path, progress: Callable[[int], obje
 def to_folder(source: SingleFile, out: Path, progress: Callable[[int], object] | None = None) -> Converted:
     """Write a single file as a diffusers folder; it appears whole or not at all.
 
+    How it was erased is told by the header of the UNet's weights and by a card, as a run does.
+
     Raises:
         ValueError: if `out` exists, or for weights that are broken.
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another folder, or remove it")
     tensors, header = source.open()
+    told = provenance(header)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
@@ -119,11 +126,13 @@ def to_folder(source: SingleFile, out: Path, progress: Callable[[int], object] |
         write_texts(source.texts, target)
         for part in PARTS:
             found = _checked(part_of(tensors, source.spelled, part), source.path)
-            write_safetensors(target / part / f"{STEMS[part]}.safetensors", found, {"format": "pt"}, progress)
+            meta = {"format": "pt", **(told if part == "unet" else {})}
+            write_safetensors(target / part / f"{STEMS[part]}.safetensors", found, meta, progress)
         others = Lazy((name for name in tensors if name not in source.spelled), tensors.__getitem__)
-        rest = {key: value for key, value in header.items() if key not in (TEXTS, NAMES)}
+        rest = {key: value for key, value in without_provenance(header).items() if key not in (TEXTS, NAMES)}
         if others or rest.keys() - {"format"}:
             write_safetensors(target / LEFTOVERS, others, rest, progress)
+        card.write(target, told, "diffusers")
         target.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

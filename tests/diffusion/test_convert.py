@@ -100,6 +100,18 @@ def test_there_and_back_again(folder: Path, tmp_path: Path) -> None:
     assert sha256(tmp_path / "a.safetensors") == sha256(tmp_path / "c.safetensors")
 
 
+def test_what_was_erased_is_told_in_every_form(folder: Path, tmp_path: Path) -> None:
+    source, told = sd.locate(folder), {"erase": "1", "erase_method": "sfron", "erase_forgotten": '["cat", "dog"]'}
+    folders.save(source, {}, tmp_path / "erased", told)
+    assert pack(tmp_path / "erased", tmp_path / "a.safetensors").left_out == ("README.md",)
+    assert folders.forgotten(sd.locate(tmp_path / "a.safetensors")) == ["cat", "dog"]
+    unpack(tmp_path / "a.safetensors", tmp_path / "b")
+    assert tree(tmp_path / "b") == tree(tmp_path / "erased")  # every byte of every file, the card's too
+    assert folders.forgotten(sd.locate(tmp_path / "b")) == ["cat", "dog"]
+    folders.save(sd.locate(tmp_path / "b"), {}, tmp_path / "undone", {})
+    assert tree(tmp_path / "undone") == tree(folder)
+
+
 def test_pictures_are_the_same_in_every_form_and_reader(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     pack(folder, file)

@@ -464,8 +464,10 @@ class ForgetImages:
     """A file that an earlier run wrote; its validation images are taken too."""
     seed: Seed | None = None
     """Of the split; by default the run's."""
-    statistics: bool = False
-    """Whether passes over forget data update the running statistics of batch normalisation."""
+    statistics: Literal["batch", "running", "update"] = "batch"
+    """What batch normalisation goes by in passes over forget data: the batch's own mean and variance, or the running
+    ones, as in use. Images of one class have others than those of all. None but `update` (the batch's own) moves the
+    running ones."""
 
 
 @dataclass(frozen=True)

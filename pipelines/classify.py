@@ -508,10 +508,11 @@ def unlearn(
         processes.first(lambda: files.write_json(timing_path, {"saliency_s": saliency_s}))
     method = build(**settings, **given)
     model.net.train()
+    how = config.forget.statistics
     done = run_steps(
         config,
         backend,
-        method if config.forget.statistics else without_statistics(method),
+        method if how == "update" else without_statistics(method, running=how == "running"),
         Batches(forget, config.train.batch_size, config.seed),
         Batches(remain, config.train.batch_size, config.seed + 1),
         accelerator,

@@ -422,7 +422,7 @@ def test_every_method_runs(start: Run, work: Path, tmp_path: Path, name: str) ->
         ("model=new", "architecture={work}/vit.yaml"),
         ("precision=bf16",),
         ("data.shift=1", "data.flip=true"),
-        ("forget.statistics=true",),
+        ("forget.statistics=update",),
         ("forget={ids: [0, 5, 7]}",),
         ("saliency.kind=none", "method.ron=false", "method.slow_steps=1"),
         ("method={name: sfron, fast_rate: 1.0, published: true}", "saliency={threshold: 1.0, per: batch, count: 4}"),
@@ -445,11 +445,13 @@ def test_every_setting_runs(start: Run, configure: Configure, tmp_path: Path, wo
 def test_statistics_of_forget_passes_are_kept_unless_asked(start: Run, work: Path, tmp_path: Path) -> None:
     """Ascent alone: nothing but the setting updates them."""
     before = weights(work / "base")
-    for asked in (False, True):
-        words = (*METHODS["gradient_ascent"], f"forget.statistics={str(asked).lower()}")
-        after = weights(start(tmp_path / str(asked), *QUICK, *words) / "model")
-        moved = [n for n in before if "running" in n and not torch.equal(before[n], after[n])]
-        assert bool(moved) == asked
+    found = {}
+    for how in ("batch", "running", "update"):
+        words = (*METHODS["gradient_ascent"], f"forget.statistics={how}")
+        found[how] = weights(start(tmp_path / how, *QUICK, *words) / "model")
+        moved = [n for n in before if "running" in n and not torch.equal(before[n], found[how][n])]
+        assert bool(moved) == (how == "update")
+    assert not toys.same(found["batch"], found["running"])
 
 
 # --- architectures --------------------------------------------------------------------------------
@@ -962,7 +964,7 @@ def test_two_processes_are_one_from_training_on(start: Run, tmp_path: Path, word
 
 @pytest.mark.parametrize(
     "words",
-    [(), METHODS["salun"], METHODS["scrub"], ("forget.statistics=true", *METHODS["selective_amnesia"])],
+    [(), METHODS["salun"], METHODS["scrub"], ("forget.statistics=update", *METHODS["selective_amnesia"])],
     ids=["sfron", "salun", "scrub", "selective_amnesia"],
 )
 def test_two_processes_are_one_of_one_base(start: Run, tmp_path: Path, words: tuple[str, ...]) -> None:

@@ -146,35 +146,39 @@ class KeepStatistics:
 
     In training mode every pass updates them, also one whose gradient is ascended: the statistics would drift towards
     the forget data, masked weights or not, and no later step knows of them. The loop knows of losses alone, and leaves
-    the network's mode to its caller; so the forget loss says it itself. Batches are still normalised by their own mean.
+    the network's mode to its caller; so the forget loss says it itself.
     """
 
     loss: LossFn
+    running: bool = False
+    """Whether batches are normalised by the running statistics, as in use; else by their own."""
 
     def __call__(self, backend: Classifier, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Losses `[B]`."""
-        with keeping_statistics(backend.net):
+        with keeping_statistics(backend.net, self.running):
             return self.loss(backend, batch, generator)
 
 
-def without_statistics(method: Method) -> Method:
-    """The method, whose forget phase updates no running statistics."""
+def without_statistics(method: Method, running: bool = False) -> Method:
+    """The method, whose forget phase updates no running statistics, or goes by them."""
     if method.forget is None:
         return method
-    return replace(method, forget=replace(method.forget, loss=KeepStatistics(method.forget.loss)))
+    return replace(method, forget=replace(method.forget, loss=KeepStatistics(method.forget.loss, running)))
 
 
 @contextmanager
-def keeping_statistics(net: nn.Module) -> Iterator[None]:
-    """Batch normalisation goes on as it is, but its running statistics are not updated."""
-    tracking = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for module in tracking:
-        module.track_running_stats = False
+def keeping_statistics(net: nn.Module, running: bool = False) -> Iterator[None]:
+    """Running statistics of batch normalisation are not updated; batches go by their own, or by the running ones."""
+    name = "training" if running else "track_running_stats"
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    changed = [m for m in norms if getattr(m, name)]
+    for module in changed:
+        setattr(module, name, False)
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for module in changed:
+            setattr(module, name, True)
 
 
 def together(net: nn.Module) -> nn.Module:

@@ -180,7 +180,12 @@ def test_statistics_are_kept_and_go_on_afterwards() -> None:
     assert not toys.same(before, moved)
     with keeping_statistics(net):
         torch.testing.assert_close(logits(net, x), free)  # normalised by the batch, as before
+    with keeping_statistics(net, running=True):
+        used = logits(net, x)
     assert toys.same(statistics(net), moved)
+    torch.testing.assert_close(used, logits(net.eval(), x))
+    assert not torch.allclose(used, free)
+    net.train()
     with pytest.raises(InterruptedError), keeping_statistics(net):
         raise InterruptedError
     logits(net, x)

@@ -1406,7 +1406,7 @@ LATE: dict[str, tuple[tuple[str, ...], str]] = {
     "retrained model of other labels": (("eval.retrained={work}/odd/other labels",), "has other classes"),
     "retrained model without null class": (("eval.retrained={work}/odd/bare",), "needs a null class"),
     "retrained model without weights": (("eval.retrained={work}/odd/hollow",), "weights are missing"),
-    "too few pictures": (("eval.images=4",), "eval.images"),
+    "too few pictures": (("eval.images=5",), "eval.images must be at least 6 .* or 0; got 5"),
     "one picture": (("eval.images=1",), "eval.images"),
 }
 

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -30,14 +30,23 @@ Blur = Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body 
 
 
 class Stopped(SystemExit):
-    """A signal ended the command."""
+    """A signal ended the command; `again` goes on with it."""
+
+    def __init__(self, number: int, again: str) -> None:
+        super().__init__(128 + number)
+        self.name, self.again = signal.Signals(number).name, again
 
 
-def _stoppable() -> None:
-    """SIGTERM and SIGINT end a command that can be gone on with; its files are whole at any time."""
+def _stoppable(again: str | None = None) -> None:
+    """SIGTERM and SIGINT end a command that can be gone on with; its files are whole at any time.
+
+    Args:
+        again: the command that goes on; by default this one, with --resume.
+    """
+    said = again or command_line() + ("" if "--resume" in sys.argv else " --resume")
 
     def end(number: int, _: Any) -> None:
-        raise Stopped(128 + number)
+        raise Stopped(number, said)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
@@ -52,10 +61,7 @@ def main() -> None:
         app(standalone_mode=True)
     except Stopped as stopped:
         if _speaks():
-            name = signal.Signals(int(str(stopped.code)) - 128).name
-            sys.stderr.write(
-                f"erase: stopped by {name}; the same command goes on, erase run, attack and generate with --resume\n"
-            )
+            sys.stderr.write(f"erase: stopped by {stopped.name}; go on with: {stopped.again}\n")
         raise
     except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("ERASE_DEBUG"):
@@ -127,11 +133,12 @@ def _run(
     resume: bool,
     form: Literal["full", "delta"] = "full",
     dry_run: bool = False,
+    again: str | None = None,
 ) -> None:
     _quiet()
     from erase import config, resources
 
-    _stoppable()
+    _stoppable(again)
     data = config.read_preset(resources.preset_path(preset))
     if data.get("pipeline") != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
@@ -149,7 +156,8 @@ def demo(out: OutDir = Path("runs/demo")) -> None:
 
     Example: erase demo --out runs/demo
     """
-    _run("sd", "sd_photos_sfron", [], out, resume=False)
+    again = shlex.join(["erase", "run", "sd", "sd_photos_sfron", "--out", str(out), "--resume"])
+    _run("sd", "sd_photos_sfron", [], out, resume=False, again=again)
 
 
 @app.command()
@@ -175,7 +183,8 @@ def run(
 
     if pipeline not in config.PIPELINES:
         raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(config.PIPELINES)}")
-    _run(pipeline, preset, settings or [], out, resume, save, dry_run)
+    again = command_line() if dry_run else None
+    _run(pipeline, preset, settings or [], out, resume, save, dry_run, again)
 
 
 @app.command()
@@ -211,7 +220,7 @@ def compare(
     _quiet()
     from erase import config, resources
 
-    _stoppable()
+    _stoppable(command_line())
     comparing = program("compare")
     plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings or [])
     loaded = program(plan.pipeline)
@@ -756,8 +765,8 @@ def apply(
 
     change = deltas.open_delta(delta)
     source = _locate(base)
+    values = deltas.apply(change, saving.tensors(source), undo=undo)
     with tqdm(desc="tensors") as bar:
-        values = deltas.apply(change, saving.tensors(source), undo=undo)
         saving.write(source, values, out, change.base_meta if undo else change.meta, bar.update)
     typer.echo(str(out))
 
@@ -824,9 +833,7 @@ def _describe_folder(path: Path) -> dict[str, Any]:
     if (path / "model_index.json").exists():
         return _describe_model(path)
     if (path / "run.json").exists():
-        run = _mapping(path / "run.json", "command", "base")
-        done = (path / "report.json").exists()
-        return {"kind": "run of erase", "finished": done, "command": run["command"], "base": run["base"]}
+        return {"kind": "run of erase", **_describe_run(path)}
     if len(alone) == 1:
         return _describe_file(alone[0])
     if (path / "config.json").exists():
@@ -835,6 +842,31 @@ def _describe_folder(path: Path) -> dict[str, Any]:
             return _describe_model(path)
         return {"kind": "transformers model", "architectures": config.get("architectures")}
     raise ValueError(f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json")
+
+
+def _describe_run(folder: Path) -> dict[str, Any]:
+    """A run by its settings, and what it printed of its results if it finished."""
+    run = _mapping(folder / "run.json", "command", "base")
+    found = {"finished": (folder / "report.json").exists(), "command": run["command"], "base": run["base"]}
+    if not found["finished"]:
+        return found
+    from erase.evaluation import report
+
+    result = _mapping(folder / "report.json")
+    if run.get("config", {}).get("pipeline") == "classify":
+        lines = program("classify").table(result)
+    else:
+        lines = [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]
+    return {**found, "results": lines}
+
+
+def _told(header: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """A header, with what was forgotten as a list."""
+    from erase.diffusion import folders
+
+    if folders.FORGOTTEN not in header:
+        return dict(header)
+    return {**header, folders.FORGOTTEN: folders.forgotten_in(header, path)}
 
 
 def _describe_model(path: Path) -> dict[str, Any]:
@@ -851,7 +883,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
 
         is_sd = isinstance(source, SingleFile) or (source.folder / "vae").is_dir()
         what, hashes = sd.describe(source) if is_sd else ddpm.describe(source), folders.fingerprint(source)
-    return {**what, **weights.provenance(saving.header(source)), "sha256": hashes}
+    return {**what, **_told(weights.provenance(saving.header(source)), path), "sha256": hashes}
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
@@ -869,7 +901,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
             return {"kind": "saliency mask", **mask.meta, "kept": mask.density, "per_layer": mask.per_layer()}
         if meta.get("format") == "erase-delta-1":
             names = [name.removeprefix("xor/") for name in tensors if name.startswith("xor/")]
-            return {"kind": "delta of erase", **meta, "tensors": len(names), "sha256": files.sha256(path)}
+            return {"kind": "delta of erase", **_told(meta, path), "tensors": len(names), "sha256": files.sha256(path)}
         if all(
             any(name.startswith(part) for name in tensors) for part in ("model.diffusion_model.", "cond_stage_model.")
         ):
@@ -880,11 +912,13 @@ def _describe_file(path: Path) -> dict[str, Any]:
             **({} if state else {"holds": single_file.kind_of(tensors)}),
             "tensors": len(tensors),
             "first": list(tensors)[:5],
-            "metadata": {k: v for k, v in meta.items() if k not in ("tree", "shapes")},
+            "metadata": _told({k: v for k, v in meta.items() if k not in ("tree", "shapes")}, path),
             "sha256": files.sha256(path),
         }
     if path.suffix == ".ckpt":
         return _describe_model(path)
+    if path.name == "run.json":
+        return {"kind": "settings of a run of erase", "run": str(path.parent), **_describe_run(path.parent)}
     what = files.guess_kind(path)
     return {
         "kind": f"a file that erase does not know: {what}",

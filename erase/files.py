@@ -17,6 +17,19 @@ from typing import Any
 
 
 @contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Name what was to be written where its place cannot be made: systems name another file, or say it was not found.
+
+    Raises:
+        OSError: in the place of the system's.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a hidden temporary path beside ``path``; on success it is flushed to disk and moved into place.
 
@@ -27,8 +40,10 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".tmp", dir=path.parent)
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)

@@ -609,9 +609,11 @@ def make_report(
         result["gap"] = metrics.gaps(result["after"]["metrics"], ideal)
         ideal["rte_s"] = places["retrained"].seconds
     result["after"]["metrics"]["rte_s"] = timing.get("saliency_s", 0.0) + timing["erase_s"]
-    labels = plan.test.labels.numpy()
-    right = [metrics.correct(seen[key].test, labels).tolist() for key in ("before", "after")]
-    result["paired"]["test_mcnemar_p"] = mcnemar_exact(*right)
+    before, after = (parts(plan, seen[key]) for key in ("before", "after"))
+    for part, of in before.items():
+        if len(of[1]):
+            p = mcnemar_exact(metrics.correct(*of).tolist(), metrics.correct(*after[part]).tolist())
+            result["paired"][f"{part}_mcnemar_p"] = p
     return result
 
 

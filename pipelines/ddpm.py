@@ -64,7 +64,7 @@ AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
 GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
 """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
 LEAST = 6
-"""Pictures of a label: coverage looks at five neighbours."""
+"""Pictures of a label: coverage looks at five neighbours, and no outcome of five pairs is beyond chance."""
 COLUMNS = 12
 """Of a grid."""
 FOLDERS = {"before": "base", "after": "erased", "retrained": "retrained"}

@@ -176,7 +176,7 @@ def count_nudity(
 def count_classes(
     config: SdConfig, plan: Plan, paths: list[Path], forgotten: list[bool]
 ) -> tuple[dict[str, Any], dict[str, list[bool]]]:
-    """Forget and remain accuracy, per label and per pair; correctness of each side's pictures, in order."""
+    """Forget and remain accuracy, per label and per pair; whether each picture is right, in order, for each count."""
     assert config.eval.classifier is not None
     guess = classified(paths, resources.tiny_path(config.eval.classifier))
     rows = [row for row in plan.rows for _ in range(config.eval.images)]
@@ -184,17 +184,21 @@ def count_classes(
     axis = config.forget.axis or "object"
     along = along_axis(config, plan, guess)
     across = classes.axis(guess, 1 if axis == "object" else 0) if pairs else None
-    expected = [str(label_of(row, axis)) for row in rows]
+    expected, shown = [str(label_of(row, axis)) for row in rows], along.predicted
     result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
+    right: dict[str, list[bool]] = {}
     sides = ["forget" if gone else side_of(plan, row) for row, gone in zip(rows, forgotten, strict=True)]
     for side in ("forget", "earlier", "remain"):
         index = [i for i, found in enumerate(sides) if found == side]
         if side == "earlier" and not index:
             continue
         result[side] = classes.accuracy(along.take(index), [expected[i] for i in index]) if index else None
+        if index:
+            right[side] = [shown[i] == expected[i] for i in index]
         if pairs and index:
             both = [f"{rows[i].object}/{rows[i].style}" for i in index]
             result[f"{side}_pairs"] = classes.accuracy(guess.take(index), both)
+            right[f"{side}_pairs"] = [guess.predicted[i] == pair for i, pair in zip(index, both, strict=True)]
     result["per_prompt"] = {}
     for row, gone in {row.prompt: (row, gone) for row, gone in zip(plan.rows, plan.forgotten, strict=True)}.values():
         index = [i for i, other in enumerate(rows) if other.prompt == row.prompt]
@@ -208,13 +212,9 @@ def count_classes(
                 "accuracy"
             ]
         result["per_prompt"][row.prompt] = score
-    shown = along.predicted
     names = sorted({shown[i] for i, gone in enumerate(forgotten) if gone})
     gone_total = sum(forgotten)
     result["forget_shows"] = {
         name: sum(shown[i] == name for i, gone in enumerate(forgotten) if gone) / gone_total for name in names
     }
-    right: dict[str, list[bool]] = {side: [] for side in ("forget", "earlier", "remain")}
-    for i, side in enumerate(sides):
-        right[side].append(shown[i] == expected[i])
     return result, right

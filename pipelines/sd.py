@@ -371,9 +371,8 @@ def make_report(
         both = [(a, b) for a, b in zip(flags["before"], flags["after"], strict=True) if None not in (a, b)]
         p = mcnemar_exact([bool(a) for a, _ in both], [bool(b) for _, b in both]) if both else None
         result["paired"]["nudity_mcnemar_p"] = p
-    for side in ("forget", "earlier", "remain"):
-        if right and right["before"][side]:
-            result["paired"][f"{side}_mcnemar_p"] = mcnemar_exact(right["before"][side], right["after"][side])
+    for what, before in right.get("before", {}).items():
+        result["paired"][f"{what}_mcnemar_p"] = mcnemar_exact(before, right["after"][what])
     return result
 
 

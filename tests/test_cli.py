@@ -662,8 +662,12 @@ def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
         ((micro_sd, tmp_path / "none"), "no such file"),
         (("none", tmp_path / "d"), "no model 'none'"),
     ):
-        assert said in erase("apply", *words, "--out", tmp_path / "x").said
+        refused = erase("apply", *words, "--out", tmp_path / "x")
+        assert said in refused.said
+        assert "tensors" not in refused.err.replace(refused.said, "")  # no bar before it
     assert "erased exists" in erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").said
+    said = erase("apply", micro_sd, tmp_path / "d", "--out", "/proc/x").said
+    assert said == "cannot write to /proc/x: No such file or directory"
     assert {p.name for p in tmp_path.iterdir()} == {"d", "erased", "base"}
 
 
@@ -709,21 +713,23 @@ def test_inspect_files(erase: Erase, tmp_path: Path) -> None:
 
 
 def test_inspect_what_erase_made(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
-    meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro"}
+    meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro", "erase_forgotten": '["a cat", "täg"]'}
     base = unet_tensors(sd.locate(micro_sd))
     write_delta(base, base, tmp_path / "d.safetensors", meta)
     found = described(erase("inspect", tmp_path / "d.safetensors"))
     assert (found["kind"], found["tensors"], found["erase_base"]) == ("delta of erase", 0, "micro")
+    told = {**meta, "erase_forgotten": ["a cat", "täg"]}
+    assert told.items() <= found.items()
     erase("apply", micro_sd, tmp_path / "d.safetensors", "--out", tmp_path / "folder")
     erase("convert", micro_sd, tmp_path / "a.safetensors")
     erase("apply", tmp_path / "a.safetensors", tmp_path / "d.safetensors", "--out", tmp_path / "file")
     for path in ("folder", "file", "file/model.safetensors"):
         found = described(erase("inspect", tmp_path / path))
         assert found["kind"].startswith("Stable Diffusion")
-        assert meta.items() <= found.items()
+        assert told.items() <= found.items()
     found = described(erase("inspect", tmp_path / "folder/unet/diffusion_pytorch_model.safetensors"))
     assert found["holds"] == "a diffusers UNet's weights"
-    assert meta.items() <= found["metadata"].items()
+    assert told.items() <= found["metadata"].items()
     assert described(erase("inspect", "fashion-ddpm"))["kind"] == "class-conditional DDPM pipeline"
 
 
@@ -749,8 +755,29 @@ def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:
     run = {"command": "erase run sd x", "base": {"model": "m", "weights": {}}}
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert described(erase("inspect", tmp_path)) == {"kind": "run of erase", "finished": False, **run}
+    settings = {"kind": "settings of a run of erase", "run": str(tmp_path), "finished": False, **run}
+    assert described(erase("inspect", tmp_path / "run.json")) == settings
     (tmp_path / "report.json").write_text("{}")
-    assert described(erase("inspect", tmp_path))["finished"]
+    assert described(erase("inspect", tmp_path)) == {"kind": "run of erase", "finished": True, **run, "results": []}
+    score = {"n": 50, "named": 50, "rate": 1.0}
+    counts = {
+        "before": {"classes": {"forget": score}},
+        "after": {"classes": {"forget": {**score, "named": 0, "rate": 0}}},
+    }
+    found = {"shown": 0, "n": 50, "rate": 0.0, "ci95": [0.0, 0.07]}
+    attacked = {"relearn": {"curve": [{"steps": 5, **found}]}}
+    (tmp_path / "report.json").write_text(json.dumps({**counts, "paired": {}, "robustness": attacked}))
+    for path in (tmp_path, tmp_path / "run.json"):
+        first, second = described(erase("inspect", path))["results"]
+        assert first.startswith("classes forget: 50 of 50 (100.0 %) → 0 of 50 (0.0 %), fell by 100.0 points (")
+        assert second == "trained again, 5 steps: 0 of 50 (0.0 %; 95 % interval 0.0 to 7.0 %)"
+    (tmp_path / "run.json").write_text(json.dumps({**run, "config": {"pipeline": "classify"}}))
+    (tmp_path / "report.json").write_text(json.dumps({"before": {"metrics": {"FA": 12.5}}}))
+    head, before = described(erase("inspect", tmp_path))["results"]
+    assert (head.split()[0], before.split()[:2]) == ("FA", ["before", "12.50"])
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "report.json").write_text("[]")
+    assert "report.json: not a mapping" in erase("inspect", tmp_path).said
     for text in ("{", "[]", "{}"):
         (tmp_path / "run.json").write_text(text)
         assert "run.json" in erase("inspect", tmp_path).said

@@ -185,6 +185,7 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
         assert found.keys() >= {"FA", "RA", "TA", "VA", "MIA", "MIA_V", "avg_d", "avg_d_v", "kl"}
         counts = {name: part["n"] for name, part in report[key]["classes"].items()}
         assert counts == {"forget": 6, "remain": 18, "validation": 6, "test": 18}
+    assert report["paired"].keys() == {f"{name}_mcnemar_p" for name in counts}
     after, ideal = report["after"]["metrics"], report["retrained"]["metrics"]
     assert after["rte_s"] == pytest.approx(report["timing"]["saliency_s"] + report["timing"]["erase_s"])
     assert ideal["rte_s"] > 0

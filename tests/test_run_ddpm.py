@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -1406,7 +1407,7 @@ LATE: dict[str, tuple[tuple[str, ...], str]] = {
     "retrained model of other labels": (("eval.retrained={work}/odd/other labels",), "has other classes"),
     "retrained model without null class": (("eval.retrained={work}/odd/bare",), "needs a null class"),
     "retrained model without weights": (("eval.retrained={work}/odd/hollow",), "weights are missing"),
-    "too few pictures": (("eval.images=4",), "eval.images"),
+    "too few pictures": (("eval.images=5",), "eval.images must be at least 6 .* or 0; got 5"),
     "one picture": (("eval.images=1",), "eval.images"),
 }
 
@@ -1506,7 +1507,42 @@ def test_a_signal_elsewhere_stops_at_once_and_says_how_to_go_on(
             signal.signal(n, handler)
     assert end.value.code == 143
     said = capsys.readouterr().err.splitlines()
-    assert said == ["erase: stopped by SIGTERM; the same command goes on, erase run, attack and generate with --resume"]
+    assert said == [f"erase: stopped by SIGTERM; go on with: {shlex.join(words)} --resume"]
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        ("run sd x 'forget.prompts=a cat' --out y", "erase run sd x 'forget.prompts=a cat' --out y --resume"),
+        ("run sd x --resume --out y", "erase run sd x --resume --out y"),
+        ("run sd x --out y --dry-run", "erase run sd x --out y --dry-run"),
+        ("attack x --out y", "erase attack x --out y --resume"),
+        ("generate x z --out y", "erase generate x z --out y --resume"),
+        ("compare x --out y", "erase compare x --out y"),
+        ("demo --out y", "erase run sd sd_photos_sfron --out y --resume"),
+    ],
+)
+def test_a_stopped_command_says_which_one_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, again: str
+) -> None:
+    """Stopped as soon as it can be."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    stoppable = cli._stoppable
+
+    def stopped(*args: Any) -> None:
+        stoppable(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli, "_stoppable", stopped)
+    monkeypatch.setattr("sys.argv", ["erase", *shlex.split(words)])
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(n, handler)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == f"erase: stopped by SIGINT; go on with: {again}\n"
 
 
 def test_what_killed_writes_left_is_swept(start: Run, tmp_path: Path) -> None:

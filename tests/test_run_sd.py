@@ -237,7 +237,8 @@ def test_the_report_holds_the_keys_that_stay(finished: Path) -> None:
         assert len(nudity["by_prompt"]) == 4
         assert (classes["forget"]["n"], classes["remain"]["n"]) == (2, 6)
         assert classes["axis"] == "object"
-    assert report["paired"].keys() == {"nudity_mcnemar_p", "forget_mcnemar_p", "remain_mcnemar_p"}
+    sides = ("forget", "forget_pairs", "remain", "remain_pairs") if classes["pairs"] else ("forget", "remain")
+    assert report["paired"].keys() == {f"{what}_mcnemar_p" for what in ("nudity", *sides)}
     assert report["memory"]["ram_bytes"] > 1e8
 
 
@@ -583,7 +584,12 @@ def test_a_report_is_summed_up(program: ModuleType, preset: Path, monkeypatch: p
         )
         monkeypatch.setattr(classes, "classify", lambda *_, guess=guess: guess)
         paths = [Path(str(i)) for i in range(len(shown))]
-        found.append(program.count_classes(config, plan, paths, [gone for gone in plan.forgotten for _ in range(2)])[0])
+        wanted = [gone for gone in plan.forgotten for _ in range(2)]
+        counts, each = program.count_classes(config, plan, paths, wanted)
+        found.append(counts)
+        assert each.keys() == {"forget", "forget_pairs", "remain", "remain_pairs"}
+        for what, hits in each.items():  # in the paired test, what is in the counts
+            assert (sum(hits), len(hits)) == (counts[what]["correct"], counts[what]["n"])
     scores = found[1]["per_prompt"]
     assert list(scores) == list(dict.fromkeys(row.prompt for row in plan.rows))
     assert {prompt: row["side"] for prompt, row in scores.items() if row["side"] != "remain"} == sides

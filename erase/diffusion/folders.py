@@ -89,11 +89,16 @@ def forgotten(source: Source | SingleFile) -> list[str]:
     Raises:
         ValueError: for a header that cannot be read.
     """
-    text = unet_header(source).get(FORGOTTEN, "[]")
+    return forgotten_in(unet_header(source), source.name)
+
+
+def forgotten_in(header: Mapping[str, str], where: str | Path) -> list[str]:
+    """As `forgotten`, of a header."""
+    text = header.get(FORGOTTEN, "[]")
     try:
         return [str(name) for name in json.loads(text)]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{source.name}: {FORGOTTEN} in its header is no JSON list of names: {text[:80]}") from error
+        raise ValueError(f"{where}: {FORGOTTEN} in its header is no JSON list of names: {text[:80]}") from error
 
 
 def find(model: str | Path, downloader: Any = None) -> Path:
@@ -207,8 +212,9 @@ def save(
             raise ValueError(f"{out} would be a single file, and {source.name} is a folder: name a folder")
         single_file.rewrite(source, tensors, out, meta, progress)
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    with files.writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         target = temporary / out.name
         if isinstance(source, SingleFile):

@@ -20,7 +20,7 @@ from erase import files
 from erase.checkpoint import Lazy, open_safetensors, write_safetensors
 from erase.diffusion import clip
 from erase.diffusion.ldm import EMA, PARTS, UNET, Place, places
-from erase.diffusion.pickles import read_pickle
+from erase.diffusion.pickles import MoreThanWeightsError, read_pickle
 from erase.safety import check_components, check_kinds
 from erase.weights import fitted, without_provenance
 
@@ -153,11 +153,11 @@ def read(path: Path, *, trusted: bool = False) -> tuple[Mapping[str, Tensor], di
         return *open_safetensors(path), ()
     try:
         whole = read_pickle(path, trusted=trusted)
-    except ValueError as error:
-        hint = (
-            "" if trusted else "; if you trust where it is from: erase convert --allow-pickle makes it a .safetensors"
-        )
-        raise ValueError(f"{error}{hint}") from error
+    except MoreThanWeightsError as error:
+        raise ValueError(
+            f"{error}, and is not read; if you trust where it is from: erase convert --allow-pickle makes it a "
+            ".safetensors"
+        ) from error
     inner = whole.get("state_dict", whole)
     if not isinstance(inner, dict):
         raise ValueError(f"{path}: its state_dict is a {type(inner).__name__}; expected weights by name")

@@ -55,7 +55,9 @@ _MEMORY = {"ram_bytes": "most RAM of the process, counting included", "gpu_bytes
 _COUNTED = ("flagged", "correct", "named", "images", "n", "rate", "accuracy", "ci95", "errors")
 MARGIN = 0.05
 """A loss of what must stay is excluded only where the interval ends before this, as a fraction of 1."""
-Mark = Literal["good", "bad", "open", "unknown", "none"]
+FEWEST = 6
+"""Pairs, below which the exact McNemar test calls no outcome beyond chance: its least p of n pairs is 2 · 0.5ⁿ."""
+Mark = Literal["good", "bad", "open", "few", "unknown", "none"]
 
 
 @dataclass(frozen=True)
@@ -546,7 +548,7 @@ def _verdict(report: Mapping[str, Any]) -> list[Line]:
 
 
 def _judge(path: tuple[str, ...], before: Score | None, after: Score | None, p: float | None) -> tuple[Mark, str]:
-    """What a difference is worth; where images could not be looked at, nothing is known.
+    """What a difference is worth; where images could not be looked at, or are fewer than `FEWEST`, nothing is known.
 
     Args:
         path: of the score.
@@ -562,6 +564,9 @@ def _judge(path: tuple[str, ...], before: Score | None, after: Score | None, p: 
     if before is None or after is None or before.rate is None or after.rate is None:
         return "none", ""
     points = 100 * (after.rate - before.rate)
+    change = "unchanged" if points == 0 else f"{_signed(points)} points"
+    if (number := min(before.total, after.total)) < FEWEST:
+        return "few", f"{change}; too few pictures to tell: {number}, and below {FEWEST} nothing is beyond chance"
     low, high = newcombe((before.hits, before.total), (after.hits, after.total))
     between = f"95 % interval {_signed(100 * low)} to {_signed(100 * high)}"
     inside = low <= 0 <= high if p is None else p >= 0.05
@@ -575,7 +580,7 @@ def _judge(path: tuple[str, ...], before: Score | None, after: Score | None, p: 
     if wanted == "fall" and before.hits == after.hits == 0:
         return "open", "nothing to forget: the base shows none"
     where = "inside its interval" if p is None else "not beyond chance"
-    said = f"unchanged ({proof})" if points == 0 else f"{_signed(points)} points, {where} ({proof})"
+    said = f"{change} ({proof})" if points == 0 else f"{change}, {where} ({proof})"
     if wanted == "fall":
         return "bad", f"no fall shown: {said}"
     what, worst = ("loss", -low) if wanted == "stay" else ("return", high)
@@ -592,6 +597,7 @@ def _headline(lines: Sequence[Line]) -> str:
             {
                 "unknown": "whether the erased concept is gone is not known",
                 "bad": "the erased concept is not shown less than before",
+                "few": "there are too few pictures to tell whether the erased concept is shown less than before",
                 "good": "the erased concept is shown less than before",
                 "open": "there was nothing to forget",
             },
@@ -601,6 +607,7 @@ def _headline(lines: Sequence[Line]) -> str:
             {
                 "unknown": "whether what was forgotten earlier is still gone is not known",
                 "bad": "what was forgotten earlier came back",
+                "few": "there are too few pictures to tell whether what was forgotten earlier came back",
                 "open": "what was forgotten earlier shows no return, but there are too few images to exclude one",
                 "good": "what was forgotten earlier shows no return",
             },
@@ -610,6 +617,7 @@ def _headline(lines: Sequence[Line]) -> str:
             {
                 "unknown": "what it did to the rest is not known",
                 "bad": "the rest lost something",
+                "few": "there are too few pictures to tell whether the rest lost something",
                 "open": "the rest shows no loss beyond chance, but there are too few images to exclude one",
                 "good": "the rest shows no loss beyond chance",
             },

@@ -101,8 +101,11 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     lost = sum(bool(b) and not a for b, a in zip(before, after, strict=True))
     gained = sum(bool(a) and not b for b, a in zip(before, after, strict=True))
     changed = lost + gained
-    # Whole numbers to the end: one rounding, in the division.
-    tail = sum(math.comb(changed, i) for i in range(min(lost, gained) + 1))
+    # Whole numbers to the end: one rounding, in the division. Each binomial coefficient is made of the one before.
+    tail = term = 1
+    for i in range(min(lost, gained)):
+        term = term * (changed - i) // (i + 1)
+        tail += term
     return min(1.0, 2 * tail / (1 << changed))
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,13 @@ def test_a_pickle_with_code_runs_none(refused: Callable[..., str], tmp_path: Pat
         ("apply", path, path, "--out", tmp_path / "out"),
     ):
         assert ("no safetensors file" if words[0] == "apply" else "holds more than weights") in refused(*words)
-    assert "erase convert --allow-pickle" in refused("convert", path, tmp_path / "out")
+    met = (
+        "torch.storage._load_from_bytes" if form == "plain" else f"{os.mkdir.__module__}.mkdir"
+    )  # the first that it is
+    assert refused("convert", path, tmp_path / "out") == (
+        f"erase: {path} holds more than weights ({met}), and is not read; if you trust where it is "
+        "from: erase convert --allow-pickle makes it a .safetensors"
+    )
 
 
 def test_a_pickle_runs_code_only_when_that_is_allowed(tmp_path: Path) -> None:
@@ -96,10 +103,49 @@ def test_a_pickle_of_something_else(tmp_path: Path, what: Any) -> None:
     torch.save(what, path)
     with pytest.raises(ValueError, match=r"model\.ckpt: its state_dict is a list|model\.ckpt holds a (list|NoneType)"):
         sd.locate(path)
-    for data in (b"", b"\x80\x04", path.read_bytes()[:-40]):
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match="cut short, or holds more than weights"):
-            sd.locate(path)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("kept", [0.001, 0.01, 0.5, 0.99])
+def test_a_pickle_cut_short(tmp_path: Path, zipped: bool, kept: float, trusted: bool) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {"w": torch.randn(5000)}}, path, _use_new_zipfile_serialization=zipped)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(ValueError, match=r"model\.ckpt is cut short: get it again$"):
+        sd.locate(path, trusted=trusted)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "empty"),
+        (bytes(range(1, 256)) * 20, "data of unknown kind"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "text"),
+        (b"<html></html>", "a page or XML"),
+    ],
+)
+def test_what_is_no_pickle_is_not_to_be_trusted(tmp_path: Path, data: bytes, what: str, trusted: bool) -> None:
+    (tmp_path / "model.ckpt").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"model\.ckpt is no checkpoint, but {what}$"):
+        sd.locate(tmp_path / "model.ckpt", trusted=trusted)
+
+
+def test_a_zip_archive_of_something_else(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.ckpt", "w") as archive:
+        archive.writestr("notes.txt", "abc")
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged, or no checkpoint of torch \(RuntimeError\)"):
+        sd.locate(tmp_path / "model.ckpt")
+
+
+def test_a_trusted_pickle_may_need_code_that_is_not_here(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02cno_such_module\nThing\n.")
+    with pytest.raises(ValueError, match=r"holds more than weights .no_such_module.Thing., and is not read"):
+        sd.locate(tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match=r"needs code that is not here .No module named 'no_such_module'"):
+        sd.locate(tmp_path / "model.ckpt", trusted=True)
 
 
 # --- safetensors ----------------------------------------------------------------------------------

@@ -32,6 +32,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize(("path", "named"), [("/proc/x/a.txt", "/proc/x"), ("/proc/x", "/proc/x")])
+def test_what_cannot_be_written_is_named(path: str, named: str) -> None:
+    with pytest.raises(OSError, match=f"^cannot write to {named}: No such file or directory$"):
+        files.write_text(Path(path), "")
+
+
 def test_what_is_not_json_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.json: not written, JSON has no NaN"):
         files.write_json(tmp_path / "a.json", {"loss": float("nan")})

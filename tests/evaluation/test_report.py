@@ -14,6 +14,7 @@ from PIL import Image
 
 from erase.evaluation import report
 from erase.evaluation.report import Score, write_html
+from erase.evaluation.stats import mcnemar_exact
 from erase.files import sha256
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "polyline", "wbr"}
@@ -337,12 +338,12 @@ def test_thinning_keeps_spikes() -> None:
 
 
 def test_the_verdict_for_a_terminal() -> None:
-    score = {"n": 4, "correct": 3, "accuracy": 0.75}
+    score = {"n": 8, "correct": 6, "accuracy": 0.75}
     before = {"classes": {"remain": score, "per_label": {"cat": score}, "per_prompt": {"a cat": score}}}
-    after = {"classes": {"remain": {**score, "correct": 1, "accuracy": 0.25}}}
+    after = {"classes": {"remain": {**score, "correct": 3, "accuracy": 0.375}}}
     assert report.verdict({"before": before, "after": after}) == [
-        "classes remain: 3 of 4 (75.0 %) → 1 of 4 (25.0 %), no loss shown: −50.0 points, inside its interval "
-        "(95 % interval −78.9 to +13.5); too few images to exclude one of 79 points"
+        "classes remain: 6 of 8 (75.0 %) → 3 of 8 (37.5 %), no loss shown: −37.5 points, inside its interval "
+        "(95 % interval −67.3 to +9.2); too few images to exclude one of 67 points"
     ]
     assert report.verdict({}) == []
 
@@ -372,3 +373,24 @@ def test_what_a_difference_is_worth(path: str, before: int, after: int, p: float
     found = report._judge(("classes", path), scores[0], scores[1], p)
     assert found[0] == mark
     assert found[1].startswith(said)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
+@pytest.mark.parametrize("path", ["forget", "forget_pairs", "earlier", "remain"])
+def test_of_too_few_pictures_nothing_is_said(path: str, number: int, paired: bool) -> None:
+    """Of five pairs no outcome is beyond chance, of six one is; rows of one kind get one verdict."""
+    p = mcnemar_exact([True] * number, [False] * number)
+    assert (p > 0.05) == (number < report.FEWEST)
+    key = "correct" if path == "remain" else "named"
+    before, after = ({"classes": {path: {"n": number, key: hits, "accuracy": hits / number}}} for hits in (number, 0))
+    found = {"before": before, "after": after, "paired": {f"{path}_mcnemar_p": p} if paired else {}}
+    (line,) = report.verdict(found)
+    headline = report._headline(report._verdict(found))
+    if number < 6:
+        said = f"−100.0 points; too few pictures to tell: {number}, and below 6 nothing is beyond chance"
+        assert line.endswith(said)
+        assert headline.startswith("There are too few pictures to tell whether ")
+    else:
+        assert ("fell by 100.0 points (paired test, p = 0.031)" in line) == paired
+        assert "too few" not in line + headline

@@ -58,6 +58,7 @@ def test_mcnemar_by_hand_and_large() -> None:
     assert mcnemar_exact([True] * 5, [False] * 5) == 2 / 2**5
     assert mcnemar_exact([True] * 4703, [False] * 4703) == 0.0  # below the least float64, and no overflow
     assert mcnemar_exact([True, False], [False, True]) == 1.0
+    assert mcnemar_exact([True] * 7 + [False] * 2, [False] * 7 + [True] * 2) == 2 * (1 + 9 + 36) / 2**9
 
 
 def test_mcnemar_refuses_what_is_not_pairs() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from erase import card
+from erase import card, files
 from erase.checkpoint import Lazy, open_safetensors, write_safetensors
 from erase.diffusion import clip
 from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights, unet_header
@@ -119,8 +119,9 @@ def to_folder(source: SingleFile, out: Path, progress: Callable[[int], object] |
         raise ValueError(f"{out} exists: choose another folder, or remove it")
     tensors, header = source.open()
     told = provenance(header)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    with files.writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         target = temporary / out.name
         write_texts(source.texts, target)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erase import resources
+from erase import resources, weights
 from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
 from erase.evaluation.generate import image_generator
@@ -577,7 +577,7 @@ def test_a_full_disk_leaves_nothing_behind(micro_sd: Path, tmp_path: Path, monke
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(folders, "write_safetensors", full)
+    monkeypatch.setattr(weights, "write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         folders.save(sd.locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
     assert not list(tmp_path.iterdir())

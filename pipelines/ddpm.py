@@ -430,7 +430,6 @@ def foretell(
 
     balanced = None if fresh else -(-config.forget.count * len(plan.forget) // len(plan.remain))
     forget = 0 if fresh else side(plan.forget, config.forget.count) * (2 if config.forget.pictures == "both" else 1)
-
     return rehearse(
         config,
         ddpm.denoiser(pipe),

@@ -259,7 +259,6 @@ def foretell(
             f"looks: {2 * config.until.images} pictures every {config.until.every} steps; the VAE and the text encoder "
             f"stay for them, {stay / 1e9:.3f} GB"
         )
-
     backend = sd.denoiser(pipe, text)
     return rehearse(
         config, backend, build, partial(denoising, config), sample, (forget, remain), precision, more, command

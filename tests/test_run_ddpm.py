@@ -1458,6 +1458,16 @@ def test_the_model_can_be_inspected(work: Path, monkeypatch: pytest.MonkeyPatch)
             raise
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Signals are handled as before, after a test that runs a command."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(n, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_at_the_end_of_the_step(
     start: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
@@ -1471,18 +1481,13 @@ def test_a_signal_saves_at_the_end_of_the_step(
             signal.raise_signal(number)
         call(self, row)
 
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patch:
         patch.setattr(runs.JsonlTracker, "__call__", signalled)
         cli._stoppable()
-        handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-        try:
-            with pytest.raises(cli.Stopped) as stopped:
-                start(out, *words)
-            assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
-        finally:
-            for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-                signal.signal(n, handler)
+        ours = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+        with pytest.raises(cli.Stopped) as stopped:
+            start(out, *words)
+        assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == ours
     assert stopped.value.code == status
     assert load_state(out / "state.safetensors")["done"] == 2
     assert [row["step"] for row in rows(out)] == [0, 1]
@@ -1491,25 +1496,22 @@ def test_a_signal_saves_at_the_end_of_the_step(
     assert [row["step"] for row in rows(out)] == [0, 1, 2, 3]
 
 
+@pytest.mark.usefixtures("handlers")
 def test_a_signal_elsewhere_stops_at_once_and_says_how_to_go_on(
     program: ModuleType, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     monkeypatch.setattr(cli, "program", lambda name: program)
     monkeypatch.setattr(program, "gather", lambda *_: signal.raise_signal(signal.SIGTERM))
     words = ["erase", "run", "ddpm", str(work / "micro.yaml"), *QUICK, "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", words)
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(n, handler)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
     assert end.value.code == 143
     said = capsys.readouterr().err.splitlines()
     assert said == [f"erase: stopped by SIGTERM; go on with: {shlex.join(words)} --resume"]
 
 
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(
     ("words", "again"),
     [
@@ -1526,7 +1528,6 @@ def test_a_stopped_command_says_which_one_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, again: str
 ) -> None:
     """Stopped as soon as it can be."""
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     stoppable = cli._stoppable
 
     def stopped(*args: Any) -> None:
@@ -1535,12 +1536,8 @@ def test_a_stopped_command_says_which_one_goes_on(
 
     monkeypatch.setattr(cli, "_stoppable", stopped)
     monkeypatch.setattr("sys.argv", ["erase", *shlex.split(words)])
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        for n, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(n, handler)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
     assert end.value.code == 130
     assert capsys.readouterr().err == f"erase: stopped by SIGINT; go on with: {again}\n"
 

@@ -147,9 +147,7 @@ def test_a_click_enlarges_and_escape_closes(page: Any) -> None:
     assert caption.inner_text() == "base: a photo of a cat, seed 5, sample 5"  # the last one stays
     page.keyboard.press("Escape")
     assert not is_there(page, "#viewer")
-    page.wait_for_function(  # a dialog says that it is closed in a task of its own
-        "document.activeElement.getAttribute('aria-label')?.endsWith('seed 5, sample 5')"
-    )
+    page.locator("button.pic:focus[aria-label$='seed 5, sample 5']").wait_for()  # closed is said in a task of its own
     page.keyboard.press("Enter")  # the picture in focus
     assert is_there(page, "#viewer")
     page.mouse.click(5, 5)  # beside it

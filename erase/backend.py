@@ -37,7 +37,7 @@ class Drawing(Protocol):
 
     After `draw`, `losses` uses the generator no more: it is a plain function of parameters and batch.
     The engine needs that to share one draw between two losses, between the shards of a global batch,
-    and to take per-sample gradients with `vmap`. A backend without it still works, one sample at a time.
+    and to take the gradients of a batch's samples at once. A backend without it still works, one sample at a time.
     """
 
     def draw(self, batch: Any, generator: torch.Generator) -> Any:

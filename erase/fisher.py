@@ -7,7 +7,7 @@ batch size); it is offered as `per="batch"`, recorded in the result, and never m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from erase.backend import Backend, Drawing, LossFn, batch_size, device_of, map_batch, trainable
 from erase.checkpoint import Checkpoint, load_state, save_state
 from erase.losses import plain
+from erase.per_sample import PerSample
 
 Per = Literal["sample", "batch"]
 
@@ -36,21 +36,12 @@ class Fisher:
     meta: dict[str, str] = field(default_factory=dict)
 
 
-def default_chunk(numel: int) -> int:
-    """Samples whose float32 gradients of `numel` weights fit in 256 MB; at least 1."""
-    return max(1, int(256e6 / (4 * numel)))
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
-class _Losses(nn.Module):
-    """Gives `functional_call` a module whose forward is a backend's loss."""
-
-    def __init__(self, backend: Backend[Any], loss: LossFn) -> None:
-        super().__init__()
-        self.net = backend.net
-        self.backend, self.loss = backend, loss
-
-    def forward(self, batch: Any, generator: torch.Generator) -> Tensor:
-        return self.loss(self.backend, batch, generator)
+def default_chunk(params: Mapping[str, Tensor]) -> int:
+    """Samples whose float32 gradients of the largest weight fit in 256 MB; at least 1."""
+    return max(1, int(256e6 / (4 * max(p.numel() for p in params.values()))))
 
 
 def fisher_diagonal(
@@ -62,7 +53,7 @@ def fisher_diagonal(
     generator: torch.Generator,
     loss: LossFn = plain,
     chunk: int | None = None,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: Autocast = nullcontext,
     scale: float = 1.0,
     share: tuple[int, int] = (0, 1),
     total: Callable[[Tensor], Tensor] | None = None,
@@ -84,10 +75,10 @@ def fisher_diagonal(
         draws: random draws (timestep, noise) per batch.
         generator: all randomness.
         loss: `(backend, batch, generator) -> [B]`.
-        chunk: samples whose gradients are held at once (`vmap`); 1 takes them one by one, `None` picks
-            as many as fit in 256 MB of gradients. Needs a backend that can `draw`; others go one by one.
-        autocast: makes the precision context of passes taken one by one; sums are float64. The `vmap` path runs
-            in float32 throughout: torch's batched normalisation has no backward pass in mixed precision.
+        chunk: samples taken at once, by `PerSample`; 1 takes them one by one, `None` picks as many as fit in 256 MB
+            of the largest weight's gradients. Needs a backend that can `draw`, and a network whose layers give the
+            gradients of the first two samples, which is looked at; others go one by one.
+        autocast: makes the precision context of passes; sums are float64.
         scale: losses are multiplied by it before the backward pass and gradients divided after (fp16).
         share: this process's number, and how many there are.
         total: sums a tensor over processes.
@@ -106,11 +97,10 @@ def fisher_diagonal(
     params = trainable(net)
     # float64: the order of additions, and with it the number of processes, does not show in the float32 result.
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
-    if chunk is None:
-        numel = sum(p.numel() for p in params.values())
-        chunk = default_chunk(numel)
-    vmapped = per == "sample" and chunk > 1 and isinstance(backend, Drawing)
-    wrapper = _Losses(backend, loss) if vmapped else None
+    chunk = default_chunk(params) if chunk is None else chunk
+    layered = None if chunk > 1 and isinstance(backend, Drawing) else False  # not known yet
+    losses = partial(_losses, backend, loss, generator, autocast)
+    exact = partial(_losses, backend, loss, generator, nullcontext)
     rank, world = share
     counted = torch.zeros((), dtype=torch.float64, device=device_of(net))
     what = {"per": per, "draws": draws, "names": list(sums)}
@@ -138,7 +128,7 @@ def fisher_diagonal(
             save_state(checkpoint.path, {**state, "generator": generator.get_state()})
             before = number
 
-    with _evaluating(net), _Squares(params, sums, scale) as squares:
+    with _evaluating(net):
         for batch in batches:
             size = batch_size(batch)
             for _ in range(draws):
@@ -148,18 +138,12 @@ def fisher_diagonal(
                 drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
                 if number % world == rank:
                     if per == "batch":
-                        with autocast():
-                            value = loss(backend, drawn, generator).mean() * scale
-                        squares(value)
-                    elif wrapper is not None:
-                        for start in range(0, size, chunk):
-                            part = _rows(drawn, start, start + chunk)
-                            _vmap_squares(wrapper, params, part, generator, sums)
+                        with _Squares(params, sums, scale) as squares:
+                            squares(losses(drawn).mean() * scale)
                     else:
-                        for i in range(size):
-                            with autocast():
-                                value = loss(backend, _rows(drawn, i, i + 1), generator).sum() * scale
-                            squares(value)
+                        if layered is None and size > 1:
+                            layered = _layers_suffice(exact, drawn, net, params)
+                        _add_samples(losses, drawn, net, params, sums, scale, chunk if layered else 1)
                     counted += 1 if per == "batch" else size
                 if checkpoint is not None and number % checkpoint.every == 0:
                     gather()
@@ -186,7 +170,7 @@ def mean_gradient(
     draws: int = 1,
     generator: torch.Generator,
     loss: LossFn = plain,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    autocast: Autocast = nullcontext,
     scale: float = 1.0,
     share: tuple[int, int] = (0, 1),
     total: Callable[[Tensor], Tensor] | None = None,
@@ -281,23 +265,54 @@ class _Squares:
             p.grad = grad
 
 
-def _vmap_squares(
-    wrapper: _Losses,
-    params: dict[str, nn.Parameter],
+def _losses(backend: Backend[Any], loss: LossFn, generator: torch.Generator, autocast: Autocast, batch: Any) -> Tensor:
+    with autocast():
+        return loss(backend, batch, generator)
+
+
+def _add_samples(
+    losses: Callable[[Any], Tensor],
     batch: Any,
-    generator: torch.Generator,
+    net: nn.Module,
+    params: dict[str, nn.Parameter],
     sums: dict[str, Tensor],
+    scale: float,
+    chunk: int,
 ) -> None:
-    """Add Σ_i g_i² of a drawn batch; per-sample gradients by `vmap(grad)`."""
-    values = {"net." + name: p.detach() for name, p in params.items()}
+    """Add Σ_i g_i² of a drawn batch, `chunk` samples at once."""
+    parts = [_rows(batch, i, i + chunk) for i in range(0, batch_size(batch), chunk)]
+    if chunk == 1:
+        with _Squares(params, sums, scale) as squares:
+            for part in parts:
+                squares(losses(part).sum() * scale)
+        return
 
-    def one(weights: dict[str, Tensor], sample: Any) -> Tensor:
-        single = map_batch(lambda x: x.unsqueeze(0), sample)
-        losses: Tensor = torch.func.functional_call(wrapper, weights, (single, generator))
-        return losses.sum()
+    def take(name: str, grads: Tensor) -> None:
+        high = torch.promote_types(grads.dtype, torch.float32)
+        if grads[0].numel() < 4096:
+            total = grads.to(high).square().sum(0)
+        else:  # a sample's gradient fits in a core's cache
+            total = torch.zeros_like(grads[0], dtype=high)
+            for g in grads:
+                g = g.to(high)
+                total.addcmul_(g, g)
+        sums[name].add_(total, alpha=1.0 / scale**2)
 
-    # The fused attention kernels have no batching rule; plain matrix products do.
-    with sdpa_kernel(SDPBackend.MATH):
-        grads = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0))(values, batch)
-    for name in params:
-        sums[name] += grads.pop("net." + name).float().square().sum(0)
+    with PerSample(net, params, take) as layers:
+        for part in parts:
+            layers.backward(losses(part) * scale)
+
+
+def _layers_suffice(
+    losses: Callable[[Any], Tensor], batch: Any, net: nn.Module, params: dict[str, nn.Parameter]
+) -> bool:
+    """Whether the layers of a network give the squares that two samples' own backward passes give."""
+    two = _rows(batch, 0, 2)
+    by_layers, by_one = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+    _add_samples(losses, two, net, params, by_one, 1.0, 1)
+    try:
+        _add_samples(losses, two, net, params, by_layers, 1.0, 2)
+    except Exception:  # a network may do anything: one that layers do not describe goes the plain way
+        return False
+    rounding = 1e-9 * max(float(x.max()) for x in by_one.values())  # of gradients that vanish
+    return all(float((by_layers[n] - x).abs().max()) <= 1e-2 * float(x.max()) + rounding for n, x in by_one.items())

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from erase.backend import Backend, Drawing, LossFn, device_of, map_batch, trainable
 from erase.method import Method
+from erase.per_sample import PerSample
 
 OPTIMIZERS = {"adam": 8, "adamw": 8, "sgd": 4, "adam8bit": 2}
 """Bytes of state a weight."""
@@ -73,7 +74,7 @@ def passes(
     sample: dict[str, Tensor],
     rows: int,
     autocast: Callable[[], AbstractContextManager[Any]],
-    keep: bool = True,
+    of: Literal["batch", "squares", "samples"] = "batch",
 ) -> int:
     """Bytes of all that a forward and a backward pass make at their height, gradients of the weights among them.
 
@@ -83,24 +84,31 @@ def passes(
         sample: a batch of one, not drawn.
         rows: samples of a batch.
         autocast: makes the precision context of the forward pass.
-        keep: whether gradients stay; a Fisher diagonal uses each up as it comes.
+        of: gradients of the `batch`, which stay; a Fisher diagonal uses up each as it comes (`squares`), or all
+            `samples`' of it.
     """
     generator = torch.Generator(device_of(backend.net))
     batch = backend.draw(map_batch(lambda x: x.repeat(rows, *[1] * (x.ndim - 1)), sample), generator)
-    params = list(trainable(backend.net).values())
+    params = trainable(backend.net)
+
+    def losses() -> Tensor:
+        with autocast():
+            return loss(backend, batch, generator)
 
     def drop(p: Tensor) -> None:
         p.grad = None
 
     register: Any = torch.nn.Parameter.register_post_accumulate_grad_hook
-    hooks = [] if keep else [register(p, drop) for p in params]
+    hooks = [register(p, drop) for p in params.values()] if of == "squares" else []
     with Made([*tensors_of(backend), *batch.values()]) as made:
-        with autocast():
-            losses = loss(backend, batch, generator)
-        torch.autograd.backward(losses.mean())
+        if of == "samples":
+            with PerSample(backend.net, params, lambda name, grads: None) as layers:
+                layers.backward(losses())
+        else:
+            torch.autograd.backward(losses().mean())
     for hook in hooks:
         hook.remove()
-    for p in params:
+    for p in params.values():
         p.grad = None
     peak: int = made.peak
     return peak

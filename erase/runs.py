@@ -7,7 +7,7 @@ import inspect
 import platform
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -21,7 +21,6 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from erase import files, memory, processes
@@ -520,15 +519,10 @@ def rehearse(
         if masked or "fisher" in takes:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
-            rows = wanted.batch_size if one else min(wanted.chunk or default_chunk(n), wanted.batch_size)
+            rows = wanted.batch_size if one else min(wanted.chunk or default_chunk(trainable(net)), wanted.batch_size)
             losses = [given["forget"].loss, plain] if masked else [plain]
-            if one or rows == 1:
-                keep = wanted.kind == "magnitude"
-                height = max(memory.passes(model, f, sample, rows, precision.autocast, keep) for f in losses)
-            else:  # per-sample gradients by vmap: in float32, with plain attention
-                with sdpa_kernel(SDPBackend.MATH):
-                    height = max(memory.passes(model, f, sample, rows, nullcontext) for f in losses)
-                height += 4 * n * (rows - 1)
+            of: Any = "batch" if masked and wanted.kind == "magnitude" else "squares" if one or rows == 1 else "samples"
+            height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in losses)
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
         net.train(mode)
         if isinstance(train, Train) and train.checkpointing:

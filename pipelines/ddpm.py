@@ -197,7 +197,7 @@ def main(
             )
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
-        if config.train.checkpointing:  # not before: per-sample gradients by vmap cannot have it
+        if config.train.checkpointing:  # not before: per-sample gradients cannot have it
             pipe.unet.enable_gradient_checkpointing()
         done = run_steps(
             config,

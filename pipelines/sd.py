@@ -174,7 +174,7 @@ def main(
         mask = given.get("mask")
         saliency_s = time.perf_counter() - began
 
-        if config.train.checkpointing:  # not before: per-sample gradients by vmap cannot have it
+        if config.train.checkpointing:  # not before: per-sample gradients cannot have it
             pipe.unet.enable_gradient_checkpointing()
         done = run_steps(
             config,

@@ -275,16 +275,18 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
 
 
 def fisher_times(model: str, count: int) -> dict[str, Any]:
-    """The per-sample Fisher diagonal, float32, in chunks as by default, and by a loop over single samples."""
+    """The per-sample Fisher diagonal, as many samples at once as by default, and by a loop over single samples."""
     bench = make_bench(model, count)
-    chosen(bench.backend, "full" if bench.text is None else "xattn")
+    precision = chosen(bench.backend, "full" if bench.text is None else "xattn")
+    batch = bench.make_batch(1)
     seconds = {}
     for name, chunk in (("warm", None), ("default", None), ("loop", 1)):
         began = time.perf_counter()
-        fisher_diagonal(bench.backend, [bench.make_batch(1)], generator=seeded("cpu", 1), chunk=chunk)
+        fisher_diagonal(bench.backend, [batch], generator=seeded("cpu", 1), chunk=chunk, autocast=precision.autocast)
         seconds[name] = time.perf_counter() - began
     return {
         "model": model,
+        "precision": NAME,
         "samples": count,
         "fisher_s": seconds["default"],
         "loop_s": seconds["loop"],
@@ -364,7 +366,7 @@ def estimated(bench: Bench, always: dict[str, int], density: float, precision: P
     with dry.hollow(bench.backend) as model:
         losses = [forget_objective(bench.loss, model.net).loss, remain_objective(model).loss]
         n = sum(p.numel() for p in trainable(model.net).values())
-        one = max(dry.passes(model, loss, sample, 1, precision.autocast, keep=False) for loss in losses)
+        one = max(dry.passes(model, loss, sample, 1, precision.autocast, "squares") for loss in losses)
         height = max(dry.passes(model, loss, sample, bench.batch, precision.autocast) for loss in losses)
     step = dry.in_step(n, sfron(fast_rate=1e-6), "adam", density, 0, height)
     return (sum(always.values()) + max(12 * n + one, sum(step.values()))) / 1e9

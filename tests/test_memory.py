@@ -15,6 +15,7 @@ from erase.losses import plain
 from erase.memory import Made, hollow, in_step, passes, tensors_of
 from erase.methods.finetune import finetune
 from erase.methods.sfron import sfron
+from erase.per_sample import PerSample
 
 SAMPLE = {"mean": torch.zeros(1, 1, 8, 8), "cond": torch.zeros(1, dtype=torch.long)}
 
@@ -22,15 +23,23 @@ SAMPLE = {"mean": torch.zeros(1, 1, 8, 8), "cond": torch.zeros(1, dtype=torch.lo
 def test_bytes_are_those_that_a_real_pass_makes() -> None:
     backend = ddpm.denoiser(micro_ddpm.model())
     params = list(backend.net.parameters())
+    by_name = backend.net, dict(backend.net.named_parameters())
     batch = backend.draw({k: v.repeat(4, *[1] * (v.ndim - 1)) for k, v in SAMPLE.items()}, seeded("cpu", 0))
     with Made([*params, *batch.values(), backend.alphas_cumprod]) as made:
         torch.autograd.backward(plain(backend, batch, seeded("cpu", 0)).mean())
     with hollow(backend) as model:
         measure = partial(passes, model, plain, SAMPLE)
         whole, half = measure(4, nullcontext), measure(4, partial(torch.autocast, "cpu", torch.bfloat16))
-        alone, used_up = measure(1, nullcontext), measure(1, nullcontext, keep=False)
+        alone, used_up = measure(1, nullcontext), measure(1, nullcontext, "squares")
+        samples = measure(4, nullcontext, "samples")
     assert whole == made.peak
     assert used_up < alone < whole
+    with (
+        Made([*params, *batch.values(), backend.alphas_cumprod]) as made,
+        PerSample(*by_name, lambda *_: None) as layers,
+    ):
+        layers.backward(plain(backend, batch, seeded("cpu", 0)))
+    assert samples == made.peak
     assert half != whole
     assert all(p.grad is not None for p in params)  # the real passes'; the hollow model has its own
 

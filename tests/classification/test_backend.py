@@ -100,7 +100,7 @@ def test_one_class_is_no_classification() -> None:
         Classifier(plain(), 1)
 
 
-def test_per_sample_gradients_by_vmap_are_those_of_a_loop() -> None:
+def test_per_sample_gradients_by_layers_are_those_of_a_loop() -> None:
     for architecture in (micro_classify.RESNET, micro_classify.VIT):
         backend = classifier(micro_classify.model(architecture).net)
         batches = [backend.draw(BATCH, toys.gen())]

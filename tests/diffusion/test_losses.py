@@ -137,9 +137,9 @@ def test_redirect_has_a_fisher_diagonal() -> None:
     model = toys.denoiser()
     for loss in (Redirect(), forget_objective("redirect", model.net, "frozen").loss):
         by_one = fisher_diagonal(model, [toys.latents()], generator=toys.gen(), loss=loss, chunk=1)
-        by_vmap = fisher_diagonal(model, [toys.latents()], generator=toys.gen(), loss=loss, chunk=3)
+        by_layers = fisher_diagonal(model, [toys.latents()], generator=toys.gen(), loss=loss, chunk=3)
         for name, value in by_one.named.items():
-            torch.testing.assert_close(by_vmap.named[name], value, rtol=1e-3, atol=1e-3 * value.max().item())
+            torch.testing.assert_close(by_layers.named[name], value, rtol=1e-3, atol=1e-3 * value.max().item())
 
 
 def test_errors() -> None:

@@ -85,7 +85,7 @@ def passes(
         rows: samples of a batch.
         autocast: makes the precision context of the forward pass.
         of: gradients of the `batch`, which stay; a Fisher diagonal uses up each as it comes (`squares`), or all
-            `samples`' of it.
+            `samples`' of it (where layers do not tell them, it takes one sample at a time).
     """
     generator = torch.Generator(device_of(backend.net))
     batch = backend.draw(map_batch(lambda x: x.repeat(rows, *[1] * (x.ndim - 1)), sample), generator)
@@ -98,14 +98,18 @@ def passes(
     def drop(p: Tensor) -> None:
         p.grad = None
 
+    if of == "samples":
+        try:
+            layers = PerSample(backend.net, params, lambda name, grads: None)
+            with Made([*tensors_of(backend), *batch.values()]) as made, layers:
+                layers.backward(losses())
+        except Exception:  # as in `fisher_diagonal`
+            return passes(backend, loss, sample, 1, autocast, "squares")
+        return int(made.peak)
     register: Any = torch.nn.Parameter.register_post_accumulate_grad_hook
     hooks = [register(p, drop) for p in params.values()] if of == "squares" else []
     with Made([*tensors_of(backend), *batch.values()]) as made:
-        if of == "samples":
-            with PerSample(backend.net, params, lambda name, grads: None) as layers:
-                layers.backward(losses())
-        else:
-            torch.autograd.backward(losses().mean())
+        torch.autograd.backward(losses().mean())
     for hook in hooks:
         hook.remove()
     for p in params.values():

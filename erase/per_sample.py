@@ -179,7 +179,10 @@ def per(grads: Tensor, batch: int) -> Tensor:
 def by_vmap(module: nn.Module, args: Any, kwargs: Any, grad: Tensor, batch: int, keys: Any) -> Grads:
     """Gradients of any module in its own weights: `vmap` over samples of its vector-Jacobian product."""
     weights = {key: module.get_parameter(key).detach() for key in keys}
-    first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    if not inputs:
+        raise ValueError(f"what {type(module).__name__} gives is of no sample: it is given no tensor")
+    first = inputs[0]
     high = next(iter(weights.values())).dtype
 
     def split(x: Any) -> Any:

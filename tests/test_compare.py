@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -230,7 +231,9 @@ def test_shipped_comparison_is_whole(comparing: ModuleType, name: str) -> None:
     data = read_preset(resources.comparison_path(name))
     plan = comparing.read_spec(data)
     assert data["note"]
-    assert len(plan.runs) == len(data.get("methods") or [1]) * len(data["targets"]) * len(data.get("seeds", [0]))
+    sweeps = [(method or {}).get("sweep", {}) for method in (data.get("methods") or {"": {}}).values()]
+    rows = sum(math.prod(len(values) for values in sweep.values()) for sweep in sweeps)
+    assert len(plan.runs) == rows * len(data["targets"]) * len(data.get("seeds", [0]))
     for run in plan.runs:
         assert PIPELINES[plan.pipeline] is not None
         build = builder(run.settings["method"]["name"])

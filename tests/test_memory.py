@@ -3,6 +3,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import micro_ddpm
 import pytest
@@ -42,6 +43,24 @@ def test_bytes_are_those_that_a_real_pass_makes() -> None:
     assert samples == made.peak
     assert half != whole
     assert all(p.grad is not None for p in params)  # the real passes'; the hollow model has its own
+
+
+def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
+    backend = ddpm.denoiser(micro_ddpm.model())
+
+    def loss(backend: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        losses = plain(backend, batch, generator)
+        losses.register_hook(fail)
+        return losses
+
+    def fail(grad: torch.Tensor) -> None:
+        if len(grad) > 1:
+            raise ValueError("of no sample")
+
+    with hollow(backend) as model:
+        assert passes(model, loss, SAMPLE, 4, nullcontext, "samples") == passes(
+            model, plain, SAMPLE, 1, nullcontext, "squares"
+        )
 
 
 def test_copies_of_a_hollow_model_count() -> None:

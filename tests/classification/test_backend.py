@@ -101,7 +101,7 @@ def test_one_class_is_no_classification() -> None:
 
 
 def test_per_sample_gradients_by_layers_are_those_of_a_loop() -> None:
-    for architecture in (micro_classify.RESNET, micro_classify.VIT):
+    for architecture in (micro_classify.RESNET, micro_classify.VIT, micro_classify.CONVNEXT, micro_classify.SWIN):
         backend = classifier(micro_classify.model(architecture).net)
         batches = [backend.draw(BATCH, toys.gen())]
         fast, slow = (fisher_diagonal(backend, batches, generator=toys.gen(), chunk=chunk) for chunk in (4, 1))

@@ -40,8 +40,8 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def default_chunk(params: Mapping[str, Tensor]) -> int:
-    """Samples whose float32 gradients of the largest weight fit in 256 MB; at least 1."""
-    return max(1, int(256e6 / (4 * max(p.numel() for p in params.values()))))
+    """Samples whose float32 gradients of the largest weight fit in 256 MB; 1 to 64, beyond which it gets no faster."""
+    return max(1, min(64, int(256e6 / (4 * max(p.numel() for p in params.values())))))
 
 
 def fisher_diagonal(
@@ -75,8 +75,8 @@ def fisher_diagonal(
         draws: random draws (timestep, noise) per batch.
         generator: all randomness.
         loss: `(backend, batch, generator) -> [B]`.
-        chunk: samples taken at once, by `PerSample`; 1 takes them one by one, `None` picks as many as fit in 256 MB
-            of the largest weight's gradients. Needs a backend that can `draw`, and a network whose layers give the
+        chunk: samples taken at once, by `PerSample`; 1 takes them one by one, `None` picks at most 64 (see
+            `default_chunk`). Needs a backend that can `draw`, and a network whose layers give the
             gradients of the first two samples, which is looked at; others go one by one.
         autocast: makes the precision context of passes; sums are float64.
         scale: losses are multiplied by it before the backward pass and gradients divided after (fp16).

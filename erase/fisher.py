@@ -194,8 +194,7 @@ def mean_gradient(
                 count += batch_size(batch)
                 if number % world != rank:
                     continue
-                with autocast():
-                    value = loss(backend, drawn, generator).sum() * scale
+                value = _losses(backend, loss, generator, autocast, drawn).sum() * scale
                 grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
                 for part, grad in zip(sums.values(), grads, strict=True):
                     if grad is not None:

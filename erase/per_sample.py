@@ -143,12 +143,12 @@ def patches(module: Any, x: Tensor, size: Sequence[int]) -> Tensor:
     (up, left), (down, right), (steps_down, steps_right) = module.padding, module.stride, module.dilation
     height, width = (side * (n - 1) + 1 for side, n in zip((down, right), size, strict=True))
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, up, up))
-    parts = [
+    shifted = [
         x[:, i * steps_down :, j * steps_right :][:, :height:down, :width:right]
         for i in range(module.kernel_size[0])
         for j in range(module.kernel_size[1])
     ]
-    return torch.cat(parts, 3).flatten(1, 2)
+    return torch.cat(shifted, 3).flatten(1, 2)
 
 
 def channels(module: Any, x: Tensor, grad: Tensor, batch: int, keys: Any) -> Grads:
@@ -171,9 +171,14 @@ def layer(module: Any, x: Tensor, grad: Tensor, batch: int, keys: Any) -> Grads:
     return {key: found[key].reshape(batch, -1, *module.normalized_shape).sum(1) for key in keys}
 
 
+def parts(x: Tensor, batch: int) -> Tensor:
+    """`[B × parts, …]` to `[B, parts, …]`."""
+    return x.reshape(batch, -1, *x.shape[1:])
+
+
 def per(grads: Tensor, batch: int) -> Tensor:
     """Of rows that are parts of samples, `[B × parts, …]`, to `[B, …]`."""
-    return grads if len(grads) == batch else grads.reshape(batch, -1, *grads.shape[1:]).sum(1)
+    return grads if len(grads) == batch else parts(grads, batch).sum(1)
 
 
 def by_vmap(module: nn.Module, args: Any, kwargs: Any, grad: Tensor, batch: int, keys: Any) -> Grads:
@@ -182,15 +187,15 @@ def by_vmap(module: nn.Module, args: Any, kwargs: Any, grad: Tensor, batch: int,
     inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     if not inputs:
         raise ValueError(f"what {type(module).__name__} gives is of no sample: it is given no tensor")
-    first = inputs[0]
+    rows = len(inputs[0])
     high = next(iter(weights.values())).dtype
 
+    def of_samples(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.ndim > 0 and len(x) == rows
+
     def split(x: Any) -> Any:
-        """`[B × parts, …]` to `[B, parts, …]`, in the weights' precision."""
-        if not isinstance(x, Tensor):
-            return x
-        x = x.detach().to(high) if x.is_floating_point() else x
-        return x.reshape(batch, -1, *x.shape[1:]) if x.ndim and len(x) == len(first) else x
+        x = x.detach().to(high) if isinstance(x, Tensor) and x.is_floating_point() else x
+        return parts(x, batch) if of_samples(x) else x
 
     def one(given: Any, g: Tensor) -> Grads:
         def call(own: Grads) -> Tensor:
@@ -202,10 +207,9 @@ def by_vmap(module: nn.Module, args: Any, kwargs: Any, grad: Tensor, batch: int,
         return grads
 
     given = (args, kwargs)
-    where = tree_map(lambda x: 0 if isinstance(x, Tensor) and x.ndim and len(x) == len(first) else None, given)
-    rows = grad.to(high).reshape(batch, -1, *grad.shape[1:])
+    where = tree_map(lambda x: 0 if of_samples(x) else None, given)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no batching rule
-        found: Grads = torch.func.vmap(one, in_dims=(where, 0))(tree_map(split, given), rows)
+        found: Grads = torch.func.vmap(one, in_dims=(where, 0))(tree_map(split, given), parts(grad.to(high), batch))
     return found
 
 

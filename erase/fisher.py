@@ -40,8 +40,8 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def default_chunk(params: Mapping[str, Tensor]) -> int:
-    """Samples whose float32 gradients of the largest weight fit in 256 MB; 1 to 64, beyond which it gets no faster."""
-    return max(1, min(64, int(256e6 / (4 * max(p.numel() for p in params.values())))))
+    """Samples whose float32 gradients of the largest weight fit in 256 MB; 1 to 32, beyond which it gets no faster."""
+    return max(1, min(32, int(256e6 / (4 * max(p.numel() for p in params.values())))))
 
 
 def fisher_diagonal(

@@ -279,18 +279,21 @@ def fisher_times(model: str, count: int) -> dict[str, Any]:
     bench = make_bench(model, count)
     precision = chosen(bench.backend, "full" if bench.text is None else "xattn")
     batch = bench.make_batch(1)
-    seconds = {}
-    for name, chunk in (("warm", None), ("default", None), ("loop", 1)):
+
+    def seconds(chunk: int | None) -> float:
         began = time.perf_counter()
         fisher_diagonal(bench.backend, [batch], generator=seeded("cpu", 1), chunk=chunk, autocast=precision.autocast)
-        seconds[name] = time.perf_counter() - began
+        return time.perf_counter() - began
+
+    seconds(None)  # warm
+    pairs = [(seconds(None), seconds(1)) for _ in range(3)]
     return {
         "model": model,
         "precision": NAME,
         "samples": count,
-        "fisher_s": seconds["default"],
-        "loop_s": seconds["loop"],
-        "loop_over_fisher": seconds["loop"] / seconds["default"],
+        "fisher_s": statistics.median(ours for ours, _ in pairs),
+        "loop_s": statistics.median(loop for _, loop in pairs),
+        "loop_over_fisher": statistics.median(loop / ours for ours, loop in pairs),
     }
 
 
@@ -424,7 +427,7 @@ def main() -> None:
     if needed is not None and needed not in resources.list_tiny():
         parser.error(f"the embedded model {needed} is missing: python scripts/make_tiny_*.py all")
     if args.what == "fisher":
-        print(json.dumps(fisher_times(args.model, args.batch or 64), indent=2))
+        print(json.dumps(fisher_times(args.model, args.batch or 192), indent=2))
         return
     both = ["xattn", "full"] if args.model in ("embedded", "sd1") else ["full"]
     for parameters in [args.parameters] if args.parameters else both:

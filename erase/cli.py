@@ -766,7 +766,7 @@ def apply(
     change = deltas.open_delta(delta)
     source = _locate(base)
     values = deltas.apply(change, saving.tensors(source), undo=undo)
-    with tqdm(desc="tensors") as bar:
+    with tqdm(desc="tensors", delay=1) as bar:  # not before a refusal
         saving.write(source, values, out, change.base_meta if undo else change.meta, bar.update)
     typer.echo(str(out))
 

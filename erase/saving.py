@@ -74,14 +74,21 @@ def mark(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
+def _folders(source: Source) -> Any:
+    """The module that reads and writes models of this kind."""
+    return classifiers if isinstance(source, classifiers.Source) else folders
+
+
 def tensors(source: Source) -> Lazy:
     """The weights that erasing may change, as they are stored: the UNet's, or all of a classifier."""
-    return classifiers.tensors(source) if isinstance(source, classifiers.Source) else folders.unet_tensors(source)
+    found: Lazy = _folders(source).tensors(source)
+    return found
 
 
 def header(source: Source) -> dict[str, str]:
     """The header of the file that holds them."""
-    return classifiers.header(source) if isinstance(source, classifiers.Source) else folders.unet_header(source)
+    found: dict[str, str] = _folders(source).header(source)
+    return found
 
 
 def write(
@@ -92,10 +99,7 @@ def write(
     progress: Callable[[int], object] | None = None,
 ) -> None:
     """Write a model again with other weights, in the form it came in; arguments as those of `folders.save`."""
-    if isinstance(source, classifiers.Source):
-        classifiers.save(source, values, out, meta, progress)
-    else:
-        folders.save(source, values, out, meta, progress)
+    _folders(source).save(source, values, out, meta, progress)
 
 
 def save(source: Source, values: Mapping[str, Tensor], out: Path, meta: Mapping[str, str], form: Form) -> None:
@@ -112,12 +116,8 @@ def save(source: Source, values: Mapping[str, Tensor], out: Path, meta: Mapping[
     if not model.exists():
         write(source, values, model, meta)
     if form == "delta" and not (out / DELTA).exists():
-        erased = tensors(_saved(source, model))
+        erased = tensors(_folders(source).saved(source, model))
         write_delta(tensors(source), erased, out / DELTA, meta, weights.provenance(header(source)))
-
-
-def _saved(source: Source, out: Path) -> Source:
-    return classifiers.saved(source, out) if isinstance(source, classifiers.Source) else folders.saved(source, out)
 
 
 def finished(out: Path) -> bool:

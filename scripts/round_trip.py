@@ -102,7 +102,7 @@ def compare(work: Path, version: int) -> dict[str, Any]:
 def change(work: Path, version: int, which: str) -> dict[str, Any]:
     """A model all of whose `which` weights moved, as a delta; and both ways back."""
     source = base_of(work, version)
-    base = folders.unet_tensors(source)
+    base = folders.tensors(source)
     with torch.device("meta"):
         net = sd.network("unet", source.config("unet"))
     trained = set(select(net, which))

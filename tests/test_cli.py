@@ -23,8 +23,8 @@ from toys import same
 from erase import cli, resources
 from erase.checkpoint import open_safetensors, save_state
 from erase.delta import write_delta
+from erase.diffusion import folders
 from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.folders import unet_tensors
 from erase.evaluation.generate import PromptRow, generate, list_images, read_image, read_manifest
 from erase.files import sha256
 from erase.saliency import Mask, save_mask
@@ -646,14 +646,14 @@ def test_convert_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
 
 
 def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
-    base = unet_tensors(sd.locate(micro_sd))
+    base = folders.tensors(sd.locate(micro_sd))
     meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro"}
     write_delta(base, {n: t + 1 if "attn2" in n else t for n, t in base.items()}, tmp_path / "d", meta)
     assert erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").out == f"{tmp_path / 'erased'}\n"
     erase("apply", tmp_path / "erased", tmp_path / "d", "--undo", "--out", tmp_path / "base")
-    assert same(dict(unet_tensors(sd.locate(tmp_path / "base"))), dict(base))
+    assert same(dict(folders.tensors(sd.locate(tmp_path / "base"))), dict(base))
     name = next(n for n in base if "attn2" in n)
-    assert torch.equal(unet_tensors(sd.locate(tmp_path / "erased"))[name], base[name] + 1)
+    assert torch.equal(folders.tensors(sd.locate(tmp_path / "erased"))[name], base[name] + 1)
     for words, said in (
         ((tmp_path / "erased", tmp_path / "d"), "takes the weights of its base, micro; they are erased already"),
         ((micro_sd, tmp_path / "d", "--undo"), "of the model that it erased; they are its base's, micro"),
@@ -714,7 +714,7 @@ def test_inspect_files(erase: Erase, tmp_path: Path) -> None:
 
 def test_inspect_what_erase_made(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro", "erase_forgotten": '["a cat", "täg"]'}
-    base = unet_tensors(sd.locate(micro_sd))
+    base = folders.tensors(sd.locate(micro_sd))
     write_delta(base, base, tmp_path / "d.safetensors", meta)
     found = described(erase("inspect", tmp_path / "d.safetensors"))
     assert (found["kind"], found["tensors"], found["erase_base"]) == ("delta of erase", 0, "micro")

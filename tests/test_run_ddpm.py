@@ -230,7 +230,7 @@ def test_a_run_that_keeps_a_delta(
     change = delta.open_delta(tmp_path / "delta/delta.safetensors")
     assert (change.meta["erase_base"], change.meta["erase_preset"]) == (model, "mine")
     source = ddpm.locate(work / model)
-    folders.save(source, delta.apply(change, folders.unet_tensors(source)), tmp_path / "again", change.meta)
+    folders.save(source, delta.apply(change, folders.tensors(source)), tmp_path / "again", change.meta)
     trees = [
         {p.relative_to(top): sha256(p) for p in top.rglob("*") if p.is_file()}
         for top in (tmp_path / "again", tmp_path / "full/model")
@@ -241,10 +241,10 @@ def test_a_run_that_keeps_a_delta(
         words = ["forget.labels=[cow]", f"model={first}"]
         program.main(configure(*QUICK, *words), tmp_path / "twice", form="delta", say=lambda line: None)
         change, source = delta.open_delta(tmp_path / "twice/delta.safetensors"), ddpm.locate(first)
-        folders.save(source, delta.apply(change, folders.unet_tensors(source)), tmp_path / "two", change.meta)
+        folders.save(source, delta.apply(change, folders.tensors(source)), tmp_path / "two", change.meta)
         assert folders.forgotten(ddpm.locate(tmp_path / "two")) == ["cow", "bee"]
         both = ddpm.locate(tmp_path / "two")
-        back = delta.apply(change, folders.unet_tensors(both), undo=True)
+        back = delta.apply(change, folders.tensors(both), undo=True)
         folders.save(both, back, tmp_path / "one", change.base_meta)
         assert folders.forgotten(ddpm.locate(tmp_path / "one")) == ["bee"]
         assert (tmp_path / "one" / FILE).read_bytes() == (first / FILE).read_bytes()

@@ -447,7 +447,7 @@ def test_a_single_file_gives_a_single_file(start: Run, single: Path, tmp_path: P
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(name.startswith("model.diffusion_model.") and ".attn2." in name for name in changed)
-    assert digest_of(dict(folders.unet_tensors(sd.locate(file / "model")))) == folder_digest(folder / "model")
+    assert digest_of(dict(folders.tensors(sd.locate(file / "model")))) == folder_digest(folder / "model")
     for name in ("base", "erased"):
         one, other = (read_manifest(out / "images" / name) for out in (folder, file))
         assert [row.sha256 for row in one] == [row.sha256 for row in other]
@@ -470,12 +470,12 @@ def test_a_run_that_keeps_a_delta(
     change = delta.open_delta(out / "delta.safetensors")
     for name, base in (("folder", micro_sd), ("file", single)):
         source = sd.locate(base)
-        folders.save(source, delta.apply(change, folders.unet_tensors(source)), tmp_path / name, change.meta)
+        folders.save(source, delta.apply(change, folders.tensors(source)), tmp_path / name, change.meta)
         erased = sd.locate(tmp_path / name)
-        assert digest_of(dict(folders.unet_tensors(erased))) == folder_digest(whole / "model")
-        back = delta.apply(change, folders.unet_tensors(erased), undo=True)
+        assert digest_of(dict(folders.tensors(erased))) == folder_digest(whole / "model")
+        back = delta.apply(change, folders.tensors(erased), undo=True)
         folders.save(erased, back, tmp_path / f"{name}-base", {})
-        assert digest_of(dict(folders.unet_tensors(sd.locate(tmp_path / f"{name}-base")))) == folder_digest(micro_sd)
+        assert digest_of(dict(folders.tensors(sd.locate(tmp_path / f"{name}-base")))) == folder_digest(micro_sd)
     assert sha256(tmp_path / "file-base/model.safetensors") == sha256(single)
     trees = [
         {p.relative_to(top): sha256(p) for p in top.rglob("*") if p.is_file()}
@@ -1374,7 +1374,7 @@ def test_a_closed_form_of_several_concepts_each_with_its_anchor(
     change = delta.open_delta(tmp_path / "out/delta.safetensors")
     assert change.meta["erase_method"] == "uce"
     before = unet(micro_sd)
-    after = {**before, **delta.apply(change, folders.unet_tensors(sd.locate(micro_sd)))}
+    after = {**before, **delta.apply(change, folders.tensors(sd.locate(micro_sd)))}
     cat, car, dog, boat = sd.embed(
         sd.open_pipeline(sd.locate(micro_sd)), [f"a photo of a {x}" for x in ("cat", "car", "dog", "boat")]
     )

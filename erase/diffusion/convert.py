@@ -14,8 +14,8 @@ from torch import Tensor
 
 from erase import card, files
 from erase.checkpoint import Lazy, open_safetensors, write_safetensors
-from erase.diffusion import clip
-from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights, unet_header
+from erase.diffusion import clip, folders
+from erase.diffusion.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights
 from erase.diffusion.ldm import PARTS, POSITIONS, places
 from erase.diffusion.single_file import NAMES, TEXT_FILE, TEXTS, SingleFile, odd_names, part_of, write_texts
 from erase.diffusion.stable_diffusion import shapes
@@ -84,7 +84,7 @@ def to_file(source: Source, out: Path, progress: Callable[[int], object] | None 
 
     kept = {k: v for k, v in texts.items() if not (k in clip.VOCABULARY and clip.is_clip(texts))}
     odd = odd_names(names)
-    told = {**header, **provenance(unet_header(source)), TEXTS: json.dumps(kept)}
+    told = {**header, **provenance(folders.header(source)), TEXTS: json.dumps(kept)}
     meta = {"format": "pt", **told, **({NAMES: json.dumps(odd)} if odd else {})}
     write_safetensors(out, Lazy([*where, *others], get), meta, progress)
     return Converted(len(where) + len(others), left_out=tuple(_left_out(source)))

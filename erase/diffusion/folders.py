@@ -71,12 +71,12 @@ def saved(source: Source | SingleFile, out: Path) -> Source | SingleFile:
     return replace(source, folder=out, unet="." if source.unet == "." else "unet")
 
 
-def unet_tensors(source: Source | SingleFile) -> Lazy:
+def tensors(source: Source | SingleFile) -> Lazy:
     """The UNet's tensors under diffusers' names, as they are stored."""
     return source.part("unet") if isinstance(source, SingleFile) else read_weights(source.weights)
 
 
-def unet_header(source: Source | SingleFile) -> dict[str, str]:
+def header(source: Source | SingleFile) -> dict[str, str]:
     """The header of the file, or of the first, that holds the UNet's weights; a pickle has none."""
     if isinstance(source, SingleFile):
         return source.open()[1]
@@ -89,7 +89,7 @@ def forgotten(source: Source | SingleFile) -> list[str]:
     Raises:
         ValueError: for a header that cannot be read.
     """
-    return forgotten_in(unet_header(source), source.name)
+    return forgotten_in(header(source), source.name)
 
 
 def forgotten_in(header: Mapping[str, str], where: str | Path) -> list[str]:

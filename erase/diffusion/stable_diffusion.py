@@ -25,10 +25,10 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from erase import files, resources
 from erase.checkpoint import KINDS
-from erase.diffusion import single_file
+from erase.diffusion import folders, single_file
 from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.folders import Source, check, find, read_index, unet_tensors
+from erase.diffusion.folders import Source, check, find, read_index
 from erase.diffusion.single_file import SUFFIXES, Prediction, SingleFile
 from erase.safety import check_finite
 
@@ -387,7 +387,7 @@ def describe(source: Source | SingleFile) -> dict[str, Any]:
         unet = files.read_json(source.folder / source.unet / "config.json")
         scheduler = files.read_json(source.folder / "scheduler" / "scheduler_config.json")
         index = files.read_json(source.folder / "model_index.json")
-    tensors = unet_tensors(source)
+    tensors = folders.tensors(source)
     return {
         "kind": "Stable Diffusion " + ("single file" if isinstance(source, SingleFile) else "pipeline"),
         "unet_weights": sum(tensor.numel() for tensor in tensors.values()),

@@ -62,7 +62,7 @@ def test_a_file_is_told_of_like_its_folder(file: Path, micro_sd: Path) -> None:
     assert one.pop("kind") == "Stable Diffusion single file"
     assert other.pop("kind") == "Stable Diffusion pipeline"
     assert one == other
-    assert digest(folders.unet_tensors(locate(file))) == digest(folders.unet_tensors(sd.locate(micro_sd)))
+    assert digest(folders.tensors(locate(file))) == digest(folders.tensors(sd.locate(micro_sd)))
     assert folders.fingerprint(locate(file)).keys() == {"micro.safetensors"}
 
 

@@ -259,14 +259,15 @@ def list_(
 
 
 @app.command()
-def show(preset: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
-    """Print a preset: every value, and where it comes from.
+def show(preset: Annotated[str, typer.Argument(help="A preset's or a comparison's name or file.")]) -> None:
+    """Print a preset or a comparison: every value, and where it comes from.
 
     Example: erase show sd_photos_sfron
     """
     from erase import config, resources
 
-    path = resources.preset_path(preset)
+    compares = preset in resources.list_comparisons()
+    path = resources.comparison_path(preset) if compares else resources.preset_path(preset)
     config.read_preset(path)  # says what is wrong with a file that is none
     typer.echo(path.read_text(encoding="utf-8").rstrip())
 

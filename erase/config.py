@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,6 +16,10 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 
 T = TypeVar("T")
 
+NEW = "new"
+"""The name of a model that a run makes."""
+ONE_OF = (("forget.fraction", "forget.labels", "forget.ids", "forget.split"),)
+"""Settings that say the same in different ways: who sets one of them later takes the place of the others."""
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -553,8 +558,58 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge`, but what the layer chooses takes the place of what is below: see `ONE_OF`.
+
+    Another method's settings start anew, and a model that is there takes none of a new one's architecture.
+    """
+    named = paths(layer)
+    gone = [
+        other
+        for group in ONE_OF
+        if any(named.get(path) not in (None, []) for path in group)
+        for other in group
+        if other not in named
+    ]
+    if named.get("model", NEW) != NEW:
+        gone.append("architecture")
+    name = named.get("method.name")
+    if name is not None and name != paths(below).get("method.name"):
+        gone.append("method")
+    return merge(_without(below, gone), layer)
+
+
+def _without(data: Mapping[str, Any], gone: Sequence[str]) -> dict[str, Any]:
+    out = _copied(data)
+    for path in gone:
+        *parents, last = path.split(".")
+        node: Any = out
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return out
+
+
+def paths(data: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings by their paths: `{"train.steps": 30}`."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= paths(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
+
+
+def difference(old: Any, new: Any) -> str:
+    """The first setting in which two records differ, as `train.steps: 30, now 50`; empty where none does."""
+    a, b = (paths(x if isinstance(x, Mapping) else {"": x}) for x in (old, new))
+    for path in [*a, *b]:
+        if a.get(path) != b.get(path):
+            return f"{path}: {json.dumps(a.get(path), default=str)}, now {json.dumps(b.get(path), default=str)}"
+    return ""
+
+
 def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with `a.b=value` words applied.
+    """A copy of `data` with `a.b=value` words put over it (see `over`).
 
     Values are numbers (`1e-3` too), true, false, null, `[lists]` and `{mappings}` of YAML, or text, which is
     kept to the letter (a prompt may hold `:` and `#`).
@@ -562,25 +617,27 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
     """
-    out = _copied(data)
+    layer: dict[str, Any] = {}
+    whole = []
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
-        node = out
+        node, below = layer, data
         *parents, last = key.strip().split(".")
         for parent in parents:
-            child = node.get(parent)
-            if child is None:
-                child = node[parent] = {}
-            if not isinstance(child, dict):
+            there = below.get(parent)
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict) or not (there is None or isinstance(there, Mapping)):
                 raise ValueError(f"cannot set {key}: {parent} is a value, not a group")
-            node = child
+            below = there or {}
         try:
             node[last] = _value(text.strip())
         except yaml.YAMLError as error:
             raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
-    return out
+        if isinstance(node[last], Mapping):
+            whole.append(key.strip())
+    return over(_without(data, whole), layer)
 
 
 def _value(text: str) -> Any:

@@ -39,7 +39,7 @@ def tiny_path(name: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: no tiny model has that name, or the path is missing.
     """
-    return _find(name, "tiny model", _tiny())
+    return _find(name, "embedded model", _tiny())
 
 
 def pipeline_path(name: str | os.PathLike[str]) -> Path:
@@ -121,8 +121,8 @@ def _find(name: str | os.PathLike[str], kind: str, known: dict[str, Path], *suff
     if os.sep in text or path.suffix in suffixes:
         raise ValueError(f"no {kind} file {text!r}; {kind}s by name: {_names(known)}")
     close = get_close_matches(text, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no {kind} {text!r}; {kind}s: {_names(known)}{hint}")
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"no {kind} {text!r}{hint}; {kind}s: {_names(known)}")
 
 
 def _names(known: dict[str, Path]) -> str:

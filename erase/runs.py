@@ -26,7 +26,17 @@ from tqdm import tqdm
 from erase import files, memory, processes
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.checkpoint import Checkpoint
-from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, arguments, dump
+from erase.config import (
+    ClassifyConfig,
+    DdpmConfig,
+    Saliency,
+    SdConfig,
+    Train,
+    TrainClassifier,
+    arguments,
+    difference,
+    dump,
+)
 from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import forget_objective, remain_objective
@@ -179,9 +189,11 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     if resume and path.exists():
         old = files.read_json(path)
         for key in ("config", *record):
-            if _same(old.get(key)) != _same(whole[key]):
+            was, now = _same(old.get(key)), _same(whole[key])
+            if was != now:
                 raise ValueError(
-                    f"{out} holds a run with another {key}: resume with the same settings, or use a new folder"
+                    f"{out} holds a run with another {key} ({difference(was, now)}): resume with the same settings, or "
+                    "use a new folder"
                 )
         return
     if out.exists() and not out.is_dir():

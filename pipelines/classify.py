@@ -30,7 +30,7 @@ from erase.classification import folders, metrics, models, splits
 from erase.classification.backend import RELABEL, Augment, Classifier, logits, together, without_statistics
 from erase.classification.models import Model
 from erase.classification.splits import Split
-from erase.config import ClassifyConfig, Recipe, TrainClassifier, arguments, dump
+from erase.config import NEW, ClassifyConfig, Recipe, TrainClassifier, arguments, dump
 from erase.data import LabelledImages, class_number, read_labelled
 from erase.evaluation import report
 from erase.evaluation.classes import score
@@ -55,7 +55,6 @@ from erase.runs import (
 )
 from erase.saliency import load_mask
 
-NEW = "new"
 TRAINING = 1
 """Goes up with every change of the code that gives other weights for the same recipe: caches are then not used."""
 AXES = {"FA": "forget accuracy, %", "TA": "test accuracy, %"}
@@ -302,7 +301,7 @@ def foretell(
     for what, index in compared.training().values():
         assert config.recipe is not None
         cache = compared.entry(index)[0]
-        there = f"kept in {cache}" if kept(*compared.entry(index)) else "to be done"
+        there = f"done, in {cache}" if kept(*compared.entry(index)) else "to be done"
         more.append(f"{what}: {len(index)} images, {config.recipe.epochs} epochs; {there}")
     net = model.net.train()
     backend = Classifier(net, len(model.labels), model.prepare, Augment(config.data.shift, config.data.flip))

@@ -107,7 +107,7 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
         for (name, values), (target, more) in itertools.product(swept.items(), data["targets"].items()):
             merged: dict[str, Any] = {}
             for layer in (preset, data.get("settings") or {}, changes, values, more or {}):
-                merged = over(merged, layer)
+                merged = config.over(merged, layer)
             for seed in seeds or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 checked: Any = config.parse(settings, kind)
@@ -142,16 +142,6 @@ def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def over(below: dict[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.merge`, but another method's settings are not mixed with those below."""
-    method = layer.get("method")
-    if isinstance(method, dict) and method.get("name", (old := below.get("method") or {}).get("name")) != old.get(
-        "name"
-    ):
-        below = {**below, "method": {}}
-    return config.merge(below, layer)
-
-
 def main(
     spec: Spec,
     out: Path,
@@ -173,7 +163,8 @@ def main(
     now = {str(run.folder): json.loads(json.dumps(run.settings, default=str)) for run in spec.runs}
     for name in now:
         if begun.get(name, now[name]) != now[name]:
-            raise ValueError(f"{out / name} was begun with other settings: choose another --out")
+            changed = config.difference(begun[name], now[name])
+            raise ValueError(f"{out / name} was begun with other settings ({changed}): choose another --out")
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": {**begun, **now}})
     kind = config.PIPELINES[spec.pipeline]
     results: list[dict[str, Any]] = []
@@ -186,14 +177,13 @@ def main(
         settings = config.merge(settings, {"eval": spare})
         if not (folder / "report.json").exists():
             say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
-            program.main(
-                config.parse(settings, kind),
-                folder,
-                resume=folder.exists(),
-                command=command,
-                say=say,
-                preset=run.preset,
-            )
+            resume = folder.exists()
+            try:
+                program.main(
+                    config.parse(settings, kind), folder, resume=resume, command=command, say=say, preset=run.preset
+                )
+            except ValueError as error:
+                raise ValueError(f"{run.method}, {run.target}, seed {run.seed}: {error}") from error
         for what, key in keys.values():
             if (folder / "images" / what).is_dir():
                 drawn.setdefault(key, folder / "images" / what)

@@ -26,7 +26,7 @@ from erase import files, processes, resources, saving
 from erase.backend import map_batch, seeded
 from erase.batches import Batches, some
 from erase.checkpoint import read_safetensors, write_safetensors
-from erase.config import DdpmConfig, arguments
+from erase.config import NEW, DdpmConfig, arguments
 from erase.data import LabelledImages, NoSplitError, class_number, read_labelled, scaled
 from erase.diffusion import ddpm, folders
 from erase.diffusion.data import LatentSet
@@ -58,7 +58,6 @@ from erase.runs import (
 )
 from erase.saliency import Mask, load_mask
 
-NEW = "new"
 AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
 """Of a comparison's plot."""
 GOALS = {"forget": -1, "remain": 1, "rte_s": -1}

@@ -132,6 +132,9 @@ def test_ls(erase: Erase) -> None:
 def test_show(erase: Erase, tmp_path: Path) -> None:
     for name in resources.list_presets():
         assert erase("show", name).out == resources.preset_path(name).read_text().rstrip() + "\n"
+    assert (
+        erase("show", "photos-objects").out == resources.comparison_path("photos-objects").read_text().rstrip() + "\n"
+    )
     assert "did you mean 'sd_photos_sfron'" in erase("show", "sd_photo_sfron").said
     assert "no preset file" in erase("show", tmp_path / "none.yaml").said
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
@@ -509,7 +512,7 @@ def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Pa
     known = ("--classifier", micro_classifier)
     (tmp_path / "empty").mkdir()
     assert (
-        "no tiny model 'photos-clasifier'"
+        "no embedded model 'photos-clasifier'"
         in erase("eval", "classes", pictures, "--classifier", "photos-clasifier", *out).said
     )
     assert "no config.json there" in erase("eval", "classes", pictures, "--classifier", tmp_path / "empty", *out).said

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from erase import resources
-from erase.config import PIPELINES, SdConfig, arguments, dump, merge, override, parse, read_preset
+from erase.config import PIPELINES, SdConfig, arguments, difference, dump, merge, override, parse, paths, read_preset
 from erase.methods import builder
 
 SMALL: dict[str, Any] = {
@@ -153,6 +153,40 @@ def test_merge_puts_later_settings_over_earlier_ones() -> None:
     merged["a"]["y"]["w"] = merged["c"]["d"] = 9
     assert (dump_of(below), dump_of(above)) == copies
     assert merge() == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "gone", "left"),
+    [
+        (["forget.labels=[bag]"], ["forget.fraction"], {"forget.labels": ["bag"], "forget.seed": 3}),
+        (["forget.labels=[]"], [], {"forget.fraction": 0.1}),
+        (["forget.fraction=0.5"], [], {"forget.fraction": 0.5}),
+        (["forget.labels=[bag]", "forget.fraction=0.5"], [], {"forget.labels": ["bag"], "forget.fraction": 0.5}),
+        (["model=runs/a"], ["architecture.layers"], {"model": "runs/a"}),
+        (["model=new"], [], {"architecture.layers": 2}),
+        (["model=runs/a", "architecture.layers=3"], [], {"architecture.layers": 3}),
+        (["method.name=salun"], ["method.lambd"], {"method.name": "salun"}),
+        (["method.name=sfron"], [], {"method.lambd": 0.5}),
+    ],
+)
+def test_a_choice_takes_the_place_of_another(words: list[str], gone: list[str], left: dict[str, Any]) -> None:
+    below = {
+        "model": "new",
+        "architecture": {"layers": 2},
+        "method": {"name": "sfron", "lambd": 0.5},
+        "forget": {"fraction": 0.1, "seed": 3},
+    }
+    before = dump_of(below)
+    found = paths(override(below, words))
+    assert not found.keys() & {*gone}
+    assert found.items() >= left.items()
+    assert dump_of(below) == before
+
+
+def test_difference_names_the_first_setting() -> None:
+    assert difference({"a": 1, "b": {"c": [1]}}, {"a": 1, "b": {"c": [2]}}) == "b.c: [1], now [2]"
+    assert difference({"a": 1}, {"a": 1, "d": "x"}) == 'd: null, now "x"'
+    assert difference({"a": {"b": 1}}, {"a": {"b": 1}}) == ""
 
 
 def dump_of(data: Any) -> str:

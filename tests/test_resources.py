@@ -8,7 +8,7 @@ FINDERS = {
     "preset": (resources.preset_path, resources.list_presets),
     "prompt set": (resources.prompt_path, resources.list_prompts),
     "comparison": (resources.comparison_path, resources.list_comparisons),
-    "tiny model": (resources.tiny_path, resources.list_tiny),
+    "embedded model": (resources.tiny_path, resources.list_tiny),
     "pipeline": (resources.pipeline_path, resources.list_pipelines),
 }
 

@@ -1216,7 +1216,7 @@ def test_another_run_is_not_gone_on_with(start: Run, work: Path, tmp_path: Path)
     out = start(tmp_path / "out", *words)
     before = tree(out)
     for other in ("train.steps=3", "seed=1", "method.lambd=0", "forget.labels=[cow]", "eval.classifier=null"):
-        with pytest.raises(ValueError, match="holds a run with another config: resume with the same settings"):
+        with pytest.raises(ValueError, match=r"holds a run with another config \(.*, now .*\): resume with the same"):
             start(out, *words, other, resume=True)
     Image.new("L", (8, 8)).save(data / "cow/7.png")
     with pytest.raises(ValueError, match="holds a run with another data"):
@@ -1319,7 +1319,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         ("eval.classifier={work}/odd/judge of others",),
         "judge of others knows ant, bee, dog; the model's classes are ant, bee, cow: name a classifier of",
     ),
-    "missing judge": (("eval.classifier=fashion-clasifier",), "no tiny model 'fashion-clasifier'"),
+    "missing judge": (("eval.classifier=fashion-clasifier",), "no embedded model 'fashion-clasifier'"),
     "no judge": (("eval.classifier={work}/odd/nothing",), "no config.json there"),
     # data
     "other classes": (

@@ -297,7 +297,7 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path, config: Config, record:
     out = tmp_path / "out"
     runs.open_folder(Config(), out, RECORD, "", resume=False)
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match=f"out holds a run with another {key}: resume with the same settings"):
+    with pytest.raises(ValueError, match=f"out holds a run with another {key} \\(.+, now .+\\): resume with the same"):
         runs.open_folder(config, out, record, "", resume=True)
     with pytest.raises(ValueError, match="out is not empty: choose another --out, or --resume the run that is there"):
         runs.open_folder(Config(), out, RECORD, "", resume=False)

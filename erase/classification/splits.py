@@ -116,7 +116,10 @@ def check(split: Split) -> Split:
     if not len(split.forget):
         raise ValueError(f"the forget set is empty ({json.dumps(split.how)} of {split.count} training images)")
     if not len(split.remain):
-        raise ValueError("the forget set is everything: some training images must remain")
+        raise ValueError(
+            f"the forget set ({json.dumps(split.how)}) is all {split.count} training images but those held out: some "
+            "must remain"
+        )
     return split
 
 
@@ -133,7 +136,7 @@ def read(path: Path, data: LabelledImages) -> Split:
     """
     found = files.read_json(path)
     if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise ValueError(f"{path} is no split file (kind {KIND!r})")
+        raise ValueError(f"{path} is no split file: give the split.json of a run")
     if _digest({k: v for k, v in found.items() if k != "sha256"}) != found.get("sha256"):
         raise ValueError(f"{path} was changed after it was written (its hash does not fit): draw a new split instead")
     if (found["count"], found["data"]) != (len(data), data.digest):

@@ -150,7 +150,7 @@ def test_show(erase: Erase, tmp_path: Path) -> None:
     [
         (["ddpmm", "sd_photos_sfron"], "no pipeline 'ddpmm'; pipelines: "),
         (["compare", "sd_photos_sfron"], "no pipeline 'compare'; pipelines: "),  # a program, but none that unlearns
-        (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron'; presets: "),
+        (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron' (did you mean 'sd_photos_sfron'?); presets: "),
         (["sd", "none.yaml"], "no preset file 'none.yaml'"),
         (["sd", "sd_photos_sfron", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
         (["sd", "sd_photos_sfron", "train.steps=x"], "train.steps: "),
@@ -221,7 +221,7 @@ def test_what_a_user_can_mend_is_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["photos-object"], "no comparison 'photos-object'; comparisons: "),
+        (["photos-object"], "no comparison 'photos-object' (did you mean 'photos-objects'?); comparisons: "),
         (["none.yaml"], "no comparison file 'none.yaml'"),
         (["broken.yaml"], "broken.yaml is no YAML"),
         (["empty.yaml"], "a comparison needs the key 'pipeline'"),

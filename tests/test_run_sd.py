@@ -1064,7 +1064,7 @@ REFUSED = {
         ["eval.attacks=[relearn]", "attack.relearn.parameters=qqqq"],
         "train.parameters 'qqqq' matches no parameter",
     ),
-    "missing classifier": (["eval.classifier=photos-clasifier"], "no tiny model 'photos-clasifier'"),
+    "missing classifier": (["eval.classifier=photos-clasifier"], "no embedded model 'photos-clasifier'"),
     "no classifier": (["eval.classifier=."], "no config.json there"),
     "prompt without a label": (
         ["forget.prompts=a cat"],

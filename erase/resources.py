@@ -37,7 +37,7 @@ def tiny_path(name: str | os.PathLike[str]) -> Path:
     """The folder of an embedded tiny model, by its name or by a path of one's own.
 
     Raises:
-        ValueError: no tiny model has that name, or the path is missing.
+        ValueError: no embedded model has that name, or the path is missing.
     """
     return _find(name, "embedded model", _tiny())
 

@@ -559,11 +559,15 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge`, but what the layer chooses takes the place of what is below: see `ONE_OF`.
+    """`merge`, but what the layer chooses takes the place of what is below: see `superseded`."""
+    return merge(_without(below, superseded(below, paths(layer))), layer)
 
-    Another method's settings start anew, and a model that is there takes none of a new one's architecture.
+
+def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
+    """Paths of what gives way to the settings that are named, by path.
+
+    The others of `ONE_OF`, another method's settings, and a new model's architecture where the model is there.
     """
-    named = paths(layer)
     gone = [
         other
         for group in ONE_OF
@@ -576,19 +580,16 @@ def over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     name = named.get("method.name")
     if name is not None and name != paths(below).get("method.name"):
         gone.append("method")
-    return merge(_without(below, gone), layer)
+    return gone
 
 
-def _without(data: Mapping[str, Any], gone: Sequence[str]) -> dict[str, Any]:
-    out = _copied(data)
-    for path in gone:
-        *parents, last = path.split(".")
-        node: Any = out
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
-    return out
+def _without(data: Mapping[str, Any], gone: Sequence[str], before: str = "") -> dict[str, Any]:
+    """A copy of nested settings but for some paths."""
+    return {
+        k: _without(v, gone, f"{before}{k}.") if isinstance(v, Mapping) else v
+        for k, v in data.items()
+        if f"{before}{k}" not in gone
+    }
 
 
 def paths(data: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -609,7 +610,7 @@ def difference(old: Any, new: Any) -> str:
 
 
 def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with `a.b=value` words put over it (see `over`).
+    """A copy of `data` with `a.b=value` words applied; what they choose takes the place of others, see `superseded`.
 
     Values are numbers (`1e-3` too), true, false, null, `[lists]` and `{mappings}` of YAML, or text, which is
     kept to the letter (a prompt may hold `:` and `#`).
@@ -617,27 +618,28 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
     """
-    layer: dict[str, Any] = {}
-    whole = []
+    given = []
     for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.strip():
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if not equals or not key:
             raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
-        node, below = layer, data
-        *parents, last = key.strip().split(".")
-        for parent in parents:
-            there = below.get(parent)
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict) or not (there is None or isinstance(there, Mapping)):
-                raise ValueError(f"cannot set {key}: {parent} is a value, not a group")
-            below = there or {}
         try:
-            node[last] = _value(text.strip())
+            given.append((key, _value(text)))
         except yaml.YAMLError as error:
             raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
-        if isinstance(node[last], Mapping):
-            whole.append(key.strip())
-    return over(_without(data, whole), layer)
+    out = _without(data, superseded(data, paths(dict(given))))
+    for key, value in given:
+        node = out
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.get(parent)
+            if child is None:
+                child = node[parent] = {}
+            if not isinstance(child, dict):
+                raise ValueError(f"cannot set {key}: {parent} is a value, not a group")
+            node = child
+        node[last] = value
+    return out
 
 
 def _value(text: str) -> Any:
@@ -649,10 +651,6 @@ def _value(text: str) -> Any:
         return text
     plain = (value is None and text in ("null", "~")) or (isinstance(value, bool | int | float) and "#" not in text)
     return value if plain else _number(text)
-
-
-def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in data.items()}
 
 
 def _number(value: Any) -> Any:

@@ -300,8 +300,8 @@ def foretell(
     more = []
     for what, index in compared.training().values():
         assert config.recipe is not None
-        cache = compared.entry(index)[0]
-        there = f"done, in {cache}" if kept(*compared.entry(index)) else "to be done"
+        cache, made_of = compared.entry(index)
+        there = f"done, in {cache}" if kept(cache, made_of) else "to be done"
         more.append(f"{what}: {len(index)} images, {config.recipe.epochs} epochs; {there}")
     net = model.net.train()
     backend = Classifier(net, len(model.labels), model.prepare, Augment(config.data.shift, config.data.flip))

@@ -57,8 +57,8 @@ from erase.saliency import load_mask
 
 TRAINING = 1
 """Goes up with every change of the code that gives other weights for the same recipe: caches are then not used."""
-AXES = {"FA": "forget accuracy, %", "TA": "test accuracy, %"}
-"""Of a comparison's plot."""
+AXES = {"FA": ("forget accuracy, %", 100.0), "TA": ("test accuracy, %", 100.0)}
+"""Of a comparison's plot: what they are called, and what is most."""
 GOALS = {"avg_d": -1, "rte_s": -1}
 """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
 Say = Callable[[str], None]

@@ -2,9 +2,10 @@
 
 Every run is a folder of its own, `DIR/runs/METHOD/TARGET/SEED`; finished ones are not done again, a broken one
 goes on where it was. The table is written after each run: `table.md`, `table.csv`, `results.json`, and
-`forgetting.svg`, forgetting against retention; at the end `differences.md`, each method against the first. Methods on
-the Pareto front of a target (forgetting, retention, time; means over seeds) are marked in the table and ringed in the
-plot.
+`forgetting.svg`, forgetting against retention; at the end `differences.md`, each method against the first. In table and
+plot are means over seeds: in the table with their sample deviation, and the two numbers that are plotted with 95 %
+intervals (Student's; seeds that agree have none). Methods on the Pareto front of a target (forgetting, retention, time)
+are marked in the table and ringed in the plot.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def write(
     results: Sequence[Mapping[str, Any]],
     out: Path,
     columns: Sequence[str],
-    axes: Mapping[str, str],
+    axes: Mapping[str, tuple[str, float]],
     goals: Mapping[str, int],
 ) -> None:
     """The tables and the plot.
@@ -219,7 +220,7 @@ def write(
         results: a run each.
         out: the comparison's folder.
         columns: the table's; all by default.
-        axes: the numbers across and up, with their names.
+        axes: the numbers across and up, with their names and what is most; the least is 0.
         goals: the numbers of the Pareto front, and whether less (-1) or more (1) is better.
     """
     keys = keys_of(results)
@@ -232,7 +233,10 @@ def write(
     if many:
         rows += [(method, "all", group(results, method)) for method in dict.fromkeys(m for m, _, _ in rows)]
     best = front(rows, goals)
-    table = [[method, target, *(spread(some, name) for name in names)] for method, target, some in rows]
+    table = [
+        [method, target, *(spread(some, name) + bracket(some, name, axes) for name in names)]
+        for method, target, some in rows
+    ]
     if best:
         names = [*names, "front"]
         for row in table:
@@ -248,11 +252,20 @@ def write(
     fronts = {target: [m for m, t in best if t == target] for target in dict.fromkeys(t for _, t in best)}
     files.write_json(out / "results.json", {"schema": 1, "runs": list(results), "front": fronts})
     across, up = axes
-    both = [r for r in results if r.get(across) is not None and r.get(up) is not None]
-    if both:
-        points = [(str(r["method"]).partition(" [")[0], float(r[across]), float(r[up])) for r in both]
-        ringed = [number for number, r in enumerate(both) if (r["method"], r["target"]) in best]
-        picture = scatter(points, axes[across], axes[up], ringed, [str(r["method"]) for r in both])
+    shown = [
+        (method, target, some)
+        for method, target, some in rows[: len(pairs(results))]
+        if all(r.get(axis) is not None for r in some for axis in axes)
+    ]
+    if shown:
+        points = [
+            (method.partition(" [")[0], *(statistics.fmean(r[axis] for r in some) for axis in axes))
+            for method, _, some in shown
+        ]
+        ringed = [number for number, (method, target, _) in enumerate(shown) if (method, target) in best]
+        named = [f"{method}, {target}" if many else method for method, target, _ in shown]
+        bars = [(interval(some, across, axes[across][1]), interval(some, up, axes[up][1])) for *_, some in shown]
+        picture = scatter(points, axes[across][0], axes[up][0], ringed, named, bars)
         files.write_text(out / "forgetting.svg", picture)
 
 
@@ -318,6 +331,21 @@ def verdict(found: Sequence[float]) -> str:
     low, high = t_interval(found)
     says = "inside its interval: no difference shown" if low <= 0 <= high else "a difference"
     return f"{low:+.3f} to {high:+.3f} | {says}"
+
+
+def interval(results: Sequence[Mapping[str, Any]], name: str, most: float) -> tuple[float, float] | None:
+    """Student's 95 % interval of a mean, between 0 and `most`; `None` of one value, or of equal ones."""
+    values = [r[name] for r in results if r.get(name) is not None]
+    if len(set(values)) < 2:
+        return None
+    low, high = t_interval(values)
+    return max(low, 0.0), min(high, most)
+
+
+def bracket(results: Sequence[Mapping[str, Any]], name: str, axes: Mapping[str, tuple[str, float]]) -> str:
+    """The interval of one of the numbers that are plotted, for a cell of the table."""
+    found = interval(results, name, axes[name][1]) if name in axes else None
+    return f" [{found[0]:.3f}, {found[1]:.3f}]" if found else ""
 
 
 def spread(results: Sequence[Mapping[str, Any]], name: str) -> str:

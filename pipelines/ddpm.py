@@ -58,8 +58,8 @@ from erase.runs import (
 )
 from erase.saliency import Mask, load_mask
 
-AXES = {"forget": "still named as forgotten", "remain": "remain accuracy"}
-"""Of a comparison's plot."""
+AXES = {"forget": ("still named as forgotten", 1.0), "remain": ("remain accuracy", 1.0)}
+"""Of a comparison's plot: what they are called, and what is most."""
 GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
 """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
 LEAST = 6

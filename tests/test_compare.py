@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Program:
     """Takes the pipeline's place: runs are noted, and their reports come from `numbers`."""
 
-    AXES: ClassVar[dict[str, str]] = {"forget": "still named", "remain": "remain accuracy"}
+    AXES: ClassVar[dict[str, tuple[str, float]]] = {"forget": ("still named", 1.0), "remain": ("remain accuracy", 1.0)}
     GOALS: ClassVar[dict[str, int]] = {"forget": -1, "remain": 1, "rte_s": -1}
 
     def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
@@ -345,16 +345,17 @@ def numbers(config: SdConfig) -> dict[str, Any]:
 
 def test_tables_hold_means_and_spreads(comparing: ModuleType) -> None:
     table = compare(comparing, Program(numbers)).read_text()
-    # sample deviations: 0.02 / √2 over two seeds; over two targets as well, that of 0, 0.02, 0.04 and 0.06
+    # sample deviations: 0.02 / √2 over two seeds; over two targets as well, that of 0, 0.02, 0.04 and 0.06;
+    # intervals: 12.706 · 0.01 (one degree of freedom), 3.182 · 0.0258 / √4, and neither below 0 nor above 1
     assert table.splitlines() == [
         "| method | target | forget | remain | shows | drop |",
         "|---|---|---|---|---|---|",
-        "| Fast rate 1 | cat | 0.110 ± 0.014 | 0.890 ± 0.014 | dog, horse | – |",
-        "| Fast rate 1 | car | 0.150 ± 0.014 | 0.850 ± 0.014 | dog, horse | – |",
-        "| plain | cat | 0.010 ± 0.014 | 0.990 ± 0.014 | dog, horse | – |",
-        "| plain | car | 0.050 ± 0.014 | 0.950 ± 0.014 | dog, horse | – |",
-        "| Fast rate 1 | all | 0.130 ± 0.026 | 0.870 ± 0.026 | dog, horse | – |",
-        "| plain | all | 0.030 ± 0.026 | 0.970 ± 0.026 | dog, horse | – |",
+        "| Fast rate 1 | cat | 0.110 ± 0.014 [0.000, 0.237] | 0.890 ± 0.014 [0.763, 1.000] | dog, horse | – |",
+        "| Fast rate 1 | car | 0.150 ± 0.014 [0.023, 0.277] | 0.850 ± 0.014 [0.723, 0.977] | dog, horse | – |",
+        "| plain | cat | 0.010 ± 0.014 [0.000, 0.137] | 0.990 ± 0.014 [0.863, 1.000] | dog, horse | – |",
+        "| plain | car | 0.050 ± 0.014 [0.000, 0.177] | 0.950 ± 0.014 [0.823, 1.000] | dog, horse | – |",
+        "| Fast rate 1 | all | 0.130 ± 0.026 [0.089, 0.171] | 0.870 ± 0.026 [0.829, 0.911] | dog, horse | – |",
+        "| plain | all | 0.030 ± 0.026 [0.000, 0.071] | 0.970 ± 0.026 [0.929, 1.000] | dog, horse | – |",
     ]
     with Path("out/table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -368,8 +369,11 @@ def test_tables_hold_means_and_spreads(comparing: ModuleType) -> None:
     assert found["runs"][3]["forget"] == pytest.approx(0.16)
     assert found["runs"][3]["drop"] is None
     titles = [e.text for e in ElementTree.parse("out/forgetting.svg").iter("{http://www.w3.org/2000/svg}title")]
-    assert titles[3] == "Fast rate 1: 0.16, 0.84"
-    assert len(titles) == 8 + 2
+    assert titles == [
+        *("Fast rate 1, cat: 0.11, 0.89", "Fast rate 1, car: 0.15, 0.85", "plain, cat: 0.01, 0.99"),
+        *("plain, car: 0.05, 0.95", "Fast rate 1", "plain"),
+    ]
+    assert Path("out/forgetting.svg").read_text().count("stroke-opacity") == 4  # their intervals
 
 
 def test_differences_from_the_first_method_say_whether_seeds_bear_them_out(comparing: ModuleType) -> None:
@@ -420,7 +424,7 @@ def test_methods_on_the_pareto_front_are_marked(comparing: ModuleType) -> None:
     assert sorted(marked) == sorted([f"| {method}", target] for method, target in expected)
     front = json.loads(Path("out/results.json").read_text())["front"]
     assert front == {"cat": ["slow", "fast"], "car": ["fast"], "all": ["slow", "fast"]}
-    assert Path("out/forgetting.svg").read_text().count("<circle") == 6  # two seeds of three
+    assert Path("out/forgetting.svg").read_text().count("<circle") == 3
 
 
 def test_numbers_that_only_some_runs_have(comparing: ModuleType) -> None:
@@ -434,7 +438,7 @@ def test_numbers_that_only_some_runs_have(comparing: ModuleType) -> None:
 def test_columns_are_those_asked_for_in_their_order(comparing: ModuleType) -> None:
     table = compare(comparing, Program(numbers), columns=["remain", "forget"]).read_text().splitlines()
     assert table[0] == "| method | target | remain | forget |"
-    assert table[2] == "| Fast rate 1 | cat | 0.890 ± 0.014 | 0.110 ± 0.014 |"
+    assert table[2] == "| Fast rate 1 | cat | 0.890 ± 0.014 [0.763, 1.000] | 0.110 ± 0.014 [0.000, 0.237] |"
     with pytest.raises(ValueError, match=r"^no column 'frogs'; this pipeline has: forget, remain, shows, drop$"):
         compare(comparing, Program(numbers), columns=["forget", "frogs"])
 

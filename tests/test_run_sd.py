@@ -554,7 +554,18 @@ AXES = {
         ],
         {"a photo of a cat": "forget", "a sepia cat": "form"},
         # plain dogs 3 of 4 and cars 2 of 2 stay; of the sepia dogs both are dogs, one is a sepia dog
-        {"forget": 0.5, "forms": 0.0, "remain": 0.875, "drop": 12.5, "worst": 25.0, "pairs_drop": 50.0, "shows": "dog"},
+        {
+            "forget": 0.5,
+            "forms": 0.0,
+            "remain": 0.875,
+            "drop": 12.5,
+            "worst": 25.0,
+            "pairs_drop": 50.0,
+            "ua": 1 - (0.5 + 0) / 2,
+            "ira": (0.75 + 1 + 1) / 3,
+            "cra": (1 + 1 + 0.75 + 1 + 0.5) / 5,
+            "shows": "dog",
+        },
     ),
     "style": (
         [
@@ -565,7 +576,18 @@ AXES = {
         ["a photo of a dog, dog, plain, stays", "a photo of a car, car, plain, stays", "a sepia dog, dog, sepia, gone"],
         {"a sepia cat": "forget", "a sepia dog": "form"},
         # the plain cat is plain in both pictures; of the plain dogs 2 of 4 are right on both axes, of the cars all
-        {"forget": 1.0, "forms": 0.5, "remain": 1.0, "drop": 0.0, "worst": 0.0, "pairs_drop": 25.0, "shows": "sepia"},
+        {
+            "forget": 1.0,
+            "forms": 0.5,
+            "remain": 1.0,
+            "drop": 0.0,
+            "worst": 0.0,
+            "pairs_drop": 25.0,
+            "ua": 1 - (1 + 0.5) / 2,
+            "ira": (1 + 0.75 + 1) / 3,
+            "cra": (0.5 + 0 + 0.75 + 1 + 1) / 5,
+            "shows": "sepia",
+        },
     ),
 }
 
@@ -723,7 +745,9 @@ def test_a_comparison_from_end_to_end(
         *("compare.json", "runs", "table.md", "table.csv", "results.json", "forgetting.svg")
     }
     header, _, *lines = shown.splitlines()
-    assert header.startswith("| method | target | forget | forms | kept | remain | drop | worst | pairs_drop | shows |")
+    assert header.startswith(
+        "| method | target | forget | forms | kept | remain | drop | worst | pairs_drop | ua | ira | cra |"
+    )
     assert [line.split(" | ")[:2] for line in lines] == [["| sfron", name] for name in ("cat", "dog", "all")]
     cat, dog = (Path(f"out/runs/sfron/{name}/0") for name in ("cat", "dog"))
     assert read(dog / "run.json")["config"]["eval"]["base"] == str(cat / "images/base")

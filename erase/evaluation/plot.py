@@ -1,4 +1,4 @@
-"""A scatter plot as SVG: forgetting against retention. No library, no network, no scripts."""
+"""A scatter plot as SVG, with intervals: forgetting against retention. No library, no network, no scripts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ MARKS = (
     "M-5,-2h3v-3h4v3h3v4h-3v3h-4v-3h-3z",
 )
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 400, 60, 45
+Interval = tuple[float, float]
 
 
 def scatter(
@@ -22,6 +23,7 @@ def scatter(
     y_label: str,
     ringed: Collection[int] = (),
     names: Sequence[str] = (),
+    bars: Sequence[tuple[Interval | None, Interval | None]] = (),
 ) -> str:
     """An SVG picture of (series, x, y), a colour and a mark for each series; the axes span what there is.
 
@@ -31,6 +33,7 @@ def scatter(
         y_label: of the axis up.
         ringed: numbers of points that get a ring.
         names: of the points; by default their series'.
+        bars: of each point the intervals across and up, `None` where it has none; by default none has.
 
     Raises:
         ValueError: without points.
@@ -38,7 +41,9 @@ def scatter(
     if not points:
         raise ValueError("nothing to plot")
     series = list(dict.fromkeys(name for name, _, _ in points))
-    (x0, x1), (y0, y1) = _span([x for _, x, _ in points]), _span([y for _, _, y in points])
+    bars = bars or [(None, None)] * len(points)
+    x0, x1 = _span([x for _, x, _ in points], [wide for wide, _ in bars])
+    y0, y1 = _span([y for _, _, y in points], [high for _, high in bars])
 
     def across(x: float) -> float:
         return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 170)
@@ -66,6 +71,11 @@ def scatter(
     for i in ringed:
         _, x, y = points[i]
         parts.append(f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="9" fill="none" stroke="#333"/>')
+    for (one, x, y), (wide, high) in zip(points, bars, strict=True):
+        line = f"M{across(wide[0]):.1f},{up(y):.1f}H{across(wide[1]):.1f}" if wide else ""
+        line += f"M{across(x):.1f},{up(high[0]):.1f}V{up(high[1]):.1f}" if high else ""
+        if line:
+            parts.append(f'<path d="{line}" stroke="{_colour(series.index(one))}" stroke-opacity="0.45"/>')
     for (one, x, y), name in zip(points, names or [name for name, _, _ in points], strict=True):
         parts.append(_mark(series.index(one), across(x), up(y), f"{name}: {x:.4g}, {y:.4g}"))
     for i, name in enumerate(series):
@@ -74,14 +84,19 @@ def scatter(
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
+def _span(values: Sequence[float], bars: Sequence[Interval | None]) -> Interval:
+    ends = [*values, *(end for bar in bars for end in bar or ())]
+    low, high = min(ends), max(ends)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
 
 
+def _colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
+
+
 def _mark(i: int, x: float, y: float, title: str) -> str:
     return (
-        f'<path transform="translate({x:.1f},{y:.1f})" d="{MARKS[i % len(MARKS)]}" fill="{COLOURS[i % len(COLOURS)]}" '
+        f'<path transform="translate({x:.1f},{y:.1f})" d="{MARKS[i % len(MARKS)]}" fill="{_colour(i)}" '
         f'fill-opacity="0.75"><title>{escape(title)}</title></path>'
     )

@@ -69,6 +69,25 @@ def test_rings_and_names() -> None:
     assert (float(ring.get("cx", "")), float(ring.get("cy", ""))) == second[1:3]
 
 
+def test_intervals_are_lines_through_their_points_and_within_the_picture() -> None:
+    points = [("a", 0.2, 0.5), ("b", 0.5, 1.0), ("b", 0.3, 0.6)]
+    picture = scatter(points, "gone", "kept", bars=[((0.0, 0.4), (0.0, 0.75)), (None, (0.9, 1.0)), (None, None)])
+    first, second, *_ = marks(picture)
+    whole, upright = (
+        path for path in ElementTree.fromstring(picture).iter(f"{SVG}path") if path.get("stroke-opacity") is not None
+    )
+    assert (whole.get("stroke"), upright.get("stroke")) == (first[4], second[4])
+    found = re.fullmatch(r"M(.+),(.+)H(.+)M(.+),(.+)V(.+)", whole.get("d", ""))
+    assert found is not None
+    left, y, right, x, low, high = map(float, found.groups())
+    assert (x, y) == first[1:3]
+    assert (left + right) / 2 == pytest.approx(x, abs=0.11)  # 0.2 is halfway
+    assert (low - y) / (low - high) == pytest.approx(0.5 / 0.75, abs=0.01)
+    assert 0 < left < x < second[1] < WIDTH
+    assert 0 < high < y < low < HEIGHT
+    assert re.fullmatch(rf"M{second[1]},(.+)V(.+)", upright.get("d", ""))
+
+
 def test_no_points_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to plot"):
         scatter([], "x", "y")

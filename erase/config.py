@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,6 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from erase import files
 
 T = TypeVar("T")
 
@@ -560,7 +561,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """`merge`, but what the layer chooses takes the place of what is below: see `superseded`."""
-    return merge(_without(below, superseded(below, paths(layer))), layer)
+    return merge(_without(below, superseded(below, files.paths(layer))), layer)
 
 
 def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
@@ -578,7 +579,7 @@ def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
     if named.get("model", NEW) != NEW:
         gone.append("architecture")
     name = named.get("method.name")
-    if name is not None and name != paths(below).get("method.name"):
+    if name is not None and name != files.paths(below).get("method.name"):
         gone.append("method")
     return gone
 
@@ -590,23 +591,6 @@ def _without(data: Mapping[str, Any], gone: Sequence[str], before: str = "") -> 
         for k, v in data.items()
         if f"{before}{k}" not in gone
     }
-
-
-def paths(data: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings by their paths: `{"train.steps": 30}`."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= paths(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return found
-
-
-def difference(old: Any, new: Any) -> str:
-    """The first setting in which two records differ, as `train.steps: 30, now 50`; empty where none does."""
-    a, b = (paths(x if isinstance(x, Mapping) else {"": x}) for x in (old, new))
-    for path in [*a, *b]:
-        if a.get(path) != b.get(path):
-            return f"{path}: {json.dumps(a.get(path), default=str)}, now {json.dumps(b.get(path), default=str)}"
-    return ""
 
 
 def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -627,7 +611,7 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             given.append((key, _value(text)))
         except yaml.YAMLError as error:
             raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
-    out = _without(data, superseded(data, paths(dict(given))))
+    out = _without(data, superseded(data, files.paths(dict(given))))
     for key, value in given:
         node = out
         *parents, last = key.split(".")

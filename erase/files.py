@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +167,23 @@ def guess_kind(path: Path) -> str:
         return "empty"
     found = next((kind for sign, kind in signs if head.startswith(sign)), None)
     return found or ("text" if all(b >= 32 or b in b"\t\n\r" for b in head) else "data of unknown kind")
+
+
+def paths(data: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested values by their paths: `{"train.steps": 30}`."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        inner = isinstance(value, Mapping) and value
+        found |= paths(inner, f"{before}{key}.") if inner else {f"{before}{key}": value}
+    return found
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Where two records differ, such as `train.steps was 30, now 50`, in their order; long values are cut short."""
+    a, b = (paths(x if isinstance(x, Mapping) else {"": x}) for x in (old, new))
+    found = []
+    for path in {**a, **b}:
+        was, now = (json.dumps(x[path], default=str) if path in x else "not set" for x in (a, b))
+        if was != now:
+            found.append(f"{path} was {was[:80]}, now {now[:80]}")
+    return found

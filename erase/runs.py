@@ -34,7 +34,6 @@ from erase.config import (
     Train,
     TrainClassifier,
     arguments,
-    difference,
     dump,
 )
 from erase.diffusion.data import Concepts
@@ -189,10 +188,9 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     if resume and path.exists():
         old = files.read_json(path)
         for key in ("config", *record):
-            was, now = _same(old.get(key)), _same(whole[key])
-            if was != now:
+            if changed := files.differences(_same(old.get(key)), _same(whole[key])):
                 raise ValueError(
-                    f"{out} holds a run with another {key} ({difference(was, now)}): resume with the same settings, or "
+                    f"{out} holds a run with another {key} ({changed[0]}): resume with the same settings, or "
                     "use a new folder"
                 )
         return

@@ -163,9 +163,8 @@ def main(
         begun = files.read_json(out / "compare.json")["runs"]
     now = {str(run.folder): json.loads(json.dumps(run.settings, default=str)) for run in spec.runs}
     for name in now:
-        if begun.get(name, now[name]) != now[name]:
-            changed = config.difference(begun[name], now[name])
-            raise ValueError(f"{out / name} was begun with other settings ({changed}): choose another --out")
+        if changed := files.differences(begun.get(name, now[name]), now[name]):
+            raise ValueError(f"{out / name} was begun with other settings ({changed[0]}): choose another --out")
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": {**begun, **now}})
     kind = config.PIPELINES[spec.pipeline]
     results: list[dict[str, Any]] = []

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from erase import resources
-from erase.config import PIPELINES, SdConfig, arguments, difference, dump, merge, override, parse, paths, read_preset
+from erase.config import PIPELINES, SdConfig, arguments, dump, merge, override, parse, read_preset
+from erase.files import differences, paths
 from erase.methods import builder
 
 SMALL: dict[str, Any] = {
@@ -183,10 +184,14 @@ def test_a_choice_takes_the_place_of_another(words: list[str], gone: list[str], 
     assert dump_of(below) == before
 
 
-def test_difference_names_the_first_setting() -> None:
-    assert difference({"a": 1, "b": {"c": [1]}}, {"a": 1, "b": {"c": [2]}}) == "b.c: [1], now [2]"
-    assert difference({"a": 1}, {"a": 1, "d": "x"}) == 'd: null, now "x"'
-    assert difference({"a": {"b": 1}}, {"a": {"b": 1}}) == ""
+def test_differences_are_named() -> None:
+    old, new = {"a": 1, "b": {"c": [1]}}, {"b": {"c": [2]}, "a": 2}
+    assert differences(old, new) == ["a was 1, now 2", "b.c was [1], now [2]"]
+    assert differences({"a": 1}, {"a": 1, "d": "x"}) == ['d was not set, now "x"']
+    assert differences({"a": 1, "d": None}, {"a": 1}) == ["d was null, now not set"]
+    assert differences({"a": {}}, {}) == ["a was {}, now not set"]
+    assert differences({"a": "x" * 99 + "y"}, {"a": "x" * 99 + "z"}) != []
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"c": 2, "b": 1}}) == []
 
 
 def dump_of(data: Any) -> str:

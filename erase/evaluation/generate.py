@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image, ImageOps
 
-from erase.files import json_text, read_json, sha256, write_bytes, write_json, write_text
+from erase.files import differences, json_text, read_json, sha256, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -332,8 +332,10 @@ def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Pat
     check_reuse(folder)
     stored = read_json(folder / SETTINGS)
     theirs = stored.get("settings") if isinstance(stored, dict) else None
-    if differences := _differences({"settings": theirs}, {"settings": record["settings"]}):
-        raise ValueError(f"{folder}: made with other settings, so its images cannot be used again: {differences}")
+    if changed := differences({"settings": theirs}, {"settings": record["settings"]}):
+        raise ValueError(
+            f"{folder}: made with other settings, so its images cannot be used again: {'; '.join(changed)}"
+        )
     own = {f"{number:05d}" for number in stored.get("own", [])}
     return {
         (row.prompt, row.seed, row.index, None, None, None): path
@@ -388,9 +390,8 @@ def _prepare(out: Path, record: Mapping[str, Any], jobs: Sequence[_Job], resume:
     if not (out / SETTINGS).is_file():
         raise ValueError(f"{out}: has no {SETTINGS}, so it cannot be resumed; give another folder")
     stored = read_json(out / SETTINGS)
-    differences = _differences(stored, record) if isinstance(stored, dict) else "the file is not a mapping"
-    if differences:
-        raise ValueError(f"{out}: made with other settings, so it cannot be resumed: {differences}")
+    if changed := differences(stored, record):
+        raise ValueError(f"{out}: made with other settings, so it cannot be resumed: {'; '.join(changed)}")
     expected = {job.file: (job.row.prompt, job.row.seed, job.index) for job in jobs}
     kept = {}
     for row in _read_rows(out / MANIFEST, cut_short=True) if (out / MANIFEST).is_file() else []:
@@ -401,17 +402,6 @@ def _prepare(out: Path, record: Mapping[str, Any], jobs: Sequence[_Job], resume:
     # Drop what is not kept, and the half line a killed run may have left, before more is appended.
     write_text(out / MANIFEST, "".join(map(_line, kept.values())))
     return kept
-
-
-def _differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:
-    found = []
-    for key in sorted({*stored, *now}):
-        a, b = stored.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found.append(_differences(a, b, f"{prefix}{key}."))
-        elif a != b or (key in stored) != (key in now):
-            found.append(f"{prefix}{key} was {json.dumps(a)[:80]}, now {json.dumps(b)[:80]}")
-    return "; ".join(filter(None, found))
 
 
 def _save(out: Path, job: _Job, image: Image.Image, settings: str) -> ManifestRow:
@@ -536,8 +526,10 @@ def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]
             f"{lone[1]}, in {folder} alone; draw both from the same prompts and seeds"
         )
     told = [_comparable(read_json(folder / SETTINGS)) for folder in (before, after) if (folder / SETTINGS).is_file()]
-    if len(told) == 2 and (differences := _differences(told[0], told[1])):
-        raise ValueError(f"{before} and {after} were made with other settings, so they are no pairs: {differences}")
+    if len(told) == 2 and (changed := differences(told[0], told[1])):
+        raise ValueError(
+            f"{before} and {after} were made with other settings, so they are no pairs: {'; '.join(changed)}"
+        )
     return [(tables[0][key], row) for key, row in tables[1].items()]
 
 

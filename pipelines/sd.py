@@ -64,9 +64,9 @@ from erase_pipelines.judge import (
 )
 from erase_pipelines.prompts import Plan, anchors_of, label_of, make_plan, marks
 
-AXES = {"forget": ("still named as forgotten", 1.0), "remain": ("remain accuracy", 1.0)}
+AXES = {"ua": ("unlearning accuracy", 1.0), "ira": ("in-domain retain accuracy", 1.0)}
 """Of a comparison's plot: what they are called, and what is most."""
-GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
+GOALS = {"ua": 1, "ira": 1, "rte_s": -1}
 """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
 
 
@@ -444,10 +444,9 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
     style, where an object was erased); `remain`: accuracy on the other prompts of the forget prompts' kind (the plain
     ones, where a plain object was erased), `drop` from the base and `worst` of one prompt, in points; `pairs_drop`:
     the mean drop of all other pairs, likewise; `shows`: what the pictures of the erased concept, other forms included,
-    show most. `ua`, `ira`, `cra`, where prompts cross objects and styles: unlearning accuracy (share of the concept's
-    pictures, in all forms, that do not show it), in-domain and cross-domain retain accuracy (of the other labels of its
-    axis; of the other axis, over all prompts), means over prompts as in UnlearnCanvas (Zhang et al., NeurIPS 2024,
-    arXiv 2402.11846).
+    show most. `ua`, `ira`, `cra`: unlearning accuracy (share of the concept's pictures, in all forms, that do not show
+    it), in-domain retain accuracy (of all other concepts' pictures) and cross-domain (of the other half of what was
+    asked, in all pictures), means over prompts as in UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846).
     """
     out: dict[str, float | str | None] = {}
     seen = {when: report[when].get("nudity") for when in ("before", "after")}
@@ -468,11 +467,11 @@ def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
         out["drop"], out["worst"] = mean(drops), max(drops, default=None)
         key = "pair_accuracy" if after["pairs"] else "accuracy"
         out["pairs_drop"] = mean([100 * (old[p][key] - rows[p][key]) for p in rest])
-        if after["pairs"]:
-            others = [row["accuracy"] for row in rows.values() if row["side"] == "remain"]
-            gone = mean([row["accuracy"] for row in own])
-            out["ua"], out["ira"] = None if gone is None else 1 - gone, mean(others)
-            out["cra"] = mean([row["other_accuracy"] for row in rows.values()])
+        out["ua"] = mean([1 - row["accuracy"] for row in own])
+        out["ira"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "remain"])
+        out["cra"] = mean(
+            [row["other_accuracy"] for row in rows.values() if after["pairs"] and row["side"] != "earlier"]
+        )
         out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
         if "earlier" in after:
             out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]

@@ -6,11 +6,13 @@ The lowest layer: the standard library only, so every module may import it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,32 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def claim(file: Path, name: str) -> Iterator[bool]:
+    """Whether this process alone has the right to `name` until the context ends; it loses it when it dies.
+
+    Args:
+        file: what the processes share; made where it is missing, and left empty.
+        name: what is claimed.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    with writing_to(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    place = zlib.crc32(name.encode())  # of the one byte that is locked
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

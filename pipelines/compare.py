@@ -1,11 +1,13 @@
 """Methods × targets × seeds, for any pipeline: `erase compare SPEC --out DIR`.
 
-Every run is a folder of its own, `DIR/runs/METHOD/TARGET/SEED`; finished ones are not done again, a broken one
-goes on where it was. The table is written after each run: `table.md`, `table.csv`, `results.json`, and
-`forgetting.svg`, forgetting against retention; at the end `differences.md`, each method against the first. In table and
-plot are means over seeds: in the table with their sample deviation, and the two numbers that are plotted with 95 %
-intervals (Student's; seeds that agree have none). Methods on the Pareto front of a target (forgetting, retention, time)
-are marked in the table and ringed in the plot.
+Every run is a folder of its own, `DIR/runs/METHOD/TARGET/SEED`; finished ones are not done again, a broken one goes on
+where it was, and the same command given twice at a time shares the runs: each process takes those that no other has.
+
+The table is written after each run: `table.md`, `table.csv`, `results.json`, and `forgetting.svg`, forgetting against
+retention; at the end `differences.md`, each method against the first. In table and plot are means over seeds: in the
+table with their sample deviation, and the two numbers that are plotted with 95 % intervals (Student's; seeds that agree
+have none). Methods on the Pareto front of a target (forgetting, retention, time) are marked in the table and ringed in
+the plot.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import csv
 import io
 import itertools
 import json
+import os
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -167,33 +172,48 @@ def main(
             raise ValueError(f"{out / name} was begun with other settings ({changed[0]}): choose another --out")
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": {**begun, **now}})
     kind = config.PIPELINES[spec.pipeline]
-    results: list[dict[str, Any]] = []
+    found: dict[int, dict[str, Any]] = {}
     drawn: dict[str, Path] = {}
-    for number, run in enumerate(spec.runs, 1):
+
+    def take(number: int, run: Run) -> None:
         folder = out / run.folder
-        settings = dict(run.settings)
-        keys = reusable(settings, run.seed)
+        keys = reusable(run.settings, run.seed)
         spare = {setting: str(drawn[key]) for setting, (_, key) in keys.items() if key in drawn}
-        settings = config.merge(settings, {"eval": spare})
+        settings = config.parse(config.merge(run.settings, {"eval": spare}), kind)
         if not (folder / "report.json").exists():
             say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
-            resume = folder.exists()
             try:
-                program.main(
-                    config.parse(settings, kind), folder, resume=resume, command=command, say=say, preset=run.preset
-                )
+                program.main(settings, folder, resume=folder.exists(), command=command, say=say, preset=run.preset)
             except ValueError as error:
                 raise ValueError(f"{run.method}, {run.target}, seed {run.seed}: {error}") from error
         for what, key in keys.values():
             if (folder / "images" / what).is_dir():
                 drawn.setdefault(key, folder / "images" / what)
-        report = files.read_json(folder / "report.json")
-        numbers = program.summary(report)
-        results.append({"method": run.method, "target": run.target, "seed": run.seed, **numbers})
-        write(results, out, spec.columns, program.AXES, program.GOALS)
+        numbers = program.summary(files.read_json(folder / "report.json"))
+        found[number] = {"method": run.method, "target": run.target, "seed": run.seed, **numbers}
+
+    left = dict(enumerate(spec.runs, 1))
+    while left:
+        for number, run in list(left.items()):
+            with claim(out, run) as mine:
+                if mine:
+                    take(number, run)
+                    del left[number]
+            if mine:
+                write([found[n] for n in sorted(found)], out, spec.columns, program.AXES, program.GOALS)
+        if left:
+            time.sleep(1)
+    results = [found[number] for number in sorted(found)]
     if lines := differences(results, spec.columns):
         files.write_text(out / "differences.md", "\n".join(lines) + "\n")
     return out / "table.md"
+
+
+def claim(out: Path, run: Run) -> AbstractContextManager[bool]:
+    """Whether no other process is at work on the run; the processes of one launch are at work on it together."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return nullcontext(True)
+    return files.claim(out / "runs" / ".lock", str(run.folder))
 
 
 def reusable(settings: Mapping[str, Any], seed: int) -> dict[str, tuple[str, str]]:

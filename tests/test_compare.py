@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -275,6 +277,63 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(comparing: ModuleTyp
     assert third.ran == []
     found = json.loads(Path("out/results.json").read_text())["runs"]
     assert [run["forget"] for run in found] == [0.25] * 2 + [1.0] * 6
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from erase.files import claim
+
+with claim(Path("out/runs/.lock"), "runs/fast-rate-1/cat/0") as mine:
+    print(mine, flush=True)
+    sys.stdin.readline()
+    if sys.argv[1:]:
+        Path("out/runs/fast-rate-1/cat/0").mkdir(parents=True)
+        Path("out/runs/fast-rate-1/cat/0/report.json").write_text(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_two_processes_share_the_runs_of_one_comparison(comparing: ModuleType, finished: bool) -> None:
+    """A run that another process is at work on is left to it; one that it dies on is not."""
+    report = [json.dumps({**SUMMARY, "forget": 1.0})] if finished else []
+    Path("out").mkdir()
+    Path("out/compare.json").write_text('{"runs": {}}')
+    child = subprocess.Popen(
+        [sys.executable, "-c", OTHER, *report], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == "True\n"
+    program = Program()
+    run = program.main
+
+    def watch(config: SdConfig, out: Path, **kwargs: Any) -> Path:
+        if len(program.ran) == 6:  # the last that is nobody's
+            assert child.stdin is not None
+            child.stdin.close()
+            child.wait()
+        return run(config, out, **kwargs)
+
+    program.main = watch  # type: ignore[method-assign]
+    compare(comparing, program)
+    assert child.returncode == 0
+    all_runs = [f"{m}/{t}/{s}" for m in ("fast-rate-1", "plain") for t in ("cat", "car") for s in (0, 1)]
+    assert program.folders == all_runs[1:] + all_runs[:1] * (not finished)
+    found = json.loads(Path("out/results.json").read_text())["runs"]
+    assert [run["forget"] for run in found] == [1.0 if finished else 0.25] + [0.25] * 7
+    assert [(run["method"], run["target"], run["seed"]) for run in found][:2] == [
+        ("Fast rate 1", "cat", 0),
+        ("Fast rate 1", "cat", 1),
+    ]
+
+
+def test_the_processes_of_one_launch_are_at_work_on_each_run_together(
+    comparing: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    compare(comparing, Program(), targets={"a": {}}, seeds=[0])
+    assert not Path("out/runs/.lock").exists()
 
 
 def test_runs_of_one_model_share_their_base_pictures(comparing: ModuleType) -> None:

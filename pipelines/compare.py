@@ -174,33 +174,41 @@ def main(
     kind = config.PIPELINES[spec.pipeline]
     found: dict[int, dict[str, Any]] = {}
     drawn: dict[str, Path] = {}
-
-    def take(number: int, run: Run) -> None:
-        folder = out / run.folder
-        keys = reusable(run.settings, run.seed)
-        spare = {setting: str(drawn[key]) for setting, (_, key) in keys.items() if key in drawn}
-        settings = config.parse(config.merge(run.settings, {"eval": spare}), kind)
-        if not (folder / "report.json").exists():
-            say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
-            try:
-                program.main(settings, folder, resume=folder.exists(), command=command, say=say, preset=run.preset)
-            except ValueError as error:
-                raise ValueError(f"{run.method}, {run.target}, seed {run.seed}: {error}") from error
-        for what, key in keys.values():
-            if (folder / "images" / what).is_dir():
-                drawn.setdefault(key, folder / "images" / what)
-        numbers = program.summary(files.read_json(folder / "report.json"))
-        found[number] = {"method": run.method, "target": run.target, "seed": run.seed, **numbers}
-
     left = dict(enumerate(spec.runs, 1))
+
+    def begin(number: int, run: Run) -> None:
+        folder = out / run.folder
+        spare = {setting: str(drawn[key]) for setting, (_, key) in reusable(run).items() if key in drawn}
+        settings = config.parse(config.merge(run.settings, {"eval": spare}), kind)
+        say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
+        try:
+            program.main(settings, folder, resume=folder.exists(), command=command, say=say, preset=run.preset)
+        except ValueError as error:
+            raise ValueError(f"{run.method}, {run.target}, seed {run.seed}: {error}") from error
+
+    def gather() -> None:
+        """What is finished, by whichever process, goes into the tables."""
+        before = len(left)
+        for number, run in list(left.items()):
+            folder = out / run.folder
+            if (folder / "report.json").exists():
+                for what, key in reusable(run).values():
+                    if (folder / "images" / what).is_dir():
+                        drawn.setdefault(key, folder / "images" / what)
+                numbers = program.summary(files.read_json(folder / "report.json"))
+                found[number] = {"method": run.method, "target": run.target, "seed": run.seed, **numbers}
+                del left[number]
+        if len(left) < before:
+            write([found[n] for n in sorted(found)], out, spec.columns, program.AXES, program.GOALS)
+
+    gather()
     while left:
         for number, run in list(left.items()):
             with claim(out, run) as mine:
-                if mine:
-                    take(number, run)
-                    del left[number]
-            if mine:
-                write([found[n] for n in sorted(found)], out, spec.columns, program.AXES, program.GOALS)
+                gather()
+                if mine and number in left:
+                    begin(number, run)
+        gather()
         if left:
             time.sleep(1)
     results = [found[number] for number in sorted(found)]
@@ -216,9 +224,10 @@ def claim(out: Path, run: Run) -> AbstractContextManager[bool]:
     return files.claim(out / "runs" / ".lock", str(run.folder))
 
 
-def reusable(settings: Mapping[str, Any], seed: int) -> dict[str, tuple[str, str]]:
+def reusable(run: Run) -> dict[str, tuple[str, str]]:
     """Pictures that runs share: the setting that takes them, their folder's name, and what they depend on."""
-    alike = [settings.get("draw"), settings.get("precision"), seed]
+    settings = run.settings
+    alike = [settings.get("draw"), settings.get("precision"), run.seed]
     found = {"base": ("base", json.dumps(["base", settings.get("model"), *alike]))}
     retrained = (settings.get("eval") or {}).get("retrained")
     if retrained is not None:

@@ -349,7 +349,7 @@ def test_runs_of_one_model_share_their_base_pictures(comparing: ModuleType) -> N
 
 def test_runs_with_one_retrained_model_share_its_pictures(comparing: ModuleType) -> None:
     keys = {
-        name: comparing.reusable({"model": "m", **settings}, seed)
+        name: comparing.reusable(comparing.Run("m", "t", seed, {"model": "m", **settings}))
         for name, settings, seed in (
             ("a", {"eval": {"retrained": "r"}}, 0),
             ("other method", {"eval": {"retrained": "r"}, "method": {"name": "sfron"}}, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from html import escape
 
@@ -58,11 +59,12 @@ def scatter(
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
         f'<path d="M{LEFT},{up(y1):.1f}V{floor:.1f}H{right:.1f}" fill="none" stroke="#333"/>',
     ]
-    for i in range(5):
-        x, y = x0 + (x1 - x0) * i / 4, y0 + (y1 - y0) * i / 4
-        parts.append(f'<path d="M{across(x):.1f},{floor:.1f}v4M{LEFT},{up(y):.1f}h-4" stroke="#333"/>')
-        parts.append(f'<text x="{across(x):.1f}" y="{floor + 17:.1f}" text-anchor="middle">{x:.3g}</text>')
-        parts.append(f'<text x="{LEFT - 7}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+    for x in _ticks(x0, x1):
+        parts.append(f'<path d="M{across(x):.1f},{floor:.1f}v4" stroke="#333"/>')
+        parts.append(f'<text x="{across(x):.1f}" y="{floor + 17:.1f}" text-anchor="middle">{x:.6g}</text>')
+    for y in _ticks(y0, y1):
+        parts.append(f'<path d="M{LEFT},{up(y):.1f}h-4" stroke="#333"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.6g}</text>')
     parts.append(f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
     middle = (floor + up(y1)) / 2
     parts.append(
@@ -89,6 +91,13 @@ def _span(values: Sequence[float], bars: Sequence[Interval | None]) -> Interval:
     low, high = min(ends), max(ends)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`, three to seven of them."""
+    power = 10 ** math.floor(math.log10((high - low) / 3))
+    step = max(power * factor for factor in (1, 2, 5) if power * factor <= (high - low) / 3)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _colour(i: int) -> str:

@@ -1,3 +1,4 @@
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -86,6 +87,20 @@ def test_intervals_are_lines_through_their_points_and_within_the_picture() -> No
     assert 0 < left < x < second[1] < WIDTH
     assert 0 < high < y < low < HEIGHT
     assert re.fullmatch(rf"M{second[1]},(.+)V(.+)", upright.get("d", ""))
+
+
+@pytest.mark.parametrize("low", [0.0, 0.3, -12.0])
+@pytest.mark.parametrize("width", [0.07, 0.29, 0.3, 1.0, 2.9, 100.0, 500.0])
+def test_axes_are_marked_at_round_numbers(low: float, width: float) -> None:
+    picture = scatter([("a", low, 0.0), ("a", low + width, 1.0)], "x", "y")
+    shown = [text for text in ElementTree.fromstring(picture).iter(f"{SVG}text") if text.get("y") == f"{HEIGHT - 28}.0"]
+    ticks = [float(text.text or "") for text in shown]
+    assert 3 <= len(ticks) <= 7
+    steps = {f"{b - a:.3g}" for a, b in itertools.pairwise(ticks)}
+    assert len(steps) == 1
+    assert steps.pop()[-1] in "0125"
+    assert low - 0.06 * width <= ticks[0]
+    assert ticks[-1] <= low + 1.06 * width
 
 
 def test_no_points_are_refused() -> None:

@@ -24,7 +24,27 @@ evaluate = typer.Typer(help="Count what pictures show.", no_args_is_help=True, r
 app.add_typer(evaluate, name="eval")
 
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to write; must be new or empty.")]
-OutFile = Annotated[Path, typer.Option("--out", help="File to write.")]
+
+
+def _result_file(out: Path) -> Path:
+    """Where a result may be written: at a new place, or over an earlier result.
+
+    Raises:
+        ValueError: for a folder, a place below a file, or a file that holds something else.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: --out names a file")
+    if out.exists():
+        with out.open("rb") as file:
+            head = file.read(64)
+        if not (head.lstrip().startswith(b"{") and b'"schema"' in head):
+            raise ValueError(f"{out} is there and no result of erase: choose another --out")
+    elif any(parent.is_file() for parent in out.parents):
+        raise ValueError(f"{out} cannot be written: it is below a file")
+    return out
+
+
+OutFile = Annotated[Path, typer.Option("--out", help="File to write.", callback=_result_file)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
 Blur = Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body parts that NudeNet finds.")]
 
@@ -442,7 +462,7 @@ def eval_nudity(
         first = result["errors"][0]
         raise ValueError(
             f"{len(result['errors'])} pictures could not be looked at, so they are not known to be safe; "
-            f"first {first['file']}: {first['error']}"
+            f"first {first['file']}: {first['error'].removeprefix(first['file'] + ': ')}"
         )
 
 

@@ -161,16 +161,24 @@ def main(
     Raises:
         ValueError: for a folder that holds something else, or a run that cannot be done.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "compare.json").exists():
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: --out names a folder")
+    held = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # another may be writing there
+    if held and not (out / "compare.json").exists():
         raise ValueError(f"{out} is in use by something else than a comparison: choose another --out")
     begun: dict[str, Any] = {}
     if (out / "compare.json").exists():
         begun = files.read_json(out / "compare.json")["runs"]
     now = {str(run.folder): json.loads(json.dumps(run.settings, default=str)) for run in spec.runs}
-    for name in now:
-        if changed := files.differences(begun.get(name, now[name]), now[name]):
-            raise ValueError(f"{out / name} was begun with other settings ({changed[0]}): choose another --out")
-    files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": {**begun, **now}})
+    for name, settings in begun.items():
+        if (out / name).exists():
+            if name not in now:
+                raise ValueError(
+                    f"{out} has a run that is not in this comparison, {name}: remove it, or choose another --out"
+                )
+            if changed := files.differences(settings, now[name]):
+                raise ValueError(f"{out / name} was begun with other settings ({changed[0]}): choose another --out")
+    files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": now})
     kind = config.PIPELINES[spec.pipeline]
     found: dict[int, dict[str, Any]] = {}
     drawn: dict[str, Path] = {}
@@ -356,6 +364,8 @@ def verdict(found: Sequence[float]) -> str:
     """The interval of a mean difference and what it says, as two cells."""
     if len(found) < 2:
         return "– | one run: no interval"
+    if max(found) - min(found) < 1e-9:
+        return "– | the same each time: no interval"
     low, high = t_interval(found)
     says = "inside its interval: no difference shown" if low <= 0 <= high else "a difference"
     return f"{low:+.3f} to {high:+.3f} | {says}"

@@ -459,14 +459,14 @@ def test_stored_detections_are_counted_again(
     assert "holds detections that are there already: give it alone" in done.said
     assert "give it alone" in erase("eval", "nudity", stored, pictures, "--out", out).said
     stored.write_text("{}")
-    assert "not a record of detections" in erase("eval", "nudity", stored, "--out", out).said
+    assert "not a record of detections (it has no '" in erase("eval", "nudity", stored, "--out", out).said
 
 
 def test_a_picture_that_cannot_be_looked_at_is_not_safe(erase: Erase, pictures: Path, tmp_path: Path) -> None:
     cut_short(pictures / "1.png")
     done = erase("eval", "nudity", pictures, "--out", tmp_path / "out.json")
     assert done.said.startswith("1 pictures could not be looked at, so they are not known to be safe; first ")
-    assert "1.png" in done.said
+    assert done.said.count("1.png") == 1
     found = json.loads((tmp_path / "out.json").read_text())["nudity"]
     assert found["images"] + len(found["errors"]) in (3, 4)
     assert len(found["errors"]) == 1
@@ -505,6 +505,27 @@ def test_eval_classes(erase: Erase, pictures: Path, micro_classifier: Path, tmp_
     assert {row["label"] for row in found["pictures"]} <= set(micro.LABELS)
     assert sum(row["named"] for row in found["classes"]["named"].values()) == 3
     assert len(found["classes"]["model_sha256"]) == 64
+
+
+def test_a_result_takes_the_place_of_nothing_but_a_result(
+    erase: Erase, pictures: Path, micro_classifier: Path, tmp_path: Path
+) -> None:
+    words = ("eval", "classes", pictures, "--classifier", micro_classifier, "--out")
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\na cat\n")
+    (tmp_path / "own.json").write_text('{"mine": 1}')
+    for out, said in (
+        (prompts, "prompts.csv is there and no result of erase: choose another --out"),
+        (tmp_path / "own.json", "own.json is there and no result of erase"),
+        (tmp_path, "is a folder: --out names a file"),
+        (prompts / "a.json", "a.json cannot be written: it is below a file"),
+    ):
+        done = erase(*words, out)
+        assert done.code == 2
+        assert said in done.said
+    assert prompts.read_text() == "prompt\na cat\n"
+    for _ in range(2):
+        assert erase(*words, tmp_path / "new" / "out.json").code == 0
 
 
 def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -384,6 +385,45 @@ def test_a_folder_in_use_is_not_touched(comparing: ModuleType) -> None:
     assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_of_another_comparison_is_not_touched(comparing: ModuleType) -> None:
+    """One with more runs goes on there."""
+    compare(comparing, Program(), methods={"a": {}, "b": {}})
+    before = Path("out/table.md").read_bytes()
+    program = Program()
+    with pytest.raises(
+        ValueError, match=r"^out has a run that is not in this comparison, runs/b/cat/0: remove it, or c"
+    ):
+        compare(comparing, program, methods={"a": {}, "c": {}})
+    assert Path("out/table.md").read_bytes() == before
+    compare(comparing, program, methods={"a": {}, "b": {}, "c": {}})
+    assert program.folders == ["c/cat/0", "c/cat/1", "c/car/0", "c/car/1"]
+
+
+def test_a_run_that_was_never_begun_may_change(comparing: ModuleType) -> None:
+    first = Program()
+    first.stop_at = 4
+    with pytest.raises(StopError):
+        compare(comparing, first)
+    shutil.rmtree("out/runs/plain")
+    second = Program()
+    compare(comparing, second, methods={**SPEC["methods"], "plain": {"train": {"steps": 5}}})
+    assert [config.train.steps for _, config, _ in second.ran] == [5] * 4
+
+
+def test_a_file_is_no_folder_for_a_comparison(comparing: ModuleType) -> None:
+    Path("out").write_text("x")
+    with pytest.raises(ValueError, match=r"^out is a file: --out names a folder$"):
+        compare(comparing, Program())
+
+
+def test_a_hidden_file_that_another_process_writes_is_not_in_the_way(comparing: ModuleType) -> None:
+    Path("out").mkdir()
+    Path("out/.compare.json.1.tmp").write_text("{")
+    program = Program()
+    compare(comparing, program)
+    assert len(program.ran) == 8
+
+
 def test_results_of_other_settings_are_not_passed_off_as_these(comparing: ModuleType) -> None:
     compare(comparing, Program(), "train.steps=4")
     again = Program()
@@ -445,7 +485,7 @@ def test_differences_from_the_first_method_say_whether_seeds_bear_them_out(compa
     compare(comparing, Program(unsteady))
     lines = Path("out/differences.md").read_text().splitlines()
     assert lines[0] == "| method | target | number | difference from Fast rate 1 | 95 % interval | |"
-    assert lines[2] == "| plain | cat | forget | -0.100 | -0.100 to -0.100 | a difference |"
+    assert lines[2] == "| plain | cat | forget | -0.100 | – | the same each time: no interval |"
     # of 0.1 and 0.3: 0.2 ± 12.706 · 0.1 (one degree of freedom); of two targets as well: 3.182 · 0.1155 / √4
     assert "| plain | cat | drop | +0.200 | -1.071 to +1.471 | inside its interval: no difference shown |" in lines
     assert "| plain | all | drop | +0.200 | +0.016 to +0.384 | a difference |" in lines
@@ -483,7 +523,7 @@ def test_methods_on_the_pareto_front_are_marked(comparing: ModuleType) -> None:
     assert sorted(marked) == sorted([f"| {method}", target] for method, target in expected)
     front = json.loads(Path("out/results.json").read_text())["front"]
     assert front == {"cat": ["slow", "fast"], "car": ["fast"], "all": ["slow", "fast"]}
-    assert Path("out/forgetting.svg").read_text().count("<circle") == 3
+    assert Path("out/forgetting.svg").read_text().count("<circle") == 3 + 1
 
 
 def test_numbers_that_only_some_runs_have(comparing: ModuleType) -> None:

@@ -413,7 +413,8 @@ def load_detections(path: Path) -> Detections:
             nms_floor=float(value["nms_floor"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a record of detections ({error!r})") from error
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path}: not a record of detections ({what})") from error
 
 
 # --- counting -------------------------------------------------------------------------------------

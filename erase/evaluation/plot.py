@@ -25,6 +25,7 @@ def scatter(
     ringed: Collection[int] = (),
     names: Sequence[str] = (),
     bars: Sequence[tuple[Interval | None, Interval | None]] = (),
+    ring: str = "Pareto front",
 ) -> str:
     """An SVG picture of (series, x, y), a colour and a mark for each series; the axes span what there is.
 
@@ -35,6 +36,7 @@ def scatter(
         ringed: numbers of points that get a ring.
         names: of the points; by default their series'.
         bars: of each point the intervals across and up, `None` where it has none; by default none has.
+        ring: what a ring means.
 
     Raises:
         ValueError: without points.
@@ -83,6 +85,10 @@ def scatter(
     for i, name in enumerate(series):
         parts.append(_mark(i, right + 25, 30 + 18 * i, name))
         parts.append(f'<text x="{right + 36:.1f}" y="{34 + 18 * i}">{escape(name)}</text>')
+    if ringed:
+        x, y = right + 25, 30 + 18 * len(series)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="6" fill="none" stroke="#333"/>')
+        parts.append(f'<text x="{x + 11:.1f}" y="{y + 4}">{escape(ring)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -626,7 +626,10 @@ def _headline(lines: Sequence[Line]) -> str:
     parts = []
     for wanted, said in words:
         marks = [line.mark for line in lines if _wanted(line.path) == wanted]
-        parts += [text for mark, text in said.items() if mark in marks][:1]
+        if wanted == "fall" and "unknown" not in marks and {"bad", "good"} <= set(marks):
+            parts.append("the erased concept is shown less than before by some counts, by others it is not")
+        else:
+            parts += [text for mark, text in said.items() if mark in marks][:1]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 

@@ -66,7 +66,9 @@ def test_rings_and_names() -> None:
     picture = scatter(points, "gone", "kept", [1], ["a [1]", "b [2]"])
     first, second, *_ = marks(picture)
     assert [first[0], second[0]] == ["a [1]: 0, 0.5", "b [2]: 0.5, 1"]
-    (ring,) = ElementTree.fromstring(picture).iter(f"{SVG}circle")
+    ring, _ = ElementTree.fromstring(picture).iter(f"{SVG}circle")
+    assert "Pareto front" in picture
+    assert "Pareto front" not in scatter(points, "gone", "kept")
     assert (float(ring.get("cx", "")), float(ring.get("cy", ""))) == second[1:3]
 
 

@@ -375,6 +375,20 @@ def test_what_a_difference_is_worth(path: str, before: int, after: int, p: float
     assert found[1].startswith(said)
 
 
+def test_counts_that_disagree_are_called_so() -> None:
+    def side(named: int, flagged: int) -> dict[str, Any]:
+        return {
+            "classes": {"forget": {"n": 50, "named": named, "accuracy": named / 50}},
+            "nudity": {"images": 50, "flagged": flagged, "rate": flagged / 50, "errors": []},
+        }
+
+    def headline(flagged: int) -> str:
+        return report._headline(report._verdict({"before": side(50, 40), "after": side(0, flagged), "paired": {}}))
+
+    assert headline(38).startswith("The erased concept is shown less than before by some counts, by others it is not")
+    assert headline(0).startswith("The erased concept is shown less than before.")
+
+
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("number", [1, 2, 5, 6])
 @pytest.mark.parametrize("path", ["forget", "forget_pairs", "earlier", "remain"])

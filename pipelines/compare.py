@@ -117,6 +117,8 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
             for seed in seeds or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 checked: Any = config.parse(settings, kind)
+                if getattr(checked.eval, "classifier", None) is not None:
+                    resources.tiny_path(checked.eval.classifier)  # found now, not when the run's turn comes
                 build = builder(str(checked.method.get("name", "")))
                 build(**config.arguments(checked.method, build))
                 runs.append(Run(name, str(target), seed, settings, begun))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from erase import resources, saving
@@ -169,9 +170,16 @@ def anchors_of(plan: Plan, words: Sequence[str]) -> dict[str, str]:
 
 
 def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
-    """Prompts as rows; a name or path of a prompt set gives the set's rows."""
+    """Prompts as rows; a name or path of a prompt set gives the set's rows.
+
+    Raises:
+        ValueError: for what is likely a set's name with a slip, such as `photo-plain`, or a set that cannot be read.
+    """
     rows: list[PromptRow] = []
     for prompt in prompts:
+        if "-" in prompt and " " not in prompt and prompt not in resources.list_prompts():
+            for near in get_close_matches(prompt, resources.list_prompts(), 1, 0.8):
+                raise ValueError(f"there is no prompt set {prompt!r}; did you mean {near}?")
         if prompt in resources.list_prompts() or prompt.endswith((".csv", ".txt")):
             rows += generate.read_prompts(resources.prompt_path(prompt))
         else:

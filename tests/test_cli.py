@@ -157,6 +157,10 @@ def test_show(erase: Erase, tmp_path: Path) -> None:
         (["sd", "sd_photos_sfron", "model=none"], "no model 'none': not a folder, not a hub id"),
         (["sd", "sd_photos_sfron", "method.name=sfro"], "no method 'sfro', did you mean sfron"),
         (["sd", "sd_photos_sfron", "eval.prompts=none.csv"], "no prompt set file 'none.csv'"),
+        (
+            ["sd", "sd_photos_sfron", "eval.prompts=photo-plain"],
+            "no prompt set 'photo-plain'; did you mean photos-plain?",
+        ),
         (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is no folder here"),
         (["sd", "other.yaml"], "preset 'other.yaml' is for erase run other, not for sd"),
         (["sd", "broken.yaml"], "broken.yaml is no YAML"),

@@ -220,6 +220,11 @@ def test_a_method_that_no_run_could_start_with_is_found_before_the_first_run(
         spec(comparing, methods={"plain": {}, "last": {"method": method}})
 
 
+def test_a_missing_classifier_is_found_before_the_first_run(comparing: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"^no embedded model 'photos-clasifier' .did you mean 'photos-classifier'"):
+        spec(comparing, targets={"cat": {}, "car": {"eval": {"classifier": "photos-clasifier"}}})
+
+
 def test_a_word_does_not_make_all_seeds_the_same(comparing: ModuleType) -> None:
     """Refused, or the one seed that is run."""
     try:

@@ -607,7 +607,9 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such image") from error
     # Pillow's decoders raise all of these on damaged files.

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -251,7 +251,9 @@ def detect(
         raise ValueError(f"batch_size is {batch_size} and threads {threads}, expected at least 1 and 0")
     if model_path is not None and not Path(model_path).is_file():
         raise ValueError(f"{model_path}: no such NudeNet model; leave it out for the bundled 320n.onnx")
-    detector, version, model = _detector(model_path, resolution)
+    version, model = _nudenet(model_path)
+    weights = sha256(model)
+    detector = _detector(model, weights, resolution)
     batches = [[Path(p) for p in paths[i : i + batch_size]] for i in range(0, len(paths), batch_size)]
     found: list[ImageDetections] = []
     with ThreadPoolExecutor(threads or cores()) as pool:
@@ -263,7 +265,7 @@ def detect(
         except BaseException:  # a signal's, too: do not go through the rest first
             pool.shutdown(cancel_futures=True)
             raise
-    return Detections(tuple(found), version, sha256(model), channels, int(detector.input_width))
+    return Detections(tuple(found), version, weights, channels, int(detector.input_width))
 
 
 def cores() -> int:
@@ -274,16 +276,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _detector(model_path: Path | None, resolution: int | None) -> tuple[Any, str, Path]:
-    """The detector, the package's version, and the model file."""
+def _nudenet(model_path: Path | None) -> tuple[str, Path]:
+    """The package's version, and the model file."""
     try:
         import nudenet
-        import onnxruntime
     except ImportError as error:
         raise ImportError(f"counting nudity needs NudeNet, which is missing ({error}): pip install nudenet") from error
     from importlib.metadata import version
 
-    model = Path(model_path) if model_path else Path(str(nudenet.__file__)).with_name("320n.onnx")
+    return version("nudenet"), Path(model_path) if model_path else Path(str(nudenet.__file__)).with_name("320n.onnx")
+
+
+@lru_cache(maxsize=1)
+def _detector(model: Path, weights: str, resolution: int | None) -> Any:
+    """The detector of a model file, `weights` its hash; kept, as a run looks at several folders."""
+    import nudenet
+    import onnxruntime
+
     _check_colours(nudenet)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # images side by side gain more than one image on several cores
@@ -294,7 +303,7 @@ def _detector(model_path: Path | None, resolution: int | None) -> tuple[Any, str
         raise ValueError(f"{model}: not a NudeNet model that onnxruntime can run ({error})") from error
     detector.input_width = detector.input_height = _side(session, model, resolution)
     detector.onnx_session = _Session(session)  # NudeNet has no setting for threads, and ignores `providers`
-    return detector, version("nudenet"), model
+    return detector
 
 
 def _side(session: Any, model: Path, wanted: int | None) -> int:

@@ -284,6 +284,7 @@ def _nudenet(model_path: Path | None) -> tuple[str, Path]:
         raise ImportError(f"counting nudity needs NudeNet, which is missing ({error}): pip install nudenet") from error
     from importlib.metadata import version
 
+    _check_colours(nudenet)
     return version("nudenet"), Path(model_path) if model_path else Path(str(nudenet.__file__)).with_name("320n.onnx")
 
 
@@ -293,7 +294,6 @@ def _detector(model: Path, weights: str, resolution: int | None) -> Any:
     import nudenet
     import onnxruntime
 
-    _check_colours(nudenet)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # images side by side gain more than one image on several cores
     try:

@@ -340,6 +340,8 @@ def generate(
             f"--steps, --images and --batch-size must be at least 1 and --guidance at least 0; "
             f"got {steps}, {images}, {batch_size}, {guidance}"
         )
+    if _speaks():
+        drawing.begun(out, resume)  # before the model is loaded
     if alike:
         rows = [replace(row, guidance=None, width=None, height=None) for row in rows]
     import torch

@@ -197,7 +197,11 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out names a folder")
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: choose another --out, or --resume the run that is there")
+        raise ValueError(
+            f"{out} holds no run to go on with: choose another --out"
+            if resume
+            else f"{out} is not empty: choose another --out, or --resume the run that is there"
+        )
     files.write_json(path, whole)
 
 

@@ -1013,8 +1013,11 @@ def test_resume_wants_the_same_run(start: Run, preset: Path, micro_sd: Path, tmp
 def test_a_folder_in_use_is_not_touched(start: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("x")
-    for resume in (False, True):
-        with pytest.raises(ValueError, match="mine is not empty: choose another --out"):
+    for resume, said in (
+        (False, "is not empty: choose another --out"),
+        (True, "holds no run to go on with: choose an"),
+    ):
+        with pytest.raises(ValueError, match=f"mine {said}"):
             start(tmp_path / "mine", *QUICK, resume=resume)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "file").write_text("x")

@@ -309,10 +309,13 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("x")
     before = tree(tmp_path)
-    for resume in (False, True):
+    for resume, said in (
+        (False, "is not empty: choose another --out"),
+        (True, "holds no run to go on with: choose an"),
+    ):
         with pytest.raises(ValueError, match="file is a file: --out names a folder"):
             runs.open_folder(Config(), tmp_path / "file", RECORD, "", resume)
-        with pytest.raises(ValueError, match="mine is not empty: choose another --out"):
+        with pytest.raises(ValueError, match=f"mine {said}"):
             runs.open_folder(Config(), tmp_path / "mine", RECORD, "", resume)
     assert tree(tmp_path) == before
 

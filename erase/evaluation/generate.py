@@ -376,19 +376,29 @@ def _record(rows: Sequence[PromptRow], per_prompt: int, settings: Mapping[str, A
         raise ValueError(f"settings are not JSON ({error}); give strings, numbers, lists and mappings") from error
 
 
-def _prepare(out: Path, record: Mapping[str, Any], jobs: Sequence[_Job], resume: bool) -> dict[str, ManifestRow]:
-    """Check ``out`` against ``record``, write ``settings.json`` if it is new, and find the images to keep."""
+def begun(out: Path, resume: bool) -> bool:
+    """Whether a folder holds pictures to go on with.
+
+    Raises:
+        ValueError: for a file, or a folder that holds something else, or is not to be gone on with.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: a file, expected a folder")
     # A killed write may leave a hidden temporary file: not a sign of use.
-    used = out.is_dir() and any(not name.startswith(".") for name in os.listdir(out))
-    if not used:
-        write_json(out / SETTINGS, record)
-        return {}
+    if not (out.is_dir() and any(not name.startswith(".") for name in os.listdir(out))):
+        return False
     if not resume:
         raise ValueError(f"{out}: not empty; resume, or give another folder")
     if not (out / SETTINGS).is_file():
         raise ValueError(f"{out}: has no {SETTINGS}, so it cannot be resumed; give another folder")
+    return True
+
+
+def _prepare(out: Path, record: Mapping[str, Any], jobs: Sequence[_Job], resume: bool) -> dict[str, ManifestRow]:
+    """Check ``out`` against ``record``, write ``settings.json`` if it is new, and find the images to keep."""
+    if not begun(out, resume):
+        write_json(out / SETTINGS, record)
+        return {}
     stored = read_json(out / SETTINGS)
     if changed := differences(stored, record):
         raise ValueError(f"{out}: made with other settings, so it cannot be resumed: {'; '.join(changed)}")

@@ -464,7 +464,7 @@ def eval_nudity(
         first = result["errors"][0]
         raise ValueError(
             f"{len(result['errors'])} pictures could not be looked at, so they are not known to be safe; "
-            f"first {first['file']}: {first['error'].removeprefix(first['file'] + ': ')}"
+            f"first {first['file']}: {first['error']}"
         )
 
 

@@ -71,6 +71,11 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a folder holds something; what killed writes left, all of it hidden, is no sign of use."""
+    return folder.is_dir() and any(not name.startswith(".") for name in os.listdir(folder))
+
+
 @contextlib.contextmanager
 def claim(file: Path, name: str) -> Iterator[bool]:
     """Whether this process alone has the right to `name` until the context ends; it loses it when it dies.

@@ -26,16 +26,7 @@ from tqdm import tqdm
 from erase import files, memory, processes
 from erase.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.checkpoint import Checkpoint
-from erase.config import (
-    ClassifyConfig,
-    DdpmConfig,
-    Saliency,
-    SdConfig,
-    Train,
-    TrainClassifier,
-    arguments,
-    dump,
-)
+from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, arguments, dump
 from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import forget_objective, remain_objective

@@ -165,8 +165,7 @@ def main(
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out names a folder")
-    held = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # another may be writing there
-    if held and not (out / "compare.json").exists():
+    if files.in_use(out) and not (out / "compare.json").exists():
         raise ValueError(f"{out} is in use by something else than a comparison: choose another --out")
     begun: dict[str, Any] = {}
     if (out / "compare.json").exists():
@@ -185,6 +184,9 @@ def main(
     found: dict[int, dict[str, Any]] = {}
     drawn: dict[str, Path] = {}
     left = dict(enumerate(spec.runs, 1))
+
+    def results() -> list[dict[str, Any]]:
+        return [found[number] for number in sorted(found)]
 
     def begin(number: int, run: Run) -> None:
         folder = out / run.folder
@@ -209,7 +211,7 @@ def main(
                 found[number] = {"method": run.method, "target": run.target, "seed": run.seed, **numbers}
                 del left[number]
         if len(left) < before:
-            write([found[n] for n in sorted(found)], out, spec.columns, program.AXES, program.GOALS)
+            write(results(), out, spec.columns, program.AXES, program.GOALS)
 
     gather()
     while left:
@@ -221,8 +223,7 @@ def main(
         gather()
         if left:
             time.sleep(1)
-    results = [found[number] for number in sorted(found)]
-    if lines := differences(results, spec.columns):
+    if lines := differences(results(), spec.columns):
         files.write_text(out / "differences.md", "\n".join(lines) + "\n")
     return out / "table.md"
 
@@ -266,10 +267,10 @@ def write(
     missing = [name for name in names if name not in keys]
     if missing:
         raise ValueError(f"no column {missing[0]!r}; this pipeline has: {', '.join(keys[3:])}")
-    rows = [(method, target, group(results, method, target)) for method, target in pairs(results)]
-    many = len({target for _, target, _ in rows}) > 1
-    if many:
-        rows += [(method, "all", group(results, method)) for method in dict.fromkeys(m for m, _, _ in rows)]
+    own = [(method, target, group(results, method, target)) for method, target in pairs(results)]
+    many = len({target for _, target, _ in own}) > 1
+    methods = dict.fromkeys(method for method, _, _ in own) if many else {}
+    rows = own + [(method, "all", group(results, method)) for method in methods]
     best = front(rows, goals)
     table = [
         [method, target, *(spread(some, name) + bracket(some, name, axes) for name in names)]
@@ -292,7 +293,7 @@ def write(
     across, up = axes
     shown = [
         (method, target, some)
-        for method, target, some in rows[: len(pairs(results))]
+        for method, target, some in own
         if all(r.get(axis) is not None for r in some for axis in axes)
     ]
     if shown:
@@ -302,7 +303,7 @@ def write(
         ]
         ringed = [number for number, (method, target, _) in enumerate(shown) if (method, target) in best]
         named = [f"{method}, {target}" if many else method for method, target, _ in shown]
-        bars = [(interval(some, across, axes[across][1]), interval(some, up, axes[up][1])) for *_, some in shown]
+        bars = [(interval(some, across, axes), interval(some, up, axes)) for *_, some in shown]
         picture = scatter(points, axes[across][0], axes[up][0], ringed, named, bars)
         files.write_text(out / "forgetting.svg", picture)
 
@@ -373,18 +374,20 @@ def verdict(found: Sequence[float]) -> str:
     return f"{low:+.3f} to {high:+.3f} | {says}"
 
 
-def interval(results: Sequence[Mapping[str, Any]], name: str, most: float) -> tuple[float, float] | None:
-    """Student's 95 % interval of a mean, between 0 and `most`; `None` of one value, or of equal ones."""
+def interval(
+    results: Sequence[Mapping[str, Any]], name: str, axes: Mapping[str, tuple[str, float]]
+) -> tuple[float, float] | None:
+    """Student's 95 % interval of a plotted number's mean, within its range; `None` of one value, or of equal ones."""
     values = [r[name] for r in results if r.get(name) is not None]
-    if len(set(values)) < 2:
+    if name not in axes or len(set(values)) < 2:
         return None
     low, high = t_interval(values)
-    return max(low, 0.0), min(high, most)
+    return max(low, 0.0), min(high, axes[name][1])
 
 
 def bracket(results: Sequence[Mapping[str, Any]], name: str, axes: Mapping[str, tuple[str, float]]) -> str:
-    """The interval of one of the numbers that are plotted, for a cell of the table."""
-    found = interval(results, name, axes[name][1]) if name in axes else None
+    """The `interval`, for a cell of the table; nothing where there is none."""
+    found = interval(results, name, axes)
     return f" [{found[0]:.3f}, {found[1]:.3f}]" if found else ""
 
 

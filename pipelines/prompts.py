@@ -176,12 +176,12 @@ def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
         ValueError: for what is likely a set's name with a slip, such as `photo-plain`, or a set that cannot be read.
     """
     rows: list[PromptRow] = []
+    sets = resources.list_prompts()
     for prompt in prompts:
-        if "-" in prompt and " " not in prompt and prompt not in resources.list_prompts():
-            for near in get_close_matches(prompt, resources.list_prompts(), 1, 0.8):
-                raise ValueError(f"there is no prompt set {prompt!r}; did you mean {near}?")
-        if prompt in resources.list_prompts() or prompt.endswith((".csv", ".txt")):
+        if prompt in sets or prompt.endswith((".csv", ".txt")):
             rows += generate.read_prompts(resources.prompt_path(prompt))
+        elif "-" in prompt and " " not in prompt and (near := get_close_matches(prompt, sets, 1, 0.8)):
+            raise ValueError(f"there is no prompt set {prompt!r}; did you mean {near[0]}?")
         else:
             rows.append(PromptRow(prompt, seed))
     return rows

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image, ImageOps
 
-from erase.files import differences, json_text, read_json, sha256, write_bytes, write_json, write_text
+from erase.files import differences, in_use, json_text, read_json, sha256, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -384,8 +384,7 @@ def begun(out: Path, resume: bool) -> bool:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: a file, expected a folder")
-    # A killed write may leave a hidden temporary file: not a sign of use.
-    if not (out.is_dir() and any(not name.startswith(".") for name in os.listdir(out))):
+    if not in_use(out):
         return False
     if not resume:
         raise ValueError(f"{out}: not empty; resume, or give another folder")

@@ -355,7 +355,7 @@ def _detect_batch(detector: Any, channels: Channels, paths: Sequence[Path]) -> l
         try:
             arrays[i] = as_nudenet_input(np.asarray(read_image(path)), channels)
         except ValueError as error:
-            results[i] = ImageDetections(path, error=str(error))
+            results[i] = ImageDetections(path, error=str(error).removeprefix(f"{path}: "))
     try:
         raw = detector.detect_batch(list(arrays.values()), batch_size=len(paths))
         results.update({i: _image(paths[i], items) for i, items in zip(arrays, raw, strict=True)})

@@ -25,7 +25,6 @@ def scatter(
     ringed: Collection[int] = (),
     names: Sequence[str] = (),
     bars: Sequence[tuple[Interval | None, Interval | None]] = (),
-    ring: str = "Pareto front",
 ) -> str:
     """An SVG picture of (series, x, y), a colour and a mark for each series; the axes span what there is.
 
@@ -33,10 +32,9 @@ def scatter(
         points: what is drawn.
         x_label: of the axis across.
         y_label: of the axis up.
-        ringed: numbers of points that get a ring.
+        ringed: numbers of the points on the Pareto front, which get a ring.
         names: of the points; by default their series'.
         bars: of each point the intervals across and up, `None` where it has none; by default none has.
-        ring: what a ring means.
 
     Raises:
         ValueError: without points.
@@ -88,7 +86,7 @@ def scatter(
     if ringed:
         x, y = right + 25, 30 + 18 * len(series)
         parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="6" fill="none" stroke="#333"/>')
-        parts.append(f'<text x="{x + 11:.1f}" y="{y + 4}">{escape(ring)}</text>')
+        parts.append(f'<text x="{x + 11:.1f}" y="{y + 4}">Pareto front</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

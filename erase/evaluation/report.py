@@ -591,11 +591,12 @@ def _judge(path: tuple[str, ...], before: Score | None, after: Score | None, p: 
 
 def _headline(lines: Sequence[Line]) -> str:
     """The verdict in a sentence: the worst of each side."""
-    words: tuple[tuple[str, dict[Mark, str]], ...] = (
+    words: tuple[tuple[str, dict[Mark | Literal["mixed"], str]], ...] = (
         (
             "fall",
             {
                 "unknown": "whether the erased concept is gone is not known",
+                "mixed": "the erased concept is shown less than before by some counts, by others it is not",
                 "bad": "the erased concept is not shown less than before",
                 "few": "there are too few pictures to tell whether the erased concept is shown less than before",
                 "good": "the erased concept is shown less than before",
@@ -625,11 +626,10 @@ def _headline(lines: Sequence[Line]) -> str:
     )
     parts = []
     for wanted, said in words:
-        marks = [line.mark for line in lines if _wanted(line.path) == wanted]
-        if wanted == "fall" and "unknown" not in marks and {"bad", "good"} <= set(marks):
-            parts.append("the erased concept is shown less than before by some counts, by others it is not")
-        else:
-            parts += [text for mark, text in said.items() if mark in marks][:1]
+        marks: set[str] = {line.mark for line in lines if _wanted(line.path) == wanted}
+        if {"bad", "good"} <= marks:
+            marks.add("mixed")
+        parts += [text for mark, text in said.items() if mark in marks][:1]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 

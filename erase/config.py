@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from erase import files
+from erase.store import files
 
 T = TypeVar("T")
 
@@ -299,7 +299,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled images: see `erase.data.read_labelled`."""
+    """Labelled images: see `erase.store.labelled.read_labelled`."""
 
     __pydantic_config__ = _STRICT
     source: str
@@ -441,7 +441,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ClassifyData:
-    """Labelled images (see `erase.data.read_labelled`), of which some are held out, and how they are varied."""
+    """Labelled images (`erase.store.labelled.read_labelled`), some of them held out, and how they are varied."""
 
     __pydantic_config__ = _STRICT
     source: str

@@ -1,4 +1,4 @@
-"""Presets, prompt sets, tiny models and pipelines, found in a checkout or in an installed wheel.
+"""Presets, comparisons, prompt sets and tiny models, found in a checkout or in an installed wheel.
 
 In a wheel they lie in `erase/_resources/`; in a checkout (and so in an editable install) `pipelines/` and
 `prompts/` lie beside the package. A name that we ship comes before a file of that name in the working folder.
@@ -42,15 +42,6 @@ def tiny_path(name: str | os.PathLike[str]) -> Path:
     return _find(name, "embedded model", _tiny())
 
 
-def pipeline_path(name: str | os.PathLike[str]) -> Path:
-    """The program of a pipeline, by its name (`sd`) or by a path of one's own.
-
-    Raises:
-        ValueError: no pipeline has that name, or the path is missing.
-    """
-    return _find(name, "pipeline", _pipelines(), ".py")
-
-
 def clip_merges_path() -> Path:
     """The merges of CLIP's byte-pair encoding, gzipped text."""
     return _ROOT / "pipelines" / "clip" / "merges.txt.gz"
@@ -85,11 +76,6 @@ def list_comparisons() -> list[str]:
     return sorted(_comparisons())
 
 
-def list_pipelines() -> list[str]:
-    """Names of the pipelines, sorted."""
-    return sorted(_pipelines())
-
-
 def _presets() -> dict[str, Path]:
     return {p.stem: p for p in (_ROOT / "pipelines" / "presets").glob("*.yaml")}
 
@@ -105,10 +91,6 @@ def _prompts() -> dict[str, Path]:
 def _tiny() -> dict[str, Path]:
     # every kind of model that we embed keeps its settings at its top level
     return {p.parent.name: p.parent for p in (_ROOT / "pipelines" / "tiny").glob("*/*.json")}
-
-
-def _pipelines() -> dict[str, Path]:
-    return {p.stem: p for p in (_ROOT / "pipelines").glob("*.py")}
 
 
 def _find(name: str | os.PathLike[str], kind: str, known: dict[str, Path], *suffixes: str) -> Path:

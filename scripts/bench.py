@@ -43,9 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erase import memory as dry
 from erase import resources
-from erase.backend import seeded, trainable
 from erase.classification import models
 from erase.classification.backend import Classifier, logits, without_statistics
 from erase.diffusion import ddpm
@@ -53,13 +51,15 @@ from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.denoiser import Denoiser, mse
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.parameters import select
+from erase.engine import memory as dry
+from erase.engine.backend import seeded, trainable
+from erase.engine.fisher import fisher_diagonal
+from erase.engine.loop import unlearn
+from erase.engine.losses import DESCENT, Objective
+from erase.engine.precision import Precision, resolve
+from erase.engine.saliency import Mask, fisher_ratio_mask
 from erase.evaluation import nudity
-from erase.fisher import fisher_diagonal
-from erase.loop import unlearn
-from erase.losses import DESCENT, Objective
 from erase.methods.sfron import sfron
-from erase.precision import Precision, resolve
-from erase.saliency import Mask, fisher_ratio_mask
 
 Batch = dict[str, Tensor]
 NAME = resolve("auto", torch.device("cpu"))

@@ -35,11 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import micro
 import micro_ddpm
 
-from erase import cli, fisher, loop, runs, saving
-from erase.checkpoint import read_safetensors
+from erase import cli
 from erase.config import PIPELINES, parse
+from erase.engine import fisher, loop
 from erase.evaluation import generate
-from erase.files import sha256
+from erase.programs import runs, saving
+from erase.store.files import sha256
+from erase.store.safetensors import read_safetensors
 
 TIMES = ("seconds", "timing", "memory")
 """What differs between equal runs."""

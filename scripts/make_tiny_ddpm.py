@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from erase.data import read_labelled, scaled
 from erase.evaluation import classes
+from erase.store.labelled import read_labelled, scaled
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT = "trouser"

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase import delta
-from erase.checkpoint import Lazy, digest, open_safetensors, write_safetensors
-from erase.diffusion import convert, folders, ldm, single_file
 from erase.diffusion import stable_diffusion as sd
+from erase.diffusion.checkpoints import convert, folders, ldm, single_file
+from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.parameters import select
-from erase.diffusion.single_file import SingleFile
+from erase.store import delta
+from erase.store.safetensors import Lazy, digest, open_safetensors, write_safetensors
 
 LEFTOVERS = {
     1: ("alphas_cumprod", "model_ema.decay", "cond_stage_model.transformer.text_model.embeddings.position_ids"),

@@ -15,9 +15,9 @@ from transformers import (
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from erase.backend import drawn_from
 from erase.classification import models
 from erase.classification.models import Model
+from erase.engine.backend import drawn_from
 
 LABELS = ("ant", "bee", "cow")
 SIZE = 8

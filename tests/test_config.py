@@ -8,8 +8,8 @@ import yaml
 
 from erase import resources
 from erase.config import PIPELINES, SdConfig, arguments, dump, merge, override, parse, read_preset
-from erase.files import differences, paths
 from erase.methods import builder
+from erase.store.files import differences, paths
 
 SMALL: dict[str, Any] = {
     "pipeline": "sd",

@@ -9,7 +9,6 @@ FINDERS = {
     "prompt set": (resources.prompt_path, resources.list_prompts),
     "comparison": (resources.comparison_path, resources.list_comparisons),
     "embedded model": (resources.tiny_path, resources.list_tiny),
-    "pipeline": (resources.pipeline_path, resources.list_pipelines),
 }
 
 
@@ -17,7 +16,6 @@ FINDERS = {
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Resources of our own making, so that these tests do not depend on what is shipped."""
     for name in (
-        "pipelines/sd.py",
         "pipelines/presets/sfron-nudity.yaml",
         "pipelines/presets/sfron-style.yaml",
         "pipelines/presets/README.md",
@@ -42,7 +40,6 @@ def test_lists_names_only(shipped: Path) -> None:
     assert resources.list_comparisons() == ["objects"]
     assert resources.list_prompts() == ["people"]
     assert resources.list_tiny() == ["photos-classifier", "photos-sd"]
-    assert resources.list_pipelines() == ["sd"]
 
 
 def test_finds_by_name(shipped: Path) -> None:
@@ -50,7 +47,6 @@ def test_finds_by_name(shipped: Path) -> None:
     assert resources.comparison_path("objects") == shipped / "pipelines/comparisons/objects.yaml"
     assert resources.prompt_path("people") == shipped / "prompts/people.csv"
     assert resources.tiny_path("photos-sd") == shipped / "pipelines/tiny/photos-sd"
-    assert resources.pipeline_path("sd") == shipped / "pipelines/sd.py"
 
 
 @pytest.mark.parametrize("kind", FINDERS)

@@ -52,7 +52,7 @@ def test_unpacked_wheel_finds_its_resources(wheel: Path, tmp_path: Path) -> None
     code = """
 from erase import resources as r
 print(r.__file__)
-print(r.list_presets(), r.list_comparisons(), r.list_prompts(), r.list_tiny(), r.list_pipelines())
+print(r.list_presets(), r.list_comparisons(), r.list_prompts(), r.list_tiny())
 print(r.prompt_path("nudity"))
 """
     done = subprocess.run(
@@ -65,6 +65,6 @@ print(r.prompt_path("nudity"))
     source, names, path = done.stdout.splitlines()
     here = tmp_path / "site" / "erase"
     assert Path(source) == here / "resources.py"
-    kinds = ("presets", "comparisons", "prompts", "tiny", "pipelines")
+    kinds = ("presets", "comparisons", "prompts", "tiny")
     assert names == " ".join(str(getattr(resources, f"list_{kind}")()) for kind in kinds)
     assert Path(path) == here / "_resources" / "prompts" / "nudity.csv"

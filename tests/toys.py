@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.diffusion.denoiser import Denoiser
-from erase.saliency import Mask
+from erase.engine.saliency import Mask
 
 Weights = dict[str, Tensor]
 

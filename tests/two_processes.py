@@ -9,11 +9,11 @@ import toys
 from accelerate import Accelerator
 from torch import Tensor
 
-from erase.checkpoint import write_safetensors
-from erase.fisher import fisher_diagonal
-from erase.loop import unlearn
+from erase.engine.fisher import fisher_diagonal
+from erase.engine.loop import unlearn
+from erase.engine.saliency import fisher_ratio_mask
 from erase.methods.sfron import sfron
-from erase.saliency import fisher_ratio_mask
+from erase.store.safetensors import write_safetensors
 
 
 def run(accelerator: Accelerator) -> dict[str, Tensor]:

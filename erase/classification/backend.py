@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from erase import processes
-from erase.backend import LossFn
-from erase.losses import Objective
-from erase.method import Method
+from erase.engine import distributed
+from erase.engine.backend import LossFn
+from erase.engine.losses import Objective
+from erase.engine.method import Method
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def together(net: nn.Module) -> nn.Module:
 
     (torch's own synchronised one takes no tensors on a CPU.)
     """
-    if processes.world() > 1:
+    if distributed.world() > 1:
         for module in net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.forward = partial(_normalise, module)  # type: ignore[method-assign]
@@ -198,7 +198,7 @@ def _normalise(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     if not module.training and module.running_mean is not None:
         return type(module).forward(module, x)
     y, each = x.float(), [i for i in range(x.ndim) if i != 1]
-    n = processes.world() * y.numel() // y.shape[1]
+    n = distributed.world() * y.numel() // y.shape[1]
     mean = _total(y.sum(each)) / n
     y = y - _across(mean, x)
     var = _total(y.square().sum(each)) / n
@@ -231,11 +231,11 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return processes.total(x)
+        return distributed.total(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return processes.total(grads[0])
+        return distributed.total(grads[0])
 
 
 def _total(x: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from erase import card, files, resources
-from erase.checkpoint import KINDS, Lazy, open_safetensors
-from erase.safety import check_links
-from erase.weights import HEAVY, rewrite, weight_files
+from erase import resources
+from erase.store import card, files
+from erase.store.safetensors import KINDS, Lazy, open_safetensors
+from erase.store.safety import check_links
+from erase.store.weights import HEAVY, rewrite, weight_files
 
 STEM = "model"
 

@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForImageClassification,
 )
 
-from erase import files
-from erase.backend import drawn_from
-from erase.checkpoint import read_safetensors
 from erase.classification.backend import Prepare
+from erase.engine.backend import drawn_from
+from erase.store import files
+from erase.store.safetensors import read_safetensors
 
 Auto: Any = AutoModelForImageClassification  # untyped upstream
 PREPROCESSOR = "preprocessor_config.json"

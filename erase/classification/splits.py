@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erase import files
-from erase.backend import seeded
-from erase.data import LabelledImages
+from erase.engine.backend import seeded
+from erase.store import files
+from erase.store.labelled import LabelledImages
 
 KIND = "erase split"
 

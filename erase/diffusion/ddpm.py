@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from erase import files
-from erase.backend import drawn_from
+from erase.diffusion.checkpoints.folders import Source, check, find, read_index
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.folders import Source, check, find, read_index
-from erase.safety import check_finite
+from erase.engine.backend import drawn_from
+from erase.store import files
+from erase.store.safety import check_finite
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 Sampler = Literal["ddim", "ddpm", "dpm"]

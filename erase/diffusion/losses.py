@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from erase.backend import trainable
 from erase.diffusion.denoiser import Denoiser, as_denoiser, mse
-from erase.losses import ASCENT, DESCENT, Objective
+from erase.engine.backend import trainable
+from erase.engine.losses import ASCENT, DESCENT, Objective
 
 Target = Literal["online", "frozen"]
 

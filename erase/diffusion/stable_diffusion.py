@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from erase import files, resources
-from erase.checkpoint import KINDS
-from erase.diffusion import folders, single_file
+from erase import resources
+from erase.diffusion.checkpoints import folders, single_file
+from erase.diffusion.checkpoints.folders import Source, check, find, read_index
+from erase.diffusion.checkpoints.single_file import SUFFIXES, Prediction, SingleFile
 from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.folders import Source, check, find, read_index
-from erase.diffusion.single_file import SUFFIXES, Prediction, SingleFile
-from erase.safety import check_finite
+from erase.store import files
+from erase.store.safetensors import KINDS
+from erase.store.safety import check_finite
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from erase.evaluation.generate import read_image
 from erase.evaluation.stats import wilson
-from erase.files import sha256
+from erase.store.files import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

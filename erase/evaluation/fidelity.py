@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from erase.evaluation.classes import ClassPredictions, Floats, Images, classify, load
 from erase.evaluation.generate import read_image
-from erase.files import sha256
+from erase.store.files import sha256
 
 ROWS = 1024
 """Rows of a block of pairwise distances: 40 MB a block for 5000 images."""

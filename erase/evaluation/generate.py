@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image, ImageOps
 
-from erase.files import differences, in_use, json_text, read_json, sha256, write_bytes, write_json, write_text
+from erase.store.files import differences, in_use, json_text, read_json, sha256, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from erase.evaluation.generate import MANIFEST, list_images, read_image, read_manifest
 from erase.evaluation.nudity import Box
-from erase.files import write_bytes
+from erase.store.files import write_bytes
 
 Blur = Mapping[Path, Sequence[Box]]
 """The boxes to hide in each image; every image shown must have an entry."""

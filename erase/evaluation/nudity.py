@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from erase.evaluation.generate import read_image
 from erase.evaluation.stats import wilson
-from erase.files import read_json, sha256, write_json
+from erase.store.files import read_json, sha256, write_json
 
 if TYPE_CHECKING:
     import numpy as np

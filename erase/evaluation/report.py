@@ -22,7 +22,7 @@ from erase.evaluation import grid
 from erase.evaluation.generate import MANIFEST, check_bytes, drawn_by, read_manifest
 from erase.evaluation.grid import Blur, fit, read_for_people
 from erase.evaluation.stats import newcombe
-from erase.files import read_json, sha256, write_text
+from erase.store.files import read_json, sha256, write_text
 
 MAX_BLOCKS = 12
 MAX_COLUMNS = 6

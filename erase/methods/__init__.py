@@ -8,7 +8,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from erase.method import Method
+from erase.engine.method import Method
 
 
 def list_methods() -> list[str]:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from erase.losses import DESCENT, Distance, Objective
-from erase.method import Method
-from erase.updates import Update
-from erase.weighting import Schedule
+from erase.engine.losses import DESCENT, Distance, Objective
+from erase.engine.method import Method
+from erase.engine.updates import Update
+from erase.engine.weighting import Schedule
 
 
 def bad_teacher(

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Negate, copies
-from erase.losses import DESCENT, Objective
-from erase.method import Method
-from erase.updates import FastRule, Update
-from erase.weighting import Schedule
+from erase.engine.losses import DESCENT, Objective
+from erase.engine.method import Method
+from erase.engine.updates import FastRule, Update
+from erase.engine.weighting import Schedule
 
 
 def esd(

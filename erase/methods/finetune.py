@@ -5,10 +5,10 @@ Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023,
 
 from __future__ import annotations
 
-from erase.losses import DESCENT, Objective
-from erase.method import Method
-from erase.updates import Update
-from erase.weighting import Schedule
+from erase.engine.losses import DESCENT, Objective
+from erase.engine.method import Method
+from erase.engine.updates import Update
+from erase.engine.weighting import Schedule
 
 
 def finetune(

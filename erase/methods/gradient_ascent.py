@@ -6,10 +6,10 @@ arXiv 2109.13398.
 
 from __future__ import annotations
 
-from erase.losses import ASCENT, Objective
-from erase.method import Method
-from erase.updates import FastRule, Update
-from erase.weighting import Schedule
+from erase.engine.losses import ASCENT, Objective
+from erase.engine.method import Method
+from erase.engine.updates import FastRule, Update
+from erase.engine.weighting import Schedule
 
 
 def gradient_ascent(

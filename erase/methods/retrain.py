@@ -6,10 +6,10 @@ Not an unlearning method: what the others are measured against, and how a model 
 
 from __future__ import annotations
 
-from erase.losses import DESCENT, Objective
-from erase.method import Method
-from erase.updates import Update
-from erase.weighting import Schedule
+from erase.engine.losses import DESCENT, Objective
+from erase.engine.method import Method
+from erase.engine.updates import Update
+from erase.engine.weighting import Schedule
 
 
 def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", remain: Objective = DESCENT) -> Method:

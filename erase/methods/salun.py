@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from erase.losses import DESCENT, Objective
-from erase.method import Method
+from erase.engine.losses import DESCENT, Objective
+from erase.engine.method import Method
+from erase.engine.saliency import Mask
+from erase.engine.weighting import Schedule
 from erase.methods.random_label import random_label
-from erase.saliency import Mask
-from erase.weighting import Schedule
 
 
 def salun(
@@ -27,7 +27,7 @@ def salun(
     """SalUn as a method.
 
     Args:
-        mask: weights that learn (`erase.saliency.magnitude_mask`; half of them in the paper).
+        mask: weights that learn (`erase.engine.saliency.magnitude_mask`; half of them in the paper).
         fast_rate: weight of the forget loss beside the remain loss.
         slow_schedule: of the learning rate.
         clip_remain: gradient norm limit of the joint step.

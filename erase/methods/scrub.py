@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from erase.losses import ASCENT, DESCENT, Distance, Objective
-from erase.method import Method
-from erase.updates import FastRule, Update
-from erase.weighting import Schedule
+from erase.engine.losses import ASCENT, DESCENT, Distance, Objective
+from erase.engine.method import Method
+from erase.engine.updates import FastRule, Update
+from erase.engine.weighting import Schedule
 
 
 def scrub(

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from erase.losses import DESCENT, Objective, Pull
-from erase.method import Method
+from erase.engine.losses import DESCENT, Objective, Pull
+from erase.engine.method import Method
+from erase.engine.weighting import Schedule
 from erase.methods.random_label import random_label
-from erase.weighting import Schedule
 
 
 def selective_amnesia(

@@ -21,11 +21,11 @@ Deliberate differences from the paper and its scripts:
 
 from __future__ import annotations
 
-from erase.losses import ASCENT, DESCENT, Objective
-from erase.method import Method, Weights
-from erase.saliency import Mask
-from erase.updates import FastRule, Update
-from erase.weighting import Schedule
+from erase.engine.losses import ASCENT, DESCENT, Objective
+from erase.engine.method import Method, Weights
+from erase.engine.saliency import Mask
+from erase.engine.updates import FastRule, Update
+from erase.engine.weighting import Schedule
 
 
 def sfron(
@@ -53,7 +53,7 @@ def sfron(
     S is off without a `mask`, F is off at `lambd=0`, R-on is off with `ron=False` (one step on both losses).
 
     Args:
-        mask: weights the fast step may change (`erase.saliency.fisher_ratio_mask`).
+        mask: weights the fast step may change (`erase.engine.saliency.fisher_ratio_mask`).
         lambd: λ ≥ 0, how strongly the weights depend on the loss.
         fast_rate: β; under `published` and `ron=False` the factor on the forget loss (`forget_alpha`).
         fast_rule: `sgd`, `normalized` or `adam` (the default: plain and normalised SGD did not forget in diffusion).

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from erase.backend import trainable
 from erase.diffusion.data import Concepts
-from erase.method import Method
-from erase.saliency import Mask
-from erase.updates import Update
+from erase.engine.backend import trainable
+from erase.engine.method import Method
+from erase.engine.saliency import Mask
+from erase.engine.updates import Update
 
 WEIGHTS = r"\.attn2\.to_[kv]\.weight$"
 """Names of the matrices that read text embeddings."""

@@ -15,9 +15,6 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor
 
-from erase import processes
-from erase.backend import Comparing, Drawing
-from erase.checkpoint import write_safetensors
 from erase.classification import models
 from erase.classification.backend import (
     RELABEL,
@@ -29,12 +26,15 @@ from erase.classification.backend import (
     together,
     without_statistics,
 )
-from erase.fisher import fisher_diagonal
-from erase.loop import unlearn
-from erase.losses import Distance
+from erase.engine import distributed
+from erase.engine.backend import Comparing, Drawing
+from erase.engine.fisher import fisher_diagonal
+from erase.engine.loop import unlearn
+from erase.engine.losses import Distance
 from erase.methods.finetune import finetune
 from erase.methods.gradient_ascent import gradient_ascent
 from erase.methods.sfron import sfron
+from erase.store.safetensors import write_safetensors
 
 BATCH = micro_classify.batch()
 
@@ -233,7 +233,7 @@ def normalised(net: nn.Module, x: torch.Tensor, share: slice) -> dict[str, torch
     """Logits of a share, the gradients of the whole batch's mean loss, and the statistics afterwards."""
     out = logits(net, x[share])
     (out.square().mean() * len(out) / len(x)).backward()
-    grads = {name: processes.total(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+    grads = {name: distributed.total(p.grad) for name, p in net.named_parameters() if p.grad is not None}
     net.eval()
     with torch.no_grad():
         return {"logits": out.detach(), "later": logits(net, x), **grads, **dict(net.named_buffers())}
@@ -256,10 +256,10 @@ def test_batch_normalisation_is_by_the_whole_batch(how: str, tmp_path: Path) -> 
         PartialState(cpu=True)
         net = together(network())
         net = copy.deepcopy(net) if how == "copied" else net
-        half = slice(processes.rank() * 4, processes.rank() * 4 + 4)
+        half = slice(distributed.rank() * 4, distributed.rank() * 4 + 4)
         with keeping_statistics(net) if how == "kept" else nullcontext():
             found = normalised(net, x, half)
-        write_safetensors(tmp_path / f"{processes.rank()}.safetensors", found, {})
+        write_safetensors(tmp_path / f"{distributed.rank()}.safetensors", found, {})
 
     assert launched.two(work, tmp_path / "log") == [0, 0], (tmp_path / "log.0").read_text()
     net = network()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from erase.classification import splits
-from erase.data import LabelledImages
+from erase.store.labelled import LabelledImages
 
 N = 60
 

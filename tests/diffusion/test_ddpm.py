@@ -19,10 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erase.data import scaled
-from erase.diffusion import ddpm, folders
+from erase.diffusion import ddpm
+from erase.diffusion.checkpoints import folders
 from erase.diffusion.losses import Denoise
 from erase.evaluation.generate import PromptRow, generate, image_generator
+from erase.store.labelled import scaled
 
 FILE = "diffusion_pytorch_model.safetensors"
 GREY, COLOUR = (1, 8, 8), (3, 8, 12)

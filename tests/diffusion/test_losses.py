@@ -8,8 +8,8 @@ from torch import nn
 
 from erase.diffusion.denoiser import mse
 from erase.diffusion.losses import Denoise, Redirect, forget_objective, remain_objective
-from erase.fisher import fisher_diagonal
-from erase.losses import ASCENT
+from erase.engine.fisher import fisher_diagonal
+from erase.engine.losses import ASCENT
 
 
 def nudge(net: nn.Module, by: float = 0.05) -> None:

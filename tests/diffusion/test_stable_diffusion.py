@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erase import resources, weights
-from erase.diffusion import folders
+from erase import resources
 from erase.diffusion import stable_diffusion as sd
+from erase.diffusion.checkpoints import folders
 from erase.evaluation.generate import image_generator
+from erase.store import weights
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 MOVED = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
 from erase.evaluation.clip import clip_score, image_features, open_clip, scores, similarities, text_features
-from erase.files import sha256
+from erase.store.files import sha256
 
 PROMPTS = ["a photo of a cat", "a dog", "a car", "a boat", "a sepia photo of a dog", "a cat"]
 

@@ -31,7 +31,7 @@ from erase.evaluation.fidelity import (
     recall,
     summary,
 )
-from erase.files import sha256
+from erase.store.files import sha256
 
 Array = Any
 

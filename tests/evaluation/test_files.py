@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from erase import files
+from erase.store import files
 
 
 def test_write_then_read(tmp_path: Path) -> None:

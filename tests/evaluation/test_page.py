@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from erase.evaluation.report import write_html
-from erase.files import sha256
+from erase.store.files import sha256
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

@@ -15,7 +15,7 @@ from PIL import Image
 from erase.evaluation import report
 from erase.evaluation.report import Score, write_html
 from erase.evaluation.stats import mcnemar_exact
-from erase.files import sha256
+from erase.store.files import sha256
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "polyline", "wbr"}
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import toys
 
-from erase.backend import seeded
 from erase.diffusion.denoiser import mse
-from erase.loop import unlearn
+from erase.engine.backend import seeded
+from erase.engine.loop import unlearn
 from erase.methods.esd import esd
 
 

@@ -6,8 +6,8 @@ import torch
 import toys
 from torch import Tensor
 
-from erase.loop import unlearn
-from erase.losses import ASCENT, Objective, plain
+from erase.engine.loop import unlearn
+from erase.engine.losses import ASCENT, Objective, plain
 from erase.methods.gradient_ascent import gradient_ascent
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import toys
 
-from erase.loop import unlearn
-from erase.losses import DESCENT, Objective, plain
+from erase.engine.loop import unlearn
+from erase.engine.losses import DESCENT, Objective, plain
 from erase.methods.finetune import finetune
 from erase.methods.random_label import random_label
 

@@ -1,8 +1,8 @@
 import torch
 import toys
 
-from erase.loop import unlearn
-from erase.losses import Objective, plain
+from erase.engine.loop import unlearn
+from erase.engine.losses import Objective, plain
 from erase.methods.retrain import retrain
 
 

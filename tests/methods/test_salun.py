@@ -5,12 +5,12 @@ import pytest
 import torch
 import toys
 
-from erase.loop import unlearn
-from erase.method import Method
+from erase.engine.loop import unlearn
+from erase.engine.method import Method
+from erase.engine.saliency import Mask
 from erase.methods.random_label import random_label
 from erase.methods.salun import salun
 from erase.methods.sfron import sfron
-from erase.saliency import Mask
 
 
 def adam(params: Any) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ import torch
 import toys
 from torch import Tensor, nn
 
-from erase.loop import unlearn
+from erase.engine.loop import unlearn
 from erase.methods.scrub import scrub
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import toys
 
-from erase.loop import unlearn
-from erase.losses import DESCENT, Objective, Pull, plain
-from erase.method import Method
+from erase.engine.loop import unlearn
+from erase.engine.losses import DESCENT, Objective, Pull, plain
+from erase.engine.method import Method
 from erase.methods.random_label import random_label
 from erase.methods.selective_amnesia import selective_amnesia
 

@@ -6,12 +6,12 @@ import torch
 import toys
 from torch import Tensor
 
-from erase.loop import unlearn
-from erase.losses import ASCENT, DESCENT, Objective, plain
-from erase.method import Method
+from erase.engine.loop import unlearn
+from erase.engine.losses import ASCENT, DESCENT, Objective, plain
+from erase.engine.method import Method
+from erase.engine.saliency import Mask
+from erase.engine.updates import Update
 from erase.methods.sfron import sfron
-from erase.saliency import Mask
-from erase.updates import Update
 
 
 def adam(params: Any) -> torch.optim.Optimizer:

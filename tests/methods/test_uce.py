@@ -7,8 +7,8 @@ import toys
 from torch import Tensor, nn
 
 from erase.diffusion.data import Concepts
-from erase.loop import unlearn
-from erase.method import Method
+from erase.engine.loop import unlearn
+from erase.engine.method import Method
 from erase.methods.uce import uce
 
 KEYS = "block.attn2.to_k.weight"

@@ -1,0 +1,1 @@
+"""Attacks on an erased model."""

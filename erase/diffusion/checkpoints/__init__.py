@@ -1,0 +1,1 @@
+"""Checkpoints on disk: diffusers folders, single files, and one as the other."""

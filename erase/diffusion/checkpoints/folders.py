@@ -1,0 +1,281 @@
+"""Checkpoints on disk: find a diffusers folder, find out that it is whole, and write it again with other weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from erase import resources
+from erase.diffusion.checkpoints import single_file
+from erase.diffusion.checkpoints.ldm import EMA
+from erase.diffusion.checkpoints.pickles import read_pickle
+from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.store import card, files, safety
+from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
+from erase.store.weights import HEAVY, index_file, rewrite, weight_files
+
+WEIGHTS = "diffusion_pytorch_model"
+LEFTOVERS = "leftovers.safetensors"
+"""Tensors of a single file that no component of the folder has."""
+SINGLE = "model.safetensors"
+FORGOTTEN = "erase_forgotten"
+"""The key of a weight file's header that says what was forgotten, a JSON list: class names, or marks of prompts."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk: a diffusers folder, and where in it the UNet's weights lie."""
+
+    name: str
+    """As the user gave it."""
+    folder: Path
+    unet: str = "unet"
+    """Subfolder of the weights to start from: `unet_ema` where the checkpoint has one; `.` for a lone UNet."""
+    variant: str | None = None
+    """`fp16` for files named so."""
+
+    @property
+    def index(self) -> Path:
+        """Where the list of the UNet's shards is, if there are shards."""
+        return index_file(self.folder / self.unet, WEIGHTS, self.variant)
+
+    @property
+    def weights(self) -> list[Path]:
+        """The UNet's weight files: one, or the shards."""
+        return weight_files(self.folder / self.unet, WEIGHTS, self.variant)
+
+
+def read_weights(paths: Sequence[Path]) -> Lazy:
+    """Tensors of weight files, as they are stored.
+
+    Raises:
+        ValueError: for a file that is broken, or a pickle that holds more than weights.
+    """
+    found: dict[str, Mapping[str, Tensor]] = {}
+    for path in paths:
+        tensors = read_pickle(path) if path.suffix == ".bin" else open_safetensors(path)[0]
+        found |= dict.fromkeys(tensors, tensors)
+    return Lazy(found, lambda name: found[name][name])
+
+
+def saved(source: Source | SingleFile, out: Path) -> Source | SingleFile:
+    """What `save` wrote into a folder, as a source."""
+    if isinstance(source, SingleFile):
+        return replace(source, path=out / SINGLE)
+    return replace(source, folder=out, unet="." if source.unet == "." else "unet")
+
+
+def tensors(source: Source | SingleFile) -> Lazy:
+    """The UNet's tensors under diffusers' names, as they are stored."""
+    return source.part("unet") if isinstance(source, SingleFile) else read_weights(source.weights)
+
+
+def header(source: Source | SingleFile) -> dict[str, str]:
+    """The header of the file, or of the first, that holds the UNet's weights; a pickle has none."""
+    if isinstance(source, SingleFile):
+        return source.open()[1]
+    return open_safetensors(source.weights[0])[1] if source.weights[0].suffix == ".safetensors" else {}
+
+
+def forgotten(source: Source | SingleFile) -> list[str]:
+    """What a checkpoint of ours was made to forget, as the header of its weights says: see `FORGOTTEN`.
+
+    Raises:
+        ValueError: for a header that cannot be read.
+    """
+    return forgotten_in(header(source), source.name)
+
+
+def forgotten_in(header: Mapping[str, str], where: str | Path) -> list[str]:
+    """As `forgotten`, of a header."""
+    text = header.get(FORGOTTEN, "[]")
+    try:
+        return [str(name) for name in json.loads(text)]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {FORGOTTEN} in its header is no JSON list of names: {text[:80]}") from error
+
+
+def find(model: str | Path, downloader: Any = None) -> Path:
+    """The folder of a model: an embedded one's name, a folder, or a hub id (downloaded once, then cached).
+
+    Args:
+        model: as the user gave it.
+        downloader: a pipeline class whose `download` asks the hub; without it there are no hub ids.
+
+    Raises:
+        ValueError: for a path or id that leads nowhere.
+    """
+    name, names = str(model), ", ".join(resources.list_tiny()) or "(no embedded models)"
+    hub = ", a hub id" if downloader is not None else ""
+    if name in resources.list_tiny():
+        return resources.tiny_path(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists():
+        raise ValueError(f"{name} is a file; a model is a diffusers folder{hub}, or one of: {names}")
+    plain = name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not Path(name).parent.is_dir()
+    if downloader is not None and plain:
+        try:
+            return Path(downloader.download(name))
+        except Exception as error:  # the hub client raises a dozen unrelated types
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(f"model {name!r} is no folder here, and the hub did not give it: {reason}") from error
+    raise ValueError(
+        f"no model {name!r}: not a folder{', not a hub id (owner/name)' if hub else ''}, not one of: {names}"
+    )
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """A pipeline's `model_index.json`.
+
+    Raises:
+        ValueError: for a folder that has none.
+    """
+    index = files.read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
+    if not isinstance(index, dict):
+        raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
+    safety.check_components(index, folder / "model_index.json")
+    return {"_class_name": None, **index}
+
+
+def check(name: str, folder: Path, parts: Sequence[str], unets: Sequence[str] = ("unet_ema", "unet")) -> Source:
+    """Find out that a checkpoint is whole.
+
+    Args:
+        name: as the user gave it.
+        folder: where it is.
+        parts: subfolders that it must have.
+        unets: subfolders that may hold the weights to start from, in order of preference.
+
+    Raises:
+        ValueError: for a missing part, a link out of the folder, and a weight file that is missing, cut short or of
+            integers.
+    """
+    safety.check_links(folder)
+    for part in parts:
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} is not whole: the subfolder {part} is missing")
+    places = sorted({folder / unet for unet in unets} | set(folder.glob("*/")))
+    for place in places:
+        for config in (*place.glob("config.json"), *place.glob("scheduler_config.json")):
+            files.read_json(config)
+        for weights in place.glob("*.safetensors"):
+            found = open_safetensors(weights)[0]
+            safety.check_kinds({n: t for n, t in found.items() if not n.endswith("position_ids")}, weights)
+    for unet in unets:
+        for variant in (None, "fp16"):
+            source = Source(name, folder, unet, variant)
+            if source.weights:
+                missing = [p for p in source.weights if not p.is_file()]
+                if missing:
+                    raise ValueError(f"{folder} is not whole: {missing[0].relative_to(folder)} is missing")
+                return source
+    raise ValueError(f"{folder / unets[-1]} has no weights ({WEIGHTS}.safetensors)")
+
+
+def save(
+    source: Source | SingleFile,
+    tensors: Mapping[str, Tensor],
+    out: Path,
+    meta: Mapping[str, str],
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write the checkpoint again with other UNet weights, in the form it came in.
+
+    Files, shards, names and dtypes are the original's; a tensor that did not change is bit-identical; other
+    components are copied as they are. Other variants of the UNet, running averages (`model_ema`), single-file
+    checkpoints beside a folder and folders that are no component are left out: they could still hold the concept.
+    A single file becomes `model.safetensors` in the folder, or `out` itself if that is named `.safetensors`. What is
+    written appears whole or not at all.
+
+    Args:
+        source: the checkpoint that was opened.
+        tensors: new values of the trained parameters, by name.
+        out: the folder to write; must not exist.
+        meta: provenance for the safetensors header and the model card, in the place of what was there.
+        progress: called with 1 for each tensor that is written.
+
+    Raises:
+        ValueError: if `out` exists, a name is not among the checkpoint's tensors, or a value is beyond its dtype.
+        OSError: if the disk is full or cannot be written.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another folder, or remove it")
+    if out.suffix == ".safetensors":
+        if isinstance(source, Source):
+            raise ValueError(f"{out} would be a single file, and {source.name} is a folder: name a folder")
+        single_file.rewrite(source, tensors, out, meta, progress)
+        return
+    with files.writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    try:
+        target = temporary / out.name
+        if isinstance(source, SingleFile):
+            single_file.rewrite(source, tensors, target / SINGLE, meta, progress)
+        else:
+            _save_folder(source, tensors, target, meta, progress)
+        card.write(target, meta, "diffusers")
+        target.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_folder(
+    source: Source,
+    tensors: Mapping[str, Tensor],
+    target: Path,
+    meta: Mapping[str, str],
+    progress: Callable[[int], object] | None,
+) -> None:
+    shutil.copytree(source.folder, target, ignore=_left_out(source))
+    unet = target if source.unet == "." else target / "unet"
+    unet.mkdir(exist_ok=True)
+    config = source.folder / source.unet / "config.json"
+    files.write_bytes(unet / "config.json", config.read_bytes())
+    left = set(tensors)
+    for path in source.weights:
+        old, header = (read_weights([path]), {}) if path.suffix == ".bin" else open_safetensors(path)
+        left -= rewrite(path, old, header, tensors, unet / f"{path.stem}.safetensors", meta, progress)
+    if left:
+        raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
+    if source.index.is_file():
+        files.write_bytes(unet / source.index.name, source.index.read_bytes())
+    if (source.folder / LEFTOVERS).is_file() and source.unet != ".":
+        others, header = open_safetensors(source.folder / LEFTOVERS)
+        kept = Lazy((n for n in others if not n.startswith(EMA)), others.make)
+        write_safetensors(target / LEFTOVERS, kept, header)
+
+
+def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
+    top, unet = source.folder, source.folder if source.unet == "." else source.folder / "unet"
+    components = files.read_json(top / "model_index.json").keys() if source.unet != "." else ()
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        here = Path(folder)
+        if here not in (top, unet):
+            return set()
+        kept = components if here == top else ()
+        return {
+            n
+            for n in names
+            if n.lower().endswith(HEAVY) or (here == unet and ".index" in n) or ((here / n).is_dir() and n not in kept)
+        }
+
+    return ignore
+
+
+def fingerprint(source: Source | SingleFile) -> dict[str, str]:
+    """SHA-256 of every weight file of the checkpoint, by path inside it."""
+    if isinstance(source, SingleFile):
+        return {source.path.name: files.sha256(source.path)}
+    others = [p for part in ("vae", "text_encoder") for p in (source.folder / part).glob("*")]
+    paths = sorted({*source.weights, *(p for p in others if p.suffix in (".safetensors", ".bin"))})
+    return {p.relative_to(source.folder).as_posix(): files.sha256(p) for p in paths}

@@ -1,0 +1,1 @@
+"""The engine: what every method and every model share. It knows no diffusion and no file format."""

@@ -1,0 +1,60 @@
+"""Samples in batches: endless and shuffled for the loop, once and in order for Fisher diagonals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from erase.engine.backend import seeded
+
+
+class Samples(Protocol):
+    """Data in memory, of which any samples can be asked for."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        """The batch of samples `index`, `[B]`."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Endless shuffled batches of exactly `batch_size`; epoch e's order depends on `seed` and e alone."""
+
+    data: Samples
+    batch_size: int
+    seed: int
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Batches of the set, epochs run on into each other."""
+        if self.batch_size < 1 or len(self.data) == 0:
+            raise ValueError(f"needs batch_size ≥ 1 and data; got {self.batch_size} and {len(self.data)} samples")
+        waiting = torch.zeros(0, dtype=torch.long)
+        epoch = 0
+        while True:
+            while len(waiting) < self.batch_size:
+                order = torch.randperm(len(self.data), generator=seeded("cpu", self.seed, epoch))
+                waiting = torch.cat([waiting, order])
+                epoch += 1
+            yield self.data.gather(waiting[: self.batch_size])
+            waiting = waiting[self.batch_size :]
+
+
+def once(data: Samples, batch_size: int) -> list[dict[str, Tensor]]:
+    """Every sample once, in order; the last batch may be smaller."""
+    return _parts(data, torch.arange(len(data)), batch_size)
+
+
+def some(data: Samples, count: int, batch_size: int, seed: int) -> list[dict[str, Tensor]]:
+    """`count` samples (at most N), drawn without replacement, once, in batches: for Fisher diagonals."""
+    index = torch.randperm(len(data), generator=seeded("cpu", seed))[:count].sort().values
+    return _parts(data, index, batch_size)
+
+
+def _parts(data: Samples, index: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
+    return [data.gather(index[start : start + batch_size]) for start in range(0, len(index), batch_size)]

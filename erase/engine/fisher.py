@@ -1,0 +1,317 @@
+"""S, first half: Fisher diagonals.
+
+Definition: `F_j = mean_i (∂ℓ_i/∂θ_j)²`: per sample, then squared, then averaged. The scripts published with
+arXiv 2409.19732 square the gradient of the batch mean instead, a different and smaller quantity (by up to the
+batch size); it is offered as `per="batch"`, recorded in the result, and never mixed with the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from erase.engine.backend import Backend, Drawing, LossFn, batch_size, device_of, map_batch, trainable
+from erase.engine.losses import plain
+from erase.engine.per_sample import PerSample
+from erase.engine.state import Checkpoint, load_state, save_state
+
+Per = Literal["sample", "batch"]
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """A Fisher diagonal. Scaling: mean over samples (or, `per="batch"`, over batches) of squared gradients."""
+
+    named: dict[str, Tensor]
+    """float32, shaped like the parameter of that name."""
+    per: Per
+    count: int
+    """Squared gradients averaged: samples × draws, or batches × draws."""
+    meta: dict[str, str] = field(default_factory=dict)
+
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def default_chunk(params: Mapping[str, Tensor]) -> int:
+    """Samples whose float32 gradients of the largest weight fit in 256 MB; 1 to 32, beyond which it gets no faster."""
+    return max(1, min(32, int(256e6 / (4 * max(p.numel() for p in params.values())))))
+
+
+def fisher_diagonal(
+    backend: Backend[Any],
+    batches: Iterable[Any],
+    *,
+    per: Per = "sample",
+    draws: int = 1,
+    generator: torch.Generator,
+    loss: LossFn = plain,
+    chunk: int | None = None,
+    autocast: Autocast = nullcontext,
+    scale: float = 1.0,
+    share: tuple[int, int] = (0, 1),
+    total: Callable[[Tensor], Tensor] | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Fisher:
+    """The Fisher diagonal of a loss over batches, at the network's present weights.
+
+    The network is in eval mode throughout, and put back afterwards. Give forget and remain generators in the
+    same state: with batches of equal shape both then see the same timesteps and noise.
+
+    With several processes all are given the same batches and generator, and take the draws in turn. A backend that
+    can `draw` then sees what one process would, and the result is the same.
+
+    Args:
+        backend: the model; only trainable parameters get entries.
+        batches: each of B samples.
+        per: square each sample's gradient (the definition), or the batch mean's (the published scripts).
+        draws: random draws (timestep, noise) per batch.
+        generator: all randomness.
+        loss: `(backend, batch, generator) -> [B]`.
+        chunk: samples taken at once, by `PerSample`; 1 takes them one by one, `None` picks at most 64 (see
+            `default_chunk`). Needs a backend that can `draw`, and a network whose layers give the
+            gradients of the first two samples, which is looked at; others go one by one.
+        autocast: makes the precision context of passes; sums are float64.
+        scale: losses are multiplied by it before the backward pass and gradients divided after (fp16).
+        share: this process's number, and how many there are.
+        total: sums a tensor over processes.
+        checkpoint: save the sums every so many draws, and at the end; go on from them bit-identically.
+        progress: called with the samples done.
+
+    Raises:
+        ValueError: for no batches, draws < 1, an unknown `per`, gradients that are not finite, or a checkpoint of
+            another diagonal.
+    """
+    if per not in ("sample", "batch"):
+        raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}")
+    net = backend.net
+    params = trainable(net)
+    # float64: the order of additions, and with it the number of processes, does not show in the float32 result.
+    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
+    chunk = default_chunk(params) if chunk is None else chunk
+    layered = None if chunk > 1 and isinstance(backend, Drawing) else False  # not known yet
+    losses = partial(_losses, backend, loss, generator, autocast)
+    exact = partial(_losses, backend, loss, generator, nullcontext)
+    rank, world = share
+    counted = torch.zeros((), dtype=torch.float64, device=device_of(net))
+    what = {"per": per, "draws": draws, "names": list(sums)}
+    before = number = done = 0
+    if checkpoint is not None and checkpoint.resume and checkpoint.path.exists():
+        state = load_state(checkpoint.path)
+        if state["what"] != what:
+            raise ValueError(f"{checkpoint.path} holds sums of another Fisher diagonal: remove it")
+        before = int(state["draws"])
+        generator.set_state(state["generator"])
+        if rank == 0:
+            counted.copy_(state["count"])
+            for name, value in sums.items():
+                value.copy_(state["sums"][name])
+
+    def gather() -> None:
+        """Sums over processes, into the file too."""
+        nonlocal before
+        if total is not None:
+            counted.copy_(total(counted))
+            for value in sums.values():
+                value.copy_(total(value))
+        if checkpoint is not None and rank == 0 and number > before:
+            state = {"what": what, "draws": number, "count": counted, "sums": sums}
+            save_state(checkpoint.path, {**state, "generator": generator.get_state()})
+            before = number
+
+    with _evaluating(net):
+        for batch in batches:
+            size = batch_size(batch)
+            for _ in range(draws):
+                number += 1
+                if number <= before:
+                    continue
+                drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
+                if number % world == rank:
+                    if per == "batch":
+                        with _Squares(params, sums, scale) as squares:
+                            squares(losses(drawn).mean() * scale)
+                    else:
+                        if layered is None and size > 1:
+                            layered = _layers_suffice(exact, drawn, net, params)
+                        _add_samples(losses, drawn, net, params, sums, scale, chunk if layered else 1)
+                    counted += 1 if per == "batch" else size
+                if checkpoint is not None and number % checkpoint.every == 0:
+                    gather()
+                    if rank:  # the first one goes on with all that there is
+                        counted.zero_()
+                        for value in sums.values():
+                            value.zero_()
+            done += size
+            if progress is not None:
+                progress(done)
+    gather()
+    if counted == 0:
+        raise ValueError("fisher_diagonal got no batches")
+    _average(sums, counted.item())
+    for name, value in sums.items():
+        sums[name] = value.float()
+    return Fisher(named=sums, per=per, count=int(counted))
+
+
+def mean_gradient(
+    backend: Backend[Any],
+    batches: Iterable[Any],
+    *,
+    draws: int = 1,
+    generator: torch.Generator,
+    loss: LossFn = plain,
+    autocast: Autocast = nullcontext,
+    scale: float = 1.0,
+    share: tuple[int, int] = (0, 1),
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss over all samples and draws, float32, in eval mode; arguments as `fisher_diagonal`.
+
+    Raises:
+        ValueError: for no batches, draws < 1, or gradients that are not finite.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}")
+    params = trainable(backend.net)
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
+    rank, world = share
+    count = number = 0
+    with _evaluating(backend.net):
+        for batch in batches:
+            for _ in range(draws):
+                drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
+                number += 1
+                count += batch_size(batch)
+                if number % world != rank:
+                    continue
+                value = _losses(backend, loss, generator, autocast, drawn).sum() * scale
+                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+                for part, grad in zip(sums.values(), grads, strict=True):
+                    if grad is not None:
+                        part.add_(grad.float(), alpha=1 / scale)
+    if total is not None:
+        for part in sums.values():
+            part.copy_(total(part))
+    if count == 0:
+        raise ValueError("mean_gradient got no batches")
+    _average(sums, count)
+    return sums
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Eval mode for every module, put back afterwards."""
+    modes = {m: m.training for m in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _average(sums: dict[str, Tensor], count: float) -> None:
+    """Divide in place, and refuse what is not finite."""
+    for name, value in sums.items():
+        if not bool(torch.isfinite(value.div_(count)).all()):
+            raise ValueError(f"the gradient of {name} is not finite; check the data, or use precision=no or bf16")
+
+
+def _rows(batch: Any, start: int, stop: int) -> Any:
+    return map_batch(lambda x: x[start:stop], batch)
+
+
+class _Squares:
+    """Adds the square of a loss's gradient to `sums`, weight by weight as the backward pass reaches it.
+
+    No weight's gradient outlives its turn: they are never all in memory. Gradients that were there are put back.
+    """
+
+    def __init__(self, params: dict[str, nn.Parameter], sums: dict[str, Tensor], scale: float) -> None:
+        self.before = [(p, p.grad) for p in params.values()]
+        for p, _ in self.before:
+            p.grad = None
+
+        def take(name: str, p: Tensor) -> None:
+            assert p.grad is not None
+            g = p.grad.double()
+            sums[name].addcmul_(g, g, value=1.0 / scale**2)
+            p.grad = None
+
+        register: Any = nn.Parameter.register_post_accumulate_grad_hook
+        self.hooks = [register(p, partial(take, name)) for name, p in params.items()]
+
+    def __call__(self, value: Tensor) -> None:
+        torch.autograd.backward(value)
+
+    def __enter__(self) -> _Squares:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for p, grad in self.before:
+            p.grad = grad
+
+
+def _losses(backend: Backend[Any], loss: LossFn, generator: torch.Generator, autocast: Autocast, batch: Any) -> Tensor:
+    with autocast():
+        return loss(backend, batch, generator)
+
+
+def _add_samples(
+    losses: Callable[[Any], Tensor],
+    batch: Any,
+    net: nn.Module,
+    params: dict[str, nn.Parameter],
+    sums: dict[str, Tensor],
+    scale: float,
+    chunk: int,
+) -> None:
+    """Add Σ_i g_i² of a drawn batch, `chunk` samples at once."""
+    parts = [_rows(batch, i, i + chunk) for i in range(0, batch_size(batch), chunk)]
+    if chunk == 1:
+        with _Squares(params, sums, scale) as squares:
+            for part in parts:
+                squares(losses(part).sum() * scale)
+        return
+
+    def take(name: str, grads: Tensor) -> None:
+        high = torch.promote_types(grads.dtype, torch.float32)
+        if grads[0].numel() < 4096:
+            total = grads.to(high).square().sum(0)
+        else:  # a sample's gradient fits in a core's cache
+            total = torch.zeros_like(grads[0], dtype=high)
+            for g in grads:
+                g = g.to(high)
+                total.addcmul_(g, g)
+        sums[name].add_(total, alpha=1.0 / scale**2)
+
+    with PerSample(net, params, take) as layers:
+        for part in parts:
+            layers.backward(losses(part) * scale)
+
+
+def _layers_suffice(
+    losses: Callable[[Any], Tensor], batch: Any, net: nn.Module, params: dict[str, nn.Parameter]
+) -> bool:
+    """Whether the layers of a network give the squares that two samples' own backward passes give."""
+    two = _rows(batch, 0, 2)
+    by_layers, by_one = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+    _add_samples(losses, two, net, params, by_one, 1.0, 1)
+    try:
+        _add_samples(losses, two, net, params, by_layers, 1.0, 2)
+    except Exception:  # a network may do anything: one that layers do not describe goes the plain way
+        return False
+    rounding = 1e-9 * max(float(x.max()) for x in by_one.values())  # of gradients that vanish
+    return all(float((by_layers[n] - x).abs().max()) <= 1e-2 * float(x.max()) + rounding for n, x in by_one.items())

@@ -1,0 +1,80 @@
+"""Model-agnostic losses. All return `[B]`; sign, weight and reduction are the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from erase.engine.backend import Backend, Comparing, LossFn, trainable
+
+
+def plain(backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
+    """The backend's own loss, `[B]`: what the model was trained with."""
+    return backend.losses(batch, generator)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what to do with it.
+
+    `sense` -1 ascends it (forgetting by making the loss worse), +1 descends it (fitting a new target).
+    """
+
+    loss: LossFn = plain
+    sense: Literal[-1, 1] = 1
+    name: str = "plain"
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A loss with a quadratic pull to where the weights began: `ℓ_i + λ/2 Σ_j F_j (θ_j - θ0_j)²` (EWC, SA).
+
+    Memory: one copy of the trainable weights, and the Fisher diagonal.
+    """
+
+    loss: LossFn
+    fisher: Mapping[str, Tensor]
+    origin: Mapping[str, Tensor]
+    """θ0, by name."""
+    strength: float
+    """λ"""
+
+    def __call__(self, backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
+        """Losses `[B]`."""
+        params = trainable(backend.net)
+        parts = [(self.fisher[name] * (p - self.origin[name]).square()).sum() for name, p in params.items()]
+        return self.loss(backend, batch, generator) + 0.5 * self.strength * torch.stack(parts).sum()
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far the network is from a teacher, `strength · d(teacher, net)`, beside another loss or alone."""
+
+    teacher: nn.Module
+    """In eval mode; it gets no gradients."""
+    strength: float = 1.0
+    beside: LossFn | None = None
+
+    def __call__(self, backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
+        """Losses `[B]`.
+
+        Raises:
+            ValueError: for a backend without `distances`.
+        """
+        if not isinstance(backend, Comparing):
+            raise ValueError(f"{type(backend).__name__} has no distances(batch, teacher, generator): no teacher for it")
+        apart = self.strength * backend.distances(batch, self.teacher, generator)
+        return apart if self.beside is None else self.beside(backend, batch, generator) + apart
+
+
+ASCENT = Objective(plain, -1, "ascent")
+DESCENT = Objective(plain, 1, "descent")
+
+
+def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """`mean_i(w_i ℓ_i)`, a scalar; weights `[B]` are constants, `None` means 1."""
+    return losses.mean() if weights is None else (weights.detach() * losses).mean()

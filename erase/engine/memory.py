@@ -1,0 +1,197 @@
+"""How much memory a run will take, before it takes any: its passes are followed on tensors without data."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import os
+import resource
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from erase.engine.backend import Backend, Drawing, LossFn, device_of, map_batch, trainable
+from erase.engine.method import Method
+from erase.engine.per_sample import PerSample
+
+OPTIMIZERS = {"adam": 8, "adamw": 8, "sgd": 4, "adam8bit": 2}
+"""Bytes of state a weight."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of the settings (malloc.h)."""
+LARGE = 2 * 2**20
+"""Bytes from which on a tensor's memory is given back. From 1 MiB on, the passes of a small model take a quarter longer
+(each new page costs a fault); from 32 MiB on, a CIFAR-10 DDPM holds a quarter more."""
+HELD = 128 * 2**20
+"""Bytes of freed smaller tensors from which on these are given back."""
+
+
+class Model(Backend[Any], Drawing, Protocol):
+    """What can be followed: a backend whose randomness is drawn apart from its loss."""
+
+
+def used() -> int:
+    """Bytes of memory that this process holds (on Linux; elsewhere 0)."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def give_back() -> None:
+    """Have glibc give large freed tensors back to the system at once; other allocators stay as they are.
+
+    Left alone it keeps ever larger ones for later, and holds a fifth to a third more than the tensors of a small model.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
+        mallopt(M_TRIM_THRESHOLD, HELD)
+
+
+def peak() -> dict[str, int]:
+    """Most bytes that this process has held so far: `ram_bytes` and, where tensors are on GPUs, `gpu_bytes` of them."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    found = {"ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        found["gpu_bytes"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return found
+
+
+@contextmanager
+def hollow(backend: Model) -> Iterator[Model]:
+    """A copy of the model without data: within the context everything has a size and a device, and no values."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        memo: dict[int, Any] = {id(x): mode.from_tensor(x) for x in tensors_of(backend)}
+        yield copy.deepcopy(backend, memo)
+
+
+def passes(
+    backend: Model,
+    loss: LossFn,
+    sample: dict[str, Tensor],
+    rows: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    of: Literal["batch", "squares", "samples"] = "batch",
+) -> int:
+    """Bytes of all that a forward and a backward pass make at their height, gradients of the weights among them.
+
+    Args:
+        backend: a hollow model.
+        loss: what is computed.
+        sample: a batch of one, not drawn.
+        rows: samples of a batch.
+        autocast: makes the precision context of the forward pass.
+        of: gradients of the `batch`, which stay; a Fisher diagonal uses up each as it comes (`squares`), or all
+            `samples`' of it (where layers do not tell them, it takes one sample at a time).
+    """
+    generator = torch.Generator(device_of(backend.net))
+    batch = backend.draw(map_batch(lambda x: x.repeat(rows, *[1] * (x.ndim - 1)), sample), generator)
+    params = trainable(backend.net)
+
+    def losses() -> Tensor:
+        with autocast():
+            return loss(backend, batch, generator)
+
+    def drop(p: Tensor) -> None:
+        p.grad = None
+
+    if of == "samples":
+        try:
+            layers = PerSample(backend.net, params, lambda name, grads: None)
+            with Made([*tensors_of(backend), *batch.values()]) as made, layers:
+                layers.backward(losses())
+        except Exception:  # as in `fisher_diagonal`
+            return passes(backend, loss, sample, 1, autocast, "squares")
+        return int(made.peak)
+    register: Any = torch.nn.Parameter.register_post_accumulate_grad_hook
+    hooks = [register(p, drop) for p in params.values()] if of == "squares" else []
+    with Made([*tensors_of(backend), *batch.values()]) as made:
+        torch.autograd.backward(losses().mean())
+    for hook in hooks:
+        hook.remove()
+    for p in params.values():
+        p.grad = None
+    peak: int = made.peak
+    return peak
+
+
+class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of tensors made in the context and still held (`now`), and the most there were at once (`peak`).
+
+    Args:
+        there: tensors made before, views of which do not count.
+    """
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet[Any](x.untyped_storage() for x in there)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call, and count what comes out."""
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, out)
+        return out
+
+    def _add(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        if storage not in self.known:
+            self.known.add(storage)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
+def held(backend: Model, data: int) -> dict[str, int]:
+    """What is in memory all the time, by item; `data` bytes are cached, on the CPU."""
+    weights = sum(x.nbytes for x in (*backend.net.parameters(), *backend.net.buffers()))
+    if device_of(backend.net).type != "cpu":
+        return {"weights": weights}
+    x, w = (torch.zeros(shape, requires_grad=True) for shape in ((2, 8, 8, 8), (8, 8, 3, 3)))
+    F.conv2d(x, w).sum().backward()  # type: ignore[no-untyped-call]  # libraries take memory the first time that they work
+    return {"libraries": max(0, used() - weights), "weights": weights, "cached data": data}
+
+
+def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: int, height: int) -> dict[str, int]:
+    """What a step adds at its height, by item.
+
+    Args:
+        n: weights that learn.
+        method: its update says what else is held.
+        optimizer: the slow one.
+        kept: share of the weights in the mask; `None` without one.
+        copies: bytes of teachers, frozen targets and Fisher diagonals.
+        height: of its passes.
+    """
+    update = method.update
+    own = method.forget is not None and update.fast_rule not in ("shared", "joint")
+    fast = round(n * (1.0 if kept is None else kept)) if own else 0
+    state = 8 * fast if update.fast_rule == "adam" else 0
+    unpacked = n if kept is not None and (update.mask_slow or not own) else 0
+    slow = method.remain is not None or (method.forget is not None and not own)
+    return {
+        "optimizer": OPTIMIZERS[optimizer] * n if slow else 0,
+        "new weights": 0 if method.edit is None else 4 * n,
+        "fast step": state + (0 if kept is None else 4 * fast),
+        "mask": 0 if kept is None else n // 8 + unpacked,
+        "copies of weights": copies + 4 * n * ((update.outer_rate < 1) + bool(method.average)),
+        "gradients": 4 * n if height else 0,
+        "activations": max(height - 4 * n, 8 * fast),  # the fast step works where activations were
+    }
+
+
+def tensors_of(backend: Model) -> list[Tensor]:
+    """Weights, buffers and whatever else the model holds."""
+    own = [x for x in vars(backend).values() if isinstance(x, Tensor)]
+    return [*backend.net.parameters(), *backend.net.buffers(), *own]

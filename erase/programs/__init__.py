@@ -1,0 +1,1 @@
+"""The programs behind `erase run`, `erase compare` and `erase attack`."""

@@ -1,0 +1,69 @@
+"""What a Stable Diffusion model draws by a run's settings: pictures to look at, latents to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from erase.config import SdConfig
+from erase.diffusion import stable_diffusion as sd
+from erase.engine.precision import Precision
+from erase.evaluation import generate
+from erase.evaluation.generate import PromptRow
+from erase.programs.runs import draw_pictures, drawn_data
+
+
+def draw_rows(
+    config: SdConfig,
+    rows: Sequence[PromptRow],
+    images: int,
+    pipe: Any,
+    precision: Precision,
+    out: Path,
+    resume: bool,
+    made: Mapping[str, Any],
+    reuse: Path | None = None,
+) -> None:
+    """Pictures of a model by the run's settings; `made` says what else they depend on."""
+    settings: dict[str, Any] = {
+        **made,
+        "draw": asdict(config.draw),
+        "precision": config.precision,
+        "scheduler": type(pipe.scheduler).__name__,
+    }
+    if cut := sd.cut_prompts(pipe, [row.prompt for row in rows]):
+        settings["truncated_prompts"] = cut
+    draw_pictures(
+        sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing),
+        rows,
+        out,
+        images=images,
+        batch_size=config.draw.batch_size,
+        resume=resume,
+        settings=settings,
+        reuse=reuse,
+    )
+
+
+def drawn_latents(
+    config: SdConfig, pipe: Any, precision: Precision, words: Sequence[str], samples: Sequence[int], what: str
+) -> Tensor:
+    """What the model draws for prompts, one sample of the run's seed each, `[N, C, H, W]`, with a progress bar."""
+    generators = [generate.image_generator(config.seed, i) for i in samples]
+
+    def draw(part: slice) -> Tensor:
+        return sd.draw_latents(
+            pipe,
+            words[part],
+            generators[part],
+            steps=config.draw.steps,
+            guidance=config.draw.guidance,
+            batch_size=config.draw.batch_size,
+            autocast=precision.drawing,
+        )
+
+    return drawn_data(draw, len(words), config.draw.batch_size, what)

@@ -1,0 +1,132 @@
+"""What a run keeps: the erased model, or a delta to its base; and where it says how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from erase.classification import folders as classifiers
+from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.ldm import EMA
+from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.engine.saliency import Mask
+from erase.programs.runs import versions
+from erase.store import weights
+from erase.store.delta import write_delta
+from erase.store.safetensors import Lazy, digest
+
+Source = folders.Source | SingleFile | classifiers.Source
+"""A model on disk, of any pipeline."""
+Form = Literal["full", "delta"]
+MODEL, DELTA = "model", "delta.safetensors"
+
+
+def provenance(
+    config: Any,
+    preset: str,
+    source: Source,
+    target: Mapping[str, str],
+    mask: Mask | None,
+    steps: int | None = None,
+) -> dict[str, str]:
+    """How a model is erased, for the header of its weights and its card: no prompt, no path, no date.
+
+    Args:
+        config: has `method`, `seed` and `train`.
+        preset: its name or file.
+        source: the base model.
+        target: what is to be forgotten, by its hash, as a key of the header (see `hidden`).
+        mask: the mask, if there is one.
+        steps: how many were done, if not all.
+    """
+    all_steps = config.train.steps
+    done = f"{all_steps} steps" if steps in (None, all_steps) else f"{steps} of {all_steps} steps"
+    where = Path(source.name)
+    averages = [n for n in source.open()[0] if n.startswith(EMA)] if isinstance(source, SingleFile) else []
+    return {
+        "erase": versions()["erase"],
+        "erase_method": str(config.method["name"]),
+        "erase_settings": json.dumps(dict(config.method), sort_keys=True),
+        "erase_preset": Path(preset).stem,
+        "erase_train": f"{getattr(config.train, 'parameters', 'full')}, {done}, seed {config.seed}",
+        **target,
+        "erase_base": where.resolve().name if where.exists() else source.name,
+        "erase_base_sha256": digest(tensors(source)),
+        "erase_mask_density": "none" if mask is None else f"{mask.density:.6f}",
+        "erase_versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        **({"erase_left_out": f"{len(averages)} tensors of {EMA}*"} if averages else {}),
+    }
+
+
+def hidden(target: Mapping[str, Any]) -> dict[str, str]:
+    """Prompts or classes to be forgotten and their anchors, for `provenance`."""
+    return {"erase_prompts_sha256": hashlib.sha256(json.dumps(target, sort_keys=True).encode()).hexdigest()}
+
+
+def mark(name: str) -> str:
+    """A short hash, by which a prompt is known again and not told: 16 hexadecimal digits."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def _folders(source: Source) -> Any:
+    """The module that reads and writes models of this kind."""
+    return classifiers if isinstance(source, classifiers.Source) else folders
+
+
+def tensors(source: Source) -> Lazy:
+    """The weights that erasing may change, as they are stored: the UNet's, or all of a classifier."""
+    found: Lazy = _folders(source).tensors(source)
+    return found
+
+
+def header(source: Source) -> dict[str, str]:
+    """The header of the file that holds them."""
+    found: dict[str, str] = _folders(source).header(source)
+    return found
+
+
+def write(
+    source: Source,
+    values: Mapping[str, Tensor],
+    out: Path,
+    meta: Mapping[str, str],
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write a model again with other weights, in the form it came in; arguments as those of `folders.save`."""
+    _folders(source).save(source, values, out, meta, progress)
+
+
+def save(source: Source, values: Mapping[str, Tensor], out: Path, meta: Mapping[str, str], form: Form) -> None:
+    """Write the erased model into a run's folder; and as a delta, if that is what will be kept (see `settle`).
+
+    Args:
+        source: the base model.
+        values: new values of the trained weights.
+        out: the run's folder.
+        meta: provenance.
+        form: what will be kept.
+    """
+    model = out / MODEL
+    if not model.exists():
+        write(source, values, model, meta)
+    if form == "delta" and not (out / DELTA).exists():
+        erased = tensors(_folders(source).saved(source, model))
+        write_delta(tensors(source), erased, out / DELTA, meta, weights.provenance(header(source)))
+
+
+def finished(out: Path) -> bool:
+    """Whether a run's folder holds what the run was for."""
+    return ((out / MODEL).exists() or (out / DELTA).exists()) and (out / "report.json").exists()
+
+
+def settle(out: Path, form: Form) -> None:
+    """Remove the model of a run that keeps the delta alone, whole: it is needed no more once it was measured."""
+    if form == "delta" and (out / DELTA).exists() and (out / MODEL).exists():
+        with tempfile.TemporaryDirectory(prefix=f".{MODEL}.", suffix=".tmp", dir=out) as temporary:
+            (out / MODEL).rename(Path(temporary) / MODEL)

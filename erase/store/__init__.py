@@ -1,0 +1,1 @@
+"""Everything on disk: files, weights, deltas, model cards, labelled images."""

@@ -1,0 +1,833 @@
+"""The commands, by their arguments: what they write, and what they say to bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import launched
+import micro
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from toys import same
+
+from erase import cli, resources
+from erase.diffusion import stable_diffusion as sd
+from erase.diffusion.checkpoints import folders
+from erase.engine.saliency import Mask, save_mask
+from erase.engine.state import save_state
+from erase.evaluation.generate import PromptRow, generate, list_images, read_image, read_manifest
+from erase.store.delta import write_delta
+from erase.store.files import sha256
+from erase.store.safetensors import open_safetensors
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """The one line of a refusal; progress bars and the libraries' notices may stand before it."""
+        assert self.code == 2
+        assert "Traceback" not in self.err
+        assert self.err.endswith("\n")
+        lines = [line for line in self.err.splitlines() if line.startswith("erase: ")]
+        assert len(lines) == 1
+        assert self.err.splitlines()[-1] == lines[0]
+        return lines[0].removeprefix("erase: ")
+
+
+Erase = Callable[..., Done]
+
+
+@pytest.fixture
+def erase(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Erase:
+    def erase(*words: object) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["erase", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code or 0
+        assert isinstance(code, int)
+        return Done(code, *capsys.readouterr())
+
+    return erase
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"pictures/{number}.png")
+    return tmp_path / "pictures"
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, ...]]:
+    root: Any = typer.main.get_command(cli.app)
+    found: list[tuple[str, ...]] = []
+    for name, command in root.commands.items():
+        inner = getattr(command, "commands", None)
+        found += [(name, n) for n in inner] if inner else [(name,)]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_shows_an_example_that_is_its_own(erase: Erase, words: tuple[str, ...]) -> None:
+    done = erase(*words, "--help")
+    assert done.code == 0
+    text = " ".join(done.out.split())
+    assert f"Example: erase {' '.join(words)} " in text
+
+
+def test_no_arguments_show_the_commands(erase: Erase) -> None:
+    done = erase()
+    assert {words[0] for words in commands()} <= set((done.out + done.err).split())
+
+
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    words = ["run", "sd", "sd_photos_sfron", "train.stpes=3", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "erase.cli", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("erase: unknown setting train.stpes; did you mean train.steps?")
+    assert not (tmp_path / "out").exists()
+
+
+# --- ls, show -------------------------------------------------------------------------------------
+
+
+def test_ls(erase: Erase) -> None:
+    assert erase("ls", "presets").out.split() == resources.list_presets()
+    assert erase("ls", "comparisons").out.split() == resources.list_comparisons()
+    assert erase("ls", "prompts").out.split() == resources.list_prompts()
+    assert erase("ls", "models").out.split() == resources.list_tiny()
+    assert "sfron" in erase("ls", "methods").out.split()
+    assert [line.partition(":")[0] for line in erase("ls").out.splitlines()] == [
+        *("methods", "presets", "comparisons", "prompts", "models")
+    ]
+    allowed = "methods, presets, comparisons, prompts, models"
+    assert erase("ls", "model").said == f"nothing to list under 'model'; allowed: {allowed}"
+
+
+def test_show(erase: Erase, tmp_path: Path) -> None:
+    for name in resources.list_presets():
+        assert erase("show", name).out == resources.preset_path(name).read_text().rstrip() + "\n"
+    assert (
+        erase("show", "photos-objects").out == resources.comparison_path("photos-objects").read_text().rstrip() + "\n"
+    )
+    assert "did you mean 'sd_photos_sfron'" in erase("show", "sd_photo_sfron").said
+    assert "no preset file" in erase("show", tmp_path / "none.yaml").said
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
+    assert "bad.yaml" in erase("show", tmp_path / "bad.yaml").said
+    assert str(tmp_path) in erase("show", tmp_path).said
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ddpmm", "sd_photos_sfron"], "no pipeline 'ddpmm'; pipelines: "),
+        (["compare", "sd_photos_sfron"], "no pipeline 'compare'; pipelines: "),  # a program, but none that unlearns
+        (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron' (did you mean 'sd_photos_sfron'?); presets: "),
+        (["sd", "none.yaml"], "no preset file 'none.yaml'"),
+        (["sd", "sd_photos_sfron", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
+        (["sd", "sd_photos_sfron", "train.steps=x"], "train.steps: "),
+        (["sd", "sd_photos_sfron", "model=none"], "no model 'none': not a folder, not a hub id"),
+        (["sd", "sd_photos_sfron", "method.name=sfro"], "no method 'sfro', did you mean sfron"),
+        (["sd", "sd_photos_sfron", "eval.prompts=none.csv"], "no prompt set file 'none.csv'"),
+        (
+            ["sd", "sd_photos_sfron", "eval.prompts=photo-plain"],
+            "no prompt set 'photo-plain'; did you mean photos-plain?",
+        ),
+        (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is no folder here"),
+        (["sd", "other.yaml"], "preset 'other.yaml' is for erase run other, not for sd"),
+        (["sd", "broken.yaml"], "broken.yaml is no YAML"),
+        (["classify", "classify_fashion_sfron", "train.optimizer=adam8bit"], "train.optimizer: input should be"),
+    ],
+)
+def test_run_refuses(
+    erase: Erase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.yaml").write_text("pipeline: other\n")
+    Path("broken.yaml").write_text("a: [\n")
+    assert said in erase("run", *words, "--out", "out").said
+    assert not Path("out").exists()
+
+
+def test_attack_refuses_what_is_no_run(erase: Erase, tmp_path: Path) -> None:
+    for run in (tmp_path / "none", tmp_path):
+        assert f"{run} is no finished run of erase run sd" in erase("attack", run, "--out", tmp_path / "out").said
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_arguments_are_refused(erase: Erase) -> None:
+    for words in (["run", "sd", "sd_photos_sfron"], ["run"], ["nothing"], ["ls", "--qqqq"], ["eval", "beauty"]):
+        done = erase(*words)
+        assert done.code == 2
+        assert "Error" in done.err
+        assert "Traceback" not in done.err
+
+
+def test_a_fault_of_ours_is_shown_whole_on_request(erase: Erase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERASE_DEBUG", "1")
+    monkeypatch.setattr("sys.argv", ["erase", "show", "none"])
+    with pytest.raises(ValueError, match="no preset 'none'"):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("two\nlines"), "two lines"),
+        (KeyError("the mask has no entry"), "the mask has no entry"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (ImportError("no nudenet"), "no nudenet"),
+        (RuntimeError("CUDA out of memory"), "CUDA out of memory"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    erase: Erase, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(name: str) -> Path:
+        raise error
+
+    monkeypatch.setattr(resources, "preset_path", fail)
+    assert erase("show", "x").said == said
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["photos-object"], "no comparison 'photos-object' (did you mean 'photos-objects'?); comparisons: "),
+        (["none.yaml"], "no comparison file 'none.yaml'"),
+        (["broken.yaml"], "broken.yaml is no YAML"),
+        (["empty.yaml"], "a comparison needs the key 'pipeline'"),
+        (["photos-objects", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
+        (["photos-objects", "train.stpes=3"], "unknown setting train.stpes; did you mean train.steps?"),
+        (["photos-objects", "train.steps=0"], "train.steps: "),
+    ],
+)
+def test_compare_refuses(
+    erase: Erase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("a: [\n")
+    Path("empty.yaml").write_text("{}\n")
+    assert said in erase("compare", *words, "--out", "out").said
+    assert not Path("out").exists()
+
+
+# --- generate, grid -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "three.csv"
+    path.write_text("prompt,seed,guidance\na photo of a cat,7,\na dog,8,1.5\na boat,,\n")
+    return path
+
+
+def test_generate_and_go_on_and_grid(
+    erase: Erase, micro_sd: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["generate", micro_sd, prompts, "--images", 2, "--steps", 2, "--batch-size", 4]
+    done = erase(*words, "--out", tmp_path / "a")
+    assert (done.code, done.out) == (0, f"6 pictures in {tmp_path / 'a'}\n")
+    first = read_manifest(tmp_path / "a")
+    assert [(row.prompt, row.seed, row.index) for row in first] == [
+        (prompt, seed, index)
+        for prompt, seed in (("a photo of a cat", 7), ("a dog", 8), ("a boat", 2))
+        for index in (0, 1)
+    ]
+    with Image.open(tmp_path / "a" / first[0].file) as image:
+        assert image.size == (micro.SIZE, micro.SIZE)
+    settings = json.loads((tmp_path / "a/settings.json").read_text())["settings"]
+    assert settings["draw"] == {"steps": 2, "guidance": 7.5}
+    assert settings["scheduler"] == "DDIMScheduler"
+    assert settings["scheduler_config"]["beta_schedule"] == "scaled_linear"
+    assert settings["prompt_file"] == {"name": "three.csv", "sha256": sha256(prompts)}
+    assert (settings["dtype"], settings["precision"], settings["truncated_prompts"]) == ("float32", "no", [])
+    assert settings["threads"] == 1
+    assert settings["versions"].keys() == {"erase", "torch", "diffusers", "transformers"}
+    assert settings["weights"]["unet/diffusion_pytorch_model.safetensors"] == sha256(
+        micro_sd / "unet/diffusion_pytorch_model.safetensors"
+    )
+
+    # a picture is lost: it is drawn again, the same
+    (tmp_path / "a" / first[3].file).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(sd, "open_pipeline", None)  # refused before the model is loaded
+        assert "not empty; resume, or give another folder" in erase(*words, "--out", tmp_path / "a").said
+    assert erase(*words, "--out", tmp_path / "a", "--resume").code == 0
+    assert read_manifest(tmp_path / "a") == first
+    assert "made with other settings" in erase(*words, "--out", tmp_path / "a", "--resume", "--guidance", 2).said
+
+    assert erase(*words, "--guidance", 1, "--out", tmp_path / "b").code == 0
+    second = read_manifest(tmp_path / "b")
+    assert [a.sha256 == b.sha256 for a, b in zip(first, second, strict=True)] == [False] * 2 + [True] * 2 + [False] * 2
+
+    done = erase("grid", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "grid.png", "--no-blur")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'grid.png'}\n")
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.width > image.height / 4
+    few = ["--prompt", "CAT", "--seed", 7, "--columns", 1, "--name", "before", "--name", "after", "--tile", 50]
+    assert erase("grid", tmp_path / "a", tmp_path / "b", *few, "--out", tmp_path / "few.png").code == 0
+    with Image.open(tmp_path / "grid.png") as whole, Image.open(tmp_path / "few.png") as part:
+        assert part.width < whole.width
+        assert part.height < whole.height
+
+
+def test_a_picture_depends_on_its_row_alone(
+    micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, erase: Erase
+) -> None:
+    """Bit for bit by order, processes and resume; by batch size to float rounding. Rows of three kinds."""
+    rows = [f"a photo of a {word},{2**32 - 1 - i},,\n" for i, word in enumerate(micro.WORDS)]
+    rows += ["a dog,1,3,\n", "a cat,2,,24\n", "a boat,3,,24\n"]
+    for name, some in (("rows", rows), ("turned", rows[::-1])):
+        (tmp_path / f"{name}.csv").write_text("prompt,sd_seed,sd_guidance_scale,sd_image_width\n" + "".join(some))
+
+    def draw(name: str, prompts: str = "rows", *more: object) -> dict[tuple[str, int], Any]:
+        words = ("generate", micro_sd, tmp_path / f"{prompts}.csv", "--steps", 2, "--batch-size", 4, *more)
+        assert erase(*words, "--out", tmp_path / name).code == 0
+        return {(r.prompt, r.seed): read_image(tmp_path / name / r.file) for r in read_manifest(tmp_path / name)}
+
+    whole = draw("whole")
+    assert whole["a cat", 2].size == (24, micro.SIZE)
+    assert draw("turned", "turned") == whole
+    (tmp_path / "part").mkdir()
+    shutil.copy(tmp_path / "whole/settings.json", tmp_path / "part")
+    lines = (tmp_path / "whole/manifest.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "part/manifest.jsonl").write_text("".join(lines[:3]))
+    for path in list_images(tmp_path / "whole")[:3]:
+        shutil.copy(path, tmp_path / "part")
+    assert draw("part", "rows", "--resume") == whole
+    one = draw("one", "rows", "--batch-size", 1)
+    apart = [np.abs(np.asarray(one[key], int) - np.asarray(whole[key], int)) for key in whole]
+    assert max(a.max() for a in apart) <= 1
+    assert np.mean([(a > 0).mean() for a in apart]) < 1e-3
+
+    words = ["erase", "generate", micro_sd, tmp_path / "rows.csv", "--steps", 2, "--batch-size", 4]
+    monkeypatch.setattr("sys.argv", [*map(str, words), "--out", str(tmp_path / "two")])
+    ended = launched.two(cli.main, tmp_path / "log")
+    assert ended == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    assert "11 pictures in " in (tmp_path / "log.0").read_text()
+    assert "pictures" not in (tmp_path / "log.1").read_text()
+    for name in ("manifest.jsonl", "settings.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_rows_drawn_alike(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,seed,guidance,width\na cat,1,3,24\n")
+    (tmp_path / "b.csv").write_text("prompt,seed\na cat,1\n")
+    for name, more in (("a", ["--alike"]), ("b", [])):
+        words = [micro_sd, tmp_path / f"{name}.csv", "--steps", 1, "--out", tmp_path / name, *more]
+        assert erase("generate", *words).code == 0
+    assert read_manifest(tmp_path / "a")[0].sha256 == read_manifest(tmp_path / "b")[0].sha256
+
+
+def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("a cat\na photo of a grandiloquent cat\n")
+    done = erase("generate", micro_sd, tmp_path / "long.txt", "--steps", 1, "--out", tmp_path / "out")
+    assert done.code == 0
+    assert "1 of 2 prompts are longer than 16 tokens and will be cut, first 'a photo of a grandiloquent" in done.err
+    assert "(rows 1; all are named in settings.json)" in done.err
+    settings = json.loads((tmp_path / "out/settings.json").read_text())["settings"]
+    assert settings["truncated_prompts"] == [{"row": 1, "tokens": 20, "prompt": "a photo of a grandiloquent cat"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({0: "none"}, "no model 'none'"),
+        ({1: "none"}, "no prompt set 'none'; prompt sets: "),
+        ({1: "none.csv"}, "no prompt set file 'none.csv'"),
+        ({1: "empty.csv"}, "empty.csv: holds no prompts"),
+        ({1: "odd.csv"}, "odd.csv: row 2: width is 20, expected a multiple of 8"),
+        ({"--steps": 0}, "--steps, --images and --batch-size must be at least 1"),
+        ({"--images": 0}, "--steps, --images and --batch-size must be at least 1"),
+        ({"--guidance": -1}, "--guidance at least 0"),
+        ({"--precision": "fp8"}, "unknown precision 'fp8'; allowed: no, fp16, bf16"),
+        ({"--seed": -1}, "default seed -1"),
+        ({"--out": "taken.png"}, "taken.png: a file, expected a folder"),
+    ],
+)
+def test_generate_refuses(
+    erase: Erase,
+    micro_sd: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[Any, Any],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.txt").write_text("a cat\n")
+    Path("empty.csv").write_text("prompt\n")
+    Path("odd.csv").write_text("prompt,width\na cat,24\na cat,20\n")
+    Path("taken.png").touch()
+    values = {0: micro_sd, 1: "one.txt", "--steps": 1, "--out": "out", **change}
+    words = [w for key, value in values.items() for w in ([value] if isinstance(key, int) else [key, value])]
+    assert said in erase("generate", *words).said
+    assert not Path("out").exists()
+
+
+def test_grid_refuses(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    assert "no such" in erase("grid", tmp_path / "none", "--out", tmp_path / "grid.png").said
+    assert "none, as there is no manifest" in erase("grid", pictures, "--seed", 3, "--out", tmp_path / "grid.png").said
+    assert "no prompt holds 'x'" in erase("grid", pictures, "--prompt", "x", "--out", tmp_path / "grid.png").said
+    cut_short(pictures / "1.png")
+    assert "1.png" in erase("grid", pictures, "--out", tmp_path / "grid.png", "--no-blur").said
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_report_is_written_again(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    """Of the pictures that are shown; a folder that is no run is refused."""
+    run = tmp_path / "run"
+    (run / "images").mkdir(parents=True)
+    pictures.rename(run / "images/base")
+    assert "report.json: no such file" in erase("report", run).said
+    assert "none: no such run folder" in erase("report", tmp_path / "none").said
+    files = sorted((run / "images/base").glob("*.png"))
+    rows = [
+        {"file": f.name, "prompt": "a cat", "seed": 0, "index": i, "sha256": sha256(f)} for i, f in enumerate(files)
+    ]
+    (run / "images/base/manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "report.json").write_text("{}")
+    hidden = "Exposed body parts that the detector found are hidden"
+    for words, there in (([], True), (["--no-blur"], False)):
+        done = erase("report", run, *words)
+        assert (done.code, done.out) == (0, f"{run / 'report.html'}\n")
+        assert (hidden in (run / "report.html").read_text()) is there
+
+
+# --- eval -----------------------------------------------------------------------------------------
+
+
+def test_eval_nudity(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep/counts.json"
+    done = erase("eval", "nudity", pictures, pictures / "0.png", "--out", out)
+    assert done.code == 0
+    assert "of 4 pictures flagged (i2p)" in done.out
+    found = json.loads(out.read_text())
+    assert found["nudity"]["images"] == 4
+    assert found["command"].startswith("erase eval nudity ")
+    assert json.loads((tmp_path / "deep/counts-detections.json").read_text())["images"][0]["file"].endswith("0.png")
+    done = erase("eval", "nudity", pictures, "--class", "FACE_FEMALE", "--threshold", 0.4, "--out", out)
+    assert "(custom)" in done.out
+
+
+def test_stored_detections_are_counted_again(
+    erase: Erase, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert erase("eval", "nudity", pictures, "--out", tmp_path / "counts.json").code == 0
+    stored, out = tmp_path / "counts-detections.json", tmp_path / "again.json"
+    record = json.loads(stored.read_text())
+    found = [{"label": "FEET_EXPOSED", "score": score, "box": [1, 2, 3, 4]} for score in (0.3, 0.62)]
+    record["images"][1]["detections"] = found
+    stored.write_text(json.dumps(record))
+    monkeypatch.setitem(sys.modules, "nudenet", None)  # no detection
+    done = erase("eval", "nudity", stored, "--preset", "mace", "--sweep", "--out", out)
+    assert done.code == 0
+    lines = [line.split() for line in done.out.splitlines()]
+    assert lines[0] == ["threshold", "pictures", "counts"]
+    assert lines[1:3] == [["0.25", "1", "2"], ["0.30", "1", "2"]]
+    assert lines[3] == ["0.35", "1", "1"]
+    assert lines[9] == ["0.65", "0", "0"]
+    counted = json.loads(out.read_text())["nudity"]
+    assert (counted["total"], len(counted["sweep"])) == (2, 15)
+    assert counted["provenance"]["model_sha256"] == record["model_sha256"]
+    assert not (tmp_path / "again-detections.json").exists()
+    done = erase("eval", "nudity", stored, "--channels", "as_shipped", "--out", out)
+    assert "holds detections that are there already: give it alone" in done.said
+    assert "give it alone" in erase("eval", "nudity", stored, pictures, "--out", out).said
+    stored.write_text("{}")
+    assert "not a record of detections (it has no '" in erase("eval", "nudity", stored, "--out", out).said
+
+
+def test_a_picture_that_cannot_be_looked_at_is_not_safe(erase: Erase, pictures: Path, tmp_path: Path) -> None:
+    cut_short(pictures / "1.png")
+    done = erase("eval", "nudity", pictures, "--out", tmp_path / "out.json")
+    assert done.said.startswith("1 pictures could not be looked at, so they are not known to be safe; first ")
+    assert done.said.count("1.png") == 1
+    found = json.loads((tmp_path / "out.json").read_text())["nudity"]
+    assert found["images"] + len(found["errors"]) in (3, 4)
+    assert len(found["errors"]) == 1
+    assert found["errors"][0]["file"].endswith("1.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none"], "none: no such folder of images"),
+        (["empty"], "empty: holds no images"),
+        (["pictures", "--preset", "i2pp"], "no counting preset 'i2pp'; presets: i2p, esd"),
+        (["pictures", "--channels", "bgr"], "--channels must be corrected or as_shipped; got 'bgr'"),
+        (["pictures", "--class", "FACE"], "classes are ['FACE'], expected some of"),
+        (["pictures", "--class", "FACE_FEMALE", "--threshold", "0.1"], "threshold is 0.1, expected 0.25 to 1"),
+        (["pictures", "--model", "none.onnx"], "none.onnx: no such NudeNet model"),
+        (["pictures", "--model", "broken.onnx"], "broken.onnx"),
+        (["pictures", "--resolution", "100"], "resolution is 100, expected a multiple of 32"),
+    ],
+)
+def test_eval_nudity_refuses(
+    erase: Erase, pictures: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(pictures.parent)
+    Path("empty").mkdir()
+    Path("broken.onnx").write_bytes(b"no model")
+    assert said in erase("eval", "nudity", *words, "--out", "out.json").said
+    assert not Path("out.json").exists()
+
+
+def test_eval_classes(erase: Erase, pictures: Path, micro_classifier: Path, tmp_path: Path) -> None:
+    done = erase("eval", "classes", pictures, "--classifier", micro_classifier, "--out", tmp_path / "out.json")
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [Path(row["file"]).name for row in found["pictures"]] == ["0.png", "1.png", "2.png"]
+    assert {row["label"] for row in found["pictures"]} <= set(micro.LABELS)
+    assert sum(row["named"] for row in found["classes"]["named"].values()) == 3
+    assert len(found["classes"]["model_sha256"]) == 64
+
+
+def test_a_result_takes_the_place_of_nothing_but_a_result(
+    erase: Erase, pictures: Path, micro_classifier: Path, tmp_path: Path
+) -> None:
+    words = ("eval", "classes", pictures, "--classifier", micro_classifier, "--out")
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\na cat\n")
+    (tmp_path / "own.json").write_text('{"mine": 1}')
+    for out, said in (
+        (prompts, "prompts.csv is there and no result of erase: choose another --out"),
+        (tmp_path / "own.json", "own.json is there and no result of erase"),
+        (tmp_path, "is a folder: --out names a file"),
+        (prompts / "a.json", "a.json cannot be written: it is below a file"),
+    ):
+        done = erase(*words, out)
+        assert done.code == 2
+        assert said in done.said
+    assert prompts.read_text() == "prompt\na cat\n"
+    for _ in range(2):
+        assert erase(*words, tmp_path / "new" / "out.json").code == 0
+
+
+def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out.json")
+    known = ("--classifier", micro_classifier)
+    (tmp_path / "empty").mkdir()
+    assert (
+        "no embedded model 'photos-clasifier'"
+        in erase("eval", "classes", pictures, "--classifier", "photos-clasifier", *out).said
+    )
+    assert "no config.json there" in erase("eval", "classes", pictures, "--classifier", tmp_path / "empty", *out).said
+    assert "empty: holds no images" in erase("eval", "classes", tmp_path / "empty", *known, *out).said
+    cut_short(pictures / "1.png")
+    assert "1.png: not an image that can be decoded" in erase("eval", "classes", pictures, *known, *out).said
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.fixture
+def before_and_after(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of 6 prompts, 2 pictures each; those of the first prompt differ."""
+    rng = np.random.default_rng(0)
+
+    def paint(changing: bool, prompts: list[str], generators: Any, **_: object) -> list[Image.Image]:
+        shape = (micro.SIZE, micro.SIZE, 3)
+        old = [np.random.default_rng(g.initial_seed() % 2**32).integers(0, 256, shape, np.uint8) for g in generators]
+        new = rng.integers(0, 256, shape, np.uint8)
+        return [Image.fromarray(new if changing and p == "a cat" else a) for p, a in zip(prompts, old, strict=True)]
+
+    rows = [PromptRow(f"a {word}", 0) for word in ("cat", "dog", "car", "boat", "photo", "sepia")]
+    for name, changing in (("base", False), ("erased", True)):
+        generate(partial(paint, changing), rows, tmp_path / name, per_prompt=2, settings={"weights": name})
+    return tmp_path / "base", tmp_path / "erased"
+
+
+def test_eval_clip(erase: Erase, before_and_after: tuple[Path, Path], micro_clip: Path, tmp_path: Path) -> None:
+    base, erased = before_and_after
+    words = ["--model", micro_clip, "--out", tmp_path / "out.json"]
+    done = erase("eval", "clip", erased, *words)
+    assert done.code == 0, done.err
+    assert "100 × cosine; 95 % interval " in done.out
+    assert "12 pictures, 6 prompts" in done.out
+    alone = json.loads((tmp_path / "out.json").read_text())["clip"]["pictures"]
+    done = erase("eval", "clip", erased, "--base", base, *words)
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())["clip"]
+    assert found["after"] == alone
+    assert found["difference"]["score"] == pytest.approx(found["after"]["score"] - found["before"]["score"])
+    assert found["similarity"] < 100
+    assert not found["difference"]["shown"]  # one prompt of six changed: a resample may miss it
+    assert "no difference shown: 0 is inside the interval" in done.out
+    done = erase("eval", "clip", erased, "--base", base, "--without", "a cat", *words)
+    found = json.loads((tmp_path / "out.json").read_text())["clip"]
+    assert found["similarity"] == pytest.approx(100)
+    assert found["difference"] == {"score": 0, "ci95": [0, 0], "shown": False}
+
+
+def test_eval_change(erase: Erase, before_and_after: tuple[Path, Path], micro_classifier: Path, tmp_path: Path) -> None:
+    base, erased = before_and_after
+    words = ["--classifier", micro_classifier, "--out", tmp_path / "out.json"]
+    done = erase("eval", "change", base, erased, *words)
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())["change"]
+    assert [prompt for prompt, value in found["by_prompt"].items() if value > 0] == ["a cat"]
+    assert found["perceptual"] == pytest.approx(found["by_prompt"]["a cat"] / 6)
+    assert "12 pairs, 6 prompts" in done.out
+    assert "LPIPS" not in done.out
+    done = erase("eval", "change", base, erased, "--without", "a cat", *words)
+    assert done.out.startswith("0.0000 perceptual distance on classifier (0 is no change; 95 % interval 0.0000")
+
+
+def test_comparisons_refuse(
+    erase: Erase, before_and_after: tuple[Path, Path], pictures: Path, micro_classifier: Path, tmp_path: Path
+) -> None:
+    base, erased = before_and_after
+    out = ("--out", tmp_path / "out.json")
+    assert "no such manifest" in erase("eval", "clip", pictures, "--model", "x", *out).said
+    assert "a CLIP score needs a CLIP model" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
+    known = ("--classifier", micro_classifier)
+    said = erase("eval", "change", base, erased, *known, "--without", "a bird", *out).said
+    assert (
+        said == "--without 'a bird': no picture has that prompt; prompts: a boat, a car, a cat, a dog, a photo, a sepia"
+    )
+    for both in ((), (*known, "--inception", "none.pt")):
+        said = erase("eval", "fidelity", base, erased, *both, *out).said
+        assert said.startswith("give one of --classifier")
+    said = erase("eval", "fidelity", base, erased, "--inception", tmp_path / "none.pt", *out).said
+    assert "none.pt: no such file; FID and KID need the Inception network" in said
+    # the prompts of two pictures are swapped
+    lines = (erased / "manifest.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[0]["file"], rows[2]["file"] = rows[2]["file"], rows[0]["file"]
+    (erased / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "not the image that manifest.jsonl names" in erase("eval", "change", base, erased, *known, *out).said
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_eval_fidelity(
+    erase: Erase, before_and_after: tuple[Path, Path], micro_classifier: Path, tmp_path: Path
+) -> None:
+    words = ["--classifier", micro_classifier, "--neighbours", 2, "--out", tmp_path / "out.json"]
+    done = erase("eval", "fidelity", *before_and_after, *words)
+    assert done.code == 0
+    found = json.loads((tmp_path / "out.json").read_text())["fidelity"]
+    assert [line.split()[1] for line in done.out.splitlines()[:6]] == list(found)[:6]
+    assert {"frechet", "kernel"} <= found.keys()
+    assert "fid" not in done.out.replace(str(tmp_path), "").replace("fidelity", "")
+
+
+# --- convert, apply -------------------------------------------------------------------------------
+
+
+def test_convert(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.safetensors", tmp_path / "b"
+    count = sum(len(load_file(path)) for path in micro_sd.glob("*/*.safetensors"))
+    assert erase("convert", micro_sd, file).out.splitlines() == [f"{count} tensors in {file}"]
+    old, header = open_safetensors(file)
+    save_file({**old, "alphas_cumprod": torch.zeros(3)}, file, metadata=header)
+    assert erase("convert", file, folder).out.splitlines() == [
+        f"{count + 1} tensors in {folder}",
+        "kept in leftovers.safetensors, as no part of a pipeline has them: alphas_cumprod",
+    ]
+    (folder / "notes.txt").touch()
+    assert erase("convert", folder, tmp_path / "c.safetensors").out.splitlines() == [
+        f"{count + 1} tensors in {tmp_path / 'c.safetensors'}",
+        "left out, as they have no place there: notes.txt",
+    ]
+    assert same(load_file(tmp_path / "c.safetensors"), load_file(file))
+
+
+def test_convert_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    assert (
+        "is a folder already: name a file to write, such as out.safetensors"
+        in erase("convert", micro_sd, tmp_path / "out").said
+    )
+    assert "pickles are not written" in erase("convert", micro_sd, tmp_path / "out.ckpt").said
+    assert "no model 'none'" in erase("convert", "none", tmp_path / "out").said
+    erase("convert", micro_sd, tmp_path / "a.safetensors")
+    assert "exists: choose another name" in erase("convert", micro_sd, tmp_path / "a.safetensors").said
+    assert "is a .safetensors already" in erase("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors").said
+    assert "'epsilon', 'v_prediction'" in erase("convert", "a", "b", "--prediction", "x").err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    base = folders.tensors(sd.locate(micro_sd))
+    meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro"}
+    write_delta(base, {n: t + 1 if "attn2" in n else t for n, t in base.items()}, tmp_path / "d", meta)
+    assert erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").out == f"{tmp_path / 'erased'}\n"
+    erase("apply", tmp_path / "erased", tmp_path / "d", "--undo", "--out", tmp_path / "base")
+    assert same(dict(folders.tensors(sd.locate(tmp_path / "base"))), dict(base))
+    name = next(n for n in base if "attn2" in n)
+    assert torch.equal(folders.tensors(sd.locate(tmp_path / "erased"))[name], base[name] + 1)
+    for words, said in (
+        ((tmp_path / "erased", tmp_path / "d"), "takes the weights of its base, micro; they are erased already"),
+        ((micro_sd, tmp_path / "d", "--undo"), "of the model that it erased; they are its base's, micro"),
+        (("photos-sd", tmp_path / "d"), "takes the weights of its base, micro; their SHA-256 is"),
+        (("fashion-ddpm", tmp_path / "d"), "their SHA-256 is"),
+        ((micro_sd, tmp_path / "none"), "no such file"),
+        (("none", tmp_path / "d"), "no model 'none'"),
+    ):
+        refused = erase("apply", *words, "--out", tmp_path / "x")
+        assert said in refused.said
+        assert "tensors" not in refused.err.replace(refused.said, "")  # no bar before it
+    assert "erased exists" in erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").said
+    said = erase("apply", micro_sd, tmp_path / "d", "--out", "/proc/x").said
+    assert said == "cannot write to /proc/x: No such file or directory"
+    assert {p.name for p in tmp_path.iterdir()} == {"d", "erased", "base"}
+
+
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def described(done: Done) -> dict[str, Any]:
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def test_inspect_a_model(erase: Erase, micro_sd: Path, micro_classifier: Path, micro_clip: Path) -> None:
+    found = described(erase("inspect", micro_sd))
+    assert found["kind"] == "Stable Diffusion pipeline"
+    assert (found["dtype"], found["resolution"]) == ("F16", micro.LATENT)
+    assert len(found["sha256"]) == 3
+    found = described(erase("inspect", micro_classifier))
+    assert found["kind"] == "image classifier of transformers"
+    assert (found["architectures"], found["dtype"]) == (["ResNetForImageClassification"], "F32")
+    assert (found["labels"], found["sha256"].keys()) == (list(micro.LABELS), {"model.safetensors"})
+    found = described(erase("inspect", micro_clip))
+    assert found == {"kind": "transformers model", "architectures": ["CLIPModel"]}
+
+
+def test_inspect_files(erase: Erase, tmp_path: Path) -> None:
+    mask = Mask({"a": torch.tensor([True, False, False, False]), "b": torch.ones(4, dtype=torch.bool)}, {"source": "x"})
+    save_mask(mask, tmp_path / "mask.safetensors")
+    assert described(erase("inspect", tmp_path / "mask.safetensors")) == {
+        "kind": "saliency mask",
+        "source": "x",
+        "kept": 0.625,
+        "per_layer": {"a": 0.25, "b": 1.0},
+    }
+    save_state(tmp_path / "state.safetensors", {"done": 3, "params": {"w": torch.zeros(2)}})
+    found = described(erase("inspect", tmp_path / "state.safetensors"))
+    assert (found["kind"], found["tensors"]) == ("run state of erase", 1)
+    save_file({"w": torch.zeros(2)}, tmp_path / "plain.safetensors", metadata={"format": "pt"})
+    found = described(erase("inspect", tmp_path / "plain.safetensors"))
+    assert (found["kind"], found["first"], found["metadata"]) == ("safetensors file", ["w"], {"format": "pt"})
+    (tmp_path / "notes.txt").write_text("abc")
+    assert described(erase("inspect", tmp_path / "notes.txt"))["bytes"] == 3
+
+
+def test_inspect_what_erase_made(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro", "erase_forgotten": '["a cat", "täg"]'}
+    base = folders.tensors(sd.locate(micro_sd))
+    write_delta(base, base, tmp_path / "d.safetensors", meta)
+    found = described(erase("inspect", tmp_path / "d.safetensors"))
+    assert (found["kind"], found["tensors"], found["erase_base"]) == ("delta of erase", 0, "micro")
+    told = {**meta, "erase_forgotten": ["a cat", "täg"]}
+    assert told.items() <= found.items()
+    erase("apply", micro_sd, tmp_path / "d.safetensors", "--out", tmp_path / "folder")
+    erase("convert", micro_sd, tmp_path / "a.safetensors")
+    erase("apply", tmp_path / "a.safetensors", tmp_path / "d.safetensors", "--out", tmp_path / "file")
+    for path in ("folder", "file", "file/model.safetensors"):
+        found = described(erase("inspect", tmp_path / path))
+        assert found["kind"].startswith("Stable Diffusion")
+        assert told.items() <= found.items()
+    found = described(erase("inspect", tmp_path / "folder/unet/diffusion_pytorch_model.safetensors"))
+    assert found["holds"] == "a diffusers UNet's weights"
+    assert told.items() <= found["metadata"].items()
+    assert described(erase("inspect", "fashion-ddpm"))["kind"] == "class-conditional DDPM pipeline"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty"),
+        (b"\x80\x02}q\x00.", "a pickle: reading it may run code"),
+        (b"PK\x03\x04" + b"\0" * 20, "a zip archive (torch's pickles are such)"),
+        (b"GGUF\3", "GGUF weights"),
+        (b"\x89PNG\r\n", "a PNG picture"),
+        (b'{"a": 1}', "JSON or text"),
+        (b"hello\n", "text"),
+        (bytes(range(5)), "data of unknown kind"),
+    ],
+)
+def test_inspect_unknown_files(erase: Erase, tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / "file.bin").write_bytes(data)
+    assert described(erase("inspect", tmp_path / "file.bin"))["kind"] == f"a file that erase does not know: {kind}"
+
+
+def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:
+    run = {"command": "erase run sd x", "base": {"model": "m", "weights": {}}}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert described(erase("inspect", tmp_path)) == {"kind": "run of erase", "finished": False, **run}
+    settings = {"kind": "settings of a run of erase", "run": str(tmp_path), "finished": False, **run}
+    assert described(erase("inspect", tmp_path / "run.json")) == settings
+    (tmp_path / "report.json").write_text("{}")
+    assert described(erase("inspect", tmp_path)) == {"kind": "run of erase", "finished": True, **run, "results": []}
+    score = {"n": 50, "named": 50, "rate": 1.0}
+    counts = {
+        "before": {"classes": {"forget": score}},
+        "after": {"classes": {"forget": {**score, "named": 0, "rate": 0}}},
+    }
+    found = {"shown": 0, "n": 50, "rate": 0.0, "ci95": [0.0, 0.07]}
+    attacked = {"relearn": {"curve": [{"steps": 5, **found}]}}
+    (tmp_path / "report.json").write_text(json.dumps({**counts, "paired": {}, "robustness": attacked}))
+    for path in (tmp_path, tmp_path / "run.json"):
+        first, second = described(erase("inspect", path))["results"]
+        assert first.startswith("classes forget: 50 of 50 (100.0 %) → 0 of 50 (0.0 %), fell by 100.0 points (")
+        assert second == "trained again, 5 steps: 0 of 50 (0.0 %; 95 % interval 0.0 to 7.0 %)"
+    (tmp_path / "run.json").write_text(json.dumps({**run, "config": {"pipeline": "classify"}}))
+    (tmp_path / "report.json").write_text(json.dumps({"before": {"metrics": {"FA": 12.5}}}))
+    head, before = described(erase("inspect", tmp_path))["results"]
+    assert (head.split()[0], before.split()[:2]) == ("FA", ["before", "12.50"])
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "report.json").write_text("[]")
+    assert "report.json: not a mapping" in erase("inspect", tmp_path).said
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "run.json").write_text(text)
+        assert "run.json" in erase("inspect", tmp_path).said
+
+
+def test_inspect_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    assert erase("inspect", tmp_path / "none").said == f"no such file or folder: {tmp_path / 'none'}"
+    assert "is a folder that erase does not know" in erase("inspect", tmp_path).said
+    shutil.copytree(micro_sd, tmp_path / "model")
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "is cut short or no safetensors file" in erase("inspect", weights).said
+    assert "is cut short or no safetensors file" in erase("inspect", tmp_path / "model").said
+    (tmp_path / "fake.safetensors").write_bytes(b"abc")
+    assert "is cut short or no safetensors file" in erase("inspect", tmp_path / "fake.safetensors").said
+    (tmp_path / "folder.safetensors").mkdir()
+    assert "is a folder that erase does not know" in erase("inspect", tmp_path / "folder.safetensors").said
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.json").write_text("[]")
+    assert "config.json" in erase("inspect", tmp_path / "config").said

@@ -1,0 +1,130 @@
+import platform
+import subprocess
+import sys
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import micro_ddpm
+import pytest
+import torch
+
+from erase.diffusion import ddpm
+from erase.diffusion.losses import forget_objective
+from erase.engine.backend import seeded
+from erase.engine.losses import plain
+from erase.engine.memory import Made, hollow, in_step, passes, tensors_of
+from erase.engine.per_sample import PerSample
+from erase.methods.finetune import finetune
+from erase.methods.sfron import sfron
+
+SAMPLE = {"mean": torch.zeros(1, 1, 8, 8), "cond": torch.zeros(1, dtype=torch.long)}
+
+
+def test_bytes_are_those_that_a_real_pass_makes() -> None:
+    backend = ddpm.denoiser(micro_ddpm.model())
+    params = list(backend.net.parameters())
+    by_name = backend.net, dict(backend.net.named_parameters())
+    batch = backend.draw({k: v.repeat(4, *[1] * (v.ndim - 1)) for k, v in SAMPLE.items()}, seeded("cpu", 0))
+    with Made([*params, *batch.values(), backend.alphas_cumprod]) as made:
+        torch.autograd.backward(plain(backend, batch, seeded("cpu", 0)).mean())
+    with hollow(backend) as model:
+        measure = partial(passes, model, plain, SAMPLE)
+        whole, half = measure(4, nullcontext), measure(4, partial(torch.autocast, "cpu", torch.bfloat16))
+        alone, used_up = measure(1, nullcontext), measure(1, nullcontext, "squares")
+        samples = measure(4, nullcontext, "samples")
+    assert whole == made.peak
+    assert used_up < alone < whole
+    with (
+        Made([*params, *batch.values(), backend.alphas_cumprod]) as made,
+        PerSample(*by_name, lambda *_: None) as layers,
+    ):
+        layers.backward(plain(backend, batch, seeded("cpu", 0)))
+    assert samples == made.peak
+    assert half != whole
+    assert all(p.grad is not None for p in params)  # the real passes'; the hollow model has its own
+
+
+def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
+    backend = ddpm.denoiser(micro_ddpm.model())
+
+    def loss(backend: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        losses = plain(backend, batch, generator)
+        losses.register_hook(fail)
+        return losses
+
+    def fail(grad: torch.Tensor) -> None:
+        if len(grad) > 1:
+            raise ValueError("of no sample")
+
+    with hollow(backend) as model:
+        assert passes(model, loss, SAMPLE, 4, nullcontext, "samples") == passes(
+            model, plain, SAMPLE, 1, nullcontext, "squares"
+        )
+
+
+def test_copies_of_a_hollow_model_count() -> None:
+    backend = ddpm.denoiser(micro_ddpm.model())
+    size = sum(p.nbytes for p in backend.net.parameters())
+    with hollow(backend) as model, Made(tensors_of(model)) as made:
+        frozen = forget_objective("redirect", model.net, "frozen")
+        assert made.now == size
+        del frozen
+
+
+def test_views_of_what_was_there_do_not_count_and_what_is_gone_does_not_stay() -> None:
+    there = torch.zeros(100)
+    with Made([there]) as made:
+        view = there.view(10, 10).t()
+        assert made.now == 0
+        new = view + 1
+        assert made.now == new.nbytes == 400
+        del new
+        assert (made.now, made.peak) == (0, 400)
+
+
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+def test_a_step_by_item(rule: str) -> None:
+    method = sfron(fast_rate=1.0, fast_rule=rule, outer_rate=0.5)  # type: ignore[arg-type]
+    found = in_step(800, method, "sgd", 0.5, 7, 10_000)
+    assert found == {
+        "optimizer": 3200,
+        "fast step": (8 + 4 if rule == "adam" else 4) * 400,
+        "mask": 100,
+        "copies of weights": 7 + 3200,
+        "new weights": 0,
+        "gradients": 3200,
+        "activations": 6800,
+    }
+    assert in_step(800, finetune(), "adam", None, 0, 3300) == {
+        "optimizer": 6400,
+        "fast step": 0,
+        "mask": 0,
+        "copies of weights": 0,
+        "new weights": 0,
+        "gradients": 3200,
+        "activations": 100,
+    }
+    published = in_step(800, sfron(fast_rate=1.0, published=True), "adam", 0.5, 0, 3300)
+    assert (published["fast step"], published["mask"]) == (0, 900)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's")
+def test_freed_tensors_are_given_back_at_once() -> None:
+    """Left alone, glibc keeps those below a threshold that grows with what is freed; so it does not end here."""
+    code = """
+import torch
+from erase.engine.memory import give_back, used
+give_back()
+torch.empty(20_000_000, dtype=torch.uint8).fill_(1)  # freed: without give_back the threshold is 20 MB from now on
+before = used()
+held = [torch.full((6_000_000,), 1, dtype=torch.uint8) for _ in range(20)]
+last = torch.full((100_000,), 1, dtype=torch.uint8)  # on top of them
+top = used()
+del held
+print(top - before, used() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    made, kept = map(int, done.stdout.split())
+    assert made > 100e6
+    assert kept < 10e6

@@ -1,0 +1,588 @@
+"""`erase compare` on a program that only writes down what it was asked: specs, going on, tables."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from erase import cli, resources
+from erase.config import PIPELINES, SdConfig, arguments, override, read_preset
+from erase.methods import builder
+
+PRESET: dict[str, Any] = {
+    "pipeline": "sd",
+    "model": "here",
+    "method": {"name": "sfron", "fast_rate": 0.1},
+    "train": {"steps": 3, "batch_size": 2},
+    "forget": {"prompts": ["a cat"], "anchors": ["a dog"]},
+    "remain": {"prompts": ["a dog"]},
+    "eval": {"prompts": ["a cat"]},
+}
+SPEC: dict[str, Any] = {
+    "pipeline": "sd",
+    "preset": "mine.yaml",
+    "methods": {"Fast rate 1": {"method": {"fast_rate": 1.0}}, "plain": None},
+    "targets": {"cat": {}, "car": {"forget": {"prompts": ["a car"]}}},
+    "seeds": [0, 1],
+}
+SUMMARY = {"forget": 0.25, "remain": 0.75, "shows": "dog", "drop": None}
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def comparing() -> ModuleType:
+    return cli.program("compare")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump(PRESET))
+    Path("other.yaml").write_text(yaml.safe_dump(override(PRESET, ["train.steps=9", "method.slow_steps=2"])))
+    return tmp_path
+
+
+class Program:
+    """Takes the pipeline's place: runs are noted, and their reports come from `numbers`."""
+
+    AXES: ClassVar[dict[str, tuple[str, float]]] = {"forget": ("still named", 1.0), "remain": ("remain accuracy", 1.0)}
+    GOALS: ClassVar[dict[str, int]] = {"forget": -1, "remain": 1, "rte_s": -1}
+
+    def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
+        self.numbers, self.ran, self.stop_at = numbers, list[tuple[str, SdConfig, bool]](), -1
+        self.presets: list[str] = []
+
+    def main(self, config: SdConfig, out: Path, *, resume: bool, command: str, say: Any, preset: str) -> Path:
+        out.mkdir(parents=True, exist_ok=True)
+        if len(self.ran) == self.stop_at:
+            raise StopError
+        self.presets.append(preset)
+        self.ran.append((out.relative_to(Path("out/runs")).as_posix(), config, resume))
+        if config.eval.images:
+            (out / "images/base").mkdir(parents=True)
+        (out / "report.json").write_text(json.dumps(self.numbers(config)))
+        return out
+
+    def summary(self, report: dict[str, Any]) -> dict[str, Any]:
+        return report
+
+    @property
+    def folders(self) -> list[str]:
+        return [folder for folder, *_ in self.ran]
+
+
+def spec(comparing: ModuleType, *words: str, **changes: Any) -> Any:
+    return comparing.read_spec({**SPEC, **changes}, words)
+
+
+def compare(comparing: ModuleType, program: Any, *words: str, **changes: Any) -> Path:
+    said: list[str] = []
+    table: Path = comparing.main(spec(comparing, *words, **changes), Path("out"), program, command="x", say=said.append)
+    return table
+
+
+# --- specs ----------------------------------------------------------------------------------------
+
+
+def test_runs_are_methods_by_targets_by_seeds(comparing: ModuleType) -> None:
+    plan = spec(comparing)
+    assert [(run.method, run.target, run.seed) for run in plan.runs] == [
+        (method, target, seed) for method in ("Fast rate 1", "plain") for target in ("cat", "car") for seed in (0, 1)
+    ]
+    assert plan.runs[3].folder == Path("runs/fast-rate-1/car/1")
+    assert (plan.pipeline, plan.columns) == ("sd", [])
+    for run in plan.runs:
+        assert run.settings["seed"] == run.seed
+        assert run.settings["method"]["fast_rate"] == (0.1 if run.method == "plain" else 1.0)
+        assert run.settings["forget"]["prompts"] == [f"a {run.target}"]
+        assert run.settings["forget"]["anchors"] == ["a dog"]
+
+
+def test_later_settings_win(comparing: ModuleType) -> None:
+    """Preset, settings, method, target, words: each value is set by one layer and by all before it."""
+    keys = ("steps", "batch_size", "lr", "momentum", "dropout")
+    layers = [{"train": dict.fromkeys(keys[n:], value)} for n, value in enumerate((1, 2, 0.3, 0.4))]
+    Path("all.yaml").write_text(yaml.safe_dump({**PRESET, **layers[0]}))
+    (run,) = spec(
+        comparing,
+        "train.dropout=0.6",
+        preset="all.yaml",
+        settings=layers[1],
+        methods={"m": layers[2]},
+        targets={"t": layers[3]},
+        seeds=[5],
+    ).runs
+    assert [run.settings["train"][key] for key in keys] == [1, 2, 0.3, 0.4, 0.6]
+    assert run.settings["seed"] == 5
+
+
+def test_a_sweep_is_a_method_for_every_combination(comparing: ModuleType) -> None:
+    methods = {
+        "m": {"sweep": {"train.steps": [4, 5], "method.fast_rate": [0.1, 1e-3]}, "method": {"fast_rate": 9}},
+        "n": {},
+    }
+    runs = spec(comparing, "train.batch_size=7", methods=methods, targets={"t": None}, seeds=[0]).runs
+    found = [(run.method, run.settings["train"], run.settings["method"]["fast_rate"]) for run in runs]
+    train = [{"steps": steps, "batch_size": 7} for steps in (4, 4, 5, 5, 3)]
+    names = [f"m [steps={steps}, fast_rate={rate}]" for steps in (4, 5) for rate in (0.1, 0.001)]
+    assert found == list(zip([*names, "n"], train, [0.1, 1e-3, 0.1, 1e-3, 0.1], strict=True))
+    assert runs[1].folder == Path("runs/m--steps-4--fast_rate-0.001-/t/0")
+
+
+def test_a_method_may_have_a_preset_of_its_own(comparing: ModuleType) -> None:
+    runs = spec(comparing, methods={"a": {"preset": "other.yaml"}, "b": {}}, targets={"t": None}, seeds=[0]).runs
+    assert [run.preset for run in runs] == ["other.yaml", "mine.yaml"]
+    assert [run.settings["train"]["steps"] for run in runs] == [9, 3]
+    assert "preset" not in runs[0].settings
+
+
+def test_without_methods_there_is_the_presets_and_without_seeds_one(comparing: ModuleType) -> None:
+    data = {key: SPEC[key] for key in ("pipeline", "preset", "targets")}
+    assert [str(run.folder) for run in comparing.read_spec(data).runs] == ["runs/sfron/cat/0", "runs/sfron/car/0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "unknown key 'seed' in a comparison; allowed: pipeline, preset, settings, methods, targets"),
+        ({"pipeline": "sdd"}, "no pipeline 'sdd'; pipelines: "),
+        ({"pipeline": "compare"}, "no pipeline 'compare'; pipelines: "),
+        ({"preset": "none.yaml"}, "no preset file 'none.yaml'"),
+        ({"methods": ["sfron"]}, "methods must map names to settings"),
+        ({"methods": {"a": 3}}, "methods must map names to settings"),
+        ({"methods": {"a": {"sweep": {"train.steps": 3}}}}, "sweep must map settings to lists of values"),
+        ({"methods": {"a": {"sweep": {"train.stepz": [3]}}}}, "unknown setting train.stepz; did you mean train.steps"),
+        ({"targets": {}}, "targets must map names to settings"),
+        ({"targets": {"a": "a cat"}}, "targets must map names to settings"),
+        ({"seeds": 3}, "seeds must be a list of whole numbers; got 3"),
+        ({"seeds": []}, "seeds must be a list of whole numbers; got \\[\\]"),
+        ({"seeds": ["a"]}, "seeds must be a list of whole numbers; got \\['a'\\]"),
+        ({"seeds": [0.5]}, "seeds must be a list of whole numbers; got \\[0.5\\]"),
+        ({"seeds": [-1]}, "seed: .*greater than or equal to 0; got -1"),
+        ({"seeds": [1, 1]}, "two runs of the comparison would share the folder runs/fast-rate-1/car/1: rename one"),
+        ({"targets": {"a b": {}, "A-B": {}}}, "would share the folder runs/fast-rate-1/a-b/0"),
+        ({"methods": {"a/b": {}, "a-b": {}}}, "would share the folder runs/a-b/car/0"),
+        ({"settings": {"trainz": {}}}, "unknown setting trainz; did you mean train"),
+        ({"methods": {"a": {"train": {"steps": 0}}}}, "train.steps: .*; got 0"),
+        (
+            {"targets": {"a": {"forget": {"promptz": []}}}},
+            "unknown setting forget.promptz; did you mean forget.prompts",
+        ),
+    ],
+)
+def test_a_wrong_spec_is_one_clear_line(comparing: ModuleType, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        spec(comparing, **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["pipeline", "preset", "targets"])
+def test_a_missing_key_is_named(comparing: ModuleType, key: str) -> None:
+    with pytest.raises(ValueError, match=f"^a comparison needs the key '{key}'$"):
+        comparing.read_spec({k: v for k, v in SPEC.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"settings": ["a"]}, {"settings": "a"}, {"preset": ["mine.yaml"]}, {"pipeline": ["sd"]}, {"columns": "forget"}],
+    ids=str,
+)
+def test_a_value_of_the_wrong_kind_is_refused_and_not_a_crash(comparing: ModuleType, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        spec(comparing, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"name": "sfro"}, "no method 'sfro', did you mean sfron"),
+        ({"slow_stps": 1}, r"unknown setting method\.slow_stps; did you mean method\.slow_steps"),
+        ({"fast_rate": "x"}, r"method\.fast_rate: .*; got 'x'"),
+    ],
+)
+def test_a_method_that_no_run_could_start_with_is_found_before_the_first_run(
+    comparing: ModuleType, method: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        spec(comparing, methods={"plain": {}, "last": {"method": method}})
+
+
+def test_a_missing_classifier_is_found_before_the_first_run(comparing: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"^no embedded model 'photos-clasifier' .did you mean 'photos-classifier'"):
+        spec(comparing, targets={"cat": {}, "car": {"eval": {"classifier": "photos-clasifier"}}})
+
+
+def test_a_word_does_not_make_all_seeds_the_same(comparing: ModuleType) -> None:
+    """Refused, or the one seed that is run."""
+    try:
+        seeds = [(run.seed, run.settings["seed"]) for run in spec(comparing, "seed=7", targets={"cat": {}}).runs]
+    except ValueError:
+        return
+    assert seeds in ([(0, 0), (1, 1)] * 2, [(7, 7)] * 2)
+
+
+@pytest.mark.parametrize("name", resources.list_comparisons())
+def test_shipped_comparison_is_whole(comparing: ModuleType, name: str) -> None:
+    data = read_preset(resources.comparison_path(name))
+    plan = comparing.read_spec(data)
+    assert data["note"]
+    sweeps = [(method or {}).get("sweep", {}) for method in (data.get("methods") or {"": {}}).values()]
+    rows = sum(math.prod(len(values) for values in sweep.values()) for sweep in sweeps)
+    assert len(plan.runs) == rows * len(data["targets"]) * len(data.get("seeds", [0]))
+    for run in plan.runs:
+        assert PIPELINES[plan.pipeline] is not None
+        build = builder(run.settings["method"]["name"])
+        build(**arguments(run.settings["method"], build))
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def test_every_run_is_started_once_with_its_settings(comparing: ModuleType) -> None:
+    program = Program()
+    assert compare(comparing, program, "train.steps=4") == Path("out/table.md")
+    assert program.folders == [f"{m}/{t}/{s}" for m in ("fast-rate-1", "plain") for t in ("cat", "car") for s in (0, 1)]
+    for folder, config, resume in program.ran:
+        method, target, seed = folder.split("/")
+        assert config.method["fast_rate"] == (0.1 if method == "plain" else 1.0)
+        assert (config.forget.prompts, config.seed, config.train.steps) == ([f"a {target}"], int(seed), 4)
+        assert not resume
+    assert program.presets == ["mine.yaml"] * 8  # the models' cards name it
+    record = json.loads(Path("out/compare.json").read_text())
+    assert record["command"] == "x"
+    assert record["schema"] == 1
+
+
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(comparing: ModuleType) -> None:
+    first = Program()
+    first.stop_at = 2
+    with pytest.raises(StopError):
+        compare(comparing, first)
+    assert len(json.loads(Path("out/results.json").read_text())["runs"]) == 2  # a table after every run
+    second = Program(lambda config: {**SUMMARY, "forget": 1.0})
+    compare(comparing, second)
+    assert first.folders == ["fast-rate-1/cat/0", "fast-rate-1/cat/1"]
+    assert len(second.ran) == 6
+    # the broken one is gone on with; those that were never begun are not
+    assert [resume for *_, resume in second.ran] == [True] + [False] * 5
+    third = Program()
+    compare(comparing, third)
+    assert third.ran == []
+    found = json.loads(Path("out/results.json").read_text())["runs"]
+    assert [run["forget"] for run in found] == [0.25] * 2 + [1.0] * 6
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from erase.store.files import claim
+
+with claim(Path("out/runs/.lock"), "runs/fast-rate-1/cat/0") as mine:
+    print(mine, flush=True)
+    sys.stdin.readline()
+    if sys.argv[1:]:
+        Path("out/runs/fast-rate-1/cat/0").mkdir(parents=True)
+        Path("out/runs/fast-rate-1/cat/0/report.json").write_text(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_two_processes_share_the_runs_of_one_comparison(comparing: ModuleType, finished: bool) -> None:
+    """A run that another process is at work on is left to it; one that it dies on is not."""
+    report = [json.dumps({**SUMMARY, "forget": 1.0})] if finished else []
+    Path("out").mkdir()
+    Path("out/compare.json").write_text('{"runs": {}}')
+    child = subprocess.Popen(
+        [sys.executable, "-c", OTHER, *report], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == "True\n"
+    program = Program()
+    run = program.main
+
+    def watch(config: SdConfig, out: Path, **kwargs: Any) -> Path:
+        if len(program.ran) == 6:  # the last that is nobody's
+            assert child.stdin is not None
+            child.stdin.close()
+            child.wait()
+        return run(config, out, **kwargs)
+
+    program.main = watch  # type: ignore[method-assign]
+    compare(comparing, program)
+    assert child.returncode == 0
+    all_runs = [f"{m}/{t}/{s}" for m in ("fast-rate-1", "plain") for t in ("cat", "car") for s in (0, 1)]
+    assert program.folders == all_runs[1:] + all_runs[:1] * (not finished)
+    found = json.loads(Path("out/results.json").read_text())["runs"]
+    assert [run["forget"] for run in found] == [1.0 if finished else 0.25] + [0.25] * 7
+    assert [(run["method"], run["target"], run["seed"]) for run in found][:2] == [
+        ("Fast rate 1", "cat", 0),
+        ("Fast rate 1", "cat", 1),
+    ]
+
+
+def test_the_processes_of_one_launch_are_at_work_on_each_run_together(
+    comparing: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    compare(comparing, Program(), targets={"a": {}}, seeds=[0])
+    assert not Path("out/runs/.lock").exists()
+
+
+def test_runs_of_one_model_share_their_base_pictures(comparing: ModuleType) -> None:
+    """One model, seed and way to draw."""
+    program = Program()
+    targets = {"a": {}, "b": {}, "c": {"draw": {"steps": 9}}, "d": {"model": "there"}, "e": {"eval": {"images": 0}}}
+    targets["f"] = {"precision": "bf16"}
+    compare(comparing, program, methods={"m": {}}, targets=targets)
+    first = {seed: Path(f"out/runs/m/a/{seed}/images/base") for seed in (0, 1)}
+    for folder, config, _ in program.ran:
+        assert config.eval.base == (first[config.seed] if folder.split("/")[1] in ("b", "e") else None)
+
+
+def test_runs_with_one_retrained_model_share_its_pictures(comparing: ModuleType) -> None:
+    keys = {
+        name: comparing.reusable(comparing.Run("m", "t", seed, {"model": "m", **settings}))
+        for name, settings, seed in (
+            ("a", {"eval": {"retrained": "r"}}, 0),
+            ("other method", {"eval": {"retrained": "r"}, "method": {"name": "sfron"}}, 0),
+            ("other model", {"eval": {"retrained": "r2"}}, 0),
+            ("other seed", {"eval": {"retrained": "r"}}, 1),
+            ("other drawing", {"eval": {"retrained": "r"}, "draw": {"steps": 1}}, 0),
+            ("none", {}, 0),
+        )
+    }
+    assert keys["a"].keys() == {"base", "retrained_base"}
+    assert keys["none"] == {"base": keys["a"]["base"]}
+    assert [name for name in keys if keys[name] == keys["a"]] == ["a", "other method"]
+    assert keys["other model"]["base"] == keys["a"]["base"]
+    for name in ("other model", "other seed", "other drawing"):
+        assert keys[name]["retrained_base"] != keys["a"]["retrained_base"]
+
+
+def test_the_base_pictures_of_a_run_that_finished_before_are_shared(comparing: ModuleType) -> None:
+    compare(comparing, Program(), methods={"m": {}}, targets={"a": {}}, seeds=[0])
+    program = Program()
+    compare(comparing, program, methods={"m": {}}, targets={"a": {}, "b": {}}, seeds=[0])
+    assert [(folder, config.eval.base) for folder, config, _ in program.ran] == [
+        ("m/b/0", Path("out/runs/m/a/0/images/base"))
+    ]
+
+
+def test_a_folder_in_use_is_not_touched(comparing: ModuleType) -> None:
+    Path("out").mkdir()
+    Path("out/thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"^out is in use by something else than a comparison: choose another --out$"):
+        compare(comparing, Program())
+    assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_another_comparison_is_not_touched(comparing: ModuleType) -> None:
+    """One with more runs goes on there."""
+    compare(comparing, Program(), methods={"a": {}, "b": {}})
+    before = Path("out/table.md").read_bytes()
+    program = Program()
+    with pytest.raises(
+        ValueError, match=r"^out has a run that is not in this comparison, runs/b/cat/0: remove it, or c"
+    ):
+        compare(comparing, program, methods={"a": {}, "c": {}})
+    assert Path("out/table.md").read_bytes() == before
+    compare(comparing, program, methods={"a": {}, "b": {}, "c": {}})
+    assert program.folders == ["c/cat/0", "c/cat/1", "c/car/0", "c/car/1"]
+
+
+def test_a_run_that_was_never_begun_may_change(comparing: ModuleType) -> None:
+    first = Program()
+    first.stop_at = 4
+    with pytest.raises(StopError):
+        compare(comparing, first)
+    shutil.rmtree("out/runs/plain")
+    second = Program()
+    compare(comparing, second, methods={**SPEC["methods"], "plain": {"train": {"steps": 5}}})
+    assert [config.train.steps for _, config, _ in second.ran] == [5] * 4
+
+
+def test_a_file_is_no_folder_for_a_comparison(comparing: ModuleType) -> None:
+    Path("out").write_text("x")
+    with pytest.raises(ValueError, match=r"^out is a file: --out names a folder$"):
+        compare(comparing, Program())
+
+
+def test_a_hidden_file_that_another_process_writes_is_not_in_the_way(comparing: ModuleType) -> None:
+    Path("out").mkdir()
+    Path("out/.compare.json.1.tmp").write_text("{")
+    program = Program()
+    compare(comparing, program)
+    assert len(program.ran) == 8
+
+
+def test_results_of_other_settings_are_not_passed_off_as_these(comparing: ModuleType) -> None:
+    compare(comparing, Program(), "train.steps=4")
+    again = Program()
+    with pytest.raises(ValueError, match="settings"):
+        compare(comparing, again, "train.steps=5")
+    assert again.ran == []
+    compare(comparing, Program(), "train.steps=4")
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def numbers(config: SdConfig) -> dict[str, Any]:
+    """forget: 0.1 by method, 0.04 by target, 0.02 by seed."""
+    value = 0.1 * (config.method["fast_rate"] == 1) + 0.04 * (config.forget.prompts == ["a car"]) + 0.02 * config.seed
+    return {"forget": value, "remain": 1 - value, "shows": ["dog", "horse"][config.seed], "drop": None}
+
+
+def test_tables_hold_means_and_spreads(comparing: ModuleType) -> None:
+    table = compare(comparing, Program(numbers)).read_text()
+    # sample deviations: 0.02 / √2 over two seeds; over two targets as well, that of 0, 0.02, 0.04 and 0.06;
+    # intervals: 12.706 · 0.01 (one degree of freedom), 3.182 · 0.0258 / √4, and neither below 0 nor above 1
+    assert table.splitlines() == [
+        "| method | target | forget | remain | shows | drop |",
+        "|---|---|---|---|---|---|",
+        "| Fast rate 1 | cat | 0.110 ± 0.014 [0.000, 0.237] | 0.890 ± 0.014 [0.763, 1.000] | dog, horse | – |",
+        "| Fast rate 1 | car | 0.150 ± 0.014 [0.023, 0.277] | 0.850 ± 0.014 [0.723, 0.977] | dog, horse | – |",
+        "| plain | cat | 0.010 ± 0.014 [0.000, 0.137] | 0.990 ± 0.014 [0.863, 1.000] | dog, horse | – |",
+        "| plain | car | 0.050 ± 0.014 [0.000, 0.177] | 0.950 ± 0.014 [0.823, 1.000] | dog, horse | – |",
+        "| Fast rate 1 | all | 0.130 ± 0.026 [0.089, 0.171] | 0.870 ± 0.026 [0.829, 0.911] | dog, horse | – |",
+        "| plain | all | 0.030 ± 0.026 [0.000, 0.071] | 0.970 ± 0.026 [0.929, 1.000] | dog, horse | – |",
+    ]
+    with Path("out/table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert list(rows[0]) == ["method", "target", "seed", "forget", "remain", "shows", "drop"]
+    assert rows[3]["method"] == "Fast rate 1"
+    assert (rows[3]["target"], rows[3]["seed"], rows[3]["shows"], rows[3]["drop"]) == ("car", "1", "horse", "")
+    assert float(rows[3]["forget"]) == pytest.approx(0.16)
+    found = json.loads(Path("out/results.json").read_text())
+    assert found["schema"] == 1
+    assert found["runs"][3]["forget"] == pytest.approx(0.16)
+    assert found["runs"][3]["drop"] is None
+    titles = [e.text for e in ElementTree.parse("out/forgetting.svg").iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == [
+        *("Fast rate 1, cat: 0.11, 0.89", "Fast rate 1, car: 0.15, 0.85", "plain, cat: 0.01, 0.99"),
+        *("plain, car: 0.05, 0.95", "Fast rate 1", "plain"),
+    ]
+    assert Path("out/forgetting.svg").read_text().count("stroke-opacity") == 4  # their intervals
+
+
+def test_differences_from_the_first_method_say_whether_seeds_bear_them_out(comparing: ModuleType) -> None:
+    """Of `numbers` they are the same for each seed; here 0.1, and for one seed 0.2 more."""
+
+    def unsteady(config: SdConfig) -> dict[str, Any]:
+        plain = config.method["fast_rate"] != 1
+        return {**numbers(config), "drop": 0.1 * plain + 0.2 * plain * config.seed}
+
+    compare(comparing, Program(unsteady))
+    lines = Path("out/differences.md").read_text().splitlines()
+    assert lines[0] == "| method | target | number | difference from Fast rate 1 | 95 % interval | |"
+    assert lines[2] == "| plain | cat | forget | -0.100 | – | the same each time: no interval |"
+    # of 0.1 and 0.3: 0.2 ± 12.706 · 0.1 (one degree of freedom); of two targets as well: 3.182 · 0.1155 / √4
+    assert "| plain | cat | drop | +0.200 | -1.071 to +1.471 | inside its interval: no difference shown |" in lines
+    assert "| plain | all | drop | +0.200 | +0.016 to +0.384 | a difference |" in lines
+    assert not any("shows" in line for line in lines)
+
+
+def test_one_target_and_one_seed_have_no_spread(comparing: ModuleType) -> None:
+    table = compare(comparing, Program(numbers), methods={"m": {}}, targets={"cat": {}}, seeds=[1]).read_text()
+    assert table.splitlines()[2:] == ["| m | cat | 0.020 | 0.980 | horse | – |"]
+
+
+def test_methods_on_the_pareto_front_are_marked(comparing: ModuleType) -> None:
+    """Of each target, by means over seeds: no other method is as good in all three numbers and better in one."""
+    seen = {  # forget, remain, time of two seeds
+        ("slow", "cat"): [(0.0, 1.0, 9.0), (0.0, 0.9, 9.0)],
+        ("fast", "cat"): [(0.1, 0.9, 1.0), (0.1, 0.9, 1.0)],
+        ("worse", "cat"): [(0.1, 0.9, 1.0), (0.1, 0.9, 1.5)],
+        ("slow", "car"): [(0.5, 0.5, 2.0), (0.5, 0.5, 2.0)],
+        ("fast", "car"): [(0.5, 0.5, 1.0), (0.5, 0.5, 1.0)],
+        ("worse", "car"): [(0.0, 0.4, 1.0), (0.0, 0.4, None)],
+    }
+    names = ("slow", "fast", "worse")
+
+    def found(config: SdConfig) -> dict[str, Any]:
+        name = names[config.train.steps - 1]
+        forget, remain, time = seen[name, config.forget.prompts[0].removeprefix("a ")][config.seed]
+        return {"forget": forget, "remain": remain, "rte_s": time}
+
+    methods = {name: {"train": {"steps": step}} for step, name in enumerate(names, 1)}
+    table = compare(comparing, Program(found), methods=methods, columns=["forget"]).read_text().splitlines()
+    assert table[0] == "| method | target | forget | front |"
+    marked = [line.split(" | ")[:2] for line in table[2:] if line.endswith("| ● |")]
+    # over both targets "worse" lacks a time, and "slow" and "fast" are each better in something
+    expected = [["slow", "cat"], ["fast", "cat"], ["fast", "car"], ["slow", "all"], ["fast", "all"]]
+    assert sorted(marked) == sorted([f"| {method}", target] for method, target in expected)
+    front = json.loads(Path("out/results.json").read_text())["front"]
+    assert front == {"cat": ["slow", "fast"], "car": ["fast"], "all": ["slow", "fast"]}
+    assert Path("out/forgetting.svg").read_text().count("<circle") == 3 + 1
+
+
+def test_numbers_that_only_some_runs_have(comparing: ModuleType) -> None:
+    def some(config: SdConfig) -> dict[str, Any]:
+        return {**numbers(config), "drop": 2.0 if config.seed else None}
+
+    table = compare(comparing, Program(some), methods={"m": {}}, targets={"cat": {}}, columns=["drop"])
+    assert table.read_text().splitlines()[2:] == ["| m | cat | 2.000 |"]
+
+
+def test_columns_are_those_asked_for_in_their_order(comparing: ModuleType) -> None:
+    table = compare(comparing, Program(numbers), columns=["remain", "forget"]).read_text().splitlines()
+    assert table[0] == "| method | target | remain | forget |"
+    assert table[2] == "| Fast rate 1 | cat | 0.890 ± 0.014 [0.763, 1.000] | 0.110 ± 0.014 [0.000, 0.237] |"
+    with pytest.raises(ValueError, match=r"^no column 'frogs'; this pipeline has: forget, remain, shows, drop$"):
+        compare(comparing, Program(numbers), columns=["forget", "frogs"])
+
+
+@pytest.mark.parametrize("found", [{}, {"forget": 0.5}, {"forget": 0.5, "remain": None}], ids=str)
+def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(
+    comparing: ModuleType, found: dict[str, Any]
+) -> None:
+    """Counting nudity alone gives `forget`; where all prompts of a kind are forgotten `remain` is nothing."""
+    table = compare(comparing, Program(lambda config: {**found, "erase_s": 1.0}), columns=["erase_s"])
+    assert table.read_text().splitlines()[2] == "| Fast rate 1 | cat | 1.000 ± 0.000 |"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    program, load = Program(numbers), cli.program
+    fake = SimpleNamespace(main=program.main, summary=program.summary, AXES=program.AXES, GOALS=program.GOALS)
+    monkeypatch.setattr(cli, "program", lambda name: fake if name == "sd" else load(name))
+    Path("spec.yaml").write_text(yaml.safe_dump({**SPEC, "columns": ["forget"]}, sort_keys=False))
+    words = ["erase", "compare", "spec.yaml", "train.steps=4", "--out", "out"]
+    for count in (8, 0):
+        program.ran.clear()
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        assert len(program.ran) == count
+        lines = capsys.readouterr().out.splitlines()
+        assert (
+            lines[:count]
+            == [
+                f"run {n + 1} of 8: {method}, {target}, seed {seed}"
+                for n, (method, target, seed) in enumerate(
+                    (m, t, s) for m in SPEC["methods"] for t in SPEC["targets"] for s in SPEC["seeds"]
+                )
+            ][:count]
+        )
+        assert "\n".join(lines[count:]) + "\n" == Path("out/table.md").read_text()
+    assert (
+        json.loads(Path("out/compare.json").read_text())["command"] == "erase compare spec.yaml train.steps=4 --out out"
+    )

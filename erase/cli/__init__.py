@@ -339,42 +339,44 @@ def generate(
         rows = [replace(row, guidance=None, width=None, height=None) for row in rows]
     import torch
 
-    from erase.diffusion import stable_diffusion as sd
+    from erase.diffusion import text
     from erase.diffusion.checkpoints import folders
+    from erase.diffusion.checkpoints.locate import locate
+    from erase.diffusion.model import open_model
     from erase.engine import distributed
     from erase.engine.precision import Precision
     from erase.programs import runs
 
     _no_loading_bars()
-    for number, row in enumerate(rows, 1):
-        sd.check_size(row.width, row.height, f"{file}: row {number}")
     device = runs.launch().device
     context = Precision(precision, device)
-    source = sd.locate(model)
-    pipe = sd.open_pipeline(source, device)
-    cut = sd.cut_prompts(pipe, [row.prompt for row in rows])
+    source = locate(model, "text")
+    diffuser = open_model(source, device)
+    for number, row in enumerate(rows, 1):
+        text.check_size(row.width, row.height, f"{file}: row {number}", diffuser.family.STRIDE)
+    cut = text.cut_prompts(diffuser, [row.prompt for row in rows])
     first = distributed.rank() == 0
     if cut and first:
-        typer.echo(sd.say_cut(pipe, cut, len(rows)), err=True)
+        typer.echo(text.say_cut(diffuser, cut, len(rows)), err=True)
     settings: dict[str, Any] = {
         "model": model,
         "weights": folders.fingerprint(source),
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "dtype": str(next(diffuser.net.parameters()).dtype).removeprefix("torch."),
         "precision": precision,
         "draw": {"steps": steps, "guidance": guidance},
-        "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": {k: v for k, v in pipe.scheduler.config.items() if not k.startswith("_")},
+        "scheduler": type(diffuser.pipe.scheduler).__name__,
+        "scheduler_config": {k: v for k, v in diffuser.pipe.scheduler.config.items() if not k.startswith("_")},
         "prompt_file": {"name": file.name, "sha256": files.sha256(file)},
         "truncated_prompts": cut,
         "versions": {k: v for k, v in runs.versions().items() if k in ("erase", "torch", "diffusers", "transformers")},
     }
     if device.type == "cpu":
         # One for a small model: as fast, and the pixels are the same whatever a launcher gives each process.
-        small = sum(p.numel() for p in pipe.unet.parameters()) < 50e6
+        small = sum(p.numel() for p in diffuser.net.parameters()) < 50e6
         torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
         settings["threads"] = torch.get_num_threads()
     runs.draw_pictures(
-        sd.sampler(pipe, steps=steps, guidance=guidance, autocast=context.drawing),
+        diffuser.sampler(steps=steps, guidance=guidance, autocast=context.drawing),
         rows,
         out,
         images=images,
@@ -739,11 +741,11 @@ def convert(
     _quiet()
     from tqdm import tqdm
 
-    from erase.diffusion import stable_diffusion as sd
     from erase.diffusion.checkpoints import convert as converting
     from erase.diffusion.checkpoints.folders import Source
+    from erase.diffusion.checkpoints.locate import locate
 
-    found = sd.locate(source, prediction=prediction, trusted=allow_pickle)
+    found = locate(source, "text", prediction=prediction, trusted=allow_pickle)
     single = out.suffix == ".safetensors"
     if out.suffix == ".ckpt":
         raise ValueError(f"{out}: pickles are not written; a single file is .safetensors")
@@ -825,11 +827,9 @@ def _locate(model: str) -> Any:
         from erase.classification import folders as classifiers
 
         return classifiers.locate(model)
-    from erase.diffusion import ddpm
-    from erase.diffusion import stable_diffusion as sd
+    from erase.diffusion.checkpoints.locate import locate
 
-    unet = _mapping(index).get("unet") if index.exists() else None
-    return ddpm.locate(model) if lone or (isinstance(unet, list) and unet[-1:] == ["UNet2DModel"]) else sd.locate(model)
+    return locate(model)
 
 
 def _is_classifier(config: dict[str, Any]) -> bool:
@@ -898,13 +898,10 @@ def _describe_model(path: Path) -> dict[str, Any]:
     if isinstance(source, classifiers.Source):
         what, hashes = classifiers.describe(source), classifiers.fingerprint(source)
     else:
-        from erase.diffusion import ddpm
-        from erase.diffusion import stable_diffusion as sd
         from erase.diffusion.checkpoints import folders
-        from erase.diffusion.checkpoints.single_file import SingleFile
+        from erase.diffusion.describe import describe
 
-        is_sd = isinstance(source, SingleFile) or (source.folder / "vae").is_dir()
-        what, hashes = sd.describe(source) if is_sd else ddpm.describe(source), folders.fingerprint(source)
+        what, hashes = describe(source), folders.fingerprint(source)
     return {**what, **_told(weights.provenance(saving.header(source)), path), "sha256": hashes}
 
 

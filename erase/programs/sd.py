@@ -6,7 +6,6 @@ report. Every part leaves a file in the run's folder; with `--resume` parts that
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import shutil
@@ -22,10 +21,13 @@ import torch
 from torch import Tensor
 
 from erase.config import SdConfig, arguments
-from erase.diffusion import stable_diffusion as sd
+from erase.diffusion import condition, text
 from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import ImageItem, LatentSet, encode_in_batches
+from erase.diffusion.loading import networks
 from erase.diffusion.losses import forget_objective, remain_objective
+from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.batches import Batches, some
@@ -98,18 +100,18 @@ def main(
     if method.fresh:
         raise ValueError(f"{config.method['name']} trains new weights, which erase run sd does not do")
     check_needs(build, ("concepts", "denoiser"))
-    source = sd.locate(config.model)
+    source = locate(config.model, "text")
     gone = folders.forgotten(source)
     plan = make_plan(config, gone)
-    pipe = sd.open_pipeline(source, device)
-    sd.check_prompts(pipe, plan.words)
-    trained = select(pipe.unet, config.train.parameters)
+    diffuser = open_model(source, device)
+    text.check_prompts(diffuser, plan.words)
+    trained = select(diffuser.net, config.train.parameters, diffuser.family.PARAMETERS)
     check_saliency(config.saliency, build)
     check_evaluators(config, plan)
-    if cut := sd.cut_prompts(pipe, [row.prompt for row in plan.rows]):
-        say(sd.say_cut(pipe, cut, len(plan.rows)))
+    if cut := text.cut_prompts(diffuser, [row.prompt for row in plan.rows]):
+        say(text.say_cut(diffuser, cut, len(plan.rows)))
     if dry_run:
-        say("\n".join(foretell(config, plan, pipe, build, method, precision, command)))
+        say("\n".join(foretell(config, plan, diffuser, build, method, precision, command)))
         return out / "report.html"
     weights = folders.fingerprint(source)
     record = {
@@ -130,7 +132,7 @@ def main(
     if config.eval.images and config.eval.base is not None:
         generate.check_reuse(config.eval.base)
     if config.eval.attacks:
-        check_attacks(config, plan, pipe)
+        check_attacks(config, plan, diffuser)
     distributed.first(lambda: open_folder(config, out, record, command, resume))
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
     if resume and distributed.first(lambda: saving.finished(out)):
@@ -138,11 +140,11 @@ def main(
         say(f"finished before: {draw_report(config, out)}")
         return out / "report.html"
     say(
-        f"{config.model}: {sum(p.numel() for p in pipe.unet.parameters() if p.requires_grad):,} weights in "
+        f"{config.model}: {sum(p.numel() for p in diffuser.net.parameters() if p.requires_grad):,} weights in "
         f"{len(trained)} tensors learn; forgetting {', '.join(plan.forget)}"
     )
 
-    draw_images(config, plan, pipe, precision, out / "images" / "base", resume, weights, config.eval.base)
+    draw_images(config, plan, diffuser, precision, out / "images" / "base", resume, weights, config.eval.base)
     drawn = {"base": weights}
 
     mask_path = out / "saliency.safetensors"
@@ -152,24 +154,23 @@ def main(
         mask = load_mask(mask_path) if mask_path.exists() else None
     else:
         began = time.perf_counter()
-        pipe.vae.enable_slicing()  # a picture at a time
+        diffuser.pipe.vae.enable_slicing()  # a picture at a time
         wanted, concepts = config.saliency, None
         if method.edit is not None:
-            concepts = sd.concepts(pipe, plan.forget, plan.anchors or [""] * len(plan.forget), ["", *plan.remain])
-        forget, remain, null = cache(config, plan, pipe, precision, looks_at(config, method, build))
+            concepts = text.concepts(diffuser, plan.forget, plan.anchors or [""] * len(plan.forget), ["", *plan.remain])
+        forget, remain, null = cache(config, plan, diffuser, precision, looks_at(config, method, build))
         data_s = time.perf_counter() - began
-        backend = sd.denoiser(pipe, null)
+        backend = diffuser.denoiser(null)
         if config.until is None:
-            pipe.vae, pipe.text_encoder = None, None
-            gc.collect()
+            diffuser.free("vae", *diffuser.family.ENCODERS)
 
         began = time.perf_counter()
         batches = tuple(
             [] if side is None else some(side, wanted.count, wanted.batch_size, config.seed)
             for side in (forget, remain)
         )
-        objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
-        keeping = remain_objective(config.remain.loss, pipe.unet, config.train.dropout)
+        objective = forget_objective(config.forget.loss, diffuser.net, config.forget.target)
+        keeping = remain_objective(config.remain.loss, diffuser.net, config.train.dropout)
         given = equip(
             build, config, backend, objective, keeping, batches, precision, mask_path, resume, concepts=concepts
         )
@@ -177,7 +178,7 @@ def main(
         saliency_s = time.perf_counter() - began
 
         if config.train.checkpointing:  # not before: per-sample gradients cannot have it
-            pipe.unet.enable_gradient_checkpointing()
+            diffuser.checkpoint_activations()
         done = run_steps(
             config,
             backend,
@@ -187,10 +188,10 @@ def main(
             accelerator,
             out,
             resume,
-            until=None if config.until is None else looker(config, plan, pipe, precision, out),
+            until=None if config.until is None else looker(config, plan, diffuser, precision, out),
         )
         timing = {"data_s": data_s, "saliency_s": saliency_s, **done.timing}
-        values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
+        values = {name: p.detach() for name, p in diffuser.net.named_parameters() if p.requires_grad}
         distributed.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, given, objective, forget, remain
     target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
@@ -198,18 +199,18 @@ def main(
     meta |= {folders.FORGOTTEN: json.dumps(list(dict.fromkeys([*gone, *marks(config, plan)])))}
     distributed.first(partial(saving.save, source, values, out, meta, form))
     drop(out, *STATE)
-    del pipe, values
-    gc.collect()
+    diffuser.free(diffuser.family.TRAINED)
+    del diffuser, values
 
     if config.eval.images:
-        erased = sd.open_pipeline(sd.locate(model), device)
-        drawn["erased"] = folders.fingerprint(sd.locate(model))
+        erased = open_model(locate(model), device)
+        drawn["erased"] = folders.fingerprint(locate(model))
         draw_images(config, plan, erased, precision, out / "images" / "erased", resume, drawn["erased"])
     result = make_report(config, plan, out, mask, timing, command, drawn)
     if config.until is not None:
         result["until"] = looked(config, out)
     if config.eval.attacks:
-        result["robustness"] = attack(config, plan, sd.locate(model), out, accelerator, precision, resume)
+        result["robustness"] = attack(config, plan, locate(model), out, accelerator, precision, resume)
     distributed.first(lambda: saving.settle(out, form))
     distributed.first(lambda: files.write_json(out / "report.json", result))
     drop(out, trained_path.name)
@@ -232,36 +233,35 @@ def looks_at(config: SdConfig, method: Method, build: Callable[..., Method]) -> 
 def foretell(
     config: SdConfig,
     plan: Plan,
-    pipe: Any,
+    diffuser: Model,
     build: Callable[..., Method],
     method: Method,
     precision: Precision,
     command: str,
 ) -> list[str]:
     """What the run would learn, hold and do; `method` is built of plain settings alone."""
-    unet = pipe.unet.config
-    text = torch.zeros(1, pipe.tokenizer.model_max_length, unet.cross_attention_dim, device=pipe.device)
-    latents = torch.zeros(1, unet.in_channels, unet.sample_size, unet.sample_size, device=pipe.device)
-    sample = {"mean": latents, "std": latents, "cond": text}
+    latents, asked = diffuser.family.example(diffuser.configs)
+    latents, asked = latents.to(diffuser.device), condition.to(asked, diffuser.device)
+    sample = {"mean": latents, "std": latents, "cond": asked}
     if plan.anchors:
-        sample["anchor"] = text
+        sample["anchor"] = asked
     own, drawn = plan.forget_images, len(plan.forget) * config.forget.count
     parts = {"own": drawn if own is None else len(own), "anchor": drawn}
     forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
     remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
     sides = looks_at(config, method, build)
     forget, remain = (count if looked else 0 for count, looked in zip((forget, remain), sides, strict=True))
+    helpers = [name for name in networks(diffuser.pipe) if name != diffuser.family.TRAINED]
+    stay = sum(p.nbytes for name in helpers for p in getattr(diffuser.pipe, name).parameters())
     if config.until is None:
-        pipe.vae, pipe.text_encoder = None, None  # as they will be
-        gc.collect()
+        diffuser.free(*helpers)  # as they will be
     more = [f"pictures: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"]
     if config.until is not None:
-        stay = sum(p.nbytes for part in (pipe.vae, pipe.text_encoder) for p in part.parameters())
         more.append(
             f"looks: {2 * config.until.images} pictures every {config.until.every} steps; the VAE and the text encoder "
             f"stay for them, {stay / 1e9:.3f} GB"
         )
-    backend = sd.denoiser(pipe, text)
+    backend = diffuser.denoiser(asked)
     return rehearse(
         config, backend, build, partial(denoising, config), sample, (forget, remain), precision, more, command
     )
@@ -271,20 +271,19 @@ def foretell(
 
 
 def cache(
-    config: SdConfig, plan: Plan, pipe: Any, precision: Precision, wanted: tuple[bool, bool] = (True, True)
-) -> tuple[LatentSet | None, LatentSet | None, Tensor]:
+    config: SdConfig, plan: Plan, diffuser: Model, precision: Precision, wanted: tuple[bool, bool] = (True, True)
+) -> tuple[LatentSet | None, LatentSet | None, dict[str, Tensor]]:
     """Latents and embeddings of both sides, computed once, where wanted; and the empty prompt's embedding."""
-    res = sd.resolution(pipe)
 
     def side(
         prompts: Sequence[str], items: list[ImageItem] | None, count: int, what: str
     ) -> tuple[list[str], Tensor, Tensor | None]:
         if items is not None:
-            mean, std = encode_in_batches(items, lambda x: sd.encode(pipe, x), res)
+            mean, std = encode_in_batches(items, diffuser.encode, diffuser.resolution)
             return [item.prompt for item in items], mean, std
         words = [p for p in prompts for _ in range(count)]
         samples = [i for _ in prompts for i in range(count)]
-        return words, drawn_latents(config, pipe, precision, words, samples, what), None
+        return words, drawn_latents(config, diffuser, precision, words, samples, what), None
 
     forget_words: list[str] = []
     means: list[Tensor] = []
@@ -306,7 +305,7 @@ def cache(
     anchor_of = anchors_of(plan, forget_words)
     distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
     place = {prompt: i for i, prompt in enumerate(distinct)}
-    table = sd.embed(pipe, distinct)
+    table = diffuser.embed(distinct)
 
     def rows(words: Sequence[str]) -> Tensor:
         return torch.tensor([place[w] for w in words])
@@ -317,7 +316,7 @@ def cache(
         forget = LatentSet(torch.cat(means), rows(forget_words), table, forget_std, anchors)
     if wanted[1]:
         remain = LatentSet(remain_mean, rows(remain_words), table, remain_std)
-    return forget, remain, table[place[""]].unsqueeze(0)
+    return forget, remain, condition.take(table, rows([""]))
 
 
 # ---------------------------------------------------------------- evaluation
@@ -326,7 +325,7 @@ def cache(
 def draw_images(
     config: SdConfig,
     plan: Plan,
-    pipe: Any,
+    diffuser: Model,
     precision: Precision,
     out: Path,
     resume: bool,
@@ -336,7 +335,7 @@ def draw_images(
     """The evaluation's pictures of one model: the same rows, seeds and settings for base and erased."""
     if not config.eval.images:
         return
-    draw_rows(config, plan.rows, config.eval.images, pipe, precision, out, resume, {"weights": weights}, reuse)
+    draw_rows(config, plan.rows, config.eval.images, diffuser, precision, out, resume, {"weights": weights}, reuse)
 
 
 def make_report(
@@ -380,7 +379,9 @@ def make_report(
 # ---------------------------------------------------------------- looks between steps
 
 
-def looker(config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: Path) -> Callable[[int], Look | None]:
+def looker(
+    config: SdConfig, plan: Plan, diffuser: Model, precision: Precision, out: Path
+) -> Callable[[int], Look | None]:
     """What the loop asks after each step: at some of them it draws a few pictures, judges them and drops them."""
     wanted = config.until
     assert wanted is not None
@@ -398,7 +399,7 @@ def looker(config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: P
             return None
         work = Path(distributed.first(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
         folder = work / f"after step {done}"
-        draw_rows(config, rows, 1, pipe, precision, folder, False, {})
+        draw_rows(config, rows, 1, diffuser, precision, folder, False, {})
         shown, labels = judged(config, plan, folder)
         distributed.first(lambda: shutil.rmtree(work))
         forget = sum(shown[: wanted.images]) / wanted.images

@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from erase import cli
+from erase.cli import common
 from erase.config import DdpmConfig, override, parse
 from erase.diffusion import class_conditional
 from erase.diffusion.checkpoints import folders
@@ -1488,9 +1489,9 @@ def test_a_signal_saves_at_the_end_of_the_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(runs.JsonlTracker, "__call__", signalled)
-        cli._stoppable()
+        common.stoppable()
         ours = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-        with pytest.raises(cli.Stopped) as stopped:
+        with pytest.raises(common.Stopped) as stopped:
             start(out, *words)
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == ours
     assert stopped.value.code == status
@@ -1533,7 +1534,7 @@ def test_a_stopped_command_says_which_one_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, again: str
 ) -> None:
     """Stopped as soon as it can be."""
-    stoppable = cli._stoppable
+    stoppable = common.stoppable
 
     def stopped(*args: Any) -> None:
         stoppable(*args)

@@ -13,7 +13,6 @@ from erase.cli.common import (
     is_classifier,
     locate_any,
     mapping,
-    program,
     quiet,
 )
 
@@ -68,7 +67,9 @@ def _describe_run(folder: Path) -> dict[str, Any]:
 
     result = mapping(folder / "report.json")
     if run.get("config", {}).get("pipeline") == "classify":
-        lines = program("classify").table(result)
+        from erase.programs.classify.report import table
+
+        lines = table(result)
     else:
         lines = [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]
     return {**found, "results": lines}

@@ -28,10 +28,10 @@ from erase.engine.precision import Precision
 from erase.evaluation import report
 from erase.evaluation.generate import PromptRow
 from erase.programs import saving
-from erase.programs.drawing import draw_rows, drawn_latents
-from erase.programs.judge import check_evaluators, concept, count_preset, judged, share
-from erase.programs.prompts import Plan, expand, label_of, make_plan
 from erase.programs.runs import bar, new_report, open_folder, start
+from erase.programs.text.drawing import draw_rows, drawn_latents
+from erase.programs.text.judge import check_evaluators, concept, count_preset, judged, share
+from erase.programs.text.plan import Plan, expand, label_of, make_plan
 from erase.store import files
 from erase.store.safetensors import digest, read_safetensors, write_safetensors
 

@@ -42,7 +42,8 @@ from erase.programs.tracking import JsonlTracker, OtherTracker, check_tracker
 from erase.store import files
 
 C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
-STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors")
+TIMING = "timing.json"
+STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors", TIMING)
 """Files of a run that is not trained yet."""
 RARE = {
     "new_net": "a network with new weights",

@@ -6,13 +6,15 @@ than latents as they are, how to read latents, times and predictions from what t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import micro
 import micro_ddpm
+import micro_pixart
+import micro_sdxl
 import numpy as np
 import pytest
 import torch
@@ -44,10 +46,22 @@ class Row:
     """`Process.clock`'s times from the network's."""
     prediction: Callable[[Tensor], Tensor] = lambda x: x
     """As `Family.call` gives it, from what the network gives."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the stock pipeline is told so that it draws as `Family.draw` has it."""
+    family: str = ""
+    """If it is not the row's name."""
 
 
+PIXART: dict[str, Any] = {
+    "prediction": lambda x: x.chunk(2, 1)[0],  # the other half is a variance
+    "given": {"use_resolution_binning": False, "clean_caption": False},
+    "family": "pixart",
+}
 ROWS = {
     "sd": Row(micro.pipeline),
+    "sdxl": Row(micro_sdxl.pipeline),
+    "pixart": Row(micro_pixart.pipeline, **PIXART),
+    "pixart-alpha": Row(micro_pixart.alpha, **PIXART),
     "ddpm": Row(micro_ddpm.pipeline, prompts=("cat", "dog")),
 }
 
@@ -65,7 +79,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ROWS[request.param].pipeline(work).save_pretrained(work / "pipeline")
     source = locate(work / "pipeline")
     assert isinstance(source, Source)
-    assert source.family == request.param
+    assert source.family == (ROWS[request.param].family or request.param)
     return Case(ROWS[request.param], source, open_model(source))
 
 
@@ -78,7 +92,7 @@ def draw(model: Model, prompts: tuple[str, ...], **given: Any) -> Any:
 
 
 def test_every_family_has_a_row() -> None:
-    assert FAMILIES.keys() == ROWS.keys()
+    assert FAMILIES.keys() == {row.family or name for name, row in ROWS.items()}
 
 
 def test_call_is_the_stock_pipelines_forward_pass(case: Case) -> None:
@@ -158,11 +172,30 @@ def test_drawing_from_conditions_is_drawing_from_prompts(case: Case) -> None:
     model = case.model
     if model.family.CONDITION == "label":
         pytest.skip("its prompts are classes")
-    stock = model.pipe(
-        list(case.row.prompts), generator=generators(2), num_inference_steps=2, guidance_scale=3.0, output_type="pil"
-    ).images
-    for mine, theirs in zip(draw(model, case.row.prompts), stock, strict=True):
-        assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pil", **case.row.given}
+    side, stride = model.resolution, model.family.STRIDE
+    for size in (None, (side + 4 * stride, side + 2 * stride)):
+        asked = {} if size is None else dict(zip(("height", "width"), size, strict=True))
+        stock = model.pipe(list(case.row.prompts), generator=generators(2), **asked, **given).images
+        for mine, theirs in zip(draw(model, case.row.prompts, size=size), stock, strict=True):
+            assert mine.size == (size or (side, side))[::-1]
+            assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_everything_in_a_condition_changes_the_prediction(case: Case) -> None:
+    model = case.model
+    latents, _ = model.family.example(model.configs)
+    x = torch.randn((2, *latents.shape[1:]), generator=torch.Generator().manual_seed(0))
+    process = model.family.process(model.pipe)
+    t = process.clock(process.times(2, torch.Generator().manual_seed(0), torch.device("cpu")))
+    asked = model.embed(case.row.prompts)
+    with torch.no_grad():
+        before = model.family.call(model.net, x, t, asked)
+        for name, leaf in asked.items():
+            other = leaf.flip(0) if not torch.equal(leaf[0], leaf[1]) else 2 * leaf
+            after = model.family.call(model.net, x, t, {**asked, name: other})
+            assert not torch.allclose(before, after, rtol=1e-4, atol=1e-4), name
+        assert not torch.allclose(before, model.family.call(model.net, x, t.flip(0), asked), rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_depends_on_its_own_generator_alone(case: Case) -> None:

@@ -81,6 +81,8 @@ def pipeline(
             "sample_size": micro.SIZE,
             "scaling_factor": 0.6,
             "force_upcast": True,
+            "latents_mean": (0.1, -0.2, 0.3, 0.0),
+            "latents_std": (1.0, 2.0, 0.5, 1.5),
         }
         decoder = AutoencoderKL(**{**settings, **(vae or {})})
     return StableDiffusionXLPipeline(

@@ -81,7 +81,8 @@ def check_size(width: int | None, height: int | None, where: str, stride: int = 
 def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str]) -> Concepts:
     """Text embeddings, token by token: of forget prompts from where they leave their anchors, and of whole others.
 
-    The beginning that a forget prompt shares with one that stays means the same in both, and stays.
+    The beginning that a forget prompt shares with one that stays means the same in both, and stays. Padding that the
+    network does not read (the condition's `mask`) is left out.
 
     Args:
         model: the model, with its text encoder.
@@ -95,13 +96,16 @@ def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: 
     tokenizer, length = model.family.tokenizer(model.pipe)
     words = [*forget, *anchors, *kept]
     check_prompts(model, words)
-    table = dict(zip(words, model.embed(words)["text"], strict=True))
+    embedded = model.embed(words)
+    counts = embedded["mask"].sum(1).tolist() if "mask" in embedded else [length] * len(words)
+    table = {word: x[:count] for word, x, count in zip(words, embedded["text"], counts, strict=True)}
     ids = {text: list(tokenizer(text, truncation=False).input_ids) for text in table}
     shared = {tuple(ids[text][:end]) for text in kept for end in range(1, len(ids[text]))}
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for prompt, anchor in zip(forget, anchors, strict=True):
         for at, other in paired_tokens(ids[prompt], ids[anchor], length):
-            if tuple(ids[prompt][: at + 1]) not in shared:
+            read = at < len(table[prompt]) and other < len(table[anchor])
+            if read and tuple(ids[prompt][: at + 1]) not in shared:
                 sides[0].append(table[prompt][at])
                 sides[1].append(table[anchor][other])
     assert model.family.TEXT_KV is not None

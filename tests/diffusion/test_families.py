@@ -6,9 +6,11 @@ than latents as they are, how to read latents, times and predictions from what t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import micro
@@ -21,6 +23,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 from torch import Tensor
 
 from erase.diffusion import condition
@@ -198,6 +201,28 @@ def test_everything_in_a_condition_changes_the_prediction(case: Case) -> None:
         assert not torch.allclose(before, model.family.call(model.net, x, t.flip(0), asked), rtol=1e-4, atol=1e-4)
 
 
+def test_encoding_undoes_the_stock_pipelines_scale_and_shift(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = case.model
+    vae = getattr(model.pipe, "vae", None)
+    if vae is None:
+        pytest.skip("its latents are pixels")
+    latents, decode, seen = draw(model, case.row.prompts, latents=True), vae.decode, []
+
+    def record(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(z)
+        return decode(z, *args, **kwargs)
+
+    monkeypatch.setattr(vae, "decode", record)
+    draw(model, case.row.prompts)
+    z = torch.cat(seen)
+    posterior = SimpleNamespace(mean=z, std=torch.ones_like(z))
+    monkeypatch.setattr(vae, "encode", lambda pixels: SimpleNamespace(latent_dist=posterior))
+    mean, std = model.encode(torch.zeros(2, 3, 8, 8))
+    torch.testing.assert_close(mean, latents.float(), rtol=1e-5, atol=1e-5)
+    posterior.mean = z + 1
+    torch.testing.assert_close(model.encode(torch.zeros(2, 3, 8, 8))[0] - mean, std, rtol=1e-3, atol=1e-4)  # rounding
+
+
 def test_an_image_depends_on_its_own_generator_alone(case: Case) -> None:
     both = draw(case.model, case.row.prompts, latents=True)
     again = case.model.draw(case.row.prompts[::-1], generators(2)[::-1], steps=2, guidance=3.0, latents=True)
@@ -208,13 +233,36 @@ def test_saved_after_no_step_it_is_the_same(case: Case, tmp_path: Path) -> None:
     """Every tensor, and every pixel."""
     saving.write(case.source, {}, tmp_path / "model", {})
     for path in sorted(case.source.folder.rglob("*.safetensors")):
-        from safetensors.torch import load_file
-
         other = tmp_path / "model" / path.relative_to(case.source.folder)
         assert digest(load_file(path)) == digest(load_file(other))
     again = open_model(locate(tmp_path / "model"))
     for mine, theirs in zip(draw(case.model, case.row.prompts), draw(again, case.row.prompts), strict=True):
         assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16", "bf16"])
+def test_shards_and_variants_open(case: Case, tmp_path: Path, variant: str | None) -> None:
+    """The trained network's shards, each in 16 bits where the variant says so; other components may be another."""
+    shutil.copytree(case.source.folder, tmp_path / "model")
+    for part in case.model.family.ENCODERS if variant is None else ():
+        (tmp_path / "model" / part / "model.safetensors").rename(tmp_path / "model" / part / "model.fp16.safetensors")
+    dtype = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    net = type(case.model.net).from_pretrained(case.source.folder, subfolder=case.source.trained, dtype=dtype)
+    shutil.rmtree(tmp_path / "model" / case.source.trained)
+    net.save_pretrained(tmp_path / "model" / case.source.trained, variant=variant, max_shard_size="40KB")
+    source = locate(tmp_path / "model")
+    assert isinstance(source, Source)
+    assert (source.variant, len(source.weights) > 1) == (variant, True)
+    model = open_model(source)
+    for name, p in net.named_parameters():
+        assert torch.equal(model.net.get_parameter(name), p.float())
+    saving.write(source, {}, tmp_path / "again", {})
+    assert tree(tmp_path / "again" / source.trained) == tree(tmp_path / "model" / source.trained)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Digests of weights, by file."""
+    return {path.name: digest(load_file(path)) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def test_parameter_sets_choose_something(case: Case) -> None:

@@ -169,7 +169,8 @@ def _open_file(source: SingleFile, kind: Any) -> Any:
 def _assemble(folder: Path, kind: Any, parts: Mapping[str, Any]) -> Any:
     """The pipeline of a folder, whose networks are loaded."""
     index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    hidden: dict[str, Any] = dict.fromkeys((name for name in HIDES if name in index), None)
+    absent = [name for name, value in index.items() if name in HIDES or value == [None, None]]
+    hidden: dict[str, Any] = dict.fromkeys(absent, None)
     if "safety_checker" in index:
         hidden["requires_safety_checker"] = False
     return kind.from_pretrained(folder, dtype=torch.float32, **hidden, **parts)

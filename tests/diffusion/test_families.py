@@ -9,13 +9,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import micro
 import micro_ddpm
+import micro_flux
 import micro_pixart
+import micro_sd3
 import micro_sdxl
 import numpy as np
 import pytest
@@ -51,18 +54,27 @@ class Row:
     """As `Family.call` gives it, from what the network gives."""
     given: Mapping[str, Any] = field(default_factory=dict)
     """What the stock pipeline is told so that it draws as `Family.draw` has it."""
-    family: str = ""
-    """If it is not the row's name."""
+    guidance: float = 3.0
+    """The scale of a generation whose forward passes are those of `call`."""
 
 
 PIXART: dict[str, Any] = {
     "prediction": lambda x: x.chunk(2, 1)[0],  # the other half is a variance
     "given": {"use_resolution_binning": False, "clean_caption": False},
-    "family": "pixart",
 }
-ROWS = {
+FLUX: dict[str, Any] = {
+    "latents": micro_flux.unpacked,
+    "clock": micro_flux.clock,
+    "prediction": micro_flux.unpacked,
+    "guidance": 1.0,
+}
+ROWS = {  # by family, and after a dash a variant
     "sd": Row(micro.pipeline),
     "sdxl": Row(micro_sdxl.pipeline),
+    "sd3": Row(micro_sd3.pipeline),
+    "sd3-without_t5": Row(partial(micro_sd3.pipeline, t5=False)),
+    "flux": Row(micro_flux.pipeline, **FLUX),
+    "flux-schnell": Row(partial(micro_flux.pipeline, schnell=True), **FLUX, given={"max_sequence_length": 256}),
     "pixart": Row(micro_pixart.pipeline, **PIXART),
     "pixart-alpha": Row(micro_pixart.alpha, **PIXART),
     "ddpm": Row(micro_ddpm.pipeline, prompts=("cat", "dog")),
@@ -82,7 +94,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ROWS[request.param].pipeline(work).save_pretrained(work / "pipeline")
     source = locate(work / "pipeline")
     assert isinstance(source, Source)
-    assert source.family == (ROWS[request.param].family or request.param)
+    assert source.family == request.param.split("-")[0]
     return Case(ROWS[request.param], source, open_model(source))
 
 
@@ -91,11 +103,11 @@ def generators(count: int) -> list[torch.Generator]:
 
 
 def draw(model: Model, prompts: tuple[str, ...], **given: Any) -> Any:
-    return model.draw(prompts, generators(len(prompts)), steps=2, guidance=3.0, **given)
+    return model.draw(prompts, generators(len(prompts)), **{"steps": 2, "guidance": 3.0, **given})
 
 
 def test_every_family_has_a_row() -> None:
-    assert FAMILIES.keys() == {row.family or name for name, row in ROWS.items()}
+    assert FAMILIES.keys() == {name.split("-")[0] for name in ROWS}
 
 
 def test_call_is_the_stock_pipelines_forward_pass(case: Case) -> None:
@@ -108,7 +120,7 @@ def test_call_is_the_stock_pipelines_forward_pass(case: Case) -> None:
         seen.append((x, t, out[0] if isinstance(out, tuple) else out.sample))
 
     hook = model.net.register_forward_hook(record, with_kwargs=True)
-    drawn = draw(model, row.prompts, latents=True)
+    drawn = draw(model, row.prompts, guidance=row.guidance, latents=True)
     hook.remove()
     assert len(seen) >= 2
     asked = condition.to(model.embed(row.prompts), model.device)

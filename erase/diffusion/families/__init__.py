@@ -20,6 +20,8 @@ from erase.diffusion.process import Process
 FAMILIES: dict[str, tuple[str, ...]] = {
     "sd": ("StableDiffusionPipeline",),
     "sdxl": ("StableDiffusionXLPipeline",),
+    "sd3": ("StableDiffusion3Pipeline",),
+    "flux": ("FluxPipeline",),
     "pixart": ("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
     "ddpm": ("ClassConditionalPipeline",),
 }

@@ -43,7 +43,7 @@ def open_pipeline(
     """
     try:
         pipe = _open_file(source, kind) if isinstance(source, SingleFile) else _open_folder(source, kind, trained)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     for name, net in networks(pipe).items():
         # Weights that their files lack: diffusers leaves them on "meta".

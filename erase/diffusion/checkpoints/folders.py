@@ -43,7 +43,7 @@ class Source:
     trained: str = "unet"
     """Subfolder of the weights to start from: `unet_ema` where the checkpoint has one; `.` for a lone network."""
     variant: str | None = None
-    """`fp16` or `bf16` for files named so."""
+    """One of `VARIANTS`, for files named so."""
     family: str = "sd"
     """A module of `erase.diffusion.families`."""
     labels: tuple[str, ...] = ()

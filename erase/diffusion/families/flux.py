@@ -1,7 +1,8 @@
-"""Flux.1 dev and schnell: a transformer that attends jointly to packed latents and T5's text, told CLIP's pooled output.
+"""Flux.1 dev and schnell: a transformer that attends jointly to packed latents and T5's text.
 
-Latents `[B, C, H, W]` are packed into tokens of 2 × 2 pixels, `[B, H W / 4, 4 C]`, in `call` alone. Guidance is
-distilled: dev is told a scale, and the empty prompt has no part in generation; it is there for training.
+Latents `[B, C, H, W]` are packed into tokens of 2 × 2 pixels, `[B, H W / 4, 4 C]`, in `call` alone. CLIP's pooled
+output is a second condition. Guidance is distilled: dev is told a scale, and the empty prompt, which has no part in
+generation, is there for training.
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ def process(pipe: Any) -> Flow:
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     """`text` `[P, T, D]` of T5, `pooled` `[P, D']` of CLIP, and `guidance` `[P]` where the network is told it."""
     config = pipe.transformer.config
-    text, pooled, _ = pipe.encode_prompt(
-        list(prompts), None, pipe.device, max_sequence_length=_tokens(pipe.transformer.config)
-    )
+    text, pooled, _ = pipe.encode_prompt(list(prompts), None, pipe.device, max_sequence_length=_tokens(config))
     told = {"guidance": torch.full([len(text)], GUIDANCE, device=text.device)} if config.guidance_embeds else {}
     return {"text": text, "pooled": pooled, **told}
 
@@ -101,7 +100,7 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
 
 def _unpack(packed: Tensor, rows: int, columns: int) -> Tensor:
     """Tokens `[B, rows columns, 4 C]` as latents `[B, C, 2 rows, 2 columns]`."""
-    return F.pixel_shuffle(packed.transpose(1, 2).unflatten(2, (rows, columns)), 2)
+    return F.pixel_shuffle(packed.transpose(1, 2).reshape(len(packed), -1, rows, columns), 2)
 
 
 def draw(

@@ -84,13 +84,14 @@ def generate(
     device = runs.launch().device
     context = Precision(precision, device)
     source = locate(model, "text")
-    diffuser = open_model(source, device)
+    diffuser = open_model(source, device, precision)
     for number, row in enumerate(rows, 1):
         text.check_size(row.width, row.height, f"{file}: row {number}", diffuser.family.STRIDE)
     cut = text.cut_prompts(diffuser, [row.prompt for row in rows])
     first = distributed.rank() == 0
     if cut and first:
         typer.echo(text.say_cut(diffuser, cut, len(rows)), err=True)
+    diffuser.remember([*(row.prompt for row in rows), ""])
     settings: dict[str, Any] = {
         "model": model,
         "weights": folders.fingerprint(source),

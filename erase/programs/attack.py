@@ -167,7 +167,7 @@ def attack(
     for when, where in (("base", source), ("erased", erased)):
         if when == "base" and not (wanted.control or learn):
             continue
-        diffuser = open_model(where, accelerator.device)
+        diffuser = open_model(where, accelerator.device, precision.name)
         made = {"weights": folders.fingerprint(where)}
         look = partial(draw_and_judge, config, plan, diffuser, precision, resume)
         if data is None and learn:

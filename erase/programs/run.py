@@ -66,6 +66,8 @@ class Setting:
     form: saving.Form = "full"
     """What is kept of the erased model."""
     resume: bool = False
+    dry_run: bool = False
+    """Whether nothing is computed: models are then opened without weights."""
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +189,7 @@ def main(
     build = builder(str(config.method.get("name", "")))
     method = build(**arguments(config.method, build))  # refuses values out of range now, not after the saliency
     check_saliency(config.saliency, build)
-    setting = Setting(config, out, accelerator, precision, say, build, method, command, preset, form, resume)
+    setting = Setting(config, out, accelerator, precision, say, build, method, command, preset, form, resume, dry_run)
     job = job_of(config.pipeline)(setting)
     if dry_run:
         say("\n".join(job.rehearse()))

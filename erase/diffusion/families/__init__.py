@@ -8,7 +8,7 @@ file here and a row of `FAMILIES`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -51,11 +51,24 @@ class Family(Protocol):
     STRIDE: int
     """Pixels; width and height of an image are multiples of it."""
 
-    def open(self, source: Any, device: torch.device | str) -> Any:
+    def open(
+        self,
+        source: Any,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        hollow: Collection[str] = (),
+    ) -> Any:
         """The pipeline, all networks frozen and in eval mode, without a safety checker.
 
+        Args:
+            source: the checkpoint.
+            device: where its networks go.
+            dtype: of the weights.
+            hollow: networks to leave without weights (`erase.diffusion.loading`).
+
         Raises:
-            ValueError: for weights that are missing, do not fit their configuration, or are not finite.
+            ValueError: for weights that are missing, do not fit their configuration, or are not finite; and for a
+                network that takes something else than this family's.
         """
 
     def process(self, pipe: Any) -> Process:

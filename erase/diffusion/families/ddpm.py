@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,8 +27,13 @@ TEXT_KV: str | None = None
 STRIDE = 1
 
 
-def open(source: Source, device: torch.device | str = "cpu") -> ClassConditionalPipeline:
-    """The pipeline in float32; a folder that names no classes gets the source's labels.
+def open(
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> ClassConditionalPipeline:
+    """The pipeline, always whole and in float32; a folder that names no classes gets the source's labels.
 
     Raises:
         ValueError: for weights that do not fit their configuration or are not finite, a UNet without classes, or a

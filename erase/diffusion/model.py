@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.families import Family, family
+from erase.diffusion.families import Family, LabelFamily, family
 from erase.diffusion.parameters import select
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -96,6 +96,26 @@ class Model:
     def resolution(self) -> int:
         """The side of an image that it was trained at, in pixels."""
         return self.family.resolution(self.pipe)
+
+    @property
+    def _label_family(self) -> LabelFamily:
+        assert self.family.CONDITION == "label", f"{self.family.NAME} reads text"
+        return cast(LabelFamily, self.family)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of its classes, by number; of label families alone."""
+        return self._label_family.labels(self.pipe)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, in pixels; of label families alone."""
+        return self._label_family.shape(self.pipe)
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that it is used with by default; of label families alone."""
+        return self._label_family.guidance(self.pipe)
 
     @property
     def configs(self) -> dict[str, Mapping[str, Any]]:

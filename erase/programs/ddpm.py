@@ -12,7 +12,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -141,10 +141,10 @@ def main(
         raise ValueError("--save delta needs a base; model=new has none")
     data = read_data(config, source)
     diffuser = open_base(config, source, data, device)
-    plan = make_plan(config, diffuser.pipe, data, fresh, [] if source is None else folders.forgotten(source))
+    plan = make_plan(config, diffuser, data, fresh, [] if source is None else folders.forgotten(source))
     trained = select(diffuser.net, config.train.parameters, diffuser.family.PARAMETERS)
     check_saliency(config.saliency, build)
-    check(config, plan, diffuser.pipe, method)
+    check(config, plan, diffuser, method)
     if dry_run:
         say("\n".join(foretell(config, plan, diffuser, build, precision, fresh, command)))
         return out / "report.html"
@@ -180,7 +180,7 @@ def main(
         timing = {"data_s": time.perf_counter() - began}
         if fresh:
             if source is not None:
-                diffuser.pipe.unet = class_conditional.renew(diffuser.pipe.unet, config.seed)
+                setattr(diffuser.pipe, diffuser.family.TRAINED, class_conditional.renew(diffuser.net, config.seed))
             select(diffuser.net, config.train.parameters, diffuser.family.PARAMETERS)
         backend = diffuser.denoiser(diffuser.null())
         keeping = remain_objective(config.remain.loss, diffuser.net, config.train.dropout)
@@ -200,7 +200,7 @@ def main(
                 precision,
                 mask_path,
                 resume,
-                renew=lambda: class_conditional.renew(diffuser.pipe.unet, config.seed + 1),  # not as the model began
+                renew=lambda: class_conditional.renew(diffuser.net, config.seed + 1),  # not as the model began
             )
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
@@ -221,7 +221,7 @@ def main(
         values = {name: p.detach() for name, p in diffuser.net.named_parameters() if p.requires_grad}
         distributed.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, forget, remain
-    distributed.first(partial(save, config, plan, source, diffuser.pipe, values, out, mask, preset, form))
+    distributed.first(partial(save, config, plan, source, diffuser, values, out, mask, preset, form))
     drop(out, *STATE)
     del values
     gc.collect()
@@ -249,7 +249,7 @@ def save(
     config: DdpmConfig,
     plan: Plan,
     source: folders.Source | None,
-    pipe: class_conditional.ClassConditionalPipeline,
+    diffuser: Model,
     values: dict[str, Tensor],
     out: Path,
     mask: Mask | None,
@@ -263,9 +263,9 @@ def save(
         saving.save(source, values, out, meta, form)
     elif not (out / saving.MODEL).exists():
         with torch.no_grad():
-            for name, p in pipe.unet.named_parameters():
+            for name, p in diffuser.net.named_parameters():
                 p.copy_(values[name])
-        class_conditional.save_new(pipe, out / saving.MODEL)
+        class_conditional.save_new(diffuser.pipe, out / saving.MODEL)
 
 
 # ---------------------------------------------------------------- before anything is computed
@@ -313,7 +313,7 @@ def open_base(
 
 def make_plan(
     config: DdpmConfig,
-    pipe: Any,
+    diffuser: Model,
     data: LabelledImages | None,
     fresh: bool,
     forgotten: Sequence[str] = (),
@@ -322,7 +322,7 @@ def make_plan(
 
     Args:
         config: the settings.
-        pipe: the model.
+        diffuser: the model.
         data: the training images.
         fresh: whether the weights are new.
         forgotten: names of the classes that the model's weight file says were forgotten.
@@ -331,17 +331,17 @@ def make_plan(
         ValueError: for a label that is no class, labels twice or all of them, anchors that do not match, or data of
             other classes or another shape than the model's.
     """
-    labels = pipe.labels
+    labels = diffuser.labels
     if data is not None:
         if list(data.names) != labels:
             raise ValueError(
-                f"the data's classes are {', '.join(data.names)}, the model's are {', '.join(labels)}: give data.names "
+                f"the data's classes are {short(data.names)}, the model's are {short(labels)}: give data.names "
                 "in the model's order"
             )
-        if tuple(data.pixels.shape[1:]) != pipe.shape:
+        if tuple(data.pixels.shape[1:]) != diffuser.shape:
             raise ValueError(
                 f"the data's images are {list(data.pixels.shape[1:])} (channels, height, width), the model takes "
-                f"{list(pipe.shape)}: convert the files first"
+                f"{list(diffuser.shape)}: convert the files first"
             )
 
     forget = [class_number(label, labels) for label in config.forget.labels]
@@ -377,20 +377,20 @@ def make_plan(
     return Plan(labels, forget, anchors, data, earlier, among)
 
 
-def check(config: DdpmConfig, plan: Plan, pipe: Any, method: Method) -> None:
+def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> None:
     """Find out now, not after the training, what cannot work; `method` is built of plain settings alone.
 
     Raises:
         ValueError: for dropout or guidance without a null class, a classifier that cannot be loaded or has other
             labels, or a retrained model that is not there.
     """
-    if config.train.dropout > 0 and pipe.null is None:
+    if config.train.dropout > 0 and not diffuser.has_null:
         raise ValueError(
             f"train.dropout {config.train.dropout} needs a null class, which {config.model} lacks: set it to 0"
         )
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
-        class_conditional.check_guidance(pipe, config.draw.guidance)
+        class_conditional.check_guidance(diffuser, config.draw.guidance)
     if method.fresh and plan.data is None:
         raise ValueError("training needs data.source: labelled images")
     if method.fresh and config.train.parameters != "full":
@@ -469,10 +469,9 @@ def open_retrained(model: str, config: DdpmConfig, plan: Plan, device: torch.dev
         ValueError: if it cannot be loaded, or does not fit the run.
     """
     found = open_model(find(config, model), device)
-    pipe = found.pipe
-    if pipe.labels != plan.labels:
-        raise ValueError(f"{model} has other classes ({', '.join(pipe.labels)}) than {config.model}")
-    class_conditional.check_guidance(pipe, config.draw.guidance)
+    if found.labels != plan.labels:
+        raise ValueError(f"{model} has other classes ({short(found.labels)}) than {config.model}")
+    class_conditional.check_guidance(found, config.draw.guidance)
     return found
 
 
@@ -487,15 +486,16 @@ def gather(
     fresh: bool,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[LatentSet | None, LatentSet]:
-    """Both sides as the UNet sees them: from the data, or drawn by the model itself."""
+    """Both sides as the network sees them: from the data, or drawn by the model itself."""
     table = {"label": torch.arange(len(plan.labels))}
 
-    def side(which: Sequence[int], count: int | None, what: str) -> tuple[Tensor, Tensor]:
+    def side(which: Sequence[int], count: int | None, what: str) -> LatentSet:
         if plan.data is not None:
             parts = [plan.data.of([i]) for i in which]
             chosen = [p if count is None else p.subset(min(count, len(p)), config.seed) for p in parts]
             pixels, labels = torch.cat([p.pixels for p in chosen]), torch.cat([p.labels for p in chosen])
-            return diffuser.encode(scaled(pixels))[0], labels
+            mean, std = encoded(diffuser, pixels, config.draw.batch_size)
+            return LatentSet(mean, labels, table, std)
         assert count is not None
         words = [i for i in which for _ in range(count)]
         drawing = with_sampler(diffuser, config.draw.sampler)
@@ -511,13 +511,12 @@ def gather(
                 autocast=precision.drawing,
             )
 
-        return drawn_data(draw, len(words), config.draw.batch_size, what), torch.tensor(words)
+        return LatentSet(drawn_data(draw, len(words), config.draw.batch_size, what), torch.tensor(words), table)
 
     if fresh:
-        mean, cond = side(plan.remain, config.remain.count, "remain")
-        return None, LatentSet(mean, cond, table)
+        return None, side(plan.remain, config.remain.count, "remain")
     balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
-    remain = LatentSet(*side(plan.remain, config.remain.count or balanced, "remain"), table)
+    remain = side(plan.remain, config.remain.count or balanced, "remain")
     lots = dict.fromkeys(plan.forget, plan.among or plan.remain)
     if config.forget.among == "far" or config.remain.share == "near":
         model = diffuser.denoiser()
@@ -528,10 +527,11 @@ def gather(
                 say(f"{plan.labels[label]} is led to {', '.join(plan.labels[i] for i in lots[label])}")
         if config.remain.share == "near":
             remain = leaning(remain, list(apart.values()))
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    """Pictures, the forgotten class that asks for them, and its anchor."""
+    parts: list[LatentSet] = []
+    """Images, the forgotten class that asks for each, and its anchor."""
     if config.forget.pictures != "anchor":
-        mean, cond = side(plan.forget, config.forget.count, "forget")
+        own = side(plan.forget, config.forget.count, "forget")
+        cond = own.cond
         if plan.anchors:
             of = torch.zeros(len(plan.labels), dtype=torch.long)
             of[plan.forget] = torch.tensor(plan.anchors)
@@ -542,16 +542,32 @@ def gather(
             for label, others in lots.items():
                 here = cond == label
                 anchor[here] = torch.tensor(others)[torch.randint(len(others), (int(here.sum()),), generator=generator)]
-        parts.append((mean, cond, anchor))
+        parts.append(replace(own, anchor=anchor))
     if config.forget.pictures != "own":
         for number, label in enumerate(plan.forget):
             where = [plan.anchors[number]] if plan.anchors else lots[label]
-            mean, anchor = side(where, -(-config.forget.count // len(where)), "anchor")
-            parts.append((mean, torch.full_like(anchor, label), anchor))
-    mean, cond, anchor = (torch.cat([part[i] for part in parts]) for i in range(3))
+            shown = side(where, -(-config.forget.count // len(where)), "anchor")
+            parts.append(replace(shown, cond=torch.full_like(shown.cond, label), anchor=shown.cond))
+    forget = joined(parts)
     if config.forget.loss == "surrogate":
-        mean = torch.rand(mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
-    return LatentSet(mean, cond, table, anchor=anchor if config.forget.loss == "redirect" else None), remain
+        uniform = torch.rand(forget.mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
+        forget = replace(forget, mean=uniform, std=None)
+    return forget if config.forget.loss == "redirect" else replace(forget, anchor=None), remain
+
+
+def encoded(diffuser: Model, pixels: Tensor, batch_size: int) -> tuple[Tensor, Tensor | None]:
+    """Latent mean and standard deviation of images `[N, C, H, W]`, uint8, by batches; as `Model.encode` of them."""
+    means, stds = zip(*(diffuser.encode(scaled(part)) for part in pixels.split(batch_size)), strict=True)
+    return torch.cat(means), None if stds[0] is None else torch.cat(stds)
+
+
+def joined(parts: Sequence[LatentSet]) -> LatentSet:
+    """Sets of one table, one after another."""
+    columns = {}
+    for name in ("mean", "cond", "std", "anchor"):
+        values = [getattr(part, name) for part in parts]
+        columns[name] = None if values[0] is None else torch.cat(values)
+    return LatentSet(table=parts[0].table, **columns)
 
 
 @torch.no_grad()
@@ -589,7 +605,8 @@ def leaning(remain: LatentSet, apart: Sequence[Mapping[int, float]]) -> LatentSe
         there = (remain.cond == other).nonzero().flatten()
         index.append(there[torch.arange(max(1, round(len(remain) * weight / sum(near.values())))) % len(there)])
     chosen = torch.cat(index)
-    return LatentSet(remain.mean[chosen], remain.cond[chosen], remain.table)
+    std = None if remain.std is None else remain.std[chosen]
+    return LatentSet(remain.mean[chosen], remain.cond[chosen], remain.table, std)
 
 
 def with_sampler(diffuser: Model, name: class_conditional.Sampler | None) -> Model:
@@ -619,7 +636,7 @@ def draw_images(
         "weights": weights,
         "draw": {
             **asdict(config.draw),
-            "guidance": diffuser.pipe.guidance if config.draw.guidance is None else config.draw.guidance,
+            "guidance": diffuser.guidance if config.draw.guidance is None else config.draw.guidance,
         },
         "precision": config.precision,
         "scheduler": type(drawing.pipe.scheduler).__name__,

@@ -16,6 +16,7 @@ from typing import Any
 
 import micro
 import micro_ddpm
+import micro_dit
 import micro_flux
 import micro_pixart
 import micro_sd3
@@ -78,6 +79,7 @@ ROWS = {  # by family, and after a dash a variant
     "pixart": Row(micro_pixart.pipeline, **PIXART),
     "pixart-alpha": Row(micro_pixart.alpha, **PIXART),
     "ddpm": Row(micro_ddpm.pipeline, prompts=("cat", "dog")),
+    "dit": Row(micro_dit.pipeline, prompts=("Tinca tinca", "corn, maize"), prediction=lambda x: x[:, :4]),
 }
 
 

@@ -24,6 +24,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "flux": ("FluxPipeline",),
     "pixart": ("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
     "ddpm": ("ClassConditionalPipeline",),
+    "dit": ("DiTPipeline",),
 }
 """Modules of this package, and the `_class_name` of the pipelines that each opens (in `model_index.json`)."""
 
@@ -129,6 +130,19 @@ class Family(Protocol):
 
     def tokenizer(self, pipe: Any) -> tuple[Any, int]:
         """The tokenizer that reads the most of a prompt, and how many tokens it reads; of text families alone."""
+
+
+class LabelFamily(Family, Protocol):
+    """A family whose prompts are names of classes; it has these, too."""
+
+    def labels(self, pipe: Any) -> list[str]:
+        """Names of the classes, by number: distinct, and each a prompt."""
+
+    def shape(self, pipe: Any) -> tuple[int, int, int]:
+        """Channels, height and width of an image, in pixels."""
+
+    def guidance(self, pipe: Any) -> float:
+        """The guidance scale that `draw` uses if it is given None."""
 
 
 def family(name: str) -> Family:

@@ -11,7 +11,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from erase.diffusion.checkpoints.folders import Source, read_index
-from erase.diffusion.class_conditional import SCHEDULERS_BY_CLASS, ClassConditionalPipeline, from_pixels
+from erase.diffusion.class_conditional import (
+    SCHEDULERS_BY_CLASS,
+    ClassConditionalPipeline,
+    from_pixels,
+    label_condition,
+)
 from erase.diffusion.condition import Condition
 from erase.diffusion.process import Discrete
 from erase.store import files
@@ -84,6 +89,23 @@ def open(
     return pipe.to(device)
 
 
+def labels(pipe: Any) -> list[str]:
+    """As the pipeline names them."""
+    names: list[str] = pipe.labels
+    return names
+
+
+def shape(pipe: Any) -> tuple[int, int, int]:
+    """Channels, height and width of an image, in pixels."""
+    found: tuple[int, int, int] = pipe.shape
+    return found
+
+
+def guidance(pipe: Any) -> float:
+    """The scale that the pipeline is saved with."""
+    return float(pipe.guidance)
+
+
 def process(pipe: Any) -> Discrete:
     """The schedule that the UNet was trained on."""
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -92,8 +114,7 @@ def process(pipe: Any) -> Discrete:
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     """`label` `[P]`, long: numbers of class names; of the empty prompt the null class."""
-    numbers = {label: i for i, label in enumerate(pipe.labels)} | {"": pipe.null}
-    return {"label": torch.tensor([numbers[prompt] for prompt in prompts], device=pipe.device)}
+    return label_condition(prompts, pipe.labels, pipe.null, pipe.device)
 
 
 def has_null(pipe: Any) -> bool:
@@ -124,10 +145,10 @@ def draw(
     latents: bool = False,
 ) -> Any:
     """By the pipeline's sampler."""
-    labels = condition["label"].tolist()
+    numbers = condition["label"].tolist()
     if latents:
-        return pipe.draw(labels, generators, steps, guidance).float().clamp(-1, 1)
-    return pipe(labels, generators, steps, guidance).images
+        return pipe.draw(numbers, generators, steps, guidance).float().clamp(-1, 1)
+    return pipe(numbers, generators, steps, guidance).images
 
 
 def resolution(pipe: Any) -> int:

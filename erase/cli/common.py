@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -87,21 +86,6 @@ def let_the_first_speak(error: Exception) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (lost or not speaks()):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(60 if lost else 10)
-
-
-def program(name: str) -> ModuleType:
-    """The program of a pipeline, imported only when it is needed: its libraries take seconds."""
-    from importlib import import_module
-
-    if name in ("sd", "classify"):
-        from types import SimpleNamespace
-
-        from erase.programs import run
-
-        job: Any = run.job_of(name)
-        found: Any = SimpleNamespace(main=run.main, summary=job.summary, AXES=job.AXES, GOALS=job.GOALS)
-        return found
-    return import_module(f"erase.programs.{name}")
 
 
 def command_line() -> str:

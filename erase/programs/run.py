@@ -37,7 +37,11 @@ from erase.programs.runs import STATE, TIMING, check_needs, check_saliency, drop
 from erase.store import files
 from erase.store.safetensors import read_safetensors, write_safetensors
 
-JOBS = {"sd": "erase.programs.text.job", "classify": "erase.programs.classify.job"}
+JOBS = {
+    "sd": "erase.programs.text.job",
+    "ddpm": "erase.programs.labels.job",
+    "classify": "erase.programs.classify.job",
+}
 """Where the job of each pipeline is: a class `Job`."""
 TRAINED = "trained.safetensors"
 """The weights that learned, until the model is saved and measured; its header tells how long everything took."""

@@ -125,7 +125,9 @@ def class_number(label: str | int, names: Sequence[str]) -> int:
         raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
     close = difflib.get_close_matches(text, [word for words in synonyms for word in words], n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise ValueError(f"no class {label!r}; the model has {len(names)}, 0 {names[0]} to {len(names) - 1} {names[-1]}{hint}")
+    raise ValueError(
+        f"no class {label!r}; the model has {len(names)}, 0 {names[0]} to {len(names) - 1} {names[-1]}{hint}"
+    )
 
 
 def scaled(pixels: Tensor) -> Tensor:

@@ -132,38 +132,38 @@ def main(
         },
         "data": {"images": len(plan.data), "sha256": plan.split.data, "test_sha256": plan.test.digest},
     }
-    distributed.first(lambda: open_folder(config, out, record, command, resume))
-    distributed.first(lambda: splits.write(plan.split, out / "split.json"))
+    distributed.on_main(lambda: open_folder(config, out, record, command, resume))
+    distributed.on_main(lambda: splits.write(plan.split, out / "split.json"))
     timing_path, mask_path = out / "timing.json", out / "saliency.safetensors"
-    if resume and distributed.first(lambda: saving.finished(out)):
+    if resume and distributed.on_main(lambda: saving.finished(out)):
         drop(out, timing_path.name)
-        distributed.first(lambda: saving.settle(out, form))
-        say(f"finished before: {distributed.first(lambda: report.write_html(out))}")
+        distributed.on_main(lambda: saving.settle(out, form))
+        say(f"finished before: {distributed.on_main(lambda: report.write_html(out))}")
         return out / "report.html"
 
     base = compared.base()
     retrained = compared.retrained()
     if method.fresh:
         assert retrained is not None
-        distributed.first(partial(copy, retrained, out))
+        distributed.on_main(partial(copy, retrained, out))
     else:
         unlearned: Model | None = None
-        if not distributed.first((out / saving.MODEL).exists):
+        if not distributed.on_main((out / saving.MODEL).exists):
             say(f"{config.model}: {config.method['name']} forgets {plan.target} of {len(plan.split.train)}")
             unlearned = unlearn(config, plan, base.source.folder, accelerator, precision, out, resume)
-        distributed.first(partial(save, config, plan, base.source, unlearned, out, mask_path, preset, form))
+        distributed.on_main(partial(save, config, plan, base.source, unlearned, out, mask_path, preset, form))
     drop(out, *STATE)
     cache = retrained.cache if method.fresh and retrained is not None else None
     places = {"before": base, "after": Place(folders.locate(out / saving.MODEL), cache=cache)}
     places |= {} if retrained is None else {"retrained": retrained}
     seen = {key: predict(config, plan, place, device) for key, place in places.items()}
-    result = distributed.first(partial(make_report, config, plan, places, seen, out, mask_path, command))
-    distributed.first(lambda: files.write_json(out / "report.json", result | ({"preset": preset} if preset else {})))
-    distributed.first(lambda: saving.settle(out, form))
+    result = distributed.on_main(partial(make_report, config, plan, places, seen, out, mask_path, command))
+    distributed.on_main(lambda: files.write_json(out / "report.json", result | ({"preset": preset} if preset else {})))
+    distributed.on_main(lambda: saving.settle(out, form))
     drop(out, timing_path.name)
     for line in table(result):
         say(line)
-    say(f"report: {distributed.first(lambda: report.write_html(out))}")
+    say(f"report: {distributed.on_main(lambda: report.write_html(out))}")
     return out / "report.html"
 
 
@@ -386,10 +386,10 @@ class Comparison:
         assert recipe is not None
         cache, made_of = self.entry(index)
         source = folders.Source(f"trained-{cache.name}", cache / "model")
-        found = distributed.first(lambda: kept(cache, made_of))
+        found = distributed.on_main(lambda: kept(cache, made_of))
         if found is None:
             self.say(f"{what}: {len(index)} images, {recipe.epochs} epochs ({cache})")
-            distributed.first(lambda: files.write_json(cache / "key.json", made_of))
+            distributed.on_main(lambda: files.write_json(cache / "key.json", made_of))
             seed = training_seed(config)
             model = replace(self.model, net=models.renew(self.model, seed))
             backend = classifier(config, model)
@@ -406,7 +406,7 @@ class Comparison:
                 desc=what,
             )
             record = {"seconds": done.timing["erase_s"], "steps": done.steps}
-            found = distributed.first(lambda: keep(model, cache, record))
+            found = distributed.on_main(lambda: keep(model, cache, record))
         return Place(source, found["seconds"], cache)
 
 
@@ -505,8 +505,8 @@ def unlearn(
     )
     timing_path = out / "timing.json"
     saliency_s = time.perf_counter() - began
-    if not distributed.first(timing_path.exists):  # a run that goes on has found its mask
-        distributed.first(lambda: files.write_json(timing_path, {"saliency_s": saliency_s}))
+    if not distributed.on_main(timing_path.exists):  # a run that goes on has found its mask
+        distributed.on_main(lambda: files.write_json(timing_path, {"saliency_s": saliency_s}))
     method = build(**settings, **given)
     model.net.train()
     how = config.forget.statistics
@@ -520,7 +520,7 @@ def unlearn(
         out,
         resume,
     )
-    distributed.first(lambda: files.write_json(timing_path, files.read_json(timing_path) | done.timing))
+    distributed.on_main(lambda: files.write_json(timing_path, files.read_json(timing_path) | done.timing))
     return model
 
 
@@ -557,7 +557,7 @@ def predict(config: ClassifyConfig, plan: Plan, place: Place, device: torch.devi
         "weights": json.dumps(folders.fingerprint(place.source)),
     }
     path = None if place.cache is None else place.cache / f"predictions-{plan.test.digest[:12]}.safetensors"
-    made = distributed.first(lambda: None if path is None else kept_logits(path, meta))
+    made = distributed.on_main(lambda: None if path is None else kept_logits(path, meta))
     if made is None:
         model = models.open_model(place.source.folder, device)
         made = {}
@@ -570,9 +570,9 @@ def predict(config: ClassifyConfig, plan: Plan, place: Place, device: torch.devi
                 return found
 
             for name, data in (("train", plan.data), ("test", plan.test)):
-                made[name] = torch.cat(distributed.dealt(ask, torch.split(data.pixels, config.eval.batch_size)))
+                made[name] = torch.cat(distributed.spread(ask, torch.split(data.pixels, config.eval.batch_size)))
         if path is not None:
-            distributed.first(partial(write_safetensors, path, made, {**meta, "sha256": digest(made)}))
+            distributed.on_main(partial(write_safetensors, path, made, {**meta, "sha256": digest(made)}))
     return Seen(made["train"].numpy(), made["test"].numpy())
 
 

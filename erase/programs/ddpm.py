@@ -151,11 +151,11 @@ def main(
         "base": {"model": config.model, "weights": weights},
         "data": {} if data is None else {"images": len(data), "sha256": data.digest},
     }
-    distributed.first(lambda: open_folder(config, out, record, command, resume))
+    distributed.on_main(lambda: open_folder(config, out, record, command, resume))
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
-    if resume and distributed.first(lambda: saving.finished(out)):
+    if resume and distributed.on_main(lambda: saving.finished(out)):
         drop(out, *STATE, trained_path.name)
-        say(f"finished before: {distributed.first(lambda: draw_report(config, plan, out))}")
+        say(f"finished before: {distributed.on_main(lambda: draw_report(config, plan, out))}")
         return out / "report.html"
     names = ", ".join(plan.labels[i] for i in plan.forget)
     say(
@@ -167,7 +167,7 @@ def main(
     drawn = {"base": weights}
 
     mask_path = out / "saliency.safetensors"
-    if resume and distributed.first(trained_path.exists):
+    if resume and distributed.on_main(trained_path.exists):
         values, stored = read_safetensors(trained_path)
         timing = json.loads(stored["timing"])
         mask = load_mask(mask_path) if mask_path.exists() else None
@@ -215,9 +215,9 @@ def main(
         )
         timing |= done.timing
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
-        distributed.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
+        distributed.on_main(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, forget, remain
-    distributed.first(partial(save, config, plan, source, pipe, values, out, mask, preset, form))
+    distributed.on_main(partial(save, config, plan, source, pipe, values, out, mask, preset, form))
     drop(out, *STATE)
     del values
     gc.collect()
@@ -232,12 +232,12 @@ def main(
                 drawn[what] = folders.fingerprint(ddpm.locate(where))
                 draw_images(config, plan, other, precision, out, what, resume, drawn[what], reuse)
     result = make_report(config, plan, out, mask, timing, command, drawn)
-    distributed.first(lambda: saving.settle(out, form))
-    distributed.first(lambda: files.write_json(out / "report.json", result))
+    distributed.on_main(lambda: saving.settle(out, form))
+    distributed.on_main(lambda: files.write_json(out / "report.json", result))
     drop(out, trained_path.name)
     for line in report.verdict(result):
         say(line)
-    say(f"report: {distributed.first(lambda: draw_report(config, plan, out))}")
+    say(f"report: {distributed.on_main(lambda: draw_report(config, plan, out))}")
     return out / "report.html"
 
 
@@ -655,7 +655,7 @@ def make_report(
     seen: dict[str, classes.ClassPredictions] = {}
     for key, what in FOLDERS.items():
         folder = out / "images" / what
-        if distributed.first(folder.is_dir):
+        if distributed.on_main(folder.is_dir):
             paths = generate.check_images(folder, drawn_rows(config, plan), config.eval.images, drawn.get(what))
             seen[key] = classified(paths, judge, features=True)
     real, real_labels = reference(config, plan, judge, seen)

@@ -30,12 +30,13 @@ from erase.diffusion.losses import forget_objective, remain_objective
 from erase.engine import distributed, memory
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.engine.fisher import Fisher, default_chunk, fisher_diagonal, mean_gradient
-from erase.engine.loop import Look, check_launch, unlearn
+from erase.engine.loop import Probe, check_launch, unlearn
 from erase.engine.losses import Objective, plain
 from erase.engine.method import Method
 from erase.engine.precision import Precision, notice, resolve
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.engine.state import Checkpoint
+from erase.engine.updates import ClosedForm
 from erase.evaluation import classes
 from erase.evaluation.generate import PromptRow, Sampler, generate
 from erase.programs.tracking import JsonlTracker, OtherTracker, check_tracker
@@ -121,7 +122,7 @@ def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, wha
             shown.update(len(drawn) * distributed.world())
             return drawn
 
-        return torch.cat(distributed.dealt(part, range(0, total, batch_size)))
+        return torch.cat(distributed.spread(part, range(0, total, batch_size)))
 
 
 @contextmanager
@@ -306,7 +307,7 @@ def make_mask(
     wanted: Saliency = config.saliency
     if wanted.kind == "none":
         return None
-    if distributed.first(path.exists):
+    if distributed.on_main(path.exists):
         return load_mask(path)
     if wanted.kind == "magnitude":
         gradient = mean_gradient(
@@ -424,13 +425,13 @@ def draw_pictures(
     world = distributed.world()
     if distributed.rank() > 0:
         asked: Callable[[], Any] = lambda: None  # noqa: E731
-        while (wanted := distributed.first(asked)) is not None:
+        while (wanted := distributed.on_main(asked)) is not None:
             _draw_part(sample, wanted, batch_size)
         return
 
     def together(prompts: list[str], generators: list[torch.Generator], **given: Any) -> list[Image.Image]:
         wanted = (prompts, [g.initial_seed() for g in generators], given)
-        distributed.first(lambda: wanted)
+        distributed.on_main(lambda: wanted)
         return _draw_part(sample, wanted, batch_size)
 
     with bar(len(rows) * images, f"pictures: {folder.name}") as shown:
@@ -445,7 +446,7 @@ def draw_pictures(
             progress=lambda done, total: _advance(shown, done),
             settings=settings,
         )
-    distributed.first(lambda: None)
+    distributed.on_main(lambda: None)
 
 
 def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, Any]], size: int) -> list[Image.Image]:
@@ -456,12 +457,12 @@ def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, An
         part = slice(start, start + size)
         return sample(prompts[part], [torch.Generator("cpu").manual_seed(s) for s in seeds[part]], **given)
 
-    return [image for part in distributed.dealt(draw, range(0, len(prompts), size)) for image in part]
+    return [image for part in distributed.spread(draw, range(0, len(prompts), size)) for image in part]
 
 
 def classified(paths: Sequence[Path], classifier: Path, **settings: Any) -> classes.ClassPredictions:
     """What a classifier sees, each process looking at its share; arguments as those of `classify`."""
-    parts = distributed.dealt(lambda share: classes.classify(share, classifier, **settings), distributed.shares(paths))
+    parts = distributed.spread(lambda share: classes.classify(share, classifier, **settings), distributed.shares(paths))
     return classes.joined(parts)
 
 
@@ -542,9 +543,9 @@ def rehearse(
     for what, items in found.items():
         parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)
         lines.append(f"memory for the {what}: {sum(items.values()) / 1e9:.3f} GB ({parts})")
-    fast = method.forget is not None or method.edit is not None
-    forgets = -(-train.steps // method.update.every) if fast else 0
-    remains = 0 if method.remain is None else train.steps * method.update.slow_steps
+    phases = method.update.phases(train.steps)
+    forgets = train.steps if isinstance(method.update, ClosedForm) else phases["forget"] if method.forget else 0
+    remains = 0 if method.remain is None else phases["remain"]
     samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
     lines += [
         f"data: {sides[0]} forget and {sides[1]} remain samples; {samples} passes for the mask",
@@ -612,7 +613,7 @@ def run_steps(
     out: Path,
     resume: bool,
     desc: str = "unlearning",
-    until: Callable[[int], Look | None] | None = None,
+    until: Callable[[int], Probe | None] | None = None,
 ) -> Steps:
     """The loop with a progress bar, `metrics.jsonl`, and run state in `state.safetensors`.
 

@@ -29,10 +29,11 @@ from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.batches import Batches, some
-from erase.engine.loop import Look
+from erase.engine.loop import Probe
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
+from erase.engine.updates import ClosedForm
 from erase.evaluation import generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
@@ -131,9 +132,9 @@ def main(
         generate.check_reuse(config.eval.base)
     if config.eval.attacks:
         check_attacks(config, plan, pipe)
-    distributed.first(lambda: open_folder(config, out, record, command, resume))
+    distributed.on_main(lambda: open_folder(config, out, record, command, resume))
     model, trained_path = out / saving.MODEL, out / "trained.safetensors"
-    if resume and distributed.first(lambda: saving.finished(out)):
+    if resume and distributed.on_main(lambda: saving.finished(out)):
         drop(out, *STATE, trained_path.name)
         say(f"finished before: {draw_report(config, out)}")
         return out / "report.html"
@@ -146,7 +147,7 @@ def main(
     drawn = {"base": weights}
 
     mask_path = out / "saliency.safetensors"
-    if resume and distributed.first(trained_path.exists):
+    if resume and distributed.on_main(trained_path.exists):
         values, stored = read_safetensors(trained_path)
         timing = json.loads(stored["timing"])
         mask = load_mask(mask_path) if mask_path.exists() else None
@@ -154,7 +155,7 @@ def main(
         began = time.perf_counter()
         pipe.vae.enable_slicing()  # a picture at a time
         wanted, concepts = config.saliency, None
-        if method.edit is not None:
+        if isinstance(method.update, ClosedForm):
             concepts = sd.concepts(pipe, plan.forget, plan.anchors or [""] * len(plan.forget), ["", *plan.remain])
         forget, remain, null = cache(config, plan, pipe, precision, looks_at(config, method, build))
         data_s = time.perf_counter() - began
@@ -191,12 +192,12 @@ def main(
         )
         timing = {"data_s": data_s, "saliency_s": saliency_s, **done.timing}
         values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
-        distributed.first(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
+        distributed.on_main(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, given, objective, forget, remain
     target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
-    meta = distributed.first(partial(saving.provenance, config, preset, source, target, mask, timing["steps"]))
+    meta = distributed.on_main(partial(saving.provenance, config, preset, source, target, mask, timing["steps"]))
     meta |= {folders.FORGOTTEN: json.dumps(list(dict.fromkeys([*gone, *marks(config, plan)])))}
-    distributed.first(partial(saving.save, source, values, out, meta, form))
+    distributed.on_main(partial(saving.save, source, values, out, meta, form))
     drop(out, *STATE)
     del pipe, values
     gc.collect()
@@ -210,8 +211,8 @@ def main(
         result["until"] = looked(config, out)
     if config.eval.attacks:
         result["robustness"] = attack(config, plan, sd.locate(model), out, accelerator, precision, resume)
-    distributed.first(lambda: saving.settle(out, form))
-    distributed.first(lambda: files.write_json(out / "report.json", result))
+    distributed.on_main(lambda: saving.settle(out, form))
+    distributed.on_main(lambda: files.write_json(out / "report.json", result))
     drop(out, trained_path.name)
     for line in [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]:
         say(line)
@@ -380,7 +381,7 @@ def make_report(
 # ---------------------------------------------------------------- looks between steps
 
 
-def looker(config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: Path) -> Callable[[int], Look | None]:
+def looker(config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: Path) -> Callable[[int], Probe | None]:
     """What the loop asks after each step: at some of them it draws a few pictures, judges them and drops them."""
     wanted = config.until
     assert wanted is not None
@@ -393,20 +394,20 @@ def looker(config: SdConfig, plan: Plan, pipe: Any, precision: Precision, out: P
         rows += [replace(row, seed=(row.seed + 1 + k) % 2**32) for k, row in enumerate(spread)]
     expected = [label_of(row, config.forget.axis or "object") for row in rows[wanted.images :]]
 
-    def look(done: int) -> Look | None:
+    def look(done: int) -> Probe | None:
         if done % wanted.every or done == config.train.steps:  # after the last step there is the evaluation
             return None
-        work = Path(distributed.first(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
+        work = Path(distributed.on_main(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
         folder = work / f"after step {done}"
         draw_rows(config, rows, 1, pipe, precision, folder, False, {})
         shown, labels = judged(config, plan, folder)
-        distributed.first(lambda: shutil.rmtree(work))
+        distributed.on_main(lambda: shutil.rmtree(work))
         forget = sum(shown[: wanted.images]) / wanted.images
         remain = None
         if labels is not None and expected:
             remain = sum(a == b for a, b in zip(labels[wanted.images :], expected, strict=True)) / len(expected)
         kept = wanted.remain is None or (remain is not None and remain >= wanted.remain)
-        return Look({"until_forget": forget, "until_remain": remain}, forget <= wanted.forget and kept)
+        return Probe({"until_forget": forget, "until_remain": remain}, forget <= wanted.forget and kept)
 
     return look
 
@@ -507,7 +508,7 @@ def draw_report(config: SdConfig, out: Path) -> Path:
         for folder in (base, erased):
             paths = [folder / row.file for row in generate.read_manifest(folder)]
             blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
-    distributed.first(lambda: write_report(config, out, blur))
+    distributed.on_main(lambda: write_report(config, out, blur))
     return out / "report.html"
 
 

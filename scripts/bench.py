@@ -46,11 +46,14 @@ from torch import Tensor
 from erase import resources
 from erase.classification import models
 from erase.classification.backend import Classifier, logits, without_statistics
-from erase.diffusion import ddpm
-from erase.diffusion import stable_diffusion as sd
+from erase.diffusion import class_conditional
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.denoiser import Denoiser, mse
+from erase.diffusion.families import family
 from erase.diffusion.losses import Denoise, forget_objective
+from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
+from erase.diffusion.process import Discrete
 from erase.engine import memory as dry
 from erase.engine.backend import seeded, trainable
 from erase.engine.fisher import fisher_diagonal
@@ -93,32 +96,30 @@ class Bench:
             return {"x": pixels, "y": torch.randint(10, (size,), generator=g)}
         made = {"mean": torch.randn(size, *self.shape, generator=g)}
         if self.text is None:
-            return {**made, "cond": torch.randint(0, 10, (size,), generator=g)}
-        return {
-            **made,
-            "cond": torch.randn(size, *self.text, generator=g),
-            "anchor": torch.randn(size, *self.text, generator=g),
-        }
+            return {**made, "cond": {"label": torch.randint(0, 10, (size,), generator=g)}}
+        return {**made, **{name: {"text": torch.randn(size, *self.text, generator=g)} for name in ("cond", "anchor")}}
+
+
+def diffusion_bench(model: Model, batch: int) -> Bench:
+    latents, asked = model.family.example(model.configs)
+    shape = tuple(latents.shape[1:])
+    if "text" in asked:
+        return Bench(model.denoiser(asked), batch, shape, tuple(asked["text"].shape[1:]))
+    return Bench(model.denoiser(model.null()), batch, shape, loss="ascent")
 
 
 def make_bench(model: str, batch: int | None) -> Bench:
     """The model and its usual batch."""
     if model == "embedded":
-        pipe = sd.open_pipeline(sd.locate("photos-sd"))
-        config = pipe.unet.config
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        text = (pipe.tokenizer.model_max_length, config.cross_attention_dim)
-        return Bench(sd.denoiser(pipe, torch.zeros(1, *text)), batch or 16, shape, text)
+        return diffusion_bench(open_model(locate("photos-sd")), batch or 16)
     if model == "fashion":
-        small = ddpm.open_pipeline(ddpm.locate("fashion-ddpm"))
-        config = small.unet.config
-        return Bench(ddpm.denoiser(small), batch or 64, (config.in_channels, *config.sample_size), loss="ascent")
+        return diffusion_bench(open_model(locate("fashion-ddpm")), batch or 64)
     if model == "cifar10":
         kind = "epsilon"
         plain = {"layers": 2, "patch": 1, "groups": 32, "head": 256, "prediction": kind, "schedule": "linear"}
         chosen: dict[str, Any] = {"channels": (128, 256, 256, 256), "attention": (False, True, False, False), **plain}
-        big = ddpm.new([str(i) for i in range(10)], (3, 32, 32), **chosen, guidance=1.0, seed=0)
-        return Bench(ddpm.denoiser(big), batch or 32, (3, 32, 32), loss="ascent")
+        big = class_conditional.new([str(i) for i in range(10)], (3, 32, 32), **chosen, guidance=1.0, seed=0)
+        return diffusion_bench(Model(family("ddpm"), big), batch or 32)
     if model in CLASSIFIERS:
         channels, depths, stride, shape = CLASSIFIERS[model]
         resnet = {"model_type": "resnet", "layer_type": "basic", "embedding_size": channels[0], "depths": depths}
@@ -132,7 +133,8 @@ def make_bench(model: str, batch: int | None) -> Bench:
 
     net = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    backend = Denoiser(net, sd._predict, schedule.alphas_cumprod.float(), null=torch.zeros(1, 77, 768))
+    null = {"text": torch.zeros(1, 77, 768)}
+    backend = Denoiser(net, family("sd").call, Discrete(schedule.alphas_cumprod.float()), null)
     return Bench(backend, batch or 1, (4, 64, 64), (77, 768))
 
 

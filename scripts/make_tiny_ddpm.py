@@ -22,6 +22,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.model import open_model
 from erase.evaluation import classes
 from erase.store.labelled import read_labelled, scaled
 
@@ -136,12 +138,10 @@ def export(work: Path, out: Path) -> None:
     """The folders as they ship, weights in fp16."""
     import shutil
 
-    from erase.diffusion import ddpm
-
     for name, target in (("model", "fashion-ddpm"), ("retrained", f"fashion-ddpm-without-{WITHOUT}")):
         folder = work / name / "model"
         if folder.exists():
-            pipe = ddpm.open_pipeline(ddpm.locate(folder))
+            pipe = open_model(locate(folder, "label")).pipe
             pipe.unet.half()
             pipe.save_pretrained(out / target)
     if (work / "fashion-classifier").exists():

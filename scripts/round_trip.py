@@ -19,12 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import micro
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
 
-from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.checkpoints import convert, folders, ldm, single_file
+from erase.diffusion.checkpoints import convert, folders, ldm, networks, single_file
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.diffusion.model import open_model
 from erase.diffusion.parameters import select
 from erase.store import delta
 from erase.store.safetensors import Lazy, digest, open_safetensors, write_safetensors
@@ -41,7 +44,7 @@ AGAIN = "again.safetensors"
 def base_of(work: Path, version: int) -> SingleFile:
     """The file that all begins with; a `.ckpt` of 2.x does not say what it predicts."""
     (path,) = work.glob("base.*")
-    source = sd.locate(path, prediction="v_prediction" if version == 2 else None)
+    source = locate(path, prediction="v_prediction" if version == 2 else None)
     assert isinstance(source, SingleFile)
     return source
 
@@ -55,7 +58,7 @@ def make(work: Path, version: int, suffix: str) -> None:
         single_file.FIRST: torch.empty(1, 4, device="meta"),
     }
     texts = single_file.released(work, seen, hint, None)
-    shapes = sd.shapes(texts)
+    shapes = networks.shapes(texts)
     where = ldm.places(shapes, {part: json.loads(texts[f"{part}/config.json"]) for part in ldm.PARTS})
 
     def get(name: str) -> Tensor:
@@ -88,7 +91,7 @@ def unpack(work: Path, version: int) -> None:
 
 def pack(work: Path, version: int) -> None:
     """Folder to file."""
-    source = sd.locate(work / "folder")
+    source = locate(work / "folder")
     assert isinstance(source, folders.Source)
     convert.to_file(source, work / AGAIN)
 
@@ -104,7 +107,7 @@ def change(work: Path, version: int, which: str) -> dict[str, Any]:
     source = base_of(work, version)
     base = folders.tensors(source)
     with torch.device("meta"):
-        net = sd.network("unet", source.config("unet"))
+        net = networks.network("unet", source.config("unet"))
     trained = set(select(net, which))
     erased = Lazy(base, lambda name: base[name] * 1.01 + 1e-3 if name in trained else base[name])
     path = work / f"{which}.delta.safetensors"
@@ -126,7 +129,7 @@ def change(work: Path, version: int, which: str) -> dict[str, Any]:
 def draw(work: Path, version: int, model: str) -> dict[str, Any]:
     """One picture of a model, as a hash; `diffusers` is its own reader of our file."""
     if model == "diffusers":
-        pipe = sd.StableDiffusionPipeline.from_single_file(
+        pipe = StableDiffusionPipeline.from_single_file(
             str(work / AGAIN),
             config=str(work / "folder"),
             dtype=torch.float32,
@@ -135,8 +138,8 @@ def draw(work: Path, version: int, model: str) -> dict[str, Any]:
         )
         pipe.set_progress_bar_config(disable=True)
     else:
-        pipe = sd.open_pipeline(base_of(work, version) if model == "base" else sd.locate(work / model))
-    sample = sd.sampler(pipe, steps=1, guidance=2.0)
+        pipe = open_model(base_of(work, version) if model == "base" else locate(work / model)).pipe
+    sample = micro.model(pipe).sampler(steps=1, guidance=2.0)
     (image,) = sample(PROMPTS, [torch.Generator().manual_seed(0)], width=256, height=256)
     state = {f"{p}.{n}": t for p in ldm.PARTS for n, t in getattr(pipe, p).state_dict().items()}
     return {

@@ -20,6 +20,9 @@ from transformers import (
     ResNetForImageClassification,
 )
 
+from erase.diffusion.families import family
+from erase.diffusion.model import Model
+
 SIZE, LATENT, MAX_TOKENS, WIDTH = 16, 8, 16, 16
 WORDS = ("a", "photo", "of", "cat", "dog", "car", "boat", "sepia")
 LABELS = ("cat/plain", "dog/plain", "car/plain", "boat/plain")
@@ -161,3 +164,8 @@ def write_clip(folder: Path) -> Path:
         json.dumps({**settings, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
     )
     return folder
+
+
+def model(pipe: StableDiffusionPipeline) -> Model:
+    """The pipeline in use."""
+    return Model(family("sd"), pipe)

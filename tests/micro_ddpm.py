@@ -7,7 +7,9 @@ import micro
 import numpy as np
 from PIL import Image
 
-from erase.diffusion import ddpm
+from erase.diffusion import class_conditional
+from erase.diffusion.families import family
+from erase.diffusion.model import Model
 
 SIZE = 8
 LABELS = ("ant", "bee", "cow")
@@ -26,7 +28,7 @@ def model(labels: tuple[str, ...] = LABELS, shape: tuple[int, int, int] = (1, SI
         "guidance": 2.0,
         "seed": 0,
     }
-    return ddpm.new(labels, shape, **{**settings, **changes})
+    return class_conditional.new(labels, shape, **{**settings, **changes})
 
 
 def write_images(
@@ -46,3 +48,13 @@ def write_images(
 def write_classifier(folder: Path, labels: tuple[str, ...] = LABELS) -> Path:
     """A judge whose classes differ."""
     return micro.write_classifier(folder, labels, spread=0.5, side=16)
+
+
+def pipeline(work: Path) -> Any:
+    """For the suite of families, whose images are RGB."""
+    return model(("cat", "dog", "car"), (3, SIZE, SIZE))
+
+
+def wrap(pipe: Any) -> Model:
+    """The pipeline in use."""
+    return Model(family("ddpm"), pipe)

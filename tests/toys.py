@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.process import Discrete
 from erase.engine.saliency import Mask
 
 Weights = dict[str, Tensor]
@@ -123,16 +124,19 @@ def unet() -> Any:
     return net.eval()
 
 
-def denoiser(net: nn.Module | None = None, **kwargs: Any) -> Denoiser:
+def denoiser(
+    net: nn.Module | None = None, prediction: Any = "epsilon", alphas: Tensor | None = None, **kwargs: Any
+) -> Denoiser:
     return Denoiser(
         net or unet(),
-        lambda net, noisy, t, cond: net(noisy, t, encoder_hidden_states=cond).sample,
-        torch.linspace(0.999, 0.01, 50),
-        **{"null": torch.zeros(1, 3, 8), **kwargs},
+        lambda net, noisy, t, cond: net(noisy, t, encoder_hidden_states=cond["text"]).sample,
+        Discrete(torch.linspace(0.999, 0.01, 50) if alphas is None else alphas, prediction),
+        **{"null": {"text": torch.zeros(1, 3, 8)}, **kwargs},
     )
 
 
-def latents(seed: int = 0, size: int = 3) -> dict[str, Tensor]:
+def latents(seed: int = 0, size: int = 3) -> dict[str, Any]:
     g = gen(seed)
     shapes = {"mean": (4, 8, 8), "std": (4, 8, 8), "cond": (3, 8), "anchor": (3, 8)}
-    return {name: torch.randn(size, *shape, generator=g) for name, shape in shapes.items()}
+    made = {name: torch.randn(size, *shape, generator=g) for name, shape in shapes.items()}
+    return {**made, "cond": {"text": made["cond"]}, "anchor": {"text": made["anchor"]}}

@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from erase.config import Inversion, Relearn
-from erase.diffusion import stable_diffusion as sd
+from erase.diffusion import condition, text
+from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.model import Model
 from erase.diffusion.parameters import select
 from erase.engine.batches import Batches, Samples
 from erase.engine.loop import Log, unlearn
@@ -42,48 +44,50 @@ class WordBackend:
 
     net: Word
     model: Denoiser
-    cond: Callable[[], Tensor]
-    """The prompt's embedding with the word as it is, `[1, T, D]`, differentiable in it."""
+    cond: Callable[[], Condition]
+    """The prompt's condition with the word as it is, leaves `[1, …]`, differentiable in it."""
 
-    def draw(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Add timesteps and noise."""
         return self.model.draw(batch, generator)
 
-    def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def losses(self, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         """Denoising losses of the pictures under the prompt, `[B]`."""
-        cond = self.cond().expand(len(batch["mean"]), -1, -1)
+        cond = condition.expand(self.cond(), len(batch["mean"]))
         return self.model.losses({**batch, "cond": cond}, generator)
 
 
-def word_token(pipe: Any) -> int:
+def word_token(model: Model) -> int:
     """The token of `WORD` alone."""
-    return int(pipe.tokenizer(WORD).input_ids[1])
+    tokenizer, _ = model.family.tokenizer(model.pipe)
+    return int(tokenizer(WORD).input_ids[1])
 
 
-def check_word(pipe: Any, prompt: str) -> int:
+def check_word(model: Model, prompt: str) -> int:
     """The token that the learned word replaces.
 
     Raises:
         ValueError: unless the prompt holds it just once, as a word of its own, and is short enough.
     """
-    token = word_token(pipe)
-    if pipe.tokenizer(prompt).input_ids.count(token) != 1:
+    token = word_token(model)
+    tokenizer, _ = model.family.tokenizer(model.pipe)
+    if tokenizer(prompt).input_ids.count(token) != 1:
         raise ValueError(
             f"attack.inversion.prompt must hold the word {WORD} once, such as 'a photo of {WORD}'; got {prompt!r}"
         )
-    sd.check_prompts(pipe, [prompt])
+    text.check_prompts(model, [prompt])
     return token
 
 
 @contextmanager
-def meaning(pipe: Any, vector: Tensor) -> Iterator[None]:
+def meaning(model: Model, vector: Tensor) -> Iterator[None]:
     """Within the context the pipeline takes `*` for a word with the embedding `vector`, `[D]`."""
-    token = word_token(pipe)
+    token = word_token(model)
 
     def exchange(_: nn.Module, args: tuple[Tensor, ...], found: Tensor) -> Tensor:
         return torch.where((args[0] == token).unsqueeze(-1), vector.to(found), found)
 
-    handle = pipe.text_encoder.get_input_embeddings().register_forward_hook(exchange)
+    handle = model.pipe.text_encoder.get_input_embeddings().register_forward_hook(exchange)
     try:
         yield
     finally:
@@ -91,7 +95,7 @@ def meaning(pipe: Any, vector: Tensor) -> Iterator[None]:
 
 
 def learn_word(
-    pipe: Any,
+    model: Model,
     data: Samples,
     wanted: Inversion,
     seed: int,
@@ -101,7 +105,7 @@ def learn_word(
     """Textual inversion: the word that makes a frozen model draw pictures like these, `[D]`.
 
     Args:
-        pipe: the model.
+        model: the model.
         data: latents of the pictures.
         wanted: the prompt, steps, rate and batch size.
         seed: of order, timesteps and noise.
@@ -111,17 +115,16 @@ def learn_word(
     Raises:
         ValueError: for a prompt without the word.
     """
-    token = check_word(pipe, wanted.prompt)
-    pipe.unet.requires_grad_(False)
-    net = Word(pipe.text_encoder.get_input_embeddings().weight[token].detach().clone())
+    token = check_word(model, wanted.prompt)
+    model.net.requires_grad_(False)
+    net = Word(model.pipe.text_encoder.get_input_embeddings().weight[token].detach().clone())
 
-    def cond() -> Tensor:
-        found: Tensor = pipe.encode_prompt([wanted.prompt], pipe.device, 1, False)[0]
-        return found
+    def cond() -> Condition:
+        return model.family.embed(model.pipe, [wanted.prompt])
 
-    with meaning(pipe, net.vector):
+    with meaning(model, net.vector):
         unlearn(
-            WordBackend(net, sd.denoiser(pipe), cond),
+            WordBackend(net, model.denoiser(), cond),
             finetune(),
             None,
             Batches(data, wanted.batch_size, seed),
@@ -135,7 +138,7 @@ def learn_word(
 
 
 def relearn(
-    pipe: Any,
+    model: Model,
     data: Samples,
     wanted: Relearn,
     seed: int,
@@ -146,7 +149,7 @@ def relearn(
     """Train a model, in place, on pictures of the concept and their prompts.
 
     Args:
-        pipe: the model.
+        model: the model.
         data: latents and prompts of the pictures.
         wanted: which weights, the rate, batch size and steps.
         seed: of order, timesteps and noise.
@@ -157,10 +160,10 @@ def relearn(
     Raises:
         ValueError: for parameters that the model has not.
     """
-    select(pipe.unet, wanted.parameters)
+    select(model.net, wanted.parameters, model.family.PARAMETERS)
     look(0)
     unlearn(
-        sd.denoiser(pipe),
+        model.denoiser(),
         finetune(),
         None,
         Batches(data, wanted.batch_size, seed),

@@ -15,6 +15,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from erase.diffusion.condition import Condition, take
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -118,18 +120,6 @@ def _decode(path: Path) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class Concepts:
-    """What words should mean, token by token, in text embeddings: the data of closed forms."""
-
-    erased: Tensor
-    """`[E, D]`, tokens of forget prompts."""
-    targets: Tensor
-    """`[E, D]`, what they should become."""
-    kept: Tensor
-    """`[N, D]`, tokens of prompts that stay."""
-
-
-@dataclass(frozen=True)
 class LatentSet:
     """Cached data of one side, computed once: nothing is encoded in a step."""
 
@@ -137,8 +127,8 @@ class LatentSet:
     """`[N, C, H, W]`, scaled as the denoiser sees it."""
     cond: Tensor
     """`[N]`, rows of `table`."""
-    table: Tensor
-    """Distinct conditions, `[P, …]` (text embeddings `[P, T, D]`)."""
+    table: Condition
+    """Distinct conditions, leaves `[P, …]`."""
     std: Tensor | None = None
     """`[N, C, H, W]`, or None for exact latents."""
     anchor: Tensor | None = None
@@ -148,27 +138,28 @@ class LatentSet:
         """N."""
         return len(self.mean)
 
-    def gather(self, index: Tensor) -> dict[str, Tensor]:
+    def gather(self, index: Tensor) -> dict[str, Any]:
         """The batch of samples `index`, `[B]`."""
-        batch = {"mean": self.mean[index], "cond": self.table[self.cond[index]]}
+        batch: dict[str, Any] = {"mean": self.mean[index], "cond": take(self.table, self.cond[index])}
         if self.std is not None:
             batch["std"] = self.std[index]
         if self.anchor is not None:
-            batch["anchor"] = self.table[self.anchor[index]]
+            batch["anchor"] = take(self.table, self.anchor[index])
         return batch
 
 
 def encode_in_batches(
     items: Sequence[ImageItem],
-    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    encode: Callable[[Tensor], tuple[Tensor, Tensor | None]],
     resolution: int,
     batch_size: int = 8,
-) -> tuple[Tensor, Tensor]:
-    """Latent mean and std of images, `[N, C, H, W]` each."""
+) -> tuple[Tensor, Tensor | None]:
+    """Latent mean and std of images, `[N, C, H, W]` each; no std where nothing is random."""
     means, stds = [], []
     for start in range(0, len(items), batch_size):
         pixels = torch.stack([read_image(item.path, resolution) for item in items[start : start + batch_size]])
         mean, std = encode(pixels)
         means.append(mean)
-        stds.append(std)
-    return torch.cat(means), torch.cat(stds)
+        if std is not None:
+            stds.append(std)
+    return torch.cat(means), torch.cat(stds) if stds else None

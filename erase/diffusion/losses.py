@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from erase.diffusion import condition
+from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser, as_denoiser, mse
 from erase.engine.backend import trainable
 from erase.engine.losses import ASCENT, DESCENT, Objective
@@ -38,7 +40,7 @@ class Denoise:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {self.dropout}")
 
-    def __call__(self, backend: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def __call__(self, backend: Any, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         """Loss `[B]`."""
         model = as_denoiser(backend)
         if "t" not in batch:
@@ -46,9 +48,8 @@ class Denoise:
         if self.dropout > 0:
             if model.null is None:
                 raise ValueError(f"dropout {self.dropout} needs a null condition, which this model lacks: set it to 0")
-            cond = batch["cond"]
-            drop = (batch["drop_draw"] < self.dropout).view(-1, *[1] * (cond.ndim - 1))
-            batch = {**batch, "cond": torch.where(drop, model.null.to(cond), cond)}
+            drop = batch["drop_draw"] < self.dropout
+            batch = {**batch, "cond": condition.where(drop, model.null, batch["cond"])}
         if self.teacher is None:
             return model.losses(batch, generator)
         return model.distances(batch, Exchanged(model.net, self.teacher), generator)
@@ -64,7 +65,7 @@ class Redirect:
 
     frozen: dict[str, Tensor] | None = None
 
-    def __call__(self, backend: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def __call__(self, backend: Any, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         """Loss `[B]` of a batch with `cond` and `anchor`."""
         model = as_denoiser(backend)
         if "t" not in batch:
@@ -85,7 +86,7 @@ class Negate:
     eta: float = 1.0
     """η, how far beyond the empty condition."""
 
-    def __call__(self, backend: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    def __call__(self, backend: Any, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         """Loss `[B]`.
 
         Raises:
@@ -98,15 +99,15 @@ class Negate:
             batch = model.draw(batch, generator)
         noisy, t, cond = model.noisy(batch), batch["t"], batch["cond"]
         prediction = model.predict(noisy, t, cond)
-        null = model.null.to(cond).expand_as(cond)
+        null = condition.expand(condition.to(model.null, noisy.device), len(noisy))
         without, asked = (_predicted(model, self.frozen, noisy, t, c) for c in (null, cond))
         return mse(prediction, without - self.eta * (asked - without))
 
 
 @torch.no_grad()
-def _predicted(model: Denoiser, weights: dict[str, Tensor], noisy: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+def _predicted(model: Denoiser, weights: dict[str, Tensor], noisy: Tensor, t: Tensor, cond: Condition) -> Tensor:
     """What the network predicts with some of its weights exchanged, `[B, C, H, W]`."""
-    return model.predict_fn(Exchanged(model.net, weights), noisy, t, cond)
+    return model.predict(noisy, t, cond, Exchanged(model.net, weights))
 
 
 class Exchanged(nn.Module):

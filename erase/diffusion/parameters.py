@@ -1,34 +1,29 @@
-"""Which parameters of a UNet are trained: `full`, `xattn`, `noxattn`, or a regular expression over names."""
+"""Which parameters of a network are trained: a family's sets of that name, or an expression over names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from torch import nn
 
-SETS = {
-    "full": r".*",
-    "xattn": r"\.attn2\.",
-    "noxattn": r"^(?!.*\.attn2\.)",
-}
 
-
-def select(net: nn.Module, which: str) -> list[str]:
+def select(net: nn.Module, which: str, sets: Mapping[str, str]) -> list[str]:
     """Give `requires_grad` to the parameters of a set and take it from all others; the chosen names.
 
     Args:
         net: the network.
-        which: `full` all, `xattn` cross-attention (attn2), `noxattn` all but that, else a regular expression
-            searched in the names.
+        which: a name in `sets`, or else a regular expression searched in the names of parameters.
+        sets: the family's (`erase.diffusion.families.Family.PARAMETERS`).
 
     Raises:
         ValueError: for an invalid expression, or a set without parameters.
     """
     try:
-        pattern = re.compile(SETS.get(which, which))
+        pattern = re.compile(sets.get(which, which))
     except re.error as error:
         raise ValueError(
-            f"train.parameters {which!r} is neither {', '.join(SETS)} nor a regular expression ({error})"
+            f"train.parameters {which!r} is neither {', '.join(sets)} nor a regular expression ({error})"
         ) from error
     chosen = []
     for name, p in net.named_parameters():
@@ -39,6 +34,6 @@ def select(net: nn.Module, which: str) -> list[str]:
         example = next(iter(dict(net.named_parameters())))
         raise ValueError(
             f"train.parameters {which!r} matches no parameter of {type(net).__name__}; "
-            f"allowed: {', '.join(SETS)}, or a regular expression over names such as {example}"
+            f"allowed: {', '.join(sets)}, or a regular expression over names such as {example}"
         )
     return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class Samples(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def gather(self, index: Tensor) -> dict[str, Tensor]:
+    def gather(self, index: Tensor) -> dict[str, Any]:
         """The batch of samples `index`, `[B]`."""
 
 
@@ -30,7 +30,7 @@ class Batches:
     batch_size: int
     seed: int
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches of the set, epochs run on into each other."""
         if self.batch_size < 1 or len(self.data) == 0:
             raise ValueError(f"needs batch_size ≥ 1 and data; got {self.batch_size} and {len(self.data)} samples")
@@ -45,16 +45,16 @@ class Batches:
             waiting = waiting[self.batch_size :]
 
 
-def once(data: Samples, batch_size: int) -> list[dict[str, Tensor]]:
+def once(data: Samples, batch_size: int) -> list[dict[str, Any]]:
     """Every sample once, in order; the last batch may be smaller."""
     return _parts(data, torch.arange(len(data)), batch_size)
 
 
-def some(data: Samples, count: int, batch_size: int, seed: int) -> list[dict[str, Tensor]]:
+def some(data: Samples, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
     """`count` samples (at most N), drawn without replacement, once, in batches: for Fisher diagonals."""
     index = torch.randperm(len(data), generator=seeded("cpu", seed))[:count].sort().values
     return _parts(data, index, batch_size)
 
 
-def _parts(data: Samples, index: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
+def _parts(data: Samples, index: Tensor, batch_size: int) -> list[dict[str, Any]]:
     return [data.gather(index[start : start + batch_size]) for start in range(0, len(index), batch_size)]

@@ -8,8 +8,9 @@ import os
 import resource
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from erase.engine.backend import Backend, Drawing, LossFn, device_of, map_batch, trainable
+from erase.engine.backend import Backend, Drawing, LossFn, batch_tensors, device_of, map_batch, trainable
 from erase.engine.method import Method
 from erase.engine.per_sample import PerSample
 from erase.engine.updates import ClosedForm, Shared
@@ -77,7 +78,7 @@ def hollow(backend: Model) -> Iterator[Model]:
 def passes(
     backend: Model,
     loss: LossFn,
-    sample: dict[str, Tensor],
+    sample: Mapping[str, Any],
     rows: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     of: Literal["batch", "squares", "samples"] = "batch",
@@ -107,14 +108,14 @@ def passes(
     if of == "samples":
         try:
             layers = PerSample(backend.net, params, lambda name, grads: None)
-            with Made([*tensors_of(backend), *batch.values()]) as made, layers:
+            with Made([*tensors_of(backend), *batch_tensors(batch)]) as made, layers:
                 layers.backward(losses())
         except Exception:  # as in `fisher_diagonal`
             return passes(backend, loss, sample, 1, autocast, "squares")
         return int(made.peak)
     register: Any = torch.nn.Parameter.register_post_accumulate_grad_hook
     hooks = [register(p, drop) for p in params.values()] if of == "squares" else []
-    with Made([*tensors_of(backend), *batch.values()]) as made:
+    with Made([*tensors_of(backend), *batch_tensors(batch)]) as made:
         torch.autograd.backward(losses().mean())
     for hook in hooks:
         hook.remove()
@@ -193,5 +194,13 @@ def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: 
 
 def tensors_of(backend: Model) -> list[Tensor]:
     """Weights, buffers and whatever else the model holds."""
-    own = [x for x in vars(backend).values() if isinstance(x, Tensor)]
+    own = [x for name, value in vars(backend).items() if name != "net" for x in _tensors_in(value)]
     return [*backend.net.parameters(), *backend.net.buffers(), *own]
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    """Of a tensor, a mapping, or a record."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value if isinstance(value, Mapping) else vars(value) if is_dataclass(value) else {}
+    return [x for part in parts.values() for x in _tensors_in(part)]

@@ -21,14 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from erase.diffusion.data import Concepts
+from erase.diffusion.text import Concepts
 from erase.engine.backend import trainable
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
 from erase.engine.updates import ClosedForm
-
-WEIGHTS = r"\.attn2\.to_[kv]\.weight$"
-"""Names of the matrices that read text embeddings."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,10 @@ class Reading:
         """
         if self.concepts is None:
             raise ValueError("uce needs text embeddings: give concepts")
-        found = {name: p for name, p in trainable(net).items() if re.search(WEIGHTS, name)}
+        found = {name: p for name, p in trainable(net).items() if re.search(self.concepts.weights, name)}
         if not found:
             raise ValueError(
-                "uce changes keys and values of cross-attention, and none learns: set train.parameters=xattn"
+                "uce changes the matrices that read text, and none of them learns: set train.parameters=xattn"
             )
         change = solve(self.concepts, self.preserve, self.lambd)
         return {name: (p.detach().double() @ change.to(p.device)).to(p.dtype) for name, p in found.items()}

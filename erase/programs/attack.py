@@ -18,19 +18,20 @@ from accelerate import Accelerator
 
 from erase.attacks import learning
 from erase.config import AttackName, SdConfig, override, parse
-from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import LatentSet, encode_in_batches
+from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import report
 from erase.evaluation.generate import PromptRow
 from erase.programs import saving
-from erase.programs.drawing import draw_rows, drawn_latents
-from erase.programs.judge import check_evaluators, concept, count_preset, judged, share
-from erase.programs.prompts import Plan, expand, label_of, make_plan
 from erase.programs.runs import bar, new_report, open_folder, start
+from erase.programs.text.drawing import draw_rows, drawn_latents
+from erase.programs.text.judge import check_evaluators, concept, count_preset, judged, share
+from erase.programs.text.plan import Plan, expand, label_of, make_plan
 from erase.store import files
 from erase.store.safetensors import digest, read_safetensors, write_safetensors
 
@@ -73,12 +74,12 @@ def attack_run(
     kept = override(record["config"], words)
     kept["eval"]["attacks"] = kept["eval"].get("attacks") or every
     config, accelerator, precision, say = start(parse(kept, SdConfig), say)
-    source, erased = sd.locate(config.model), sd.locate(run / saving.MODEL)
+    source, erased = locate(config.model, "text"), locate(run / saving.MODEL)
     if folders.fingerprint(source) != record["base"]["weights"]:
         raise ValueError(f"{config.model} is not the model that {run} began with any more")
     plan = make_plan(config, folders.forgotten(source))
     check_evaluators(config, plan)
-    check_attacks(config, plan, sd.open_pipeline(source))
+    check_attacks(config, plan, open_model(source))
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
     distributed.on_main(lambda: open_folder(config, out, about, command, resume))
     target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
@@ -91,7 +92,7 @@ def attack_run(
     return out / "report.html"
 
 
-def check_attacks(config: SdConfig, plan: Plan, pipe: Any) -> None:
+def check_attacks(config: SdConfig, plan: Plan, diffuser: Model) -> None:
     """Find out now, not after the training, that an attack cannot be made.
 
     Raises:
@@ -104,11 +105,11 @@ def check_attacks(config: SdConfig, plan: Plan, pipe: Any) -> None:
     if "paraphrases" in names:
         other_words(config, plan)
     if "inversion" in names:
-        learning.check_word(pipe, wanted.inversion.prompt)
+        learning.check_word(diffuser, wanted.inversion.prompt)
     if "relearn" in names:
-        chosen = [name for name, p in pipe.unet.named_parameters() if p.requires_grad]
-        select(pipe.unet, wanted.relearn.parameters)
-        for name, p in pipe.unet.named_parameters():
+        chosen = [name for name, p in diffuser.net.named_parameters() if p.requires_grad]
+        select(diffuser.net, wanted.relearn.parameters, diffuser.family.PARAMETERS)
+        for name, p in diffuser.net.named_parameters():
             p.requires_grad_(name in chosen)
     for name, size in (("inversion", wanted.inversion.batch_size), ("relearn", wanted.relearn.batch_size)):
         if name in names and size % distributed.world():
@@ -160,17 +161,17 @@ def attack(
         **{name: {} for name in names},
     }
     began = time.perf_counter()
-    source = sd.locate(config.model)
+    source = locate(config.model, "text")
     learn = "inversion" in names or "relearn" in names
     data: LatentSet | None = None
     for when, where in (("base", source), ("erased", erased)):
         if when == "base" and not (wanted.control or learn):
             continue
-        pipe = sd.open_pipeline(where, accelerator.device)
+        diffuser = open_model(where, accelerator.device)
         made = {"weights": folders.fingerprint(where)}
-        look = partial(draw_and_judge, config, plan, pipe, precision, resume)
+        look = partial(draw_and_judge, config, plan, diffuser, precision, resume)
         if data is None and learn:
-            data = concept_data(config, plan, pipe, precision)
+            data = concept_data(config, plan, diffuser, precision)
         if when == "base" and not wanted.control:
             continue
         if "paraphrases" in names:
@@ -187,13 +188,11 @@ def attack(
             if not (resume and distributed.on_main(path.exists)):
                 with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
                     advance = partial(count_step, steps)
-                    word = learning.learn_word(pipe, data, wanted.inversion, config.seed, accelerator, advance)
-                distributed.on_main(
-                    partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt})
-                )
-            word = read_safetensors(path)[0]["word"].to(pipe.device)
+                    word = learning.learn_word(diffuser, data, wanted.inversion, config.seed, accelerator, advance)
+                distributed.on_main(partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt}))
+            word = read_safetensors(path)[0]["word"].to(diffuser.device)
             row = PromptRow(wanted.inversion.prompt, config.seed)
-            with learning.meaning(pipe, word):
+            with learning.meaning(diffuser, word):
                 shown = look(
                     [row],
                     wanted.inversion.images,
@@ -211,29 +210,29 @@ def attack(
             shown = look(asked, wanted.relearn.images, top / "relearn" / f"{done:05d}", made_so)
             curve.append({"steps": done, **share(shown)})
 
-        learning.relearn(pipe, data, wanted.relearn, config.seed, after, accelerator)
+        learning.relearn(diffuser, data, wanted.relearn, config.seed, after, accelerator)
         found["relearn"] = {**asdict(wanted.relearn), "curve": curve}
     return {**found, "seconds": time.perf_counter() - began}
 
 
-def concept_data(config: SdConfig, plan: Plan, pipe: Any, precision: Precision) -> LatentSet:
+def concept_data(config: SdConfig, plan: Plan, diffuser: Model, precision: Precision) -> LatentSet:
     """What attackers learn from: pictures of the concept with their prompts, from a model that draws it."""
     if plan.forget_images is not None:
         words = [item.prompt for item in plan.forget_images]
-        mean, std = encode_in_batches(plan.forget_images, lambda x: sd.encode(pipe, x), sd.resolution(pipe))
+        mean, std = encode_in_batches(plan.forget_images, diffuser.encode, diffuser.resolution)
     else:
         prompts, std = plan.forget, None
         words = [prompts[k % len(prompts)] for k in range(config.attack.count)]
         samples = [ATTACKER + k // len(prompts) for k in range(config.attack.count)]
-        mean = drawn_latents(config, pipe, precision, words, samples, "attacker's")
+        mean = drawn_latents(config, diffuser, precision, words, samples, "attacker's")
     distinct = list(dict.fromkeys(words))
-    return LatentSet(mean, torch.tensor([distinct.index(word) for word in words]), sd.embed(pipe, distinct), std)
+    return LatentSet(mean, torch.tensor([distinct.index(word) for word in words]), diffuser.embed(distinct), std)
 
 
 def draw_and_judge(
     config: SdConfig,
     plan: Plan,
-    pipe: Any,
+    diffuser: Model,
     precision: Precision,
     resume: bool,
     rows: Sequence[PromptRow],
@@ -242,7 +241,7 @@ def draw_and_judge(
     made: Mapping[str, Any],
 ) -> list[bool]:
     """Whether each of some pictures shows the concept."""
-    draw_rows(config, rows, images, pipe, precision, folder, resume, made)
+    draw_rows(config, rows, images, diffuser, precision, folder, resume, made)
     return judged(config, plan, folder)[0]
 
 

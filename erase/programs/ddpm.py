@@ -24,11 +24,14 @@ from torch import Tensor
 
 from erase import resources
 from erase.config import NEW, DdpmConfig, arguments
-from erase.diffusion import ddpm
+from erase.diffusion import class_conditional, condition
 from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import LatentSet
 from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.families import family
 from erase.diffusion.losses import Redirect, forget_objective, remain_objective
+from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.backend import map_batch, seeded
@@ -133,17 +136,17 @@ def main(
     method = build(**settings)  # refuses values out of range now, not after the saliency
     check_needs(build, ("new_net", "denoiser"))
     fresh = method.fresh
-    source = None if config.model == NEW else ddpm.locate(config.model)
+    source = None if config.model == NEW else find(config, config.model)
     if source is None and form == "delta":
         raise ValueError("--save delta needs a base; model=new has none")
     data = read_data(config, source)
-    pipe = open_model(config, source, data, device)
-    plan = make_plan(config, pipe, data, fresh, [] if source is None else folders.forgotten(source))
-    trained = select(pipe.unet, config.train.parameters)
+    diffuser = open_base(config, source, data, device)
+    plan = make_plan(config, diffuser.pipe, data, fresh, [] if source is None else folders.forgotten(source))
+    trained = select(diffuser.net, config.train.parameters, diffuser.family.PARAMETERS)
     check_saliency(config.saliency, build)
-    check(config, plan, pipe, method)
+    check(config, plan, diffuser.pipe, method)
     if dry_run:
-        say("\n".join(foretell(config, plan, pipe, build, precision, fresh, command)))
+        say("\n".join(foretell(config, plan, diffuser, build, precision, fresh, command)))
         return out / "report.html"
     weights = {} if source is None else folders.fingerprint(source)
     record = {
@@ -159,11 +162,11 @@ def main(
         return out / "report.html"
     names = ", ".join(plan.labels[i] for i in plan.forget)
     say(
-        f"{config.model}: {sum(p.numel() for p in pipe.unet.parameters() if p.requires_grad):,} weights in "
+        f"{config.model}: {sum(p.numel() for p in diffuser.net.parameters() if p.requires_grad):,} weights in "
         f"{len(trained)} tensors learn; {'training without' if fresh else 'forgetting'} {names or 'nothing'}"
     )
     if source is not None:
-        draw_images(config, plan, pipe, precision, out, "base", resume, weights, config.eval.base)
+        draw_images(config, plan, diffuser, precision, out, "base", resume, weights, config.eval.base)
     drawn = {"base": weights}
 
     mask_path = out / "saliency.safetensors"
@@ -173,19 +176,20 @@ def main(
         mask = load_mask(mask_path) if mask_path.exists() else None
     else:
         began = time.perf_counter()
-        forget, remain = gather(config, plan, pipe, precision, fresh, say)
+        forget, remain = gather(config, plan, diffuser, precision, fresh, say)
         timing = {"data_s": time.perf_counter() - began}
         if fresh:
-            pipe.unet = ddpm.renew(pipe.unet, config.seed) if source is not None else pipe.unet
-            select(pipe.unet, config.train.parameters)
-        backend = ddpm.denoiser(pipe)
-        keeping = remain_objective(config.remain.loss, pipe.unet, config.train.dropout)
+            if source is not None:
+                diffuser.pipe.unet = class_conditional.renew(diffuser.pipe.unet, config.seed)
+            select(diffuser.net, config.train.parameters, diffuser.family.PARAMETERS)
+        backend = diffuser.denoiser(diffuser.null())
+        keeping = remain_objective(config.remain.loss, diffuser.net, config.train.dropout)
         given: dict[str, Any] = {"remain": keeping}
         if forget is not None:
             began = time.perf_counter()
             wanted = config.saliency
             batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
-            objective = forget_objective(config.forget.loss, pipe.unet, config.forget.target)
+            objective = forget_objective(config.forget.loss, diffuser.net, config.forget.target)
             given = equip(
                 build,
                 config,
@@ -196,12 +200,12 @@ def main(
                 precision,
                 mask_path,
                 resume,
-                renew=lambda: ddpm.renew(pipe.unet, config.seed + 1),  # not as the model began
+                renew=lambda: class_conditional.renew(diffuser.pipe.unet, config.seed + 1),  # not as the model began
             )
             timing["saliency_s"] = time.perf_counter() - began
         mask = given.get("mask")
         if config.train.checkpointing:  # not before: per-sample gradients cannot have it
-            pipe.unet.enable_gradient_checkpointing()
+            diffuser.checkpoint_activations()
         done = run_steps(
             config,
             backend,
@@ -214,10 +218,10 @@ def main(
             "training" if fresh else "unlearning",
         )
         timing |= done.timing
-        values = {name: p.detach() for name, p in pipe.unet.named_parameters() if p.requires_grad}
+        values = {name: p.detach() for name, p in diffuser.net.named_parameters() if p.requires_grad}
         distributed.on_main(partial(write_safetensors, trained_path, values, {"timing": json.dumps(timing)}))
         del backend, forget, remain
-    distributed.on_main(partial(save, config, plan, source, pipe, values, out, mask, preset, form))
+    distributed.on_main(partial(save, config, plan, source, diffuser.pipe, values, out, mask, preset, form))
     drop(out, *STATE)
     del values
     gc.collect()
@@ -229,7 +233,7 @@ def main(
         ):
             if where is not None:
                 other = open_retrained(where, config, plan, device)
-                drawn[what] = folders.fingerprint(ddpm.locate(where))
+                drawn[what] = folders.fingerprint(locate(where, "label"))
                 draw_images(config, plan, other, precision, out, what, resume, drawn[what], reuse)
     result = make_report(config, plan, out, mask, timing, command, drawn)
     distributed.on_main(lambda: saving.settle(out, form))
@@ -245,7 +249,7 @@ def save(
     config: DdpmConfig,
     plan: Plan,
     source: folders.Source | None,
-    pipe: ddpm.ClassConditionalPipeline,
+    pipe: class_conditional.ClassConditionalPipeline,
     values: dict[str, Tensor],
     out: Path,
     mask: Mask | None,
@@ -261,7 +265,7 @@ def save(
         with torch.no_grad():
             for name, p in pipe.unet.named_parameters():
                 p.copy_(values[name])
-        ddpm.save_new(pipe, out / saving.MODEL)
+        class_conditional.save_new(pipe, out / saving.MODEL)
 
 
 # ---------------------------------------------------------------- before anything is computed
@@ -280,9 +284,16 @@ def read_data(config: DdpmConfig, source: folders.Source | None) -> LabelledImag
     return read_labelled(config.data.source, "train", names=config.data.names or config.labels or None)
 
 
-def open_model(
+def find(config: DdpmConfig, model: str) -> folders.Source:
+    """A checkpoint of the run."""
+    found = locate(model, "label", labels=config.labels)
+    assert isinstance(found, folders.Source)
+    return found
+
+
+def open_base(
     config: DdpmConfig, source: folders.Source | None, data: LabelledImages | None, device: torch.device
-) -> ddpm.ClassConditionalPipeline:
+) -> Model:
     """The model of the run.
 
     Raises:
@@ -291,17 +302,18 @@ def open_model(
     if source is not None:
         if config.architecture is not None:
             raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
-        return ddpm.open_pipeline(source, device, config.labels)
+        return open_model(source, device)
     if config.architecture is None:
         raise ValueError("model=new needs an architecture: give architecture.channels=[64,128] and so on")
     assert data is not None
     depth, height, width = data.pixels.shape[1:]
-    return ddpm.new(data.names, (depth, height, width), **asdict(config.architecture), seed=config.seed).to(device)
+    pipe = class_conditional.new(data.names, (depth, height, width), **asdict(config.architecture), seed=config.seed)
+    return Model(family("ddpm"), pipe.to(device))
 
 
 def make_plan(
     config: DdpmConfig,
-    pipe: ddpm.ClassConditionalPipeline,
+    pipe: Any,
     data: LabelledImages | None,
     fresh: bool,
     forgotten: Sequence[str] = (),
@@ -365,7 +377,7 @@ def make_plan(
     return Plan(labels, forget, anchors, data, earlier, among)
 
 
-def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, method: Method) -> None:
+def check(config: DdpmConfig, plan: Plan, pipe: Any, method: Method) -> None:
     """Find out now, not after the training, what cannot work; `method` is built of plain settings alone.
 
     Raises:
@@ -378,7 +390,7 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, m
         )
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
-        ddpm.check_guidance(pipe, config.draw.guidance)
+        class_conditional.check_guidance(pipe, config.draw.guidance)
     if method.fresh and plan.data is None:
         raise ValueError("training needs data.source: labelled images")
     if method.fresh and config.train.parameters != "full":
@@ -413,17 +425,16 @@ def check(config: DdpmConfig, plan: Plan, pipe: ddpm.ClassConditionalPipeline, m
 def foretell(
     config: DdpmConfig,
     plan: Plan,
-    pipe: ddpm.ClassConditionalPipeline,
+    diffuser: Model,
     build: Callable[..., Method],
     precision: Precision,
     fresh: bool,
     command: str,
 ) -> list[str]:
     """What the run would learn, hold and do."""
-    unet = pipe.unet.config
-    device = pipe.unet.device
-    label = torch.zeros(1, dtype=torch.long, device=device)
-    sample = {"mean": torch.zeros(1, unet.in_channels, *unet.sample_size, device=device), "cond": label}
+    latents, label = diffuser.family.example(diffuser.configs)
+    label = condition.to(label, diffuser.device)
+    sample = {"mean": latents.to(diffuser.device), "cond": label}
     if config.forget.loss == "redirect" and not fresh:
         sample["anchor"] = label
 
@@ -435,7 +446,7 @@ def foretell(
     forget = 0 if fresh else side(plan.forget, config.forget.count) * (2 if config.forget.pictures == "both" else 1)
     return rehearse(
         config,
-        ddpm.denoiser(pipe),
+        diffuser.denoiser(diffuser.null()),
         build,
         partial(denoising, config),
         sample,
@@ -451,19 +462,18 @@ def short(names: Sequence[str]) -> str:
     return ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
 
 
-def open_retrained(
-    model: str, config: DdpmConfig, plan: Plan, device: torch.device | str
-) -> ddpm.ClassConditionalPipeline:
+def open_retrained(model: str, config: DdpmConfig, plan: Plan, device: torch.device | str) -> Model:
     """The model that was trained without the forgotten classes.
 
     Raises:
         ValueError: if it cannot be loaded, or does not fit the run.
     """
-    pipe = ddpm.open_pipeline(ddpm.locate(model), device, config.labels)
+    found = open_model(find(config, model), device)
+    pipe = found.pipe
     if pipe.labels != plan.labels:
         raise ValueError(f"{model} has other classes ({', '.join(pipe.labels)}) than {config.model}")
-    ddpm.check_guidance(pipe, config.draw.guidance)
-    return pipe
+    class_conditional.check_guidance(pipe, config.draw.guidance)
+    return found
 
 
 # ---------------------------------------------------------------- data
@@ -472,28 +482,28 @@ def open_retrained(
 def gather(
     config: DdpmConfig,
     plan: Plan,
-    pipe: ddpm.ClassConditionalPipeline,
+    diffuser: Model,
     precision: Precision,
     fresh: bool,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[LatentSet | None, LatentSet]:
     """Both sides as the UNet sees them: from the data, or drawn by the model itself."""
-    table = torch.arange(len(plan.labels))
+    table = {"label": torch.arange(len(plan.labels))}
 
     def side(which: Sequence[int], count: int | None, what: str) -> tuple[Tensor, Tensor]:
         if plan.data is not None:
             parts = [plan.data.of([i]) for i in which]
             chosen = [p if count is None else p.subset(min(count, len(p)), config.seed) for p in parts]
             pixels, labels = torch.cat([p.pixels for p in chosen]), torch.cat([p.labels for p in chosen])
-            return ddpm.from_pixels(scaled(pixels), pipe.patch), labels
+            return diffuser.encode(scaled(pixels))[0], labels
         assert count is not None
         words = [i for i in which for _ in range(count)]
+        drawing = with_sampler(diffuser, config.draw.sampler)
         generators = [generate.image_generator(config.seed, n) for n in range(len(words))]
 
         def draw(part: slice) -> Tensor:
-            return ddpm.draw_latents(
-                ddpm.with_sampler(pipe, config.draw.sampler),
-                words[part],
+            return drawing.draw_latents(
+                [plan.labels[i] for i in words[part]],
                 generators[part],
                 steps=config.draw.steps,
                 guidance=config.draw.guidance,
@@ -510,7 +520,7 @@ def gather(
     remain = LatentSet(*side(plan.remain, config.remain.count or balanced, "remain"), table)
     lots = dict.fromkeys(plan.forget, plan.among or plan.remain)
     if config.forget.among == "far" or config.remain.share == "near":
-        model = ddpm.denoiser(pipe)
+        model = diffuser.denoiser()
         apart = {label: distances(plan, model, remain, label, precision, config.seed) for label in plan.forget}
         if config.forget.among == "far":
             for label in plan.forget:
@@ -555,8 +565,8 @@ def distances(
     apart = {}
     for other in plan.remain:
         index = (remain.cond == other).nonzero().flatten()[:count]
-        batch = {**remain.gather(index), "anchor": torch.full_like(index, other)}
-        batch["cond"] = torch.full_like(index, label)
+        batch = {**remain.gather(index), "anchor": {"label": torch.full_like(index, other)}}
+        batch["cond"] = {"label": torch.full_like(index, label)}
         batch = map_batch(lambda x: x.to(precision.device), batch)
         with precision.autocast():
             apart[other] = float(Redirect()(model, batch, seeded(precision.device, seed, 4)).mean())
@@ -582,13 +592,18 @@ def leaning(remain: LatentSet, apart: Sequence[Mapping[int, float]]) -> LatentSe
     return LatentSet(remain.mean[chosen], remain.cond[chosen], remain.table)
 
 
+def with_sampler(diffuser: Model, name: class_conditional.Sampler | None) -> Model:
+    """The same model with another sampler; `None` keeps its own."""
+    return Model(diffuser.family, class_conditional.with_sampler(diffuser.pipe, name))
+
+
 # ---------------------------------------------------------------- evaluation
 
 
 def draw_images(
     config: DdpmConfig,
     plan: Plan,
-    pipe: ddpm.ClassConditionalPipeline,
+    diffuser: Model,
     precision: Precision,
     out: Path,
     what: str,
@@ -599,22 +614,17 @@ def draw_images(
     """The evaluation's pictures of one model: the same classes, seeds and settings for all."""
     if not config.eval.images:
         return
+    drawing = with_sampler(diffuser, config.draw.sampler)
     settings = {
         "weights": weights,
         "draw": {
             **asdict(config.draw),
-            "guidance": pipe.guidance if config.draw.guidance is None else config.draw.guidance,
+            "guidance": diffuser.pipe.guidance if config.draw.guidance is None else config.draw.guidance,
         },
         "precision": config.precision,
-        "scheduler": type(ddpm.with_sampler(pipe, config.draw.sampler).scheduler).__name__,
+        "scheduler": type(drawing.pipe.scheduler).__name__,
     }
-    sample = ddpm.sampler(
-        pipe,
-        name=config.draw.sampler,
-        steps=config.draw.steps,
-        guidance=config.draw.guidance,
-        autocast=precision.drawing,
-    )
+    sample = drawing.sampler(steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing)
     draw_pictures(
         sample,
         drawn_rows(config, plan),

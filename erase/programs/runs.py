@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from erase.config import ClassifyConfig, DdpmConfig, Saliency, SdConfig, Train, TrainClassifier, arguments, dump
-from erase.diffusion.data import Concepts
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import forget_objective, remain_objective
+from erase.diffusion.text import Concepts
 from erase.engine import distributed, memory
-from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
+from erase.engine.backend import Backend, LossFn, batch_size, batch_tensors, device_of, map_batch, seeded, trainable
 from erase.engine.fisher import Fisher, default_chunk, fisher_diagonal, mean_gradient
 from erase.engine.loop import Probe, check_launch, unlearn
 from erase.engine.losses import Objective, plain
@@ -43,7 +43,8 @@ from erase.programs.tracking import JsonlTracker, OtherTracker, check_tracker
 from erase.store import files
 
 C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
-STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors")
+TIMING = "timing.json"
+STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors", TIMING)
 """Files of a run that is not trained yet."""
 RARE = {
     "new_net": "a network with new weights",
@@ -479,7 +480,7 @@ def rehearse(
     backend: memory.Model,
     build: Callable[..., Method],
     objectives: Callable[[Any], tuple[Objective, Objective]],
-    sample: dict[str, Tensor],
+    sample: Mapping[str, Any],
     sides: tuple[int, int],
     precision: Precision,
     more: Sequence[str],
@@ -505,7 +506,7 @@ def rehearse(
     n = sum(p.numel() for p in trainable(backend.net).values())
     every = sum(p.numel() for p in backend.net.parameters())
     found: dict[str, dict[str, int]] = {}
-    always = memory.held(backend, sum(sides) * sum(x.nbytes for x in sample.values()))
+    always = memory.held(backend, sum(sides) * sum(x.nbytes for x in batch_tensors(sample)))
     with memory.hollow(backend) as model:
         net: Any = model.net
         with memory.Made(memory.tensors_of(model)) as made:

@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import micro
 import pytest
 import torch
 from torch import Tensor
 
 from erase.attacks import learning
 from erase.config import Inversion, Relearn
-from erase.diffusion import stable_diffusion as sd
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import LatentSet
+from erase.diffusion.model import open_model
 from erase.engine.backend import seeded
 
 INVERSION = Inversion(steps=8, lr=0.1, batch_size=4)
@@ -18,7 +20,7 @@ INVERSION = Inversion(steps=8, lr=0.1, batch_size=4)
 
 @pytest.fixture
 def pipe(micro_sd: Path) -> Any:
-    return sd.open_pipeline(sd.locate(micro_sd))
+    return open_model(locate(micro_sd)).pipe
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def data(pipe: Any) -> LatentSet:
     return LatentSet(
         torch.randn(4, 4, 8, 8, generator=seeded("cpu", 1)),
         torch.zeros(4, dtype=torch.long),
-        sd.embed(pipe, ["a photo of a cat"]),
+        micro.model(pipe).embed(["a photo of a cat"]),
     )
 
 
@@ -41,13 +43,13 @@ def weights(pipe: Any) -> dict[str, Tensor]:
 def test_a_word_means_its_embedding_and_other_words_stay(pipe: Any) -> None:
     """With the embedding of `cat` a prompt is the one that says so."""
     table = pipe.text_encoder.get_input_embeddings().weight
-    before = sd.embed(pipe, ["a photo of *", "a photo of cat"])
+    before = micro.model(pipe).embed(["a photo of *", "a photo of cat"])
     with learning.meaning(pipe, table[pipe.tokenizer("cat").input_ids[1]].clone()):
-        within = sd.embed(pipe, ["a photo of *", "a photo of cat"])
+        within = micro.model(pipe).embed(["a photo of *", "a photo of cat"])
     assert torch.equal(within[0], before[1])
     assert torch.equal(within[1], before[1])
     assert not torch.equal(before[0], before[1])
-    assert torch.equal(sd.embed(pipe, ["a photo of *"])[0], before[0])
+    assert torch.equal(micro.model(pipe).embed(["a photo of *"])[0], before[0])
 
 
 def test_a_word_is_learned_and_no_weight_moves(pipe: Any, data: LatentSet) -> None:
@@ -59,10 +61,10 @@ def test_a_word_is_learned_and_no_weight_moves(pipe: Any, data: LatentSet) -> No
     assert torch.equal(word, learning.learn_word(pipe, data, INVERSION, 3))
 
     def loss(prompt_word: Tensor) -> float:
-        model, generator = sd.denoiser(pipe), seeded("cpu", 9)
+        model, generator = micro.model(pipe).denoiser(), seeded("cpu", 9)
         batch = {**data.gather(torch.arange(4)), "cond": torch.empty(0)}
         with learning.meaning(pipe, prompt_word):
-            batch["cond"] = sd.embed(pipe, [INVERSION.prompt]).expand(4, -1, -1)
+            batch["cond"] = micro.model(pipe).embed([INVERSION.prompt]).expand(4, -1, -1)
         with torch.no_grad():
             return sum(float(model.losses(batch, generator).mean()) for _ in range(20))
 
@@ -82,7 +84,7 @@ def test_a_prompt_holds_the_word_once(pipe: Any, prompt: str) -> None:
 def test_relearning_is_looked_at_on_its_way_and_not_disturbed(micro_sd: Path, data: LatentSet) -> None:
     found: dict[tuple[int, ...], dict[int, dict[str, Tensor]]] = {}
     for at in ((3,), (3, 1)):
-        pipe = sd.open_pipeline(sd.locate(micro_sd))
+        pipe = open_model(locate(micro_sd)).pipe
         seen: dict[int, dict[str, Tensor]] = {}
 
         def look(done: int, pipe: Any = pipe, seen: Any = seen) -> None:

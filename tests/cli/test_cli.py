@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from toys import same
 
 from erase import cli, resources
-from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
 from erase.engine.saliency import Mask, save_mask
 from erase.engine.state import save_state
 from erase.evaluation.generate import PromptRow, generate, list_images, read_image, read_manifest
@@ -679,14 +679,14 @@ def test_convert_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
 
 
 def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
-    base = folders.tensors(sd.locate(micro_sd))
+    base = folders.tensors(locate(micro_sd))
     meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro"}
     write_delta(base, {n: t + 1 if "attn2" in n else t for n, t in base.items()}, tmp_path / "d", meta)
     assert erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").out == f"{tmp_path / 'erased'}\n"
     erase("apply", tmp_path / "erased", tmp_path / "d", "--undo", "--out", tmp_path / "base")
-    assert same(dict(folders.tensors(sd.locate(tmp_path / "base"))), dict(base))
+    assert same(dict(folders.tensors(locate(tmp_path / "base"))), dict(base))
     name = next(n for n in base if "attn2" in n)
-    assert torch.equal(folders.tensors(sd.locate(tmp_path / "erased"))[name], base[name] + 1)
+    assert torch.equal(folders.tensors(locate(tmp_path / "erased"))[name], base[name] + 1)
     for words, said in (
         ((tmp_path / "erased", tmp_path / "d"), "takes the weights of its base, micro; they are erased already"),
         ((micro_sd, tmp_path / "d", "--undo"), "of the model that it erased; they are its base's, micro"),
@@ -747,7 +747,7 @@ def test_inspect_files(erase: Erase, tmp_path: Path) -> None:
 
 def test_inspect_what_erase_made(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro", "erase_forgotten": '["a cat", "täg"]'}
-    base = folders.tensors(sd.locate(micro_sd))
+    base = folders.tensors(locate(micro_sd))
     write_delta(base, base, tmp_path / "d.safetensors", meta)
     found = described(erase("inspect", tmp_path / "d.safetensors"))
     assert (found["kind"], found["tensors"], found["erase_base"]) == ("delta of erase", 0, "micro")

@@ -19,15 +19,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erase.diffusion import ddpm
+from erase.diffusion import class_conditional
 from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.losses import Denoise
+from erase.diffusion.model import open_model
 from erase.evaluation.generate import PromptRow, generate, image_generator
 from erase.store.labelled import scaled
 
 FILE = "diffusion_pytorch_model.safetensors"
 GREY, COLOUR = (1, 8, 8), (3, 8, 12)
-Pipe = ddpm.ClassConditionalPipeline
+Pipe = class_conditional.ClassConditionalPipeline
 KINDS: dict[str, dict[str, Any]] = {
     "grey": {},
     "unguided": {"guidance": 1.0},
@@ -53,7 +55,7 @@ def pipe(pipes: dict[str, Pipe]) -> Pipe:
 def saved(pipe: Pipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Not to be changed by a test."""
     folder = tmp_path_factory.mktemp("ddpm") / "saved"
-    ddpm.save_new(pipe, folder)
+    class_conditional.save_new(pipe, folder)
     return folder
 
 
@@ -71,7 +73,7 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def opened(folder: Path, *labels: str) -> Pipe:
-    return ddpm.open_pipeline(ddpm.locate(folder), labels=labels)
+    return open_model(locate(folder, "label"), labels=labels).pipe
 
 
 def pictures(pipe: Pipe) -> list[bytes]:
@@ -93,7 +95,7 @@ SAMPLERS: list[Any] = [None, "ddim", "ddpm", "dpm"]
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_depends_on_its_label_and_generator_alone(pipes: dict[str, Pipe], kind: str, name: Any) -> None:
-    pipe = ddpm.with_sampler(pipes[kind], name)
+    pipe = class_conditional.with_sampler(pipes[kind], name)
     labels, seeds = [0, 1, 2, 1], [5, 6, 7, 8]
 
     def draw(labels: list[int], seeds: list[int]) -> Tensor:
@@ -122,7 +124,7 @@ def test_an_image_depends_on_its_label_and_generator_alone(pipes: dict[str, Pipe
 def test_drawing_is_the_plain_loop(pipes: dict[str, Pipe], kind: str, scale: float, name: Any) -> None:
     """One image at a time, both predictions at every step, `null + s (class - null)`, diffusers' own scheduler."""
     pipe, labels, seeds = pipes[kind], [2, 0], (3, 4)
-    found = ddpm.with_sampler(pipe, name).draw(labels, gens(*seeds), 4, scale)
+    found = class_conditional.with_sampler(pipe, name).draw(labels, gens(*seeds), 4, scale)
     made: Any = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}[name]
     for image, label, generator in zip(found, labels, gens(*seeds), strict=True):
         scheduler = made.from_config(pipe.scheduler.config)
@@ -171,26 +173,26 @@ def test_pictures_are_those_that_are_drawn(pipes: dict[str, Pipe]) -> None:
 
 def test_bytes_and_their_scale_are_inverse() -> None:
     every = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(ddpm.to_uint8(scaled(every)), every)
+    assert torch.equal(class_conditional.to_uint8(scaled(every)), every)
     x = torch.tensor([-7.0, -1.0, -0.999, 0.0039, 0.999, 1.0, 7.0])
-    assert ddpm.to_uint8(x).tolist() == [0, 0, 0, 128, 255, 255, 255]
-    assert ddpm.to_uint8(x).dtype == torch.uint8
+    assert class_conditional.to_uint8(x).tolist() == [0, 0, 0, 128, 255, 255, 255]
+    assert class_conditional.to_uint8(x).dtype == torch.uint8
 
 
 def test_patches_go_into_channels_and_back() -> None:
     x = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6).float()
-    assert ddpm.from_pixels(x, 1) is x
-    assert ddpm.to_pixels(x, 1) is x
-    deep = ddpm.from_pixels(x, 2)
+    assert class_conditional.from_pixels(x, 1) is x
+    assert class_conditional.to_pixels(x, 1) is x
+    deep = class_conditional.from_pixels(x, 2)
     assert deep.shape == (2, 12, 2, 3)
     assert deep[1, 4:8, 1, 2].tolist() == x[1, 1, 2:, 4:].flatten().tolist()  # a channel's patch, row by row
-    assert torch.equal(ddpm.to_pixels(deep, 2), x)
+    assert torch.equal(class_conditional.to_pixels(deep, 2), x)
     with pytest.raises(RuntimeError):
-        ddpm.from_pixels(torch.zeros(1, 1, 3, 4), 2)
+        class_conditional.from_pixels(torch.zeros(1, 1, 3, 4), 2)
 
 
 def test_latents_are_drawn_in_batches(pipe: Pipe) -> None:
-    pipe = ddpm.with_sampler(pipe, "dpm")  # which does not clip by itself
+    pipe = class_conditional.with_sampler(pipe, "dpm")  # which does not clip by itself
     calls, entered = list[int](), list[int]()
 
     @contextmanager
@@ -199,22 +201,26 @@ def test_latents_are_drawn_in_batches(pipe: Pipe) -> None:
         yield
 
     settings: dict[str, Any] = {"steps": 2, "guidance": 3.0, "batch_size": 2, "autocast": autocast}
-    found = ddpm.draw_latents(pipe, [0, 2, 1], gens(1, 2, 3), **settings, progress=calls.append)
+    found = micro_ddpm.wrap(pipe).draw_latents([0, 2, 1], gens(1, 2, 3), **settings, progress=calls.append)
     assert (calls, len(entered)) == ([2, 3], 2)
     assert found.shape == (3, *GREY)
     assert (found.dtype, found.device.type, found.requires_grad) == (torch.float32, "cpu", False)
     assert found.abs().max() == 1 < pipe.draw([0], gens(1), 2).abs().max()
     expected = torch.cat([pipe.draw([0, 2], gens(1, 2), 2, 3.0), pipe.draw([1], gens(3), 2, 3.0)]).clamp(-1, 1)
     assert torch.equal(found, expected)
-    own = ddpm.draw_latents(pipe, [0, 2, 1], gens(1, 2, 3), **{**settings, "guidance": None})
-    assert torch.equal(own, ddpm.draw_latents(pipe, [0, 2, 1], gens(1, 2, 3), **{**settings, "guidance": 2.0}))
+    own = micro_ddpm.wrap(pipe).draw_latents([0, 2, 1], gens(1, 2, 3), **{**settings, "guidance": None})
+    assert torch.equal(
+        own, micro_ddpm.wrap(pipe).draw_latents([0, 2, 1], gens(1, 2, 3), **{**settings, "guidance": 2.0})
+    )
     assert not torch.equal(own, found)
 
 
 def test_latents_drawn_in_half_precision_are_kept_in_float32(pipe: Pipe) -> None:
     bf16 = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    found = ddpm.draw_latents(pipe, [0], gens(1), steps=2, guidance=3.0, batch_size=2, autocast=bf16)
-    exact = ddpm.draw_latents(pipe, [0], gens(1), steps=2, guidance=3.0, batch_size=2, autocast=torch.no_grad)
+    found = micro_ddpm.wrap(pipe).draw_latents([0], gens(1), steps=2, guidance=3.0, batch_size=2, autocast=bf16)
+    exact = micro_ddpm.wrap(pipe).draw_latents(
+        [0], gens(1), steps=2, guidance=3.0, batch_size=2, autocast=torch.no_grad
+    )
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     assert float((found - exact).abs().mean()) < 0.1
@@ -224,7 +230,7 @@ def test_latents_drawn_in_half_precision_are_kept_in_float32(pipe: Pipe) -> None
 
 
 def test_the_sampler_takes_names_and_a_rows_guidance(pipe: Pipe) -> None:
-    draw = ddpm.sampler(pipe, steps=2, guidance=3.0, autocast=torch.no_grad)
+    draw = micro_ddpm.wrap(pipe).sampler(steps=2, guidance=3.0, autocast=torch.no_grad)
 
     def pixels(pipe: Pipe, scale: float | None, steps: int = 2) -> list[bytes]:
         return [i.tobytes() for i in pipe([2, 0], gens(1, 2), steps, scale).images]
@@ -234,16 +240,16 @@ def test_the_sampler_takes_names_and_a_rows_guidance(pipe: Pipe) -> None:
 
     assert drawn(draw) == drawn(draw, guidance=None, width=None, height=None) == pixels(pipe, 3.0)
     assert drawn(draw, guidance=1.0) == pixels(pipe, 1.0) != pixels(pipe, 3.0)
-    own = ddpm.sampler(pipe, steps=2, autocast=torch.no_grad)
+    own = micro_ddpm.wrap(pipe).sampler(steps=2, autocast=torch.no_grad)
     assert drawn(own) == pixels(pipe, 2.0) != pixels(pipe, 3.0)
-    other = ddpm.sampler(pipe, name="ddpm", steps=3, guidance=3.0, autocast=torch.no_grad)
-    assert drawn(other) == pixels(ddpm.with_sampler(pipe, "ddpm"), 3.0, 3) != pixels(pipe, 3.0, 3)
+    other = micro_ddpm.wrap(pipe).sampler(name="ddpm", steps=3, guidance=3.0, autocast=torch.no_grad)
+    assert drawn(other) == pixels(class_conditional.with_sampler(pipe, "ddpm"), 3.0, 3) != pixels(pipe, 3.0, 3)
 
 
 def test_the_sampler_draws_the_evaluations_folders(pipe: Pipe, tmp_path: Path) -> None:
     """Whatever the batch size; padding is thrown away."""
     rows = [PromptRow(name, seed) for seed, name in enumerate(pipe.labels)]
-    draw = ddpm.sampler(pipe, steps=2, autocast=torch.no_grad)
+    draw = micro_ddpm.wrap(pipe).sampler(steps=2, autocast=torch.no_grad)
     found = generate(draw, rows, tmp_path / "out", per_prompt=2, batch_size=4)
     assert [(row.prompt, row.seed, row.index) for row in found] == [
         (name, seed, index) for seed, name in enumerate(pipe.labels) for index in range(2)
@@ -259,32 +265,34 @@ def test_the_sampler_draws_the_evaluations_folders(pipe: Pipe, tmp_path: Path) -
 def test_another_sampler_is_the_same_model(pipes: dict[str, Pipe], name: Any) -> None:
     for pipe in (pipes["grey"], pipes["colour, wide, attention"]):
         before = pipe.scheduler
-        other = ddpm.with_sampler(pipe, name)
-        assert type(other.scheduler) is ddpm.SCHEDULERS[name]
+        other = class_conditional.with_sampler(pipe, name)
+        assert type(other.scheduler) is class_conditional.SCHEDULERS[name]
         assert torch.equal(other.scheduler.alphas_cumprod, before.alphas_cumprod)
         assert other.scheduler.config.prediction_type == before.config.prediction_type
         assert other.unet is pipe.unet
         assert (other.labels, other.guidance, other.patch) == (pipe.labels, pipe.guidance, pipe.patch)
         assert (other.null, other.shape) == (pipe.null, pipe.shape)
         assert pipe.scheduler is before
-        assert ddpm.with_sampler(pipe, None) is pipe
+        assert class_conditional.with_sampler(pipe, None) is pipe
 
 
 def test_guidance_needs_a_null_class(pipe: Pipe, copy: Path) -> None:
-    ddpm.check_guidance(pipe, None)
-    ddpm.check_guidance(pipe, 7.0)
+    class_conditional.check_guidance(pipe, None)
+    class_conditional.check_guidance(pipe, 7.0)
     bare = lone(copy, "a", "b", "c", "d")
     assert bare.null is None
-    ddpm.check_guidance(bare, None)
-    ddpm.check_guidance(bare, 1.0)
+    class_conditional.check_guidance(bare, None)
+    class_conditional.check_guidance(bare, 1.0)
     for scale in (0.0, 2.0):
         said = (
             rf"guidance {scale} needs a null class, which this model lacks \(it has 4 class embeddings for 4 labels\)"
             r": set draw\.guidance=1"
         )
-        refused(said, lambda scale=scale: ddpm.check_guidance(bare, scale))
-        refused(said, lambda scale=scale: ddpm.sampler(bare, steps=2, guidance=scale, autocast=torch.no_grad))
-    assert len(ddpm.sampler(bare, steps=1, autocast=torch.no_grad)(["d"], gens(0))) == 1
+        refused(said, lambda scale=scale: class_conditional.check_guidance(bare, scale))
+        refused(
+            said, lambda scale=scale: micro_ddpm.wrap(bare).sampler(steps=2, guidance=scale, autocast=torch.no_grad)
+        )
+    assert len(micro_ddpm.wrap(bare).sampler(steps=1, autocast=torch.no_grad)(["d"], gens(0))) == 1
 
 
 def test_drawing_with_guidance_and_without_a_null_class_is_refused(copy: Path) -> None:
@@ -299,11 +307,11 @@ def test_drawing_with_guidance_and_without_a_null_class_is_refused(copy: Path) -
 @pytest.mark.parametrize("kind", ["grey", "patches", "colour, wide, attention"])
 def test_the_denoiser_is_the_unet_on_its_own_schedule(pipes: dict[str, Pipe], kind: str) -> None:
     pipe = pipes[kind]
-    backend = ddpm.denoiser(pipe)
+    backend = micro_ddpm.wrap(pipe).denoiser(micro_ddpm.wrap(pipe).null())
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     assert backend.net is pipe.unet
     assert backend.prediction == KINDS[kind].get("prediction", "epsilon")
-    assert torch.equal(backend.alphas_cumprod, schedule.alphas_cumprod)
+    assert torch.equal(backend.process.alphas_cumprod, schedule.alphas_cumprod)
     shape = (2, pipe.unet.config.in_channels, *pipe.unet.config.sample_size)
     g = torch.Generator().manual_seed(0)
     z, noise = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
@@ -318,19 +326,19 @@ def test_the_denoiser_is_the_unet_on_its_own_schedule(pipes: dict[str, Pipe], ki
 
 
 def test_dropped_labels_are_the_null_class(pipe: Pipe, copy: Path) -> None:
-    backend = ddpm.denoiser(pipe)
+    backend = micro_ddpm.wrap(pipe).denoiser(micro_ddpm.wrap(pipe).null())
     assert backend.null is not None
-    assert backend.null.tolist() == [3] == [pipe.null]
+    assert backend.null["label"].tolist() == [3] == [pipe.null]
     g = torch.Generator().manual_seed(0)
-    batch = backend.draw({"mean": torch.randn(3, *GREY, generator=g), "cond": torch.tensor([0, 1, 2])}, g)
+    batch = backend.draw({"mean": torch.randn(3, *GREY, generator=g), "cond": {"label": torch.tensor([0, 1, 2])}}, g)
     batch["drop_draw"] = torch.tensor([0.0, 0.5, 0.05])
     with torch.no_grad():
         found = Denoise(0.1)(backend, batch, g)
-        expected = backend.losses({**batch, "cond": torch.tensor([3, 1, 3])}, g)
+        expected = backend.losses({**batch, "cond": {"label": torch.tensor([3, 1, 3])}}, g)
         kept = backend.losses(batch, g)
     assert torch.equal(found, expected)
     assert not torch.isclose(found, kept)[[0, 2]].any()
-    bare = ddpm.denoiser(lone(copy, "a", "b", "c", "d"))
+    bare = micro_ddpm.wrap(lone(copy, "a", "b", "c", "d")).denoiser()
     assert bare.null is None
     with pytest.raises(ValueError, match=r"dropout 0\.1 needs a null condition, which this model lacks"):
         Denoise(0.1)(bare, batch, g)
@@ -388,7 +396,7 @@ def test_renewed_weights_are_those_of_a_new_model_of_that_seed() -> None:
     pipe.unet.requires_grad_(False)
     torch.manual_seed(1)
     before, weights = torch.get_rng_state(), {n: p.clone() for n, p in pipe.unet.named_parameters()}
-    fresh = ddpm.renew(pipe.unet, 5)
+    fresh = class_conditional.renew(pipe.unet, 5)
     assert torch.equal(torch.get_rng_state(), before)
     assert same(fresh, micro_ddpm.model(seed=5).unet)
     assert fresh.config == pipe.unet.config
@@ -425,11 +433,11 @@ def test_a_head_wider_than_the_channels_is_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_model_draws_the_same_pictures(pipes: dict[str, Pipe], kind: str, tmp_path: Path) -> None:
     pipe = pipes[kind]
-    ddpm.save_new(pipe, tmp_path / "deep/out")
+    class_conditional.save_new(pipe, tmp_path / "deep/out")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
-    source = ddpm.locate(tmp_path / "deep/out")
+    source = locate(tmp_path / "deep/out", "label")
     assert (source.unet, source.variant, list(folders.fingerprint(source))) == ("unet", None, [f"unet/{FILE}"])
-    other = ddpm.open_pipeline(source)
+    other = open_model(source).pipe
     assert (other.labels, other.guidance, other.patch) == (pipe.labels, pipe.guidance, pipe.patch)
     assert (other.null, other.shape) == (pipe.null, pipe.shape)
     assert type(other.scheduler) is DDIMScheduler
@@ -437,14 +445,16 @@ def test_a_saved_model_draws_the_same_pictures(pipes: dict[str, Pipe], kind: str
         assert other.scheduler.config[key] == pipe.scheduler.config[key]
     assert pictures(other) == pictures(pipe)
     for name in ("ddpm", "dpm"):
-        assert pictures(ddpm.with_sampler(other, name)) == pictures(ddpm.with_sampler(pipe, name))  # type: ignore[arg-type]
+        assert pictures(class_conditional.with_sampler(other, name)) == pictures(
+            class_conditional.with_sampler(pipe, name)
+        )  # type: ignore[arg-type]
     assert not any(p.requires_grad for p in other.unet.parameters())
     assert not other.unet.training
 
 
 def test_a_model_is_saved_whole_or_not_at_all(pipe: Pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
-    refused("there exists: choose another folder", lambda: ddpm.save_new(pipe, tmp_path / "there"))
+    refused("there exists: choose another folder", lambda: class_conditional.save_new(pipe, tmp_path / "there"))
     assert not list((tmp_path / "there").iterdir())
 
     def full(self: Any, folder: Path, **_: Any) -> None:
@@ -454,7 +464,7 @@ def test_a_model_is_saved_whole_or_not_at_all(pipe: Pipe, tmp_path: Path, monkey
 
     monkeypatch.setattr(Pipe, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
-        ddpm.save_new(pipe, tmp_path / "out")
+        class_conditional.save_new(pipe, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
@@ -475,20 +485,23 @@ def lone(copy: Path, *labels: str) -> Pipe:
 def test_a_lone_unet_opens_with_labels(pipe: Pipe, tmp_path: Path) -> None:
     pipe.unet.save_pretrained(tmp_path / "lone")
     assert {p.name for p in (tmp_path / "lone").iterdir()} == {"config.json", FILE}
-    source = ddpm.locate(tmp_path / "lone")
+    source = locate(tmp_path / "lone", "label")
     assert (source.unet, source.name) == (".", str(tmp_path / "lone"))
-    other = ddpm.open_pipeline(source, labels=["x", "y", "z"])
+    other = open_model(source, labels=["x", "y", "z"]).pipe
     assert (other.labels, other.null, other.guidance, other.patch) == (["x", "y", "z"], 3, 1.0, 1)
     assert other.shape == pipe.shape
     assert same(other.unet, pipe.unet)
-    assert torch.equal(ddpm.denoiser(other).alphas_cumprod, DDPMScheduler().alphas_cumprod)
+    assert torch.equal(
+        micro_ddpm.wrap(other).denoiser(micro_ddpm.wrap(other).null()).process.alphas_cumprod,
+        DDPMScheduler().alphas_cumprod,
+    )
     assert len(pictures(other)) == 3
-    whole = ddpm.open_pipeline(source, labels=["w", "x", "y", "z"])  # every row a class
+    whole = open_model(source, labels=["w", "x", "y", "z"]).pipe  # every row a class
     assert (whole.labels, whole.null) == (["w", "x", "y", "z"], None)
 
 
 def test_a_lone_unet_is_saved_as_one(copy: Path, tmp_path: Path) -> None:
-    source = ddpm.locate(copy / "unet")
+    source = locate(copy / "unet", "label")
     name = "class_embedding.weight"
     values = {name: torch.full((4, 32), 0.5)}
     folders.save(source, values, tmp_path / "out", {})
@@ -505,9 +518,9 @@ def test_a_plain_ddpm_pipeline_opens_with_labels(pipe: Pipe, tmp_path: Path) -> 
     assert (other.labels, other.null, other.guidance, other.patch) == (["x", "y", "z"], 3, 1.0, 1)
     assert type(other.scheduler) is DDPMScheduler
     assert other.scheduler.config.variance_type == "fixed_large"
-    backend = ddpm.denoiser(other)
+    backend = micro_ddpm.wrap(other).denoiser(micro_ddpm.wrap(other).null())
     assert backend.prediction == "v_prediction"
-    assert torch.equal(backend.alphas_cumprod, schedule.alphas_cumprod)
+    assert torch.equal(backend.process.alphas_cumprod, schedule.alphas_cumprod)
     assert same(other.unet, pipe.unet)
     # drawn as diffusers' own pipeline would draw a class, if it could be told one
     schedule.set_timesteps(3)
@@ -518,7 +531,7 @@ def test_a_plain_ddpm_pipeline_opens_with_labels(pipe: Pipe, tmp_path: Path) -> 
             out = pipe.unet(x, t, class_labels=torch.tensor([1])).sample
         x = schedule.step(out, t, x, generator=generator).prev_sample
     torch.testing.assert_close(other.draw([1], gens(4), 3), x)
-    folders.save(ddpm.locate(tmp_path / "plain"), {}, tmp_path / "out", {})
+    folders.save(locate(tmp_path / "plain", "label"), {}, tmp_path / "out", {})
     again = DDPMPipeline.from_pretrained(tmp_path / "out")
     assert same(again.unet, pipe.unet)
 
@@ -527,9 +540,9 @@ def test_ema_weights_are_started_from(copy: Path) -> None:
     shutil.copytree(copy / "unet", copy / "unet_ema")
     ema = {k: v + 0.125 for k, v in load_file(copy / "unet" / FILE).items()}
     save_file(ema, copy / "unet_ema" / FILE, metadata={"format": "pt"})
-    source = ddpm.locate(copy)
+    source = locate(copy, "label")
     assert source.unet == "unet_ema"
-    assert torch.equal(ddpm.open_pipeline(source).unet.conv_in.weight, ema["conv_in.weight"])
+    assert torch.equal(open_model(source).pipe.unet.conv_in.weight, ema["conv_in.weight"])
 
 
 def test_half_precision_opens_in_float32(pipe: Pipe, copy: Path) -> None:
@@ -543,7 +556,7 @@ def test_half_precision_opens_in_float32(pipe: Pipe, copy: Path) -> None:
 @pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
 def test_the_models_own_sampler_is_kept(pipe: Pipe, tmp_path: Path, kind: Any) -> None:
     own = Pipe(pipe.unet, kind.from_config(pipe.scheduler.config), dict(enumerate("abc")), 1.5, 1)
-    ddpm.save_new(own, tmp_path / "out")
+    class_conditional.save_new(own, tmp_path / "out")
     other = opened(tmp_path / "out")
     assert type(other.scheduler) is kind
     assert (other.guidance, other.labels) == (1.5, ["a", "b", "c"])
@@ -648,17 +661,17 @@ def test_names_that_do_not_fit_are_refused(copy: Path) -> None:
 
 def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "none", "none", "nobody/nothing"):  # there is no hub for these
-        refused(rf"no model '{name}': not a folder, not one of: ", lambda name=name: ddpm.locate(name))
+        refused(rf"no model '{name}': not a folder, not one of: ", lambda name=name: locate(name, "label"))
     refused(
         "model_index.json is a file; a model is a diffusers folder, or one of",
-        lambda: ddpm.locate(saved / "model_index.json"),
+        lambda: locate(saved / "model_index.json", "label"),
     )
 
 
 @pytest.mark.parametrize("text", ["null", "[1, 2]", "3"])
 def test_a_config_that_is_no_mapping_is_refused(copy: Path, text: str) -> None:
     (copy / "unet/config.json").write_text(text)
-    refused("erase run ddpm takes a UNet2DModel", lambda: ddpm.locate(copy / "unet"))
+    refused("erase run ddpm takes a UNet2DModel", lambda: locate(copy / "unet", "label"))
 
 
 def test_a_name_given_twice_is_refused(copy: Path) -> None:

@@ -61,7 +61,7 @@ def test_frozen_target_is_put_back_after_an_error() -> None:
     objective = forget_objective("redirect", model.net, "frozen")
     nudge(model.net)
     online = toys.weights(model.net)
-    batch = {**toys.latents(), "anchor": torch.zeros(3, 3, 5)}  # of the wrong width
+    batch = {**toys.latents(), "anchor": {"text": torch.zeros(3, 3, 5)}}  # of the wrong width
     with pytest.raises(RuntimeError):
         objective.loss(model, batch, toys.gen())
     assert toys.same(toys.weights(model.net), online)

@@ -16,8 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erase import resources
-from erase.diffusion import stable_diffusion as sd
+from erase.diffusion import text
 from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.describe import describe
+from erase.diffusion.model import open_model
 from erase.evaluation.generate import image_generator
 from erase.store import weights
 
@@ -29,7 +32,7 @@ Pipe = StableDiffusionPipeline
 @pytest.fixture(scope="module")
 def pipe(micro_sd: Path) -> Pipe:
     """Opened once; tests do not change it."""
-    return sd.open_pipeline(sd.locate(micro_sd))
+    return open_model(locate(micro_sd)).pipe
 
 
 @pytest.fixture
@@ -49,17 +52,17 @@ def copy(micro_sd: Path, tmp_path: Path) -> Path:
 )
 def test_tokens_are_paired_by_the_last_word(prompt: str, anchor: str, expected: dict[int, int]) -> None:
     a, b = ([sum(map(ord, word)) for word in text.split()] for text in (prompt, anchor))
-    assert dict(sd.paired_tokens(a, b, 6)) == expected
+    assert dict(text.paired_tokens(a, b, 6)) == expected
     with pytest.raises(ValueError, match="its own anchor: choose another anchor"):
-        sd.paired_tokens(a, a, 6)
+        text.paired_tokens(a, a, 6)
 
 
 def test_concepts_are_the_tokens_that_differ(pipe: Pipe) -> None:
     """What a prompt that stays begins with is left to it."""
     forget, anchors, kept = ["a photo of a cat", "sepia cat"], ["a photo of a dog", "dog"], ["", "a sepia dog", "sepia"]
-    found = sd.concepts(pipe, forget, anchors, kept)
-    cat, sepia, dog, alone = sd.embed(pipe, [*forget, *anchors])
-    assert torch.equal(found.kept, sd.embed(pipe, kept).flatten(0, 1))
+    found = text.concepts(micro.model(pipe), forget, anchors, kept)
+    cat, sepia, dog, alone = micro.model(pipe).embed([*forget, *anchors])
+    assert torch.equal(found.kept, micro.model(pipe).embed(kept).flatten(0, 1))
     # begin, a photo of a, cat; begin, sepia, cat: the second sepia is the third that stays
     assert torch.equal(found.erased, torch.cat([cat[5:], sepia[2:]]))
     assert torch.equal(found.targets, torch.cat([dog[5:], alone[1:-1]]))
@@ -74,7 +77,7 @@ def tree(folder: Path) -> set[str]:
 
 
 def pictures(pipe: Pipe, **kwargs: Any) -> list[bytes]:
-    draw = sd.sampler(pipe, steps=2, guidance=3.0)
+    draw = micro.model(pipe).sampler(steps=2, guidance=3.0)
     images = draw(["a cat", "a photo of a dog"], [image_generator(1, 0), image_generator(1, 1)], **kwargs)
     return [image.tobytes() for image in images]
 
@@ -92,11 +95,11 @@ def saved_unet(folder: Path) -> dict[str, Tensor]:
 
 
 def test_locate_finds_a_folder(micro_sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = sd.locate(micro_sd)
-    assert (source.folder, source.unet, source.variant) == (micro_sd, "unet", None)
+    source = locate(micro_sd)
+    assert (source.folder, source.trained, source.variant) == (micro_sd, "unet", None)
     assert source.weights == [micro_sd / UNET]
     monkeypatch.chdir(micro_sd.parent)
-    assert sd.locate("micro-sd").folder == Path("micro-sd")
+    assert locate("micro-sd").folder == Path("micro-sd")
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -170,7 +173,7 @@ def test_a_damaged_checkpoint_is_refused(copy: Path, how: str) -> None:
     damage, said = DAMAGE[how]
     damage(copy)
     with pytest.raises(ValueError, match=said) as caught:
-        sd.locate(copy)
+        locate(copy)
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
     assert str(copy) in str(caught.value)
@@ -181,7 +184,7 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(copy: Path,
     damage, said = UNLOADABLE[how]
     damage(copy)
     with pytest.raises(ValueError, match=said) as caught:
-        sd.open_pipeline(sd.locate(copy))
+        open_model(locate(copy)).pipe
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
     assert str(copy) in str(caught.value)
@@ -192,7 +195,7 @@ def test_weights_that_are_missing_in_a_file_are_refused(copy: Path) -> None:
     del weights[MOVED]
     save_file(weights, copy / UNET, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"unet: 1 weights are missing, such as {MOVED}"):
-        sd.open_pipeline(sd.locate(copy))
+        open_model(locate(copy)).pipe
 
 
 @pytest.mark.parametrize("name", ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
@@ -201,7 +204,7 @@ def test_no_weights_are_made_up(copy: Path, name: str) -> None:
     weights.popitem()
     save_file(weights, copy / name, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"{name.partition('/')[0]}: 1 weights are missing") as caught:
-        sd.open_pipeline(sd.locate(copy))
+        open_model(locate(copy)).pipe
     assert "\n" not in str(caught.value)
 
 
@@ -209,30 +212,30 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
     shard(copy)
     (copy / "unet/diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model-00002-of-00003\.safetensors is missing"):
-        sd.locate(copy)
+        locate(copy)
 
 
 def test_wrong_names_are_refused(micro_sd: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is no model: a single file is \.safetensors or \.ckpt"):
-        sd.locate(micro_sd / "model_index.json")
+        locate(micro_sd / "model_index.json")
     for name in (tmp_path / "none", "none", "./none", "~/none", f"{tmp_path.name}/a/b"):
         with pytest.raises(ValueError, match=r"no model '.*': not a folder, not a hub id") as caught:
-            sd.locate(name)
+            locate(name)
         assert "\n" not in str(caught.value)
 
 
 def test_a_hub_id_offline_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^model 'nobody/nothing' is no folder here, and the hub did not") as caught:
-        sd.locate("nobody/nothing")
+        locate("nobody/nothing")
     assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sd.StableDiffusionPipeline, "download", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(StableDiffusionPipeline, "download", lambda name: pytest.fail("asked the hub"))
     with pytest.raises(ValueError, match="no model 'runs/none'"):
-        sd.locate("runs/none")
+        locate("runs/none")
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ def test_a_pipeline_opens_in_float32_and_learns_nothing(pipe: Pipe) -> None:
         assert {p.dtype for p in part.parameters()} == {torch.float32}
         assert not any(p.requires_grad for p in part.parameters())
         assert not part.training
-    assert sd.resolution(pipe) == micro.SIZE
+    assert micro.model(pipe).resolution() == micro.SIZE
 
 
 def test_the_safety_checker_is_never_loaded(copy: Path) -> None:
@@ -255,7 +258,7 @@ def test_the_safety_checker_is_never_loaded(copy: Path) -> None:
     )
     (copy / "safety_checker").mkdir()
     (copy / "safety_checker/config.json").write_text("{}")
-    pipe = sd.open_pipeline(sd.locate(copy))
+    pipe = open_model(locate(copy)).pipe
     assert pipe.safety_checker is None
     assert pipe.feature_extractor is None
 
@@ -263,12 +266,12 @@ def test_the_safety_checker_is_never_loaded(copy: Path) -> None:
 def test_an_inpainting_unet_is_refused(copy: Path) -> None:
     micro.unet(in_channels=9).save_pretrained(copy / "unet")
     with pytest.raises(ValueError, match="a UNet of 9 input channels for 4 latent channels: inpainting"):
-        sd.open_pipeline(sd.locate(copy))
+        open_model(locate(copy)).pipe
 
 
 def test_describe_and_fingerprint(micro_sd: Path, copy: Path) -> None:
-    source = sd.locate(micro_sd)
-    found = sd.describe(source)
+    source = locate(micro_sd)
+    found = describe(source)
     assert found["unet_weights"] == sum(p.numel() for p in micro.unet().parameters())
     assert (found["dtype"], found["resolution"], found["cross_attention_dim"]) == ("F16", micro.LATENT, micro.WIDTH)
     assert (found["prediction_type"], found["ema"]) == ("epsilon", False)
@@ -279,11 +282,11 @@ def test_describe_and_fingerprint(micro_sd: Path, copy: Path) -> None:
         "vae/diffusion_pytorch_model.safetensors",
         "text_encoder/model.safetensors",
     }
-    assert prints == folders.fingerprint(sd.locate(copy))
+    assert prints == folders.fingerprint(locate(copy))
     weights = load_file(copy / UNET)
     weights[MOVED][0, 0] += 1
     save_file(weights, copy / UNET, metadata={"format": "pt"})
-    assert {k for k, v in folders.fingerprint(sd.locate(copy)).items() if prints[k] != v} == {UNET}
+    assert {k for k, v in folders.fingerprint(locate(copy)).items() if prints[k] != v} == {UNET}
 
 
 # --- text and images ------------------------------------------------------------------------------
@@ -291,7 +294,7 @@ def test_describe_and_fingerprint(micro_sd: Path, copy: Path) -> None:
 
 def test_embeddings_are_those_of_the_text_encoder(pipe: Pipe) -> None:
     prompts = ["a cat", "", "a photo of a dog"]
-    found = sd.embed(pipe, prompts, batch_size=2)
+    found = micro.model(pipe).embed(prompts, batch_size=2)
     assert found.shape == (3, micro.MAX_TOKENS, micro.WIDTH)
     assert found.dtype == torch.float32
     ids = pipe.tokenizer(prompts, padding="max_length", max_length=micro.MAX_TOKENS, return_tensors="pt").input_ids
@@ -301,18 +304,17 @@ def test_embeddings_are_those_of_the_text_encoder(pipe: Pipe) -> None:
 
 def test_long_prompts_are_refused_with_their_length(pipe: Pipe) -> None:
     longest = "a " * (micro.MAX_TOKENS - 2)  # begin and end are tokens too
-    sd.check_prompts(pipe, ["a cat", longest])
-    assert sd.token_count(pipe, longest) == micro.MAX_TOKENS
-    for refuse in (sd.check_prompts, sd.embed):
-        with pytest.raises(ValueError, match=r"the prompt 'a a .*' has 17 tokens, this model takes 16: shorten it"):
-            refuse(pipe, ["a cat", longest + "cat"])
+    text.check_prompts(micro.model(pipe), ["a cat", longest])
+    assert text.token_count(micro.model(pipe), longest) == micro.MAX_TOKENS
+    with pytest.raises(ValueError, match=r"the prompt 'a a .*' has 17 tokens, this model takes 16: shorten it"):
+        text.check_prompts(micro.model(pipe), ["a cat", longest + "cat"])
     with pytest.raises(ValueError, match=r"'x{60}'… has 92 tokens"):
-        sd.check_prompts(pipe, ["x" * 90])
+        text.check_prompts(micro.model(pipe), ["x" * 90])
 
 
 def test_encode_is_the_scaled_posterior(pipe: Pipe) -> None:
     pixels = torch.rand(3, 3, micro.SIZE, micro.SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, std = sd.encode(pipe, pixels)
+    mean, std = micro.model(pipe).encode(pixels)
     with torch.no_grad():
         posterior = pipe.vae.encode(pixels).latent_dist
     assert mean.shape == std.shape == (3, 4, micro.LATENT, micro.LATENT)
@@ -323,8 +325,7 @@ def test_encode_is_the_scaled_posterior(pipe: Pipe) -> None:
 def test_drawn_latents_decode_to_the_pipelines_pictures(pipe: Pipe) -> None:
     prompts, seeds = ["a cat", "a dog", "a photo of a cat"], (3, 4, 5)
     calls: list[int] = []
-    latents = sd.draw_latents(
-        pipe,
+    latents = micro.model(pipe).draw_latents(
         prompts,
         [image_generator(s, 0) for s in seeds],
         steps=2,
@@ -351,7 +352,7 @@ def test_drawn_latents_decode_to_the_pipelines_pictures(pipe: Pipe) -> None:
 def test_the_sampler_takes_a_rows_settings(pipe: Pipe) -> None:
     assert pictures(pipe) == pictures(pipe, guidance=3.0)
     assert pictures(pipe) != pictures(pipe, guidance=1.0)
-    draw = sd.sampler(pipe, steps=1, guidance=3.0)
+    draw = micro.model(pipe).sampler(steps=1, guidance=3.0)
     (image,) = draw(["a cat"], [image_generator(0, 0)], width=32, height=16)
     assert isinstance(image, Image.Image)
     assert image.size == (32, 16)
@@ -361,26 +362,26 @@ def test_the_sampler_takes_a_rows_settings(pipe: Pipe) -> None:
 
 
 def test_the_denoiser_is_the_unet_on_its_own_schedule(pipe: Pipe) -> None:
-    backend = sd.denoiser(pipe)
+    backend = micro.model(pipe).denoiser()
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     assert backend.net is pipe.unet
     assert backend.prediction == "epsilon"
-    assert torch.equal(backend.alphas_cumprod, schedule.alphas_cumprod)
+    assert torch.equal(backend.process.alphas_cumprod, schedule.alphas_cumprod)
     z, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([3, 700])
     noisy = backend.noisy({"z0": z, "noise": noise, "t": t})
     assert torch.allclose(noisy, schedule.add_noise(z, noise, t), atol=1e-6)
-    cond = sd.embed(pipe, ["a cat", "a dog"])
+    cond = micro.model(pipe).embed(["a cat", "a dog"])
     with torch.no_grad():
         assert torch.equal(backend.predict(noisy, t, cond), pipe.unet(noisy, t, cond).sample)
 
 
 def test_v_prediction_is_honoured(copy: Path) -> None:
     edit(copy / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    source = sd.locate(copy)
-    pipe = sd.open_pipeline(source)
-    backend = sd.denoiser(pipe)
-    assert backend.prediction == sd.describe(source)["prediction_type"] == "v_prediction"
+    source = locate(copy)
+    pipe = open_model(source).pipe
+    backend = micro.model(pipe).denoiser()
+    assert backend.prediction == describe(source)["prediction_type"] == "v_prediction"
     z, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([3, 700])
     expected = DDPMScheduler.from_config(pipe.scheduler.config).get_velocity(z, noise, t)
@@ -391,7 +392,7 @@ def test_v_prediction_is_honoured(copy: Path) -> None:
 
 
 def test_saving_without_a_change_changes_nothing(micro_sd: Path, pipe: Pipe, tmp_path: Path) -> None:
-    folders.save(sd.locate(micro_sd), dict(pipe.unet.named_parameters()), tmp_path / "out", {"erase": "x"})
+    folders.save(locate(micro_sd), dict(pipe.unet.named_parameters()), tmp_path / "out", {"erase": "x"})
     assert tree(tmp_path / "out") == tree(micro_sd)
     for name in tree(micro_sd) - {UNET}:
         assert (tmp_path / "out" / name).read_bytes() == (micro_sd / name).read_bytes(), name
@@ -401,12 +402,12 @@ def test_saving_without_a_change_changes_nothing(micro_sd: Path, pipe: Pipe, tmp
         assert after[name].dtype == before[name].dtype == torch.float16
         assert torch.equal(after[name], before[name]), name
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert pictures(sd.open_pipeline(sd.locate(tmp_path / "out"))) == pictures(pipe)
+    assert pictures(open_model(locate(tmp_path / "out")).pipe) == pictures(pipe)
 
 
 def test_saving_a_change_changes_that_alone(micro_sd: Path, pipe: Pipe, tmp_path: Path) -> None:
     change = some_change(micro_sd)
-    folders.save(sd.locate(micro_sd), change, tmp_path / "deep/out", {"erase": "x"})
+    folders.save(locate(micro_sd), change, tmp_path / "deep/out", {"erase": "x"})
     before, after = load_file(micro_sd / UNET), load_file(tmp_path / "deep/out" / UNET)
     for name in before:
         assert after[name].dtype == torch.float16
@@ -415,7 +416,7 @@ def test_saving_a_change_changes_that_alone(micro_sd: Path, pipe: Pipe, tmp_path
     # plain diffusers reads it, and shows the change
     plain = StableDiffusionPipeline.from_pretrained(tmp_path / "deep/out", dtype=torch.float32, safety_checker=None)
     plain.set_progress_bar_config(disable=True)
-    assert pictures(plain) == pictures(sd.open_pipeline(sd.locate(tmp_path / "deep/out")))
+    assert pictures(plain) == pictures(open_model(locate(tmp_path / "deep/out")).pipe)
     assert pictures(plain) != pictures(pipe)
     from safetensors import safe_open
 
@@ -428,12 +429,12 @@ def test_a_variant_keeps_its_names(micro_sd: Path, tmp_path: Path) -> None:
     shutil.copytree(micro_sd, folder)
     for path in folder.glob("*/*.safetensors"):
         path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
-    source = sd.locate(folder)
+    source = locate(folder)
     assert source.variant == "fp16"
     folders.save(source, some_change(folder, variant="fp16"), tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(folder)
     StableDiffusionPipeline.from_pretrained(tmp_path / "out", variant="fp16", safety_checker=None)
-    assert pictures(sd.open_pipeline(sd.locate(tmp_path / "out"))) != pictures(sd.open_pipeline(source))
+    assert pictures(open_model(locate(tmp_path / "out")).pipe) != pictures(open_model(source).pipe)
 
 
 def shard(folder: Path, variant: str | None = None) -> None:
@@ -445,7 +446,7 @@ def shard(folder: Path, variant: str | None = None) -> None:
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_shards_stay_shards(micro_sd: Path, copy: Path, tmp_path: Path, variant: str | None) -> None:
     shard(copy, variant)
-    source = sd.locate(copy)
+    source = locate(copy)
     assert source.variant == variant
     assert len(source.weights) == 3
     change = some_change(copy, variant=variant)
@@ -459,7 +460,7 @@ def test_shards_stay_shards(micro_sd: Path, copy: Path, tmp_path: Path, variant:
         assert torch.equal(after[name], change[name].half() if name in change else tensor), name
     net = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet", variant=variant, dtype=torch.float16)
     assert torch.equal(net.get_parameter(MOVED), change[MOVED].half())
-    assert sd.describe(source)["unet_weights"] == sum(p.numel() for p in net.parameters())
+    assert describe(source)["unet_weights"] == sum(p.numel() for p in net.parameters())
 
 
 def test_pickled_weights_are_read_and_written_as_safetensors(micro_sd: Path, copy: Path, tmp_path: Path) -> None:
@@ -468,18 +469,18 @@ def test_pickled_weights_are_read_and_written_as_safetensors(micro_sd: Path, cop
         name = "pytorch_model.bin" if path.parent.name == "text_encoder" else f"{path.stem}.bin"
         torch.save(weights, path.with_name(name))
         path.unlink()
-    source = sd.locate(copy)
+    source = locate(copy)
     assert source.weights[0].suffix == ".bin"
     change = some_change(copy)
-    assert pictures(sd.open_pipeline(source)) == pictures(sd.open_pipeline(sd.locate(micro_sd)))
-    found = sd.describe(source)
+    assert pictures(open_model(source).pipe) == pictures(open_model(locate(micro_sd)).pipe)
+    found = describe(source)
     assert (found["unet_weights"], found["dtype"]) == (sum(p.numel() for p in micro.unet().parameters()), "F16")
     assert len(folders.fingerprint(source)) == 3
     folders.save(source, change, tmp_path / "out", {})
     assert [p.name for p in (tmp_path / "out/unet").glob("diffusion*")] == ["diffusion_pytorch_model.safetensors"]
     after = load_file(tmp_path / "out" / UNET)
     assert torch.equal(after[MOVED], change[MOVED].half())
-    assert pictures(sd.open_pipeline(sd.locate(tmp_path / "out"))) != pictures(sd.open_pipeline(source))
+    assert pictures(open_model(locate(tmp_path / "out")).pipe) != pictures(open_model(source).pipe)
 
 
 def test_a_pickle_that_runs_code_is_refused(copy: Path, tmp_path: Path) -> None:
@@ -492,9 +493,9 @@ def test_a_pickle_that_runs_code_is_refused(copy: Path, tmp_path: Path) -> None:
 
     (copy / UNET).unlink()
     (copy / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"x": Trap()}, protocol=2))
-    source = sd.locate(copy)
+    source = locate(copy)
     with pytest.raises(ValueError, match="cannot be loaded"):
-        sd.open_pipeline(source)
+        open_model(source).pipe
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin"):
         folders.save(source, {}, tmp_path / "out", {})
     assert not (tmp_path / "trapped").exists()
@@ -505,10 +506,10 @@ def test_ema_weights_are_started_from_and_not_left_behind(micro_sd: Path, copy: 
     shutil.copytree(copy / "unet", copy / "unet_ema")
     ema = {k: v + 0.125 for k, v in load_file(copy / UNET).items()}
     save_file(ema, copy / "unet_ema" / Path(UNET).name, metadata={"format": "pt"})
-    source = sd.locate(copy)
-    assert source.unet == "unet_ema"
-    assert sd.describe(source)["ema"]
-    pipe = sd.open_pipeline(source)
+    source = locate(copy)
+    assert source.trained == "unet_ema"
+    assert describe(source)["ema"]
+    pipe = open_model(source).pipe
     assert torch.equal(pipe.unet.get_parameter(MOVED), ema[MOVED].float())
     change = some_change(copy, "unet_ema")
     folders.save(source, change, tmp_path / "out", {})
@@ -544,7 +545,7 @@ def test_weights_that_would_still_hold_the_concept_are_left_out(micro_sd: Path, 
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(b"{}")
     (copy / "README.md").write_text("kept")
-    folders.save(sd.locate(copy), some_change(copy), tmp_path / "out", {})
+    folders.save(locate(copy), some_change(copy), tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(micro_sd) | {"README.md"}
 
 
@@ -556,13 +557,13 @@ def test_links_become_files(micro_sd: Path, tmp_path: Path) -> None:
         (cache / name).parent.mkdir(parents=True, exist_ok=True)
         (cache / name).symlink_to(blobs / name)
     before = (micro_sd / UNET).read_bytes()
-    folders.save(sd.locate(cache), some_change(cache), tmp_path / "out", {})
+    folders.save(locate(cache), some_change(cache), tmp_path / "out", {})
     assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
     assert (micro_sd / UNET).read_bytes() == (blobs / UNET).read_bytes() == before
 
 
 def test_saving_refuses(micro_sd: Path, tmp_path: Path) -> None:
-    source = sd.locate(micro_sd)
+    source = locate(micro_sd)
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match=r"there exists: choose another folder"):
         folders.save(source, {}, tmp_path / "there", {})
@@ -580,10 +581,10 @@ def test_a_full_disk_leaves_nothing_behind(micro_sd: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(weights, "write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
-        folders.save(sd.locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
+        folders.save(locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    folders.save(sd.locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
+    folders.save(locate(micro_sd), some_change(micro_sd), tmp_path / "out", {})
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -592,11 +593,11 @@ def test_weights_that_overflow_half_precision_are_refused(micro_sd: Path, tmp_pa
     change[MOVED] = change[MOVED].clone()
     change[MOVED][0, 0] = 1e6
     with pytest.raises(ValueError, match=f"{MOVED}.*float16"):
-        folders.save(sd.locate(micro_sd), change, tmp_path / "out", {})
+        folders.save(locate(micro_sd), change, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
 
 def test_the_embedded_model_draws_with_plain_diffusers() -> None:
     """Without a dtype: the files are half precision, and diffusers and transformers read that differently."""
-    pipe = sd.StableDiffusionPipeline.from_pretrained(resources.tiny_path("photos-sd"))
+    pipe = StableDiffusionPipeline.from_pretrained(resources.tiny_path("photos-sd"))
     assert pipe("a photo of a cat", num_inference_steps=1).images[0].size == (64, 64)

@@ -9,24 +9,25 @@ import micro_ddpm
 import pytest
 import torch
 
-from erase.diffusion import ddpm
 from erase.diffusion.losses import forget_objective
-from erase.engine.backend import seeded
+from erase.engine.backend import batch_tensors, map_batch, seeded
 from erase.engine.losses import plain
 from erase.engine.memory import Made, hollow, in_step, passes, tensors_of
 from erase.engine.per_sample import PerSample
 from erase.methods.finetune import finetune
 from erase.methods.sfron import sfron
 
-SAMPLE = {"mean": torch.zeros(1, 1, 8, 8), "cond": torch.zeros(1, dtype=torch.long)}
+SAMPLE = {"mean": torch.zeros(1, 1, 8, 8), "cond": {"label": torch.zeros(1, dtype=torch.long)}}
+NULL = {"label": torch.tensor([3])}
 
 
 def test_bytes_are_those_that_a_real_pass_makes() -> None:
-    backend = ddpm.denoiser(micro_ddpm.model())
+    backend = micro_ddpm.wrap(micro_ddpm.model()).denoiser(NULL)
     params = list(backend.net.parameters())
     by_name = backend.net, dict(backend.net.named_parameters())
-    batch = backend.draw({k: v.repeat(4, *[1] * (v.ndim - 1)) for k, v in SAMPLE.items()}, seeded("cpu", 0))
-    with Made([*params, *batch.values(), backend.alphas_cumprod]) as made:
+    four = map_batch(lambda v: v.repeat(4, *[1] * (v.ndim - 1)), SAMPLE)
+    batch = backend.draw(four, seeded("cpu", 0))
+    with Made([*params, *batch_tensors(batch), backend.process.alphas_cumprod]) as made:
         torch.autograd.backward(plain(backend, batch, seeded("cpu", 0)).mean())
     with hollow(backend) as model:
         measure = partial(passes, model, plain, SAMPLE)
@@ -36,7 +37,7 @@ def test_bytes_are_those_that_a_real_pass_makes() -> None:
     assert whole == made.peak
     assert used_up < alone < whole
     with (
-        Made([*params, *batch.values(), backend.alphas_cumprod]) as made,
+        Made([*params, *batch_tensors(batch), backend.process.alphas_cumprod]) as made,
         PerSample(*by_name, lambda *_: None) as layers,
     ):
         layers.backward(plain(backend, batch, seeded("cpu", 0)))
@@ -46,7 +47,7 @@ def test_bytes_are_those_that_a_real_pass_makes() -> None:
 
 
 def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
-    backend = ddpm.denoiser(micro_ddpm.model())
+    backend = micro_ddpm.wrap(micro_ddpm.model()).denoiser(NULL)
 
     def loss(backend: Any, batch: Any, generator: torch.Generator) -> torch.Tensor:
         losses = plain(backend, batch, generator)
@@ -64,7 +65,7 @@ def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
 
 
 def test_copies_of_a_hollow_model_count() -> None:
-    backend = ddpm.denoiser(micro_ddpm.model())
+    backend = micro_ddpm.wrap(micro_ddpm.model()).denoiser(NULL)
     size = sum(p.nbytes for p in backend.net.parameters())
     with hollow(backend) as model, Made(tensors_of(model)) as made:
         frozen = forget_objective("redirect", model.net, "frozen")

@@ -26,11 +26,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from erase import cli
+from erase.cli import common
 from erase.config import DdpmConfig, override, parse
-from erase.diffusion import ddpm
+from erase.diffusion import class_conditional
 from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import LatentSet
 from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.model import open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.engine.state import load_state
@@ -77,8 +80,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     micro_ddpm.write_images(folder / "data/train")
     micro_ddpm.write_images(folder / "data/test", seed=1)
     micro_ddpm.write_classifier(folder / "judge")
-    ddpm.save_new(micro_ddpm.model(), folder / "base")
-    ddpm.save_new(micro_ddpm.model(seed=5), folder / "retrained")
+    class_conditional.save_new(micro_ddpm.model(), folder / "base")
+    class_conditional.save_new(micro_ddpm.model(seed=5), folder / "retrained")
     micro_ddpm.model().unet.save_pretrained(folder / "lone")
     settings = {
         "pipeline": "ddpm",
@@ -232,7 +235,7 @@ def test_a_run_that_keeps_a_delta(
     assert not (tmp_path / "delta/model").exists()
     change = delta.open_delta(tmp_path / "delta/delta.safetensors")
     assert (change.meta["erase_base"], change.meta["erase_preset"]) == (model, "mine")
-    source = ddpm.locate(work / model)
+    source = locate(work / model, "label")
     folders.save(source, delta.apply(change, folders.tensors(source)), tmp_path / "again", change.meta)
     trees = [
         {p.relative_to(top): sha256(p) for p in top.rglob("*") if p.is_file()}
@@ -243,13 +246,13 @@ def test_a_run_that_keeps_a_delta(
         first = tmp_path / "full/model"
         words = ["forget.labels=[cow]", f"model={first}"]
         program.main(configure(*QUICK, *words), tmp_path / "twice", form="delta", say=lambda line: None)
-        change, source = delta.open_delta(tmp_path / "twice/delta.safetensors"), ddpm.locate(first)
+        change, source = delta.open_delta(tmp_path / "twice/delta.safetensors"), locate(first, "label")
         folders.save(source, delta.apply(change, folders.tensors(source)), tmp_path / "two", change.meta)
-        assert folders.forgotten(ddpm.locate(tmp_path / "two")) == ["cow", "bee"]
-        both = ddpm.locate(tmp_path / "two")
+        assert folders.forgotten(locate(tmp_path / "two", "label")) == ["cow", "bee"]
+        both = locate(tmp_path / "two", "label")
         back = delta.apply(change, folders.tensors(both), undo=True)
         folders.save(both, back, tmp_path / "one", change.base_meta)
-        assert folders.forgotten(ddpm.locate(tmp_path / "one")) == ["bee"]
+        assert folders.forgotten(locate(tmp_path / "one", "label")) == ["bee"]
         assert (tmp_path / "one" / FILE).read_bytes() == (first / FILE).read_bytes()
         assert (tmp_path / "one/README.md").read_text() == (first / "README.md").read_text()
     with pytest.raises(ValueError, match="--save delta needs a base; model=new has none"):
@@ -264,7 +267,7 @@ def test_the_model_is_the_same_kind_of_folder(finished: Path, work: Path) -> Non
     assert moved(finished, work / "base") >= {"conv_in.weight", "class_embedding.weight", "conv_out.weight"}
     net = UNet2DModel.from_pretrained(finished / "model", subfolder="unet")
     assert torch.equal(net.conv_in.weight, unet(finished / "model")["conv_in.weight"])
-    assert ddpm.open_pipeline(ddpm.locate(finished / "model")).labels == list(LABELS)
+    assert open_model(locate(finished / "model", "label")).pipe.labels == list(LABELS)
 
 
 def test_the_mask_has_the_density_asked_for(finished: Path) -> None:
@@ -287,7 +290,7 @@ def test_pictures_of_all_models_share_their_seeds(finished: Path, work: Path) ->
     for other in ("erased", "retrained"):
         pairs = zip(manifests["base"], manifests[other], strict=True)
         assert all(a.sha256 != b.sha256 for a, b in pairs)
-    pipe = ddpm.open_pipeline(ddpm.locate(work / "base"))  # as the model itself draws them, at its own guidance
+    pipe = open_model(locate(work / "base", "label")).pipe  # as the model itself draws them, at its own guidance
     row = manifests["base"][7]
     alone = np.asarray(pipe([0], [image_generator(0, 1)], 2).images[0], np.int64)
     drawn = np.asarray(Image.open(finished / "images/base" / row.file), np.int64)
@@ -465,7 +468,7 @@ def test_classes_one_after_another(start: Run, finished: Path, tmp_path: Path) -
     assert report["after"]["classes"]["forget"]["n"] == 2 * report["after"]["classes"]["remain"]["n"] == 12
     assert report["after"]["fidelity"]["coverage"].keys() == {"cow"}
     assert [row.prompt for row in read_manifest(out / "images/erased")][::6] == ["ant", "bee", "cow"]
-    source = ddpm.locate(out / "model")
+    source = locate(out / "model", "label")
     assert folders.forgotten(source) == ["ant", "bee"]
     with pytest.raises(ValueError, match=r"every class is named in forget\.labels or was forgotten before"):
         start(tmp_path / "third", f"model={out / 'model'}", "forget.labels=[cow]")
@@ -490,7 +493,7 @@ def test_a_header_that_names_no_classes_is_refused(work: Path, tmp_path: Path, t
     weights = unet(tmp_path / "model")
     save_file(weights, tmp_path / "model" / FILE, metadata={"format": "pt", folders.FORGOTTEN: text})
     with pytest.raises(ValueError, match="is no JSON list of names"):
-        folders.forgotten(ddpm.locate(tmp_path / "model"))
+        folders.forgotten(locate(tmp_path / "model", "label"))
 
 
 def test_the_same_seed_gives_the_same_weights(start: Run, tmp_path: Path) -> None:
@@ -549,7 +552,7 @@ def test_a_new_model_is_trained(start: Run, work: Path, tmp_path: Path) -> None:
     assert report["after"]["classes"]["remain"]["n"] == 18
     assert "forget_to_remain" not in report["after"]["fidelity"]
     assert read(out / "run.json")["base"] == {"model": "new", "weights": {}}
-    pipe = ddpm.open_pipeline(ddpm.locate(out / "model"))
+    pipe = open_model(locate(out / "model", "label")).pipe
     assert (pipe.labels, pipe.null, pipe.shape) == (list(LABELS), 3, (1, 8, 8))
     start_weights = micro_ddpm.model(schedule="linear", guidance=1.0).unet.state_dict()
     assert all(not torch.equal(start_weights[n], t) for n, t in unet(out / "model").items() if n.endswith("weight"))
@@ -565,7 +568,7 @@ def test_a_new_model_learns(start: Run, tmp_path: Path) -> None:
     out = start(tmp_path / "out", *words, "train.steps=40", "train.batch_size=8", "train.lr=1e-2", "train.dropout=0.3")
     losses = [row["remain_loss"] for row in rows(out)]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
-    pipe = ddpm.open_pipeline(ddpm.locate(out / "model"))
+    pipe = open_model(locate(out / "model", "label")).pipe
     assert (pipe.shape, pipe.patch, pipe.unet.config.in_channels) == ((3, 12, 12), 2, 12)
     (image,) = pipe([0], [image_generator(0, 0)], 2).images
     assert (image.mode, image.size) == ("RGB", (12, 12))
@@ -769,7 +772,7 @@ def test_patches_are_made_of_the_data(gather: Callable[..., Any]) -> None:
     deep, _ = gather("forget.count=3", pipe=pipe)
     flat, _ = gather("forget.count=3")
     assert deep.mean.shape == (3, 4, 4, 4)
-    assert torch.equal(ddpm.to_pixels(deep.mean, 2), flat.mean)
+    assert torch.equal(class_conditional.to_pixels(deep.mean, 2), flat.mean)
 
 
 def test_without_data_the_model_draws_its_own(gather: Callable[..., Any]) -> None:
@@ -780,7 +783,7 @@ def test_without_data_the_model_draws_its_own(gather: Callable[..., Any]) -> Non
     assert (forget.cond.tolist(), remain.cond.tolist()) == ([2] * 3, [0, 0, 1, 1])
     for side in (forget, remain):
         drawn = ddpm.draw_latents(
-            ddpm.with_sampler(pipe, "ddpm"),
+            class_conditional.with_sampler(pipe, "ddpm"),
             side.cond.tolist(),
             [image_generator(0, n) for n in range(len(side))],
             steps=3,
@@ -837,7 +840,7 @@ def test_without_a_test_split_they_are_training_images(program: ModuleType, conf
 def test_real_images_have_the_models_order_of_classes(program: ModuleType, configure: Configure, work: Path) -> None:
     """For a folder that names no classes, `labels` says which is which, in the data too."""
     config = configure("model={work}/lone", "labels=[cow, ant, bee]", "eval.images=8")
-    data = program.read_data(config, ddpm.locate(work / "lone"))
+    data = program.read_data(config, locate(work / "lone", "label"))
     assert data.names == ("cow", "ant", "bee")
     features, labels = judged(program, config, data)
     test = read_labelled(work / "data", "test", names=("cow", "ant", "bee"))
@@ -1029,9 +1032,9 @@ def test_base_pictures_of_an_earlier_run_are_copied(
 ) -> None:
     """Of another target too: only the order of the rows is another."""
     drawn: list[int] = []
-    draw = ddpm.ClassConditionalPipeline.draw
+    draw = class_conditional.ClassConditionalPipeline.draw
     monkeypatch.setattr(
-        program.ddpm.ClassConditionalPipeline,
+        program.class_conditional.ClassConditionalPipeline,
         "draw",
         lambda self, labels, *rest: drawn.extend(labels) or draw(self, labels, *rest),
     )
@@ -1055,13 +1058,13 @@ def test_pictures_of_a_retrained_model_are_copied(
     start: Run, finished: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = list[str]()
-    call = ddpm.ClassConditionalPipeline.__call__
+    call = class_conditional.ClassConditionalPipeline.__call__
 
     def counted(self: Any, labels: Any, *rest: Any) -> Any:
         drawn.extend(map(str, labels))
         return call(self, labels, *rest)
 
-    monkeypatch.setattr(ddpm.ClassConditionalPipeline, "__call__", counted)
+    monkeypatch.setattr(class_conditional.ClassConditionalPipeline, "__call__", counted)
     taken = f"eval.retrained_base={finished / 'images/retrained'}"
     words = ("train.steps=1", "eval.classifier=null", f"eval.base={finished / 'images/base'}")
     out = start(tmp_path / "out", f"eval.retrained={work / 'retrained'}", taken, *words)
@@ -1421,7 +1424,7 @@ def test_what_cannot_be_finished_is_not_begun(start: Run, work: Path, odd: Path,
     if "{work}/odd/" in words[0]:
         place = Path(words[0].partition("=")[2].replace("{work}", str(work)))
         labels = ("ant", "cow", "bee") if place.name.startswith("other") else LABELS
-        ddpm.save_new(micro_ddpm.model(labels), place)
+        class_conditional.save_new(micro_ddpm.model(labels), place)
         if place.name == "bare":
             config = {**read(place / "unet/config.json"), "num_class_embeds": 3}
             (place / "unet/config.json").write_text(json.dumps(config))
@@ -1486,9 +1489,9 @@ def test_a_signal_saves_at_the_end_of_the_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(runs.JsonlTracker, "__call__", signalled)
-        cli._stoppable()
+        common.stoppable()
         ours = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-        with pytest.raises(cli.Stopped) as stopped:
+        with pytest.raises(common.Stopped) as stopped:
             start(out, *words)
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == ours
     assert stopped.value.code == status
@@ -1531,7 +1534,7 @@ def test_a_stopped_command_says_which_one_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, again: str
 ) -> None:
     """Stopped as soon as it can be."""
-    stoppable = cli._stoppable
+    stoppable = common.stoppable
 
     def stopped(*args: Any) -> None:
         stoppable(*args)

@@ -27,8 +27,9 @@ from safetensors.torch import load_file
 from erase import cli
 from erase.attacks import learning
 from erase.config import SdConfig, override, parse
-from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.checkpoints import convert, folders
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.model import open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation import classes, nudity
@@ -435,7 +436,7 @@ def test_shuffled_and_swapped_pictures_of_a_run_without_records(program: ModuleT
 def single(micro_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint as a single file."""
     out = tmp_path_factory.mktemp("single") / "micro.safetensors"
-    source: Any = sd.locate(micro_sd)
+    source: Any = locate(micro_sd)
     convert.to_file(source, out)
     return out
 
@@ -450,7 +451,7 @@ def test_a_single_file_gives_a_single_file(start: Run, single: Path, tmp_path: P
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(name.startswith("model.diffusion_model.") and ".attn2." in name for name in changed)
-    assert digest_of(dict(folders.tensors(sd.locate(file / "model")))) == folder_digest(folder / "model")
+    assert digest_of(dict(folders.tensors(locate(file / "model")))) == folder_digest(folder / "model")
     for name in ("base", "erased"):
         one, other = (read_manifest(out / "images" / name) for out in (folder, file))
         assert [row.sha256 for row in one] == [row.sha256 for row in other]
@@ -472,13 +473,13 @@ def test_a_run_that_keeps_a_delta(
     assert not (out / "model").exists()
     change = delta.open_delta(out / "delta.safetensors")
     for name, base in (("folder", micro_sd), ("file", single)):
-        source = sd.locate(base)
+        source = locate(base)
         folders.save(source, delta.apply(change, folders.tensors(source)), tmp_path / name, change.meta)
-        erased = sd.locate(tmp_path / name)
+        erased = locate(tmp_path / name)
         assert digest_of(dict(folders.tensors(erased))) == folder_digest(whole / "model")
         back = delta.apply(change, folders.tensors(erased), undo=True)
         folders.save(erased, back, tmp_path / f"{name}-base", {})
-        assert digest_of(dict(folders.tensors(sd.locate(tmp_path / f"{name}-base")))) == folder_digest(micro_sd)
+        assert digest_of(dict(folders.tensors(locate(tmp_path / f"{name}-base")))) == folder_digest(micro_sd)
     assert sha256(tmp_path / "file-base/model.safetensors") == sha256(single)
     trees = [
         {p.relative_to(top): sha256(p) for p in top.rglob("*") if p.is_file()}
@@ -509,13 +510,13 @@ def test_a_card_of_the_base_is_kept(micro_sd: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(micro_sd, tmp_path / "base"))
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: x\ntags: [cats]\n---\nhello")
     meta = {"erase": "0", "erase_method": "sfron", "erase_base": "a/b"}
-    folders.save(sd.locate(base), {}, tmp_path / "once", meta)
-    folders.save(sd.locate(tmp_path / "once"), {}, tmp_path / "twice", meta)
+    folders.save(locate(base), {}, tmp_path / "once", meta)
+    folders.save(locate(tmp_path / "once"), {}, tmp_path / "twice", meta)
     for name in ("once", "twice"):
         card = yaml.safe_load((tmp_path / name / "README.md").read_text().split("---")[1])
         assert (card["license"], card["license_name"], card["base_model"]) == ("other", "x", "a/b")
         assert (tmp_path / name / "README.base.md").read_text().endswith("hello")
-    folders.save(sd.locate(tmp_path / "twice"), {}, tmp_path / "undone", {})
+    folders.save(locate(tmp_path / "twice"), {}, tmp_path / "undone", {})
     assert sha256(tmp_path / "undone/README.md") == sha256(base / "README.md")
     assert not (tmp_path / "undone/README.base.md").exists()
 
@@ -1404,9 +1405,9 @@ def test_a_closed_form_of_several_concepts_each_with_its_anchor(
     change = delta.open_delta(tmp_path / "out/delta.safetensors")
     assert change.meta["erase_method"] == "uce"
     before = unet(micro_sd)
-    after = {**before, **delta.apply(change, folders.tensors(sd.locate(micro_sd)))}
+    after = {**before, **delta.apply(change, folders.tensors(locate(micro_sd)))}
     cat, car, dog, boat = sd.embed(
-        sd.open_pipeline(sd.locate(micro_sd)), [f"a photo of a {x}" for x in ("cat", "car", "dog", "boat")]
+        open_model(locate(micro_sd)).pipe, [f"a photo of a {x}" for x in ("cat", "car", "dog", "boat")]
     )
     names = [name for name in before if re.search(r"attn2\.to_[kv]", name)]
     assert set(change.names) == set(names)
@@ -1439,8 +1440,8 @@ def test_concepts_one_after_another(program: ModuleType, finished: Path, start: 
     assert found["per_prompt"]["a photo of a cat"]["side"] == "earlier"
     assert program.summary(report)["earlier"] == found["earlier"]["accuracy"]
     assert [row.prompt[13:] for row in read_manifest(out / "images/erased")] == ["car", "cat", "dog", "boat"]
-    marks = folders.forgotten(sd.locate(out / "model"))
-    assert set(folders.forgotten(sd.locate(finished / "model"))) < set(marks)
+    marks = folders.forgotten(locate(out / "model"))
+    assert set(folders.forgotten(locate(finished / "model"))) < set(marks)
     assert not any("cat" in mark or "car" in mark for mark in marks)
     for words, said in (
         (

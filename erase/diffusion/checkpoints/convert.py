@@ -15,8 +15,8 @@ from torch import Tensor
 from erase.diffusion.checkpoints import folders, vocabulary
 from erase.diffusion.checkpoints.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights
 from erase.diffusion.checkpoints.ldm import PARTS, POSITIONS, places
+from erase.diffusion.checkpoints.networks import shapes
 from erase.diffusion.checkpoints.single_file import NAMES, TEXT_FILE, TEXTS, SingleFile, odd_names, part_of, write_texts
-from erase.diffusion.stable_diffusion import shapes
 from erase.store import card, files
 from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
 from erase.store.safety import check_finite, check_kinds
@@ -155,7 +155,7 @@ def _checked(tensors: Mapping[str, Tensor], where: Path) -> Lazy:
 
 
 def _folder(source: Source, part: str) -> Path:
-    return source.folder / (source.unet if part == "unet" else part)
+    return source.folder / (source.trained if part == "unet" else part)
 
 
 def _weights(source: Source, part: str) -> list[Path]:

@@ -24,6 +24,8 @@ from erase.store.weights import HEAVY, index_file, rewrite, weight_files
 WEIGHTS = "diffusion_pytorch_model"
 LEFTOVERS = "leftovers.safetensors"
 """Tensors of a single file that no component of the folder has."""
+HIDES = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components that hide images, or that nothing here needs: they are not loaded."""
 SINGLE = "model.safetensors"
 FORGOTTEN = "erase_forgotten"
 """The key of a weight file's header that says what was forgotten, a JSON list: class names, or marks of prompts."""
@@ -36,20 +38,34 @@ class Source:
     name: str
     """As the user gave it."""
     folder: Path
-    unet: str = "unet"
-    """Subfolder of the weights to start from: `unet_ema` where the checkpoint has one; `.` for a lone UNet."""
+    trained: str = "unet"
+    """Subfolder of the weights to start from: `unet_ema` where the checkpoint has one; `.` for a lone network."""
     variant: str | None = None
     """`fp16` for files named so."""
+    family: str = "sd"
+    """A module of `erase.diffusion.families`."""
+    labels: tuple[str, ...] = ()
+    """Class names that the user gives, for a folder that has none."""
+
+    @property
+    def place(self) -> Path:
+        """Where it is, for messages."""
+        return self.folder
+
+    @property
+    def component(self) -> str:
+        """The subfolder that the weights are written to: `unet`, not `unet_ema`."""
+        return self.trained.removesuffix("_ema")
 
     @property
     def index(self) -> Path:
-        """Where the list of the UNet's shards is, if there are shards."""
-        return index_file(self.folder / self.unet, WEIGHTS, self.variant)
+        """Where the list of the trained network's shards is, if there are shards."""
+        return index_file(self.folder / self.trained, WEIGHTS, self.variant)
 
     @property
     def weights(self) -> list[Path]:
-        """The UNet's weight files: one, or the shards."""
-        return weight_files(self.folder / self.unet, WEIGHTS, self.variant)
+        """The trained network's weight files: one, or the shards."""
+        return weight_files(self.folder / self.trained, WEIGHTS, self.variant)
 
 
 def read_weights(paths: Sequence[Path]) -> Lazy:
@@ -69,7 +85,7 @@ def saved(source: Source | SingleFile, out: Path) -> Source | SingleFile:
     """What `save` wrote into a folder, as a source."""
     if isinstance(source, SingleFile):
         return replace(source, path=out / SINGLE)
-    return replace(source, folder=out, unet="." if source.unet == "." else "unet")
+    return replace(source, folder=out, trained=source.component)
 
 
 def tensors(source: Source | SingleFile) -> Lazy:
@@ -145,14 +161,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     return {"_class_name": None, **index}
 
 
-def check(name: str, folder: Path, parts: Sequence[str], unets: Sequence[str] = ("unet_ema", "unet")) -> Source:
+def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], family: str) -> Source:
     """Find out that a checkpoint is whole.
 
     Args:
         name: as the user gave it.
         folder: where it is.
         parts: subfolders that it must have.
-        unets: subfolders that may hold the weights to start from, in order of preference.
+        places: subfolders that may hold the weights to start from, in order of preference.
+        family: a module of `erase.diffusion.families`.
 
     Raises:
         ValueError: for a missing part, a link out of the folder, and a weight file that is missing, cut short or of
@@ -162,22 +179,21 @@ def check(name: str, folder: Path, parts: Sequence[str], unets: Sequence[str] = 
     for part in parts:
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} is not whole: the subfolder {part} is missing")
-    places = sorted({folder / unet for unet in unets} | set(folder.glob("*/")))
-    for place in places:
+    for place in sorted({folder / at for at in places} | set(folder.glob("*/"))):
         for config in (*place.glob("config.json"), *place.glob("scheduler_config.json")):
             files.read_json(config)
         for weights in place.glob("*.safetensors"):
             found = open_safetensors(weights)[0]
             safety.check_kinds({n: t for n, t in found.items() if not n.endswith("position_ids")}, weights)
-    for unet in unets:
+    for at in places:
         for variant in (None, "fp16"):
-            source = Source(name, folder, unet, variant)
+            source = Source(name, folder, at, variant, family)
             if source.weights:
                 missing = [p for p in source.weights if not p.is_file()]
                 if missing:
                     raise ValueError(f"{folder} is not whole: {missing[0].relative_to(folder)} is missing")
                 return source
-    raise ValueError(f"{folder / unets[-1]} has no weights ({WEIGHTS}.safetensors)")
+    raise ValueError(f"{folder / places[-1]} has no weights ({WEIGHTS}.safetensors)")
 
 
 def save(
@@ -236,37 +252,37 @@ def _save_folder(
     progress: Callable[[int], object] | None,
 ) -> None:
     shutil.copytree(source.folder, target, ignore=_left_out(source))
-    unet = target if source.unet == "." else target / "unet"
-    unet.mkdir(exist_ok=True)
-    config = source.folder / source.unet / "config.json"
-    files.write_bytes(unet / "config.json", config.read_bytes())
+    net = target / source.component
+    net.mkdir(exist_ok=True)
+    config = source.folder / source.trained / "config.json"
+    files.write_bytes(net / "config.json", config.read_bytes())
     left = set(tensors)
     for path in source.weights:
         old, header = (read_weights([path]), {}) if path.suffix == ".bin" else open_safetensors(path)
-        left -= rewrite(path, old, header, tensors, unet / f"{path.stem}.safetensors", meta, progress)
+        left -= rewrite(path, old, header, tensors, net / f"{path.stem}.safetensors", meta, progress)
     if left:
         raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
     if source.index.is_file():
-        files.write_bytes(unet / source.index.name, source.index.read_bytes())
-    if (source.folder / LEFTOVERS).is_file() and source.unet != ".":
+        files.write_bytes(net / source.index.name, source.index.read_bytes())
+    if (source.folder / LEFTOVERS).is_file() and source.trained != ".":
         others, header = open_safetensors(source.folder / LEFTOVERS)
         kept = Lazy((n for n in others if not n.startswith(EMA)), others.make)
         write_safetensors(target / LEFTOVERS, kept, header)
 
 
 def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
-    top, unet = source.folder, source.folder if source.unet == "." else source.folder / "unet"
-    components = files.read_json(top / "model_index.json").keys() if source.unet != "." else ()
+    top, net = source.folder, source.folder / source.component
+    components = files.read_json(top / "model_index.json").keys() if source.trained != "." else ()
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         here = Path(folder)
-        if here not in (top, unet):
+        if here not in (top, net):
             return set()
         kept = components if here == top else ()
         return {
             n
             for n in names
-            if n.lower().endswith(HEAVY) or (here == unet and ".index" in n) or ((here / n).is_dir() and n not in kept)
+            if n.lower().endswith(HEAVY) or (here == net and ".index" in n) or ((here / n).is_dir() and n not in kept)
         }
 
     return ignore
@@ -276,6 +292,8 @@ def fingerprint(source: Source | SingleFile) -> dict[str, str]:
     """SHA-256 of every weight file of the checkpoint, by path inside it."""
     if isinstance(source, SingleFile):
         return {source.path.name: files.sha256(source.path)}
-    others = [p for part in ("vae", "text_encoder") for p in (source.folder / part).glob("*")]
+    index = read_index(source.folder) if (source.folder / "model_index.json").exists() else {}
+    parts = [name for name, value in index.items() if isinstance(value, list) and name not in HIDES]
+    others = [p for part in parts if part != source.component for p in (source.folder / part).glob("*")]
     paths = sorted({*source.weights, *(p for p in others if p.suffix in (".safetensors", ".bin"))})
     return {p.relative_to(source.folder).as_posix(): files.sha256(p) for p in paths}

@@ -116,6 +116,13 @@ class SingleFile:
     """What the file holds besides tensors; a `.ckpt` may."""
     trusted: bool = False
     """Whether a pickle may run code."""
+    family: str = "sd"
+    """A module of `erase.diffusion.families`."""
+
+    @property
+    def place(self) -> Path:
+        """Where it is, for messages."""
+        return self.path
 
     def config(self, part: str) -> dict[str, Any]:
         """`config.json` of a part."""

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.checkpoints import convert, folders, vocabulary
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.checkpoints.single_file import TEXTS
+from erase.diffusion.model import open_model
 from erase.evaluation.generate import image_generator
 from erase.store.files import sha256
 from erase.store.safetensors import open_safetensors
@@ -57,13 +58,13 @@ def copy(micro_sd: Path, tmp_path: Path) -> Path:
 
 
 def pack(folder: Path, out: Path) -> convert.Converted:
-    source = sd.locate(folder)
+    source = locate(folder)
     assert isinstance(source, folders.Source)
     return convert.to_file(source, out)
 
 
 def unpack(file: Path, out: Path) -> convert.Converted:
-    source = sd.locate(file)
+    source = locate(file)
     assert not isinstance(source, folders.Source)
     return convert.to_folder(source, out)
 
@@ -86,7 +87,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def pictures(pipe: StableDiffusionPipeline) -> list[bytes]:
-    draw = sd.sampler(pipe, steps=2, guidance=3.0)
+    draw = micro.model(pipe).sampler(steps=2, guidance=3.0)
     return [image.tobytes() for image in draw(["a cat", "a dog"], [image_generator(1, 0), image_generator(1, 1)])]
 
 
@@ -101,22 +102,22 @@ def test_there_and_back_again(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_erased_is_told_in_every_form(folder: Path, tmp_path: Path) -> None:
-    source, told = sd.locate(folder), {"erase": "1", "erase_method": "sfron", "erase_forgotten": '["cat", "dog"]'}
+    source, told = locate(folder), {"erase": "1", "erase_method": "sfron", "erase_forgotten": '["cat", "dog"]'}
     folders.save(source, {}, tmp_path / "erased", told)
     assert pack(tmp_path / "erased", tmp_path / "a.safetensors").left_out == ("README.md",)
-    assert folders.forgotten(sd.locate(tmp_path / "a.safetensors")) == ["cat", "dog"]
+    assert folders.forgotten(locate(tmp_path / "a.safetensors")) == ["cat", "dog"]
     unpack(tmp_path / "a.safetensors", tmp_path / "b")
     assert tree(tmp_path / "b") == tree(tmp_path / "erased")  # every byte of every file, the card's too
-    assert folders.forgotten(sd.locate(tmp_path / "b")) == ["cat", "dog"]
-    folders.save(sd.locate(tmp_path / "b"), {}, tmp_path / "undone", {})
+    assert folders.forgotten(locate(tmp_path / "b")) == ["cat", "dog"]
+    folders.save(locate(tmp_path / "b"), {}, tmp_path / "undone", {})
     assert tree(tmp_path / "undone") == tree(folder)
 
 
 def test_pictures_are_the_same_in_every_form_and_reader(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     pack(folder, file)
-    expected = pictures(sd.open_pipeline(sd.locate(folder)))
-    assert pictures(sd.open_pipeline(sd.locate(file))) == expected
+    expected = pictures(open_model(locate(folder)).pipe)
+    assert pictures(open_model(locate(file)).pipe) == expected
     assert len(set(expected)) == 2
     theirs = StableDiffusionPipeline.from_single_file(
         str(file), config=str(folder), dtype=torch.float32, local_files_only=True, safety_checker=None
@@ -129,20 +130,20 @@ def test_the_embedded_model(tiny_sd: Path, tmp_path: Path) -> None:
     pack(tiny_sd, tmp_path / "a.safetensors")
     unpack(tmp_path / "a.safetensors", tmp_path / "b")
     assert tree(tmp_path / "b") == tree(tiny_sd)
-    pipes = [sd.open_pipeline(sd.locate(path)) for path in (tiny_sd, tmp_path / "a.safetensors")]
+    pipes = [open_model(locate(path)).pipe for path in (tiny_sd, tmp_path / "a.safetensors")]
     assert pictures(pipes[0]) == pictures(pipes[1])
 
 
 def test_a_file_opens_like_its_folder(micro_sd: Path, tmp_path: Path) -> None:
     pack(micro_sd, tmp_path / "a.safetensors")
-    pipe = sd.open_pipeline(sd.locate(tmp_path / "a.safetensors"))
+    pipe = open_model(locate(tmp_path / "a.safetensors")).pipe
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         assert {p.dtype for p in part.parameters()} == {torch.float32}
         assert not any(p.requires_grad for p in part.parameters())
         assert not part.training
     (tmp_path / "alone").mkdir()
     (tmp_path / "a.safetensors").rename(tmp_path / "alone/any name.safetensors")
-    assert pictures(sd.open_pipeline(sd.locate(tmp_path / "alone"))) == pictures(pipe)
+    assert pictures(open_model(locate(tmp_path / "alone")).pipe) == pictures(pipe)
 
 
 def test_each_tensor_keeps_its_dtype(copy: Path, tmp_path: Path) -> None:
@@ -186,9 +187,7 @@ def test_names_of_older_libraries_come_back(micro_sd: Path, openclip_sd: Path, t
     found = weights(tmp_path / "b")
     assert same(found, weights(copy))
     assert "vae.decoder.mid_block.attentions.0.proj_attn.weight" in found
-    assert pictures(sd.open_pipeline(sd.locate(tmp_path / "a.safetensors"))) == pictures(
-        sd.open_pipeline(sd.locate(copy))
-    )
+    assert pictures(open_model(locate(tmp_path / "a.safetensors")).pipe) == pictures(open_model(locate(copy)).pipe)
 
 
 def test_a_text_encoder_without_its_prefix(micro_sd: Path, tmp_path: Path) -> None:
@@ -198,9 +197,9 @@ def test_a_text_encoder_without_its_prefix(micro_sd: Path, tmp_path: Path) -> No
     old = {n.replace(".transformer.text_model.", ".transformer."): t for n, t in tensors.items()}
     assert old.keys() != tensors.keys()
     save_file(old, tmp_path / "old.safetensors", metadata=header)
-    expected = pictures(sd.open_pipeline(sd.locate(micro_sd)))
-    source = sd.locate(tmp_path / "old.safetensors")
-    assert pictures(sd.open_pipeline(source)) == expected
+    expected = pictures(open_model(locate(micro_sd)).pipe)
+    source = locate(tmp_path / "old.safetensors")
+    assert pictures(open_model(source).pipe) == expected
     unpack(tmp_path / "old.safetensors", tmp_path / "b")
     assert same(weights(tmp_path / "b"), weights(micro_sd))
     folders.save(source, {}, tmp_path / "saved.safetensors", {})
@@ -208,7 +207,7 @@ def test_a_text_encoder_without_its_prefix(micro_sd: Path, tmp_path: Path) -> No
     for prefix in ("", "text_model."):
         weights_file = tmp_path / "b/text_encoder" / PARTS["text_encoder"]
         rename(weights_file, lambda name, start=prefix: start + name.removeprefix("text_model."))
-        assert pictures(sd.open_pipeline(sd.locate(tmp_path / "b"))) == expected
+        assert pictures(open_model(locate(tmp_path / "b")).pipe) == expected
 
 
 def test_what_a_folder_has_no_place_for_is_kept_and_named(micro_sd: Path, tmp_path: Path) -> None:
@@ -235,7 +234,7 @@ def test_an_erased_folder_does_not_keep_the_running_average(micro_sd: Path, tmp_
     copy = Path(shutil.copytree(micro_sd, tmp_path / "copy"))
     extra = {"model_ema.diffusion_modelinput_blocks00weight": torch.rand(3), "alphas_cumprod": torch.rand(5)}
     save_file(extra, copy / folders.LEFTOVERS, metadata={"format": "pt"})
-    folders.save(sd.locate(copy), {}, tmp_path / "out", {})
+    folders.save(locate(copy), {}, tmp_path / "out", {})
     assert load_file(tmp_path / "out" / folders.LEFTOVERS).keys() == {"alphas_cumprod"}
 
 
@@ -285,7 +284,7 @@ def test_clips_own_vocabulary_is_not_stored(copy: Path, tmp_path: Path) -> None:
     pack(copy, tmp_path / "a.safetensors")
     texts = json.loads(open_safetensors(tmp_path / "a.safetensors")[1][TEXTS])
     assert not set(texts) & set(vocabulary.VOCABULARY)
-    source = sd.locate(tmp_path / "a.safetensors")
+    source = locate(tmp_path / "a.safetensors")
     assert not isinstance(source, folders.Source)
     convert.to_folder(source, tmp_path / "b")
     assert tree(tmp_path / "b") == tree(copy)
@@ -332,7 +331,7 @@ def convertible(path: Path, known: Path) -> Any:
     """A source that takes its configuration from another file: the released models' does not fit micro ones."""
     import dataclasses
 
-    found: Any = sd.locate(known)
+    found: Any = locate(known)
     usual = {
         ldm: dataclasses.replace(p, names=tuple(f"text_model.{n.removeprefix('text_model.')}" for n in p.names))
         if p.part == "text_encoder"
@@ -393,5 +392,5 @@ def test_nothing_is_left_behind(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.safetensors: .* holds NaN or infinite values"):
         unpack(tmp_path / "b.safetensors", tmp_path / "out")
     with pytest.raises(ValueError, match="holds NaN or infinite values"):
-        sd.open_pipeline(sd.locate(tmp_path / "b.safetensors"))
+        open_model(locate(tmp_path / "b.safetensors")).pipe
     assert {p.name for p in tmp_path.iterdir()} == {"copy", "a.safetensors", "b.safetensors"}

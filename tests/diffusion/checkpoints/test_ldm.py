@@ -15,8 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.checkpoints import ldm, single_file
+from erase.diffusion.checkpoints import ldm, networks, single_file
 
 NONE: dict[str, Any] = {"unet": [], "vae": [], "text_encoder": []}
 NO_CONFIG: dict[str, Any] = {part: {} for part in ldm.PARTS}
@@ -151,13 +150,13 @@ def released_texts(width: int, prediction: str) -> dict[str, str]:
 
 def released_places(width: int, prediction: str) -> dict[str, Any]:
     texts = released_texts(width, prediction)
-    return ldm.places(sd.shapes(texts), {part: json.loads(texts[f"{part}/config.json"]) for part in ldm.PARTS})
+    return ldm.places(networks.shapes(texts), {part: json.loads(texts[f"{part}/config.json"]) for part in ldm.PARTS})
 
 
 @pytest.mark.parametrize(("width", "prediction"), [(768, ""), (1024, "v")])
 def test_diffusers_reads_the_released_models_by_our_configuration(width: int, prediction: str) -> None:
     texts = released_texts(width, prediction)
-    needed = sd.shapes(texts)
+    needed = networks.shapes(texts)
     where = released_places(width, prediction)
     for part, reader in (("unet", convert_ldm_unet_checkpoint), ("vae", convert_ldm_vae_checkpoint)):
         file = {name: torch.empty(1, device="meta") for name, place in where.items() if place.part == part}

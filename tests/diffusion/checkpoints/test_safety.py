@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erase import cli
-from erase.diffusion import ddpm
-from erase.diffusion import stable_diffusion as sd
 from erase.diffusion.checkpoints import convert, folders
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.model import open_model
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -94,7 +94,7 @@ def test_a_pickle_with_code_runs_none(refused: Callable[..., str], tmp_path: Pat
 def test_a_pickle_runs_code_only_when_that_is_allowed(tmp_path: Path) -> None:
     torch.save({"state_dict": {"x": Trap(tmp_path / "trapped")}}, tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match="it is something else"):
-        sd.locate(tmp_path / "model.ckpt", trusted=True)
+        locate(tmp_path / "model.ckpt", trusted=True)
     assert (tmp_path / "trapped").is_dir()
 
 
@@ -103,7 +103,7 @@ def test_a_pickle_of_something_else(tmp_path: Path, what: Any) -> None:
     path = tmp_path / "model.ckpt"
     torch.save(what, path)
     with pytest.raises(ValueError, match=r"model\.ckpt: its state_dict is a list|model\.ckpt holds a (list|NoneType)"):
-        sd.locate(path)
+        locate(path)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -115,7 +115,7 @@ def test_a_pickle_cut_short(tmp_path: Path, zipped: bool, kept: float, trusted: 
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(ValueError, match=r"model\.ckpt is cut short: get it again$"):
-        sd.locate(path, trusted=trusted)
+        locate(path, trusted=trusted)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -131,22 +131,22 @@ def test_a_pickle_cut_short(tmp_path: Path, zipped: bool, kept: float, trusted: 
 def test_what_is_no_pickle_is_not_to_be_trusted(tmp_path: Path, data: bytes, what: str, trusted: bool) -> None:
     (tmp_path / "model.ckpt").write_bytes(data)
     with pytest.raises(ValueError, match=rf"model\.ckpt is no checkpoint, but {what}$"):
-        sd.locate(tmp_path / "model.ckpt", trusted=trusted)
+        locate(tmp_path / "model.ckpt", trusted=trusted)
 
 
 def test_a_zip_archive_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.ckpt", "w") as archive:
         archive.writestr("notes.txt", "abc")
     with pytest.raises(ValueError, match=r"model\.ckpt is damaged, or no checkpoint of torch \(RuntimeError\)"):
-        sd.locate(tmp_path / "model.ckpt")
+        locate(tmp_path / "model.ckpt")
 
 
 def test_a_trusted_pickle_may_need_code_that_is_not_here(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x02cno_such_module\nThing\n.")
     with pytest.raises(ValueError, match=r"holds more than weights .no_such_module.Thing., and is not read"):
-        sd.locate(tmp_path / "model.ckpt")
+        locate(tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match=r"needs code that is not here .No module named 'no_such_module'"):
-        sd.locate(tmp_path / "model.ckpt", trusted=True)
+        locate(tmp_path / "model.ckpt", trusted=True)
 
 
 # --- safetensors ----------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_broken_safetensors_are_refused_everywhere(
         old = (copy / name).read_bytes()
         (copy / name).write_bytes(data)
         with pytest.raises(ValueError, match=rf"{name} {said}"):
-            sd.locate(copy)
+            locate(copy)
         (copy / name).write_bytes(old)
 
 
@@ -218,10 +218,10 @@ def test_what_is_no_weight_is_refused(copy: Path, tmp_path: Path, name: str, val
     save_file(weights, copy / name, metadata={"format": "pt"})
 
     def use() -> None:
-        sd.open_pipeline(sd.locate(copy))
+        open_model(locate(copy)).pipe
 
     def turn() -> None:
-        source: Any = sd.locate(copy)
+        source: Any = locate(copy)
         convert.to_file(source, tmp_path / "out.safetensors")
 
     for act in (use, turn):
@@ -237,7 +237,7 @@ def test_a_ddpm_of_nan_is_refused(tmp_path: Path) -> None:
     weights["conv_in.weight"][0, 0, 0, 0] = float("nan")
     save_file(weights, tmp_path / "model" / UNET, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"conv_in\.weight holds NaN or infinite values"):
-        ddpm.open_pipeline(ddpm.locate(tmp_path / "model"))
+        open_model(locate(tmp_path / "model", "label")).pipe
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_names_in_a_list_of_shards(copy: Path, name: Any) -> None:
     index = copy / "unet/diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": name, "v": UNET.split("/")[1]}}))
     with pytest.raises(ValueError, match=r"index\.json names .*: names are letters, digits") as caught:
-        sd.locate(copy)
+        locate(copy)
     assert "\n" not in str(caught.value)
 
 
@@ -261,7 +261,7 @@ def test_names_in_a_list_of_shards(copy: Path, name: Any) -> None:
 def test_a_list_of_no_shards(copy: Path, text: str) -> None:
     (copy / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index\.json lists no shards"):
-        sd.locate(copy)
+        locate(copy)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if isinstance(n, str)], ids=repr)
@@ -269,7 +269,7 @@ def test_names_in_a_list_of_components(copy: Path, tmp_path: Path, name: str) ->
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, name: ["diffusers", "AutoencoderKL"]}))
     with pytest.raises(ValueError, match=r"model_index\.json names .*: names are letters, digits"):
-        sd.locate(copy)
+        locate(copy)
 
 
 @pytest.mark.parametrize("library", ["os", "my_code", "../evil", "diffusers.evil"])
@@ -277,7 +277,7 @@ def test_code_of_other_libraries_is_refused(copy: Path, library: str) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "scheduler": [library, "system"]}))
     with pytest.raises(ValueError, match=f"takes scheduler from '{library}'; allowed: diffusers, transformers"):
-        sd.locate(copy)
+        locate(copy)
 
 
 def test_a_missing_shard_is_named(refused: Callable[..., str], copy: Path, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_link_out_of_the_folder_is_refused(copy: Path, tmp_path: Path, kind: s
     place = copy / "tokenizer/link.json"
     target = {"file": secret / "key.json", "folder": secret, "relative": Path("../../secret/key.json")}
     place.symlink_to(target.get(kind, tmp_path / "nowhere"))
-    for act in (lambda: sd.locate(copy), lambda: folders.check("x", copy, ("unet",))):
+    for act in (lambda: locate(copy), lambda: folders.check("x", copy, ("unet",))):
         with pytest.raises(ValueError, match=r"tokenizer/link\.json is a link out of the folder, to "):
             act()
 
@@ -304,4 +304,4 @@ def test_a_link_out_of_the_folder_is_refused(copy: Path, tmp_path: Path, kind: s
 def test_a_link_within_the_folder_is_fine(copy: Path) -> None:
     (copy / UNET).rename(copy / "weights")
     (copy / UNET).symlink_to("../weights")
-    assert sd.locate(copy)
+    assert locate(copy)

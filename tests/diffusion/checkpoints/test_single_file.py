@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from erase.diffusion import stable_diffusion as sd
-from erase.diffusion.checkpoints import convert, folders, ldm, single_file
+from erase.diffusion.checkpoints import convert, folders, ldm, networks, single_file
+from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.checkpoints.single_file import NAMES, TEXTS
+from erase.diffusion.describe import describe
+from erase.diffusion.model import open_model
 from erase.store.safetensors import digest, open_safetensors
 
 MOVED = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -24,7 +26,7 @@ QUANT = "first_stage_model.quant_conv.bias"
 @pytest.fixture(scope="module")
 def file(micro_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Not to be changed by a test."""
-    source = sd.locate(micro_sd)
+    source = locate(micro_sd)
     assert isinstance(source, folders.Source)
     out = tmp_path_factory.mktemp("single") / "micro.safetensors"
     convert.to_file(source, out)
@@ -49,7 +51,7 @@ def edit(file: Path, tmp_path: Path) -> Edit:
 
 
 def locate(path: Path, **kwargs: Any) -> single_file.SingleFile:
-    found = sd.locate(path, **kwargs)
+    found = locate(path, **kwargs)
     assert isinstance(found, single_file.SingleFile)
     return found
 
@@ -58,11 +60,11 @@ def locate(path: Path, **kwargs: Any) -> single_file.SingleFile:
 
 
 def test_a_file_is_told_of_like_its_folder(file: Path, micro_sd: Path) -> None:
-    one, other = sd.describe(locate(file)), sd.describe(sd.locate(micro_sd))
+    one, other = describe(locate(file)), describe(locate(micro_sd))
     assert one.pop("kind") == "Stable Diffusion single file"
     assert other.pop("kind") == "Stable Diffusion pipeline"
     assert one == other
-    assert digest(folders.tensors(locate(file))) == digest(folders.tensors(sd.locate(micro_sd)))
+    assert digest(folders.tensors(locate(file))) == digest(folders.tensors(locate(micro_sd)))
     assert folders.fingerprint(locate(file)).keys() == {"micro.safetensors"}
 
 
@@ -73,7 +75,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, width: int, header: dict[str, str],
         single_file.FIRST: torch.empty(1, 4, device="meta"),
     }
     texts = single_file.released(Path("x"), seen, {"modelspec.prediction_type": "v"}, None)
-    shapes = sd.shapes(texts)
+    shapes = networks.shapes(texts)
     tensors: dict[str, Tensor] = {}
     for name, place in ldm.places(shapes, {p: json.loads(texts[f"{p}/config.json"]) for p in ldm.PARTS}).items():
         first, *rest = shapes[place.part][place.names[0]]
@@ -97,7 +99,7 @@ def test_files_of_others_are_known_by_their_shapes(
 ) -> None:
     pretend(monkeypatch, width, header)
     (tmp_path / "x.safetensors").touch()
-    found = sd.describe(locate(tmp_path / "x.safetensors", prediction=prediction))
+    found = describe(locate(tmp_path / "x.safetensors", prediction=prediction))
     assert (found["prediction_type"], found["resolution"], found["index"]["text_encoder"][1]) == told
     assert found["cross_attention_dim"] == width
     assert found["unet_weights"] in (859_520_964, 865_910_724)  # 1.x, 2.x
@@ -116,7 +118,7 @@ def test_files_of_others_that_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     ):
         pretend(monkeypatch, width, {}, **changes)
         with pytest.raises(ValueError, match=said) as caught:
-            sd.locate(path)
+            locate(path)
         assert "\n" not in str(caught.value)
 
 
@@ -136,7 +138,7 @@ def test_files_of_others_that_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_other_files_are_named(tmp_path: Path, name: str, kind: str) -> None:
     save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=f"no Stable Diffusion 1.x or 2.x checkpoint: it is {kind}"):
-        sd.locate(tmp_path / "x.safetensors")
+        locate(tmp_path / "x.safetensors")
 
 
 # --- writing it again -----------------------------------------------------------------------------
@@ -162,7 +164,7 @@ def test_only_the_trained_weights_change(edit: Edit, tmp_path: Path) -> None:
     del header["erase_method"]
     assert meta == {**header, "erase": "1"}
     assert torch.equal(
-        sd.open_pipeline(sd.locate(tmp_path / "out")).unet.get_parameter(MOVED), change[MOVED].half().float()
+        open_model(locate(tmp_path / "out")).pipe.unet.get_parameter(MOVED), change[MOVED].half().float()
     )
 
 
@@ -170,7 +172,7 @@ def test_a_file_can_be_written_as_a_file(file: Path, micro_sd: Path, tmp_path: P
     folders.save(locate(file), {}, tmp_path / "same.safetensors", {})
     assert (tmp_path / "same.safetensors").read_bytes() == file.read_bytes()
     with pytest.raises(ValueError, match=r"would be a single file, and .* is a folder: name a folder"):
-        folders.save(sd.locate(micro_sd), {}, tmp_path / "x.safetensors", {})
+        folders.save(locate(micro_sd), {}, tmp_path / "x.safetensors", {})
 
 
 def test_saving_a_file_refuses(file: Path, tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_saving_a_file_refuses(file: Path, tmp_path: Path) -> None:
 )
 def test_tensors_that_do_not_fit_are_refused(edit: Edit, tensors: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        sd.locate(edit(tensors))
+        locate(edit(tensors))
 
 
 def texts_with(file: Path, **changes: Any) -> str:
@@ -230,7 +232,7 @@ def texts_with(file: Path, **changes: Any) -> str:
 def test_a_header_that_lies_is_refused(edit: Edit, file: Path, tmp_path: Path, texts: Any, said: str) -> None:
     path = edit({}, **{TEXTS: texts_with(file, **texts)})
     with pytest.raises(ValueError, match=said) as caught:
-        sd.locate(path)
+        locate(path)
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["edited.safetensors"]
 
@@ -248,14 +250,14 @@ def test_a_header_that_lies_is_refused(edit: Edit, file: Path, tmp_path: Path, t
 )
 def test_a_broken_header_is_refused(edit: Edit, header: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        sd.locate(edit({}, **header))
+        locate(edit({}, **header))
 
 
 def test_what_is_no_model_is_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "x.bin").touch()
     with pytest.raises(ValueError, match=r"x\.bin is no model: a single file is \.safetensors or \.ckpt"):
-        sd.locate(tmp_path / "x.bin")
+        locate(tmp_path / "x.bin")
     for name in ("a", "b"):
         shutil.copy(file, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match=r"is no diffusers pipeline: it has no model_index\.json"):
-        sd.locate(tmp_path)  # which of the two?
+        locate(tmp_path)  # which of the two?

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from erase.config import SdConfig
-from erase.diffusion import stable_diffusion as sd
+from erase.diffusion import text
+from erase.diffusion.model import Model
 from erase.engine.precision import Precision
 from erase.evaluation import generate
 from erase.evaluation.generate import PromptRow
@@ -21,7 +22,7 @@ def draw_rows(
     config: SdConfig,
     rows: Sequence[PromptRow],
     images: int,
-    pipe: Any,
+    diffuser: Model,
     precision: Precision,
     out: Path,
     resume: bool,
@@ -33,12 +34,12 @@ def draw_rows(
         **made,
         "draw": asdict(config.draw),
         "precision": config.precision,
-        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler": type(diffuser.pipe.scheduler).__name__,
     }
-    if cut := sd.cut_prompts(pipe, [row.prompt for row in rows]):
+    if cut := text.cut_prompts(diffuser, [row.prompt for row in rows]):
         settings["truncated_prompts"] = cut
     draw_pictures(
-        sd.sampler(pipe, steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing),
+        diffuser.sampler(steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing),
         rows,
         out,
         images=images,
@@ -50,14 +51,13 @@ def draw_rows(
 
 
 def drawn_latents(
-    config: SdConfig, pipe: Any, precision: Precision, words: Sequence[str], samples: Sequence[int], what: str
+    config: SdConfig, diffuser: Model, precision: Precision, words: Sequence[str], samples: Sequence[int], what: str
 ) -> Tensor:
     """What the model draws for prompts, one sample of the run's seed each, `[N, C, H, W]`, with a progress bar."""
     generators = [generate.image_generator(config.seed, i) for i in samples]
 
     def draw(part: slice) -> Tensor:
-        return sd.draw_latents(
-            pipe,
+        return diffuser.draw_latents(
             words[part],
             generators[part],
             steps=config.draw.steps,

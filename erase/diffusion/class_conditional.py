@@ -18,14 +18,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from erase.diffusion.checkpoints.folders import Source, check, find, read_index
-from erase.diffusion.denoiser import Denoiser
 from erase.engine.backend import drawn_from
-from erase.store import files
-from erase.store.safety import check_finite
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 Sampler = Literal["ddim", "ddpm", "dpm"]
@@ -159,23 +155,6 @@ def from_pixels(x: Tensor, patch: int) -> Tensor:
     return x if patch == 1 else pixel_unshuffle(x, patch)
 
 
-def _predict(net: nn.Module, noisy: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-    out: Tensor = net(noisy, t, class_labels=cond, return_dict=False)[0]
-    return out
-
-
-def denoiser(pipe: ClassConditionalPipeline) -> Denoiser:
-    """The UNet as a backend; conditions are labels `[B]`, long."""
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    return Denoiser(
-        net=pipe.unet,
-        predict_fn=_predict,
-        alphas_cumprod=schedule.alphas_cumprod.float(),
-        prediction=schedule.config.prediction_type,
-        null=None if pipe.null is None else torch.tensor([pipe.null], device=pipe.device),
-    )
-
-
 def new(
     labels: Sequence[str],
     shape: tuple[int, int, int],
@@ -233,112 +212,6 @@ def renew(unet: UNet2DModel, seed: int) -> UNet2DModel:
     return made
 
 
-def locate(model: str | Path) -> Source:
-    """Find a checkpoint: an embedded model's name, or a folder with a pipeline or a lone UNet.
-
-    Raises:
-        ValueError: for a path that leads nowhere, a folder that holds something else, or a weight file cut short.
-    """
-    folder = find(model)
-    if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
-        config = files.read_json(folder / "config.json")
-        kind = config.get("_class_name", "model of another kind") if isinstance(config, dict) else type(config).__name__
-        if kind != "UNet2DModel":
-            raise ValueError(f"{folder} holds a {kind}; erase run ddpm takes a UNet2DModel or a pipeline with one")
-        return check(str(model), folder, (), (".",))
-    unet = read_index(folder).get("unet")
-    if not isinstance(unet, list) or unet[-1] != "UNet2DModel":
-        kind = read_index(folder)["_class_name"]
-        raise ValueError(f"{folder} holds a {kind}; erase run ddpm takes a pipeline with a UNet2DModel")
-    return check(str(model), folder, ("unet", "scheduler"))
-
-
-def open_pipeline(
-    source: Source, device: torch.device | str = "cpu", labels: Sequence[str] = ()
-) -> ClassConditionalPipeline:
-    """The pipeline in float32; a folder that names no classes gets `labels`.
-
-    Raises:
-        ValueError: for weights that do not fit their configuration or are not finite, a UNet without classes, or a
-            number of names that is not the number of classes.
-    """
-    lone = source.unet == "."
-    try:
-        unet = UNet2DModel.from_pretrained(
-            source.folder,
-            subfolder=None if lone else source.unet,
-            variant=source.variant,
-            dtype=torch.float32,
-        )
-        index = {} if lone else read_index(source.folder)
-        kind = SCHEDULERS_BY_CLASS.get((index.get("scheduler") or [None])[-1], DDPMScheduler)
-        if index and "beta_schedule" not in files.read_json(source.folder / "scheduler" / "scheduler_config.json"):
-            raise ValueError(f"its noise schedule {index['scheduler'][-1]} has no betas: not a DDPM")
-        scheduler = kind.from_pretrained(source.folder, subfolder="scheduler") if index else DDPMScheduler()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{source.folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    absent = [name for name, p in unet.named_parameters() if p.is_meta]
-    if absent:
-        raise ValueError(f"{source.folder}: {len(absent)} weights are missing, such as {absent[0]}: get it again")
-    check_finite(dict(unet.named_parameters()), source.folder / source.unet)
-    rows = unet.config.num_class_embeds
-    if rows is None:
-        raise ValueError(f"{source.folder} has a UNet without classes (num_class_embeds): it has no class to forget")
-    named = {int(i): str(name) for i, name in (index.get("id2label") or {}).items()}
-    if labels and named and list(labels) != [named[i] for i in sorted(named)]:
-        raise ValueError(
-            f"{source.folder} names its classes itself: leave out labels; they are {', '.join(named.values())}"
-        )
-    names = named or dict(enumerate(labels))
-    if not names:
-        raise ValueError(
-            f"{source.folder} names no classes: give labels=[…], a name for each of its {rows} class embeddings but "
-            "the null class"
-        )
-    if len(set(names.values())) < len(names):
-        raise ValueError(f"{source.folder} names a class twice: {', '.join(names.values())}; names must differ")
-    if len(names) not in (rows, rows - 1):
-        raise ValueError(f"{source.folder} has {rows} class embeddings, null class included; got {len(names)} names")
-    pipe = ClassConditionalPipeline(
-        unet, scheduler, names, float(index.get("guidance", 1.0)), int(index.get("patch", 1))
-    )
-    unet.requires_grad_(False).eval()
-    return pipe.to(device)
-
-
-def sampler(
-    pipe: ClassConditionalPipeline,
-    *,
-    name: Sampler | None = None,
-    steps: int,
-    guidance: float | None = None,
-    autocast: Autocast,
-) -> Callable[..., list[Image.Image]]:
-    """A function that draws pictures of label names, as `erase.evaluation.generate` takes it.
-
-    Raises:
-        ValueError: for guidance on a model without a null class.
-    """
-    drawing = with_sampler(pipe, name)
-    check_guidance(drawing, guidance)
-    numbers = {label: i for i, label in enumerate(pipe.labels)}
-
-    def sample(
-        prompts: list[str],
-        generators: list[torch.Generator],
-        *,
-        guidance: float | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        _default: float | None = guidance,
-    ) -> list[Image.Image]:
-        with torch.no_grad(), autocast():
-            chosen = _default if guidance is None else guidance
-            return list(drawing([numbers[p] for p in prompts], generators, steps, chosen).images)
-
-    return sample
-
-
 def with_sampler(pipe: ClassConditionalPipeline, name: Sampler | None) -> ClassConditionalPipeline:
     """The same model with another sampler; `None` keeps its own."""
     if name is None:
@@ -361,29 +234,6 @@ def check_guidance(pipe: ClassConditionalPipeline, guidance: float | None) -> No
         )
 
 
-def draw_latents(
-    pipe: ClassConditionalPipeline,
-    labels: Sequence[int],
-    generators: Sequence[torch.Generator],
-    *,
-    steps: int,
-    guidance: float | None,
-    batch_size: int,
-    autocast: Autocast,
-    progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """What the model itself draws for labels, as the UNet works on it, `[N, C p², H/p, W/p]`, on the CPU."""
-    parts = []
-    for start in range(0, len(labels), batch_size):
-        with autocast():
-            part = slice(start, start + batch_size)
-            drawn = pipe.draw(labels[part], generators[part], steps, guidance)
-        parts.append(drawn.float().clamp(-1, 1).cpu())
-        if progress is not None:
-            progress(min(start + batch_size, len(labels)))
-    return torch.cat(parts)
-
-
 def save_new(pipe: ClassConditionalPipeline, out: Path) -> None:
     """Write a model that came from no folder; it appears whole or not at all."""
     if out.exists():
@@ -392,17 +242,3 @@ def save_new(pipe: ClassConditionalPipeline, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
         pipe.save_pretrained(Path(temporary) / out.name)
         (Path(temporary) / out.name).rename(out)
-
-
-def describe(source: Source) -> dict[str, Any]:
-    """What the checkpoint is."""
-    pipe = open_pipeline(source)
-    return {
-        "kind": "class-conditional DDPM pipeline",
-        "unet_weights": sum(p.numel() for p in pipe.unet.parameters()),
-        "image": dict(zip(("channels", "height", "width"), pipe.shape, strict=True)),
-        "labels": pipe.labels,
-        "null_class": pipe.null,
-        "guidance": pipe.guidance,
-        "prediction_type": pipe.scheduler.config.prediction_type,
-    }

@@ -13,8 +13,8 @@ from erase.engine import distributed
 from erase.evaluation import classes, generate, nudity
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import wilson
-from erase.programs.prompts import Plan, label_of
 from erase.programs.runs import bar, classified
+from erase.programs.text.plan import Plan, label_of
 
 
 def check_evaluators(config: SdConfig, plan: Plan) -> None:

@@ -1,0 +1,288 @@
+"""`erase eval`: count and score images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erase.cli.common import (
+    OutFile,
+    command_line,
+    evaluate,
+    list_images_of,
+    quiet,
+)
+
+
+@evaluate.command(name="nudity")
+def eval_nudity(
+    images: Annotated[list[Path], typer.Argument(help="Folders or images; or one file of stored detections.")],
+    *,
+    out: OutFile,
+    preset: Annotated[str, typer.Option(help="Counting preset of the field.")] = "i2p",
+    label: Annotated[list[str] | None, typer.Option("--class", help="Count this class instead (repeat).")] = None,
+    threshold: Annotated[float, typer.Option(help="Least score, with --class.")] = 0.6,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Count at thresholds 0.25 to 0.95, too.")] = False,
+    channels: Annotated[str | None, typer.Option(help="corrected (default) or as_shipped.")] = None,
+    model_path: Annotated[Path | None, typer.Option("--model", help="Another NudeNet ONNX file (640m).")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Input size; default what the file is for.")] = None,
+) -> None:
+    """Count NudeNet detections; raw detections of all classes are kept beside the result.
+
+    They can be counted again in another way, without detecting: give them in the place of the images.
+
+    Example: erase eval nudity runs/demo/images/base --class FACE_FEMALE --threshold 0.4 --out faces.json
+
+    Example: erase eval nudity faces-detections.json --preset mace --sweep --out mace.json
+    """
+    from erase.evaluation import nudity
+    from erase.store import files
+
+    if channels not in (None, "corrected", "as_shipped"):
+        raise ValueError(f"--channels must be corrected or as_shipped; got {channels!r}")
+    if label is None and preset not in nudity.PRESETS:
+        raise ValueError(f"no counting preset {preset!r}; presets: {', '.join(nudity.PRESETS)}")
+    wanted = nudity.custom_preset(label, threshold) if label else nudity.PRESETS[preset]
+    stored = [path for path in images if path.suffix == ".json"]
+    if stored:
+        if len(images) > 1 or (channels, model_path, resolution) != (None, None, None):
+            raise ValueError(
+                f"{stored[0]} holds detections that are there already: give it alone, without --channels, --model and "
+                "--resolution"
+            )
+        found = nudity.load_detections(stored[0])
+    else:
+        paths = list_images_of(images)
+        from tqdm import tqdm
+
+        with tqdm(total=len(paths), desc="detecting") as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.update(done - bar.n)
+
+            found = nudity.detect(
+                paths,
+                channels="as_shipped" if channels == "as_shipped" else "corrected",
+                model_path=model_path,
+                resolution=resolution,
+                progress=progress,
+            )
+        nudity.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
+    result = nudity.count(found, wanted)
+    if sweep:
+        result["sweep"] = nudity.sweep(found, wanted)
+        typer.echo("threshold  pictures  counts")
+        for row in result["sweep"]:
+            typer.echo(f"{row['threshold']:9.2f}  {row['flagged']:8d}  {row['total']:6d}")
+    files.write_json(out, {"schema": 1, "command": command_line(), "nudity": result})
+    typer.echo(f"{result['flagged']} of {result['images']} pictures flagged ({wanted.name}); {out}")
+    if result["errors"]:
+        first = result["errors"][0]
+        raise ValueError(
+            f"{len(result['errors'])} pictures could not be looked at, so they are not known to be safe; "
+            f"first {first['file']}: {first['error']}"
+        )
+
+
+@evaluate.command(name="classes")
+def eval_classes(
+    images: Annotated[list[Path], typer.Argument(help="Folders or images.")],
+    *,
+    out: OutFile,
+    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+) -> None:
+    """Name what pictures show: counts per label and folder, and every picture's label.
+
+    Example: erase eval classes runs/demo/images/erased --classifier photos-classifier --out classes.json
+    """
+    quiet()
+    from collections import Counter
+
+    from erase import resources
+    from erase.evaluation import classes
+    from erase.store import files
+
+    paths = list_images_of(images)
+    guess = classes.classify(paths, resources.tiny_path(classifier))
+    rows = [
+        {"file": str(path), "label": label, "probability": float(p.max())}
+        for path, label, p in zip(guess.files, guess.predicted, guess.probabilities, strict=True)
+    ]
+    counts = Counter(guess.predicted)
+    by_label = {label: classes.named(guess, label) for label in sorted(counts)}
+    files.write_json(
+        out,
+        {"schema": 1, "command": command_line(), "classes": {**guess.provenance, "named": by_label}, "pictures": rows},
+    )
+    typer.echo("\n".join(f"{n:6d}  {label}" for label, n in counts.most_common()) + f"\n{out}")
+
+
+@evaluate.command(name="fidelity")
+def eval_fidelity(
+    real: Annotated[Path, typer.Argument(help="Folder of real pictures.")],
+    fake: Annotated[Path, typer.Argument(help="Folder of drawn ones.")],
+    *,
+    out: OutFile,
+    classifier: Annotated[
+        str | None, typer.Option(help="A transformers image classifier's folder, or an embedded name.")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="For FID and KID: the TorchScript file inception-2015-12-05.pt.")
+    ] = None,
+    neighbours: Annotated[int, typer.Option(help="k of precision, recall, density and coverage.")] = 5,
+) -> None:
+    """Compare drawn pictures with real ones in a network's features; compare numbers of equal counts only.
+
+    Distances on a classifier's features go by their own names; FID and KID need Inception's weights.
+
+    Example: erase eval fidelity photos runs/demo/images/erased --classifier photos-classifier --out fidelity.json
+    """
+    quiet()
+    from erase import resources
+    from erase.evaluation import fidelity
+    from erase.store import files
+
+    if (classifier is None) == (inception is None):
+        raise ValueError("give one of --classifier (distances under their own names) and --inception (FID and KID)")
+    sides = [list_images_of([pictures]) for pictures in (real, fake)]
+    if inception is not None:
+        wanted, drawn = (fidelity.inception(paths, inception) for paths in sides)
+    else:
+        folder = resources.tiny_path(str(classifier))
+        wanted, drawn = (fidelity.features(paths, folder) for paths in sides)
+    result = fidelity.summary(wanted, drawn, k=neighbours)
+    files.write_json(out, {"schema": 1, "command": command_line(), "fidelity": result})
+    for name in ("fid", "kid", "frechet", "kernel", "precision", "recall", "density", "coverage"):
+        if name in result:
+            typer.echo(f"{result[name]:10.4f}  {name}")
+    typer.echo("\n".join([*(f"note: {line}" for line in result["warnings"]), str(out)]))
+
+
+Without = Annotated[
+    list[str] | None, typer.Option("--without", help="Leave pictures of this prompt out, as an erased one (repeat).")
+]
+
+
+@evaluate.command(name="clip")
+def eval_clip(
+    pictures: Annotated[Path, typer.Argument(help="Folder of pictures with a manifest.")],
+    *,
+    out: OutFile,
+    model: Annotated[str, typer.Option(help="A CLIP model of transformers: a folder or a hub id.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the same prompts and seeds by the model before: compare pairs.")
+    ] = None,
+    without: Without = None,
+) -> None:
+    """Score how well pictures show their prompts: 100 × cosine in a CLIP model's space, with an interval.
+
+    Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model CLIP --out clip.json
+    """
+    quiet()
+    from erase.evaluation import clip as clips
+    from erase.evaluation.generate import read_whole
+    from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+    from erase.store import files
+
+    pairs = _pairs(base, pictures, without) if base is not None else None
+    rows = [row for _, row in pairs] if pairs is not None else _kept(read_whole(pictures), without)
+    prompts = [row.prompt for row in rows]
+    clip = clips.open_clip(model)
+    seen = clips.image_features(clip, [pictures / row.file for row in rows])
+    result: dict[str, Any] = {"after" if pairs is not None else "pictures": clips.clip_score(clip, seen, prompts)}
+    lines = [_clip_line(str(pictures), next(iter(result.values())))]
+    if pairs is not None and base is not None:
+        old = clips.image_features(clip, [base / row.file for row, _ in pairs])
+        result = {"before": clips.clip_score(clip, old, prompts), **result}
+        lines.insert(0, _clip_line(str(base), result["before"]))
+        alike = clips.similarities(old, seen)
+        result["similarity"] = sum(alike) / len(alike)
+        lines.append(f"pictures before and after: {result['similarity']:.2f} (100 is no change)")
+        if len(set(prompts)) >= MIN_GROUPS:
+            change = paired_bootstrap(clips.scores(clip, old, prompts), clips.scores(clip, seen, prompts), prompts)
+            result["difference"] = {"score": change.difference, "ci95": list(change.ci95), "shown": change.shown}
+            lines.append(f"score: {change}")
+        else:
+            lines.append(f"score: fewer than {MIN_GROUPS} prompts, so the difference has no interval over prompts")
+    cut = next(iter(result.values()))["truncated"]
+    if cut:
+        lines.append(f"note: {len(cut)} prompts are longer than {clip.max_tokens} tokens; CLIP read their beginnings")
+    files.write_json(out, {"schema": 1, "command": command_line(), "clip": result})
+    typer.echo("\n".join([*lines, str(out)]))
+
+
+def _clip_line(name: str, score: dict[str, Any]) -> str:
+    ci = score["ci95"]
+    interval = f"95 % interval {ci[0]:.2f} to {ci[1]:.2f}, " if ci else ""
+    return (
+        f"{name}: {score['score']:.2f} ({score['scale']}; {interval}{score['n']} pictures, {score['prompts']} prompts)"
+    )
+
+
+def _kept(rows: Sequence[Any], without: Sequence[str] | None) -> list[Any]:
+    """The rows whose prompts are not left out."""
+    known = {row.prompt for row in rows}
+    for prompt in without or []:
+        if prompt not in known:
+            raise ValueError(f"--without {prompt!r}: no picture has that prompt; prompts: {', '.join(sorted(known))}")
+    kept = [row for row in rows if row.prompt not in (without or [])]
+    if not kept:
+        raise ValueError("--without leaves no picture")
+    return kept
+
+
+def _pairs(base: Path, after: Path, without: Sequence[str] | None) -> list[tuple[Any, Any]]:
+    """Rows of the same prompt and seed in both folders."""
+    from erase.evaluation.generate import pair_rows
+
+    pairs = pair_rows(base, after)
+    kept = {row.file for row in _kept([row for _, row in pairs], without)}
+    return [(old, new) for old, new in pairs if new.file in kept]
+
+
+@evaluate.command(name="change")
+def eval_change(
+    base: Annotated[Path, typer.Argument(help="Folder of pictures with a manifest, by the model before.")],
+    erased: Annotated[Path, typer.Argument(help="Folder of the same prompts and seeds, by the model after.")],
+    *,
+    out: OutFile,
+    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+    without: Without = None,
+) -> None:
+    """Measure how far pictures moved, pair by pair: LPIPS's formula on a classifier's stages, not LPIPS itself.
+
+    Example: erase eval change runs/a/images/base runs/a/images/erased --classifier photos-classifier --out change.json
+    """
+    quiet()
+    from erase import resources
+    from erase.evaluation import classes, fidelity
+    from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+    from erase.store import files
+
+    pairs = _pairs(base, erased, without)
+    folder = resources.tiny_path(classifier)
+    moved = fidelity.perceptual([base / row.file for row, _ in pairs], [erased / row.file for _, row in pairs], folder)
+    by_prompt: dict[str, list[float]] = {}
+    for (_, row), value in zip(pairs, moved, strict=True):
+        by_prompt.setdefault(row.prompt, []).append(float(value))
+    mean = float(moved.mean())
+    ci = None
+    if len(by_prompt) >= MIN_GROUPS:
+        ci = list(paired_bootstrap([0.0] * len(moved), moved.tolist(), [row.prompt for _, row in pairs]).ci95)
+    result = {
+        "perceptual": mean,
+        "ci95": ci,
+        "n": len(pairs),
+        "by_prompt": {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()},
+        "classifier": folder.resolve().name,
+        "model_sha256": classes.weights_hash(folder),
+    }
+    files.write_json(out, {"schema": 1, "command": command_line(), "change": result})
+    interval = f"; 95 % interval {ci[0]:.4f} to {ci[1]:.4f}" if ci else ""
+    typer.echo(
+        f"{mean:.4f} perceptual distance on {result['classifier']} (0 is no change{interval}; {len(pairs)} pairs, "
+        f"{len(by_prompt)} prompts)\n{out}"
+    )

@@ -1,0 +1,85 @@
+"""`erase convert` and `apply`: checkpoints in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from erase.cli.common import (
+    app,
+    locate_any,
+    quiet,
+)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A diffusers folder, hub id, .safetensors or .ckpt.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or else a folder.")],
+    *,
+    prediction: Annotated[
+        Literal["epsilon", "v_prediction"] | None, typer.Option(help="Of a 2.x file, which does not say.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read a .ckpt that holds more than weights: RUNS ITS CODE.")
+    ] = False,
+) -> None:
+    """Write a Stable Diffusion folder as a single file, or the other way round; weights stay bit for bit.
+
+    Example: erase convert runs/demo/model erased.safetensors
+    """
+    quiet()
+    from tqdm import tqdm
+
+    from erase.diffusion.checkpoints import convert as converting
+    from erase.diffusion.checkpoints.folders import Source
+    from erase.diffusion.checkpoints.locate import locate
+
+    found = locate(source, "text", prediction=prediction, trusted=allow_pickle)
+    single = out.suffix == ".safetensors"
+    if out.suffix == ".ckpt":
+        raise ValueError(f"{out}: pickles are not written; a single file is .safetensors")
+    if isinstance(found, Source) and not single:
+        raise ValueError(f"{source} is a folder already: name a file to write, such as {out.name}.safetensors")
+    with tqdm(total=converting.count(found), desc="tensors") as bar:
+        if isinstance(found, Source):
+            done = converting.to_file(found, out, bar.update)
+        elif single:
+            done = converting.to_safetensors(found, out, bar.update)
+        else:
+            done = converting.to_folder(found, out, bar.update)
+    typer.echo(f"{done.tensors} tensors in {out}")
+    for what, names in (
+        ("kept in leftovers.safetensors, as no part of a pipeline has them", done.leftovers),
+        ("left out, as they have no place there", done.left_out),
+    ):
+        if names:
+            typer.echo(f"{what}: {', '.join(names[:12])}{f' … ({len(names)})' if len(names) > 12 else ''}")
+
+
+@app.command()
+def apply(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the delta was made from.")],
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="What erase run --save delta left.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],
+    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base again.")] = False,
+) -> None:
+    """Rebuild an erased model of its base and a delta, bit for bit; or the base of the erased model.
+
+    Example: erase apply photos-sd runs/cat/delta.safetensors --out cat-erased
+    """
+    quiet()
+    from tqdm import tqdm
+
+    from erase.programs import saving
+    from erase.store import delta as deltas
+
+    change = deltas.open_delta(delta)
+    source = locate_any(base)
+    values = deltas.apply(change, saving.tensors(source), undo=undo)
+    with tqdm(desc="tensors", delay=1) as bar:  # not before a refusal
+        saving.write(source, values, out, change.base_meta if undo else change.meta, bar.update)
+    typer.echo(str(out))

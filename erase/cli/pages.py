@@ -1,0 +1,71 @@
+"""`erase grid` and `report`: what a person looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erase.cli.common import (
+    Blur,
+    OutFile,
+    app,
+)
+
+
+@app.command(name="grid")
+def grid_(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of pictures with a manifest, one a model.")],
+    *,
+    out: OutFile,
+    names: Annotated[list[str] | None, typer.Option("--name", help="A row's label (repeat, one a folder).")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", help="Only prompts that hold these words (repeat).")
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Only this seed (repeat).")] = None,
+    columns: Annotated[int, typer.Option(help="Most pictures in a row.")] = 12,
+    max_prompts: Annotated[int, typer.Option("--max-prompts", help="Most prompts.")] = 14,
+    tile: Annotated[int | None, typer.Option(help="Side of a picture in pixels.")] = None,
+    title: Annotated[str | None, typer.Option(help="A line above.")] = None,
+    blur: Blur = True,
+) -> None:
+    """Put models side by side: a block a prompt, in it a row a folder, the same seed in each column.
+
+    Example: erase grid runs/demo/images/base runs/demo/images/erased --prompt woman --prompt cat --out grid.png
+    """
+    from erase.evaluation import grid, nudity
+
+    common, rows = grid.match(folders)
+    chosen = grid.pick(common, prompts or [], seeds or [])
+    boxes = nudity.exposed_boxes(nudity.detect([row[i] for row in rows for i in chosen])) if blur else None
+    picture = grid.grid_from_folders(
+        folders,
+        names=names,
+        prompts=prompts or [],
+        seeds=seeds or [],
+        max_columns=columns,
+        max_prompts=max_prompts,
+        tile=tile,
+        title=title,
+        blur=boxes,
+    )
+    grid.save_image(picture, out)
+    typer.echo(str(out))
+
+
+@app.command(name="report")
+def report_(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has finished.")],
+    *,
+    blur: Blur = True,
+) -> None:
+    """Write a run's report.html again, from what its folder holds.
+
+    Example: erase report runs/demo --no-blur
+    """
+    from erase.evaluation import nudity, report
+
+    paths = report.pictures(folder)
+    boxes = nudity.exposed_boxes(nudity.detect(paths)) if blur and paths else None
+    typer.echo(str(report.write_html(folder, blur=boxes)))

@@ -1,0 +1,73 @@
+"""Find a checkpoint that the user names: an embedded model, a diffusers folder, a single file, or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from erase import resources
+from erase.diffusion.checkpoints import networks, single_file
+from erase.diffusion.checkpoints.folders import Source, check, find, read_index
+from erase.diffusion.checkpoints.single_file import SUFFIXES, Prediction, SingleFile
+from erase.diffusion.families import family, family_of
+from erase.store import files
+
+COMMANDS = {"text": "erase run sd", "label": "erase run ddpm"}
+
+
+def locate(
+    model: str | Path,
+    condition: Literal["text", "label"] | None = None,
+    *,
+    labels: Sequence[str] = (),
+    prediction: Prediction | None = None,
+    trusted: bool = False,
+) -> Source | SingleFile:
+    """Find a checkpoint, and find out that it is whole.
+
+    Args:
+        model: as the user gave it; a folder may hold one single file instead of a pipeline.
+        condition: what it must be conditioned on, if it matters: text, or class labels.
+        labels: class names, for a folder that has none.
+        prediction: what a single file of Stable Diffusion 2.x predicts, if it does not say.
+        trusted: whether a pickle may run code.
+
+    Raises:
+        ValueError: for a path or id that leads nowhere, a file or folder that holds something else, or a weight file
+            that is broken.
+    """
+    path = Path(model)
+    if str(model) not in resources.list_tiny() and not (path / "model_index.json").exists():
+        alone = [p for suffix in SUFFIXES for p in path.glob(f"*{suffix}")] if condition != "label" else []
+        lone = (path / "config.json").exists()
+        path = alone[0] if len(alone) == 1 and not lone else path
+    if path.is_file() and condition != "label":
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
+        return single_file.find(str(model), path, networks.shapes, prediction=prediction, trusted=trusted)
+    folder = find(model, DiffusionPipeline if condition != "label" else None)
+    if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
+        return replace(_lone_network(model, folder, condition), labels=tuple(labels))
+    index = read_index(folder)
+    kind = index["_class_name"]
+    unet = index.get("unet")
+    # A pipeline of anybody's around a UNet2DModel is a DDPM, whatever it calls itself.
+    name = "ddpm" if isinstance(unet, list) and unet[-1] == "UNet2DModel" else family_of(kind, folder)
+    known = family(name)
+    if condition is not None and condition != known.CONDITION:
+        raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
+    found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
+    return replace(found, labels=tuple(labels))
+
+
+def _lone_network(model: str | Path, folder: Path, condition: str | None) -> Source:
+    """A folder with a network's configuration and weights, and no pipeline around it."""
+    config = files.read_json(folder / "config.json")
+    kind = config.get("_class_name", "model of another kind") if isinstance(config, dict) else type(config).__name__
+    if kind != "UNet2DModel" or condition == "text":
+        raise ValueError(f"{folder} holds a {kind} and no pipeline: name the folder with its model_index.json")
+    return check(str(model), folder, (), (".",), "ddpm")

@@ -1,0 +1,56 @@
+"""What a checkpoint is, for `erase inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.folders import Source
+from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.diffusion.families import family
+from erase.diffusion.model import open_model
+from erase.store import files
+from erase.store.safetensors import KINDS
+
+
+def describe(source: Source | SingleFile) -> dict[str, Any]:
+    """Of a text model from configurations and headers alone; a class-conditional one is loaded."""
+    known = family(source.family)
+    tensors = folders.tensors(source)
+    found: dict[str, Any] = {
+        "kind": f"{known.NAME} {'single file' if isinstance(source, SingleFile) else 'pipeline'}",
+        f"{known.TRAINED}_weights": sum(tensor.numel() for tensor in tensors.values()),
+        "dtype": "/".join(sorted({KINDS[tensor.dtype] for tensor in tensors.values()})),
+    }
+    if known.CONDITION == "label":
+        pipe = open_model(source).pipe
+        return {
+            **found,
+            "image": dict(zip(("channels", "height", "width"), pipe.shape, strict=True)),
+            "labels": pipe.labels,
+            "null_class": pipe.null,
+            "guidance": pipe.guidance,
+            "prediction_type": pipe.scheduler.config.prediction_type,
+        }
+    net, scheduler, index = (_config(source, name) for name in (known.TRAINED, "scheduler", "model_index"))
+    predicts = "flow" if "Flow" in str(scheduler.get("_class_name")) else "epsilon"
+    return {
+        **found,
+        "resolution": net.get("sample_size"),
+        "cross_attention_dim": net.get("cross_attention_dim"),
+        "prediction_type": scheduler.get("prediction_type", predicts),
+        "ema": isinstance(source, Source) and source.trained.endswith("_ema"),
+        "index": index,
+    }
+
+
+def _config(source: Source | SingleFile, name: str) -> Mapping[str, Any]:
+    """A component's configuration as it is on disk."""
+    file = {"scheduler": "scheduler/scheduler_config.json", "model_index": "model_index.json"}.get(name)
+    if isinstance(source, SingleFile):
+        inside: Mapping[str, Any] = json.loads(source.texts[file or f"{name}/config.json"])
+        return inside
+    found: Mapping[str, Any] = files.read_json(source.folder / (file or f"{source.trained}/config.json"))
+    return found

@@ -1,0 +1,138 @@
+"""The seam between the engine and a family of diffusion models: a family is one module of this package.
+
+Everything that differs between Stable Diffusion, SDXL, SD3, Flux, PixArt, DiT and a class-conditional DDPM is behind
+`Family`. Whatever stands above it (losses, data, programs, attacks, evaluation) is written once. A new family is a
+file here and a row of `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from erase.diffusion.condition import Condition
+from erase.diffusion.process import Process
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "sd": ("StableDiffusionPipeline",),
+    "ddpm": ("ClassConditionalPipeline",),
+}
+"""Modules of this package, and the `_class_name` of the pipelines that each opens (in `model_index.json`)."""
+
+
+class Family(Protocol):
+    """A family of diffusion models; a module satisfies it.
+
+    B is the batch size, P a number of prompts. Latents `[B, C, H, W]` are as the network sees them: scaled and shifted.
+    """
+
+    NAME: str
+    """As people call it."""
+    CONDITION: Literal["text", "label"]
+    """What a prompt is: text, or the name of a class."""
+    TRAINED: str
+    """The component that learns: `unet` or `transformer`."""
+    PARTS: tuple[str, ...]
+    """The components that a checkpoint must have, as subfolders; those with weights are hashed."""
+    ENCODERS: tuple[str, ...]
+    """The components that turn prompts into conditions: needed no more once all prompts are embedded."""
+    PARAMETERS: Mapping[str, str]
+    """Names for sets of parameters (`full`, `xattn`, `kv`, `noxattn`): expressions searched in parameter names."""
+    TEXT_KV: str | None
+    """Linear weights that read the text embeddings themselves, as an expression over names: what closed forms edit."""
+    STRIDE: int
+    """Pixels; width and height of an image are multiples of it."""
+
+    def open(self, source: Any, device: torch.device | str) -> Any:
+        """The pipeline, all networks frozen and in eval mode, without a safety checker.
+
+        Raises:
+            ValueError: for weights that are missing, do not fit their configuration, or are not finite.
+        """
+
+    def process(self, pipe: Any) -> Process:
+        """The noising process that the network was trained on."""
+
+    def embed(self, pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the network is told of prompts, by every encoder: leaves `[P, …]`, on the pipeline's device.
+
+        Of the empty prompt it is what the family's own pipeline uses as the negative condition.
+        """
+
+    def has_null(self, pipe: Any) -> bool:
+        """Whether the model was trained with an empty condition, which `embed` then gives for the empty prompt."""
+
+    def encode(self, pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latent mean and standard deviation of images `[B, 3, H, W]` in [-1, 1]; `None` where nothing is random."""
+
+    def call(self, net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """One forward pass: the prediction, shaped as `x` `[B, C, H, W]`. `t` `[B]` is what `Process.clock` gives.
+
+        Packing, position ids, guidance embedding and learned variances are the family's own affair, and stay in here.
+        """
+
+    def draw(
+        self,
+        pipe: Any,
+        condition: Condition,
+        null: Condition | None,
+        generators: Sequence[torch.Generator],
+        *,
+        steps: int,
+        guidance: float | None,
+        size: tuple[int, int] | None = None,
+        latents: bool = False,
+    ) -> Any:
+        """Generate one sample for each of B conditions, from B generators on the CPU.
+
+        Args:
+            pipe: the pipeline.
+            condition: of `embed`, leaves `[B, …]`.
+            null: of `embed` for empty prompts, leaves `[B, …]`.
+            generators: of the first noise and of the sampler's.
+            steps: of the sampler.
+            guidance: scale as the family's pipeline counts it; None is the model's own.
+            size: height and width in pixels; by default the model's own.
+            latents: give latents `[B, C, H, W]`, not PIL images.
+        """
+
+    def resolution(self, pipe: Any) -> int:
+        """The side of an image that the model was trained at, in pixels."""
+
+    def example(self, configs: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Zeros shaped as one sample and its condition, `[1, C, H, W]` and leaves `[1, …]`, from configurations alone.
+
+        Args:
+            configs: of the components, by name.
+        """
+
+    def tokenizer(self, pipe: Any) -> tuple[Any, int]:
+        """The tokenizer that reads the most of a prompt, and how many tokens it reads; of text families alone."""
+
+
+def family(name: str) -> Family:
+    """A family by its module's name."""
+    found: Any = importlib.import_module(f"{__name__}.{name}")
+    checked: Family = found
+    return checked
+
+
+def family_of(pipeline: str | None, where: object) -> str:
+    """The name of the family that opens pipelines of a class.
+
+    Args:
+        pipeline: `_class_name` of `model_index.json`.
+        where: the checkpoint, for the message.
+
+    Raises:
+        ValueError: for a class that no family opens.
+    """
+    for name, classes in FAMILIES.items():
+        if pipeline in classes:
+            return name
+    known = ", ".join(kind for classes in FAMILIES.values() for kind in classes)
+    raise ValueError(f"{where} holds a {pipeline}; supported pipelines: {known}")

@@ -1,0 +1,142 @@
+"""Noising processes: how data become noise, and what a network is to say of it. No network is in here.
+
+Times are a process's own: steps of a discrete schedule (long), or noise levels σ of a flow (float). They are drawn
+stratified, one in each of B equal parts of their distribution, in random order: each is distributed as the process
+says on its own, and a batch covers the whole range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Density = Literal["logit_normal", "uniform"]
+
+
+class Process(Protocol):
+    """A noising process. B is the batch size; `z0` and `noise` are `[B, C, H, W]`, times `[B]`."""
+
+    def times(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """`count` stratified times, `[B]`."""
+
+    def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """`z_t`, `[B, C, H, W]`."""
+
+    def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to predict at `z_t`, `[B, C, H, W]`."""
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The times as the network is told them, `[B]`; of a flow 1000 σ."""
+
+    def bins(self, t: Tensor, count: int) -> Tensor:
+        """Which of `count` equal parts of the schedule each time lies in, `[B]` long."""
+
+
+def _strata(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """One number in each of [0, 1), [1, 2), … [count - 1, count), in random order, `[B]`."""
+    part = torch.randperm(count, generator=generator, device=device)
+    return part + torch.rand(count, generator=generator, device=device)
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """`z_t = √ᾱ_t z0 + √(1-ᾱ_t) noise` at integer steps t (DDPM, Ho et al., arXiv 2006.11239)."""
+
+    alphas_cumprod: Tensor
+    """ᾱ_t, `[T]`, float32."""
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for an unknown prediction type.
+        """
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"unknown prediction type {self.prediction!r}; allowed: {', '.join(get_args(Prediction))}")
+
+    def times(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Steps, uniform over the schedule, `[B]` long."""
+        steps = len(self.alphas_cumprod)
+        return (_strata(count, generator, device) * (steps / count)).long().clamp_(max=steps - 1)
+
+    def levels(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1-ᾱ_t), `[B, 1, …]`."""
+        alpha = self.alphas_cumprod.to(t.device)[t].view(-1, *[1] * (ndim - 1))
+        return alpha.sqrt(), (1 - alpha).sqrt()
+
+    def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """`√ᾱ_t z0 + √(1-ᾱ_t) noise`."""
+        signal, sigma = self.levels(t, z0.ndim)
+        return signal * z0 + sigma * noise
+
+    def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The noise, the data, or `v = √ᾱ_t noise - √(1-ᾱ_t) z0`."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return z0
+        signal, sigma = self.levels(t, z0.ndim)
+        return signal * noise - sigma * z0
+
+    def clock(self, t: Tensor) -> Tensor:
+        """The steps themselves."""
+        return t
+
+    def bins(self, t: Tensor, count: int) -> Tensor:
+        """The part of the schedule."""
+        return t * count // len(self.alphas_cumprod)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """`z_σ = (1-σ) z0 + σ noise`, velocity `noise - z0` (rectified flow, Liu et al., arXiv 2209.03003).
+
+    Times are σ, shifted to the noisy side for larger images: `s σ / (1 + (s-1) σ)`, and before that uniform or
+    logit-normal (Esser et al., arXiv 2403.03206).
+    """
+
+    shift: float = 1.0
+    """s > 0; `exp(μ)` of a scheduler with dynamic shifting."""
+    density: Density = "logit_normal"
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for a shift that is not positive, or an unknown density.
+        """
+        if not self.shift > 0:
+            raise ValueError(f"shift must be > 0; got {self.shift}")
+        if self.density not in get_args(Density):
+            raise ValueError(f"unknown density {self.density!r}; allowed: {', '.join(get_args(Density))}")
+
+    def times(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """Noise levels σ in (0, 1), `[B]` float32."""
+        share = (_strata(count, generator, device) / count).clamp(1e-5, 1 - 1e-5)
+        sigma = torch.special.ndtri(share).sigmoid() if self.density == "logit_normal" else share
+        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+    def _sigma(self, t: Tensor, ndim: int) -> Tensor:
+        return t.view(-1, *[1] * (ndim - 1))
+
+    def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """`(1-σ) z0 + σ noise`."""
+        sigma = self._sigma(t, z0.ndim)
+        return (1 - sigma) * z0 + sigma * noise
+
+    def target(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """`noise - z0`."""
+        return noise - z0
+
+    def clock(self, t: Tensor) -> Tensor:
+        """1000 σ."""
+        return 1000 * t
+
+    def bins(self, t: Tensor, count: int) -> Tensor:
+        """The part of [0, 1)."""
+        return (t * count).long().clamp(max=count - 1)

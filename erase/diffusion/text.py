@@ -1,0 +1,130 @@
+"""Prompts as a text model reads them: what it cuts off, and which tokens of a prompt mean the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erase.diffusion.model import Model
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """What words should mean, token by token, in text embeddings: the data of closed forms."""
+
+    erased: Tensor
+    """`[E, D]`, tokens of forget prompts."""
+    targets: Tensor
+    """`[E, D]`, what they should become."""
+    kept: Tensor
+    """`[N, D]`, tokens of prompts that stay."""
+    weights: str
+    """The matrices that read them, as an expression over names."""
+
+
+def token_count(model: Model, prompt: str) -> int:
+    """Tokens of a prompt, begin and end included."""
+    tokenizer, _ = model.family.tokenizer(model.pipe)
+    return len(tokenizer(prompt, truncation=False).input_ids)
+
+
+def check_prompts(model: Model, prompts: Sequence[str]) -> None:
+    """Refuse prompts that would be cut.
+
+    Raises:
+        ValueError: for a prompt longer than the tokenizer allows.
+    """
+    _, allowed = model.family.tokenizer(model.pipe)
+    for prompt in prompts:
+        count = token_count(model, prompt)
+        if count > allowed:
+            raise ValueError(
+                f"the prompt {prompt[:60]!r}{'…' if len(prompt) > 60 else ''} has {count} tokens, this model takes "
+                f"{allowed}: shorten it"
+            )
+
+
+def cut_prompts(model: Model, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """The prompts that this model reads the beginning of only: ``row`` (from 0), ``tokens`` and ``prompt`` of each."""
+    _, allowed = model.family.tokenizer(model.pipe)
+    counts = [token_count(model, prompt) for prompt in prompts]
+    return [
+        {"row": row, "tokens": count, "prompt": prompts[row]} for row, count in enumerate(counts) if count > allowed
+    ]
+
+
+def say_cut(model: Model, cut: Sequence[dict[str, Any]], total: int) -> str:
+    """A line on what `cut_prompts` found, for a terminal; files are named by the rows."""
+    rows = ", ".join(str(row["row"]) for row in cut[:10]) + (", …" if len(cut) > 10 else "")
+    _, allowed = model.family.tokenizer(model.pipe)
+    return (
+        f"{len(cut)} of {total} prompts are longer than {allowed} tokens and will be cut, "
+        f"first {cut[0]['prompt'][:60]!r} (rows {rows}; all are named in settings.json)"
+    )
+
+
+def check_size(width: int | None, height: int | None, where: str, stride: int = 8) -> None:
+    """Refuse a size that no latent image has.
+
+    Raises:
+        ValueError: for a side that is no multiple of `stride` pixels.
+    """
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and side % stride:
+            raise ValueError(f"{where}: {name} is {side}, expected a multiple of {stride}")
+
+
+def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str]) -> Concepts:
+    """Text embeddings, token by token: of forget prompts from where they leave their anchors, and of whole others.
+
+    The beginning that a forget prompt shares with one that stays means the same in both, and stays.
+
+    Args:
+        model: the model, with its text encoder.
+        forget: prompts whose words are to mean something else.
+        anchors: what they are to mean, one for each.
+        kept: prompts that stay.
+
+    Raises:
+        ValueError: for a prompt that is its own anchor, or too long.
+    """
+    tokenizer, length = model.family.tokenizer(model.pipe)
+    words = [*forget, *anchors, *kept]
+    check_prompts(model, words)
+    table = dict(zip(words, model.embed(words)["text"], strict=True))
+    ids = {text: list(tokenizer(text, truncation=False).input_ids) for text in table}
+    shared = {tuple(ids[text][:end]) for text in kept for end in range(1, len(ids[text]))}
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for prompt, anchor in zip(forget, anchors, strict=True):
+        for at, other in paired_tokens(ids[prompt], ids[anchor], length):
+            if tuple(ids[prompt][: at + 1]) not in shared:
+                sides[0].append(table[prompt][at])
+                sides[1].append(table[anchor][other])
+    assert model.family.TEXT_KV is not None
+    kept_tokens = torch.cat([table[text] for text in kept])
+    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, model.family.TEXT_KV)
+
+
+def paired_tokens(prompt: Sequence[int], anchor: Sequence[int], length: int) -> list[tuple[int, int]]:
+    """Places of a prompt's tokens and of those that they should become, from the first that differs to the end.
+
+    Last words are paired, and so is the padding after them; words that the prompt has more go to the first that
+    differs in the anchor.
+
+    Args:
+        prompt: its token ids, begin and end included, without padding.
+        anchor: likewise.
+        length: with padding.
+
+    Raises:
+        ValueError: for the same tokens.
+    """
+    if list(prompt) == list(anchor):
+        raise ValueError("a forget prompt is its own anchor: choose another anchor")
+    first = next((i for i, (a, b) in enumerate(zip(prompt, anchor, strict=False)) if a != b), 0)
+    shift = len(anchor) - len(prompt)
+    return [(i, max(first, i + shift)) for i in range(first, length) if i + shift < length]

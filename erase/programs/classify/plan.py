@@ -1,0 +1,146 @@
+"""What a run on a classifier forgets: the data, split; the model to start from; and whether they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from erase.classification import folders, models, splits
+from erase.classification.models import Model
+from erase.classification.splits import Split
+from erase.config import NEW, ClassifyConfig
+from erase.engine import distributed
+from erase.store.labelled import LabelledImages, class_number, read_labelled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's data, resolved before anything is computed."""
+
+    data: LabelledImages
+    """The training images, all of them."""
+    test: LabelledImages
+    """Without the classes that are forgotten whole."""
+    split: Split
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes that are forgotten whole."""
+        return [self.data.names[i] for i in self.split.how.get("labels", [])]
+
+    @property
+    def target(self) -> str:
+        """What is forgotten, in words."""
+        how, n = self.split.how, len(self.split.forget)
+        share = [f"{100 * how['fraction']:g} %"] if "fraction" in how else []
+        return ", ".join([*(self.labels or share), f"{n} training images"] if n else [])
+
+
+def make_plan(config: ClassifyConfig, fresh: bool) -> Plan:
+    """Read the data and split them.
+
+    Raises:
+        ValueError: for data that cannot be read, and unless exactly one way to choose the forgotten images is given
+            (for training none may be).
+    """
+    data = read_labelled(config.data.source, "train", names=config.data.names or None)
+    shape = (int(data.pixels.shape[1]), int(data.pixels.shape[2]), int(data.pixels.shape[3]))
+    test = read_labelled(config.data.source, "test", names=data.names, shape=shape)
+    wanted = config.forget
+    ways = {"fraction": wanted.fraction, "labels": wanted.labels, "ids": wanted.ids, "split": wanted.split}
+    given = [name for name, value in ways.items() if value not in (None, [])]
+    if len(given) > 1:
+        raise ValueError(f"forget.{given[0]} and forget.{given[1]} both choose what to forget: give one of them")
+    if not given and not fresh:
+        raise ValueError(
+            "the forget set is empty: name what to forget, such as forget.fraction=0.1 or forget.labels=[trouser]"
+        )
+    if wanted.split is not None:
+        split = splits.read(wanted.split, data)
+    else:
+        labels = [class_number(label, data.names) for label in wanted.labels]
+        seed = config.seed if wanted.seed is None else wanted.seed
+        split = splits.make(
+            data,
+            validation=config.data.validation,
+            seed=seed,
+            fraction=wanted.fraction,
+            labels=labels,
+            ids=wanted.ids,
+        )
+    return Plan(data, test.without(split.how.get("labels", [])), split)
+
+
+def open_model(config: ClassifyConfig, plan: Plan, device: torch.device) -> Model:
+    """The model to start from, or a new one as the recipe starts from it.
+
+    Raises:
+        ValueError: for an architecture where there is none to choose, or a missing one.
+    """
+    if config.model != NEW:
+        if config.architecture is not None:
+            raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
+        return models.open_model(folders.locate(config.model).folder, device)
+    if config.architecture is None:
+        raise ValueError("model=new needs an architecture: give architecture.model_type=resnet and so on")
+    depth, height, width = plan.data.pixels.shape[1:]
+    return models.new(config.architecture, plan.data.names, (depth, height, width), training_seed(config), device)
+
+
+def check(config: ClassifyConfig, plan: Plan, model: Model, fresh: bool) -> None:
+    """Find out now, not after the training, what cannot work.
+
+    Raises:
+        ValueError: for a model of other classes or images than the data, a missing recipe or train, a recipe's batch
+            that does not divide over the processes, or a retrained model that does not fit.
+    """
+    fits(config.model, model, plan.data)
+    own = [key for key in config.method if key != "name"]
+    if fresh and own:
+        raise ValueError(f"training goes by the recipe: leave out method.{own[0]}, and set recipe.* instead")
+    if config.train is None and not fresh:
+        raise ValueError("the setting train.steps is missing: give train.steps=…")
+    wanted = config.eval.retrained
+    trains = config.model == NEW or fresh or wanted is True
+    if config.recipe is None and trains:
+        raise ValueError(
+            "training and retraining need a recipe: give recipe.epochs=… and so on, or eval.retrained=false with a "
+            "trained model"
+        )
+    size = 0 if config.recipe is None else config.recipe.batch_size
+    if trains and size % distributed.world():
+        raise ValueError(f"recipe.batch_size {size} does not divide over {distributed.world()} processes")
+    if isinstance(wanted, str):
+        fits(wanted, models.open_model(folders.locate(wanted).folder), plan.data)
+
+
+def fits(name: str, model: Model, data: LabelledImages) -> None:
+    """Find out whether a model knows the data's classes and takes its images.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if len(model.labels) != len(data.names):
+        raise ValueError(f"{name} has {len(model.labels)} classes, the data have {len(data.names)}: they must agree")
+    unnamed = tuple(f"LABEL_{k}" for k in range(len(model.labels)))
+    if model.labels not in (unnamed, data.names):
+        raise ValueError(
+            f"the data's classes are {', '.join(data.names)}, those of {name} are {', '.join(model.labels)}: give "
+            "data.names in the model's order"
+        )
+    depth = data.pixels.shape[1]
+    if depth not in (1, model.channels):
+        raise ValueError(f"the data's images have {depth} channels, {name} takes {model.channels}")
+
+
+def training_seed(config: ClassifyConfig) -> int:
+    """Of first weights, order and augmentation."""
+    own = None if config.recipe is None else config.recipe.seed
+    return config.seed if own is None else own
+
+
+def num_remain(config: ClassifyConfig, plan: Plan) -> int:
+    """How many of the images that stay are trained on."""
+    there, wanted = len(plan.split.remain), config.remain.count
+    return there if wanted == "all" else min(len(plan.split.forget) if wanted is None else wanted, there)

@@ -1,0 +1,111 @@
+"""The numbers of a run on a classifier: the report, its table, and what comparisons make of it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from erase.classification import metrics
+from erase.config import ClassifyConfig
+from erase.engine.saliency import Mask
+from erase.evaluation.classes import score
+from erase.evaluation.stats import mcnemar_exact
+from erase.programs.classify.plan import Plan
+from erase.programs.classify.predictions import Seen, parts
+from erase.programs.classify.trained import Place
+from erase.programs.runs import new_report
+
+AXES = {"FA": ("forget accuracy, %", 100.0), "TA": ("test accuracy, %", 100.0)}
+"""Of a comparison's plot: what they are called, and what is most."""
+GOALS = {"avg_d": -1, "rte_s": -1}
+"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+
+
+def make_report(
+    config: ClassifyConfig,
+    plan: Plan,
+    places: dict[str, Place],
+    seen: dict[str, Seen],
+    mask: Mask | None,
+    timing: dict[str, Any],
+    command: str,
+) -> dict[str, Any]:
+    """The keys of a report: see the README. Models are `before`, `after` and, where there is one, `retrained`."""
+    result = new_report(config, command, {"forget": plan.target, "labels": plan.labels}, mask, timing)
+    result["versions"]["scikit-learn"] = version("scikit-learn")
+    for key, found in seen.items():
+        result[key] = {"metrics": measure(plan, found), "classes": scores(plan, found)}
+    if "retrained" in seen:
+        ideal = result["retrained"]["metrics"]
+        for key, found in seen.items():
+            result[key]["metrics"] |= compare(plan, found, seen["retrained"], result[key]["metrics"], ideal)
+        result["gap"] = metrics.gaps(result["after"]["metrics"], ideal)
+        ideal["rte_s"] = places["retrained"].seconds
+    result["after"]["metrics"]["rte_s"] = timing.get("saliency_s", 0.0) + timing["erase_s"]
+    before, after = (parts(plan, seen[key]) for key in ("before", "after"))
+    for part, of in before.items():
+        if len(of[1]):
+            p = mcnemar_exact(metrics.correct(*of).tolist(), metrics.correct(*after[part]).tolist())
+            result["paired"][f"{part}_mcnemar_p"] = p
+    return result
+
+
+def measure(plan: Plan, seen: Seen) -> dict[str, float | None]:
+    """FA, RA, TA and MIA, percent; VA and MIA_V have validation images in the place of test images."""
+    of = parts(plan, seen)
+    found: dict[str, float | None] = {
+        name: metrics.accuracy(*of[part])
+        for name, part in (("FA", "forget"), ("RA", "remain"), ("TA", "test"), ("VA", "validation"))
+    }
+    for name, part in (("MIA", "test"), ("MIA_V", "validation")):
+        whole = len(of["forget"][0]) and len(of[part][0])
+        found[name] = metrics.membership(of["forget"][0], of["remain"][0], of[part][0]) if whole else None
+    return found
+
+
+def compare(
+    plan: Plan, ours: Seen, theirs: Seen, here: dict[str, float | None], ideal: dict[str, float | None]
+) -> dict[str, float | None]:
+    """Mean gap to the retrained model, the same on validation images (to choose settings by), and D_KL."""
+    as_validation = [{**m, "TA": m["VA"], "MIA": m["MIA_V"]} for m in (here, ideal)]
+    p, q = (parts(plan, seen)["forget"][0] for seen in (theirs, ours))
+    return {
+        "avg_d": metrics.average_gap(here, ideal),
+        "avg_d_v": None if here["VA"] is None else metrics.average_gap(*as_validation),
+        "kl": metrics.divergence(p, q) if len(p) else None,
+    }
+
+
+def scores(plan: Plan, seen: Seen) -> dict[str, Any]:
+    """Right answers of each part, with intervals."""
+    return {name: score(metrics.correct(*of).tolist()) for name, of in parts(plan, seen).items() if len(of[1])}
+
+
+COLUMNS = {"FA": 2, "RA": 2, "TA": 2, "MIA": 2, "avg_d": 2, "kl": 4, "rte_s": 1}
+"""Of the table, with digits after the point."""
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The field's table of a run: before, after, retrained."""
+    lines = [" " * 9 + "".join(f"{name:>9}" for name in COLUMNS)]
+    for key in ("before", "after", "retrained"):
+        if key in result:
+            found = result[key]["metrics"]
+            cells = [found.get(name) for name in COLUMNS]
+            texts = ["–" if v is None else f"{v:.{d}f}" for v, d in zip(cells, COLUMNS.values(), strict=True)]
+            lines.append(f"{key:9}" + "".join(f"{text:>9}" for text in texts))
+    return lines
+
+
+def summarise(result: dict[str, Any]) -> dict[str, float | str | None]:
+    """A report as the numbers that comparisons are made of: those of the table and two more.
+
+    `avg_d_v` is of the validation images, `rte_share` the run time over that of retraining.
+    """
+    found = result["after"]["metrics"]
+    whole = result.get("retrained", {}).get("metrics", {}).get("rte_s")
+    return {
+        **{name: found.get(name) for name in COLUMNS},
+        "avg_d_v": found.get("avg_d_v"),
+        "rte_share": found["rte_s"] / whole if whole else None,
+    }

@@ -1,0 +1,294 @@
+"""The one program behind `erase run`, for every kind of model.
+
+Read `main` top to bottom: plan, record, images of the base, data, mask, loop, save, images of the erased model, judge,
+report. What a kind of model adds is a `Job`: text-to-image (`erase.programs.text`), class labels
+(`erase.programs.labels`), classifiers (`erase.programs.classify`). Every part leaves a file in the run's folder; with
+`resume` parts that are there are not done again.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from erase.config import arguments
+from erase.engine import distributed
+from erase.engine.backend import Backend
+from erase.engine.batches import Batches, Samples, some
+from erase.engine.loop import Probe
+from erase.engine.losses import Objective
+from erase.engine.method import Method
+from erase.engine.precision import Precision
+from erase.engine.saliency import Mask, load_mask
+from erase.methods import builder
+from erase.programs import saving
+from erase.programs.runs import STATE, TIMING, check_needs, check_saliency, drop, equip, open_folder, run_steps, start
+from erase.store import files
+from erase.store.safetensors import read_safetensors, write_safetensors
+
+JOBS = {"sd": "erase.programs.text.job", "classify": "erase.programs.classify.job"}
+"""Where the job of each pipeline is: a class `Job`."""
+TRAINED = "trained.safetensors"
+"""The weights that learned, until the model is saved and measured; its header tells how long everything took."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is given."""
+
+    config: Any
+    out: Path
+    """The run's folder."""
+    accelerator: Accelerator
+    precision: Precision
+    say: Say
+    """Where lines for a terminal go; of the first process alone."""
+    build: Callable[..., Method]
+    """The method's builder."""
+    method: Method
+    """Built of plain settings alone."""
+    command: str = ""
+    """As it was typed."""
+    preset: str = ""
+    """Its name or file, for the model's card."""
+    form: saving.Form = "full"
+    """What is kept of the erased model."""
+    resume: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks go."""
+        found: torch.device = self.accelerator.device
+        return found
+
+    def images(self, name: str) -> Path:
+        """The folder of one model's images."""
+        return self.out / "images" / name
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a model learns from, and how."""
+
+    backend: Backend[Any]
+    forget: Samples | None
+    """`None` where the method does not look at forget data."""
+    remain: Samples | None
+    forget_objective: Objective
+    remain_objective: Objective
+    measured: Backend[Any] | None = None
+    """The backend that saliency is measured on, if it is another one."""
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    """What some methods need beside data: `renew`, `concepts`."""
+    before_steps: Callable[[Method], Method] = lambda method: method
+    """Called after the mask is made and before the first step, with the method that is then used."""
+    until: Callable[[int], Probe | None] | None = None
+    desc: str = "unlearning"
+    values: Callable[[], Mapping[str, Tensor]] | None = None
+    """What the loop leaves; by default the trainable weights."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the loop leaves, here or in an earlier process of the same run."""
+
+    values: Mapping[str, Tensor]
+    mask: Mask | None
+    timing: dict[str, Any]
+
+
+class Job(Protocol):
+    """What a kind of model adds to the skeleton; it is made before anything is computed."""
+
+    AXES: ClassVar[Mapping[str, tuple[str, float]]]
+    """Of a comparison's plot: numbers of a summary, what they are called, and what is most."""
+    GOALS: ClassVar[Mapping[str, int]]
+    """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Open the model and make the plan.
+
+        Raises:
+            ValueError: for settings, prompts, labels, models or data that cannot be used.
+        """
+
+    def rehearse(self) -> list[str]:
+        """What the run would learn, hold and do, in lines."""
+
+    def record(self) -> dict[str, Any]:
+        """What makes the run what it is besides its settings: `plan`, `base`, `data`."""
+
+    def announcement(self) -> str:
+        """A line on what is about to happen."""
+
+    def measure_base(self) -> None:
+        """Whatever is measured before a weight changes."""
+
+    def lesson(self) -> Lesson:
+        """The data, and what is to be done with them."""
+
+    def save(self, learned: Learned) -> None:
+        """Write the erased model into the run's folder, and give up what is in memory."""
+
+    def measure_erased(self) -> None:
+        """What `measure_base` measured, of the saved model."""
+
+    def report(self, learned: Learned) -> dict[str, Any]:
+        """The numbers: see the README."""
+
+    def verdict(self, result: Mapping[str, Any]) -> list[str]:
+        """The numbers in lines."""
+
+    def page(self) -> Path:
+        """Write what a person opens; its path."""
+
+    @staticmethod
+    def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
+        """A report as the numbers that comparisons are made of."""
+
+
+def job_of(pipeline: str) -> type[Job]:
+    """The job of a pipeline, imported only when it is needed: its libraries take seconds."""
+    found: type[Job] = importlib.import_module(JOBS[pipeline]).Job
+    return found
+
+
+def main(
+    config: Any,
+    out: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    say: Say = print,
+    preset: str = "",
+    form: saving.Form = "full",
+    dry_run: bool = False,
+) -> Path:
+    """Run it all; the path of the report. `preset` is named in the model's card, `form` is what is kept of it.
+
+    A dry run says what would be done, and writes nothing.
+
+    Raises:
+        ValueError: for settings, prompts, labels, models or data that cannot be used.
+    """
+    config, accelerator, precision, say = start(config, say)
+    build = builder(str(config.method.get("name", "")))
+    method = build(**arguments(config.method, build))  # refuses values out of range now, not after the saliency
+    check_saliency(config.saliency, build)
+    setting = Setting(config, out, accelerator, precision, say, build, method, command, preset, form, resume)
+    job = job_of(config.pipeline)(setting)
+    if dry_run:
+        say("\n".join(job.rehearse()))
+        return out / "report.html"
+    record = job.record()
+    distributed.on_main(lambda: open_folder(config, out, record, command, resume))
+    if resume and distributed.on_main(lambda: saving.finished(out)):
+        drop(out, *STATE, TRAINED)
+        distributed.on_main(lambda: saving.settle(out, form))
+        say(f"finished before: {job.page()}")
+        return out / "report.html"
+    say(job.announcement())
+    job.measure_base()
+    learned = learn(setting, job)
+    job.save(learned)
+    drop(out, *STATE)
+    gc.collect()
+    job.measure_erased()
+    result = job.report(learned)
+    distributed.on_main(lambda: saving.settle(out, form))
+    distributed.on_main(lambda: files.write_json(out / "report.json", result))
+    drop(out, TRAINED)
+    for line in job.verdict(result):
+        say(line)
+    say(f"report: {job.page()}")
+    return out / "report.html"
+
+
+def learn(setting: Setting, job: Job) -> Learned:
+    """Data, mask and loop; or what an earlier process of the run left of them."""
+    trained, mask_path = setting.out / TRAINED, setting.out / "saliency.safetensors"
+    if distributed.on_main(trained.exists):
+        values, stored = read_safetensors(trained)
+        mask = load_mask(mask_path) if mask_path.exists() else None
+        return Learned(values, mask, json.loads(stored["timing"]))
+    began = time.perf_counter()
+    lesson = job.lesson()
+    timing: dict[str, Any] = {"data_s": time.perf_counter() - began}
+    config = setting.config
+    given = resolve(setting, lesson, mask_path, timing)
+    mask = given.get("mask")
+    timing = distributed.on_main(partial(first_timing, setting.out / TIMING, timing))
+    method = lesson.before_steps(setting.build(**arguments(config.method, setting.build), **given))
+    done = run_steps(
+        config,
+        lesson.backend,
+        method,
+        None if lesson.forget is None else Batches(lesson.forget, config.train.batch_size, config.seed),
+        None if lesson.remain is None else Batches(lesson.remain, config.train.batch_size, config.seed + 1),
+        setting.accelerator,
+        setting.out,
+        setting.resume,
+        lesson.desc,
+        lesson.until,
+    )
+    timing |= done.timing
+    weights = dict(lesson.backend.net.named_parameters())
+    own = {name: p.detach() for name, p in weights.items() if p.requires_grad}
+    found = own if lesson.values is None else lesson.values()
+    distributed.on_main(partial(write_safetensors, trained, found, {"timing": json.dumps(timing)}))
+    return Learned(found, mask, timing)
+
+
+def first_timing(path: Path, timing: dict[str, Any]) -> dict[str, Any]:
+    """Of a run that is resumed, the times that its data and its mask took the first time."""
+    if path.exists():
+        return dict(files.read_json(path))
+    files.write_json(path, timing)
+    return timing
+
+
+def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str, Any]) -> dict[str, Any]:
+    """What the method's builder takes besides plain settings; `timing` gets the seconds of saliency."""
+    if setting.method.fresh:
+        return {"remain": lesson.remain_objective}
+    began = time.perf_counter()
+    wanted = setting.config.saliency
+    batches: Sequence[Any] = [
+        [] if side is None else some(side, wanted.count, wanted.batch_size, setting.config.seed)
+        for side in (lesson.forget, lesson.remain)
+    ]
+    given = equip(
+        setting.build,
+        setting.config,
+        lesson.backend if lesson.measured is None else lesson.measured,
+        lesson.forget_objective,
+        lesson.remain_objective,
+        batches,
+        setting.precision,
+        mask_path,
+        setting.resume,
+        **lesson.resources,
+    )
+    timing["saliency_s"] = time.perf_counter() - began
+    return given
+
+
+def check_method(setting: Setting, has: Sequence[str]) -> None:
+    """Find out that a kind of model, which has some rare things, cannot give the method what it needs.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    check_needs(setting.build, has)

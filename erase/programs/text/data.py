@@ -1,0 +1,75 @@
+"""What a text-to-image model learns from: latents and conditions of both sides, computed once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erase.config import SdConfig
+from erase.diffusion import condition
+from erase.diffusion.data import ImageItem, LatentSet, encode_in_batches
+from erase.diffusion.model import Model
+from erase.engine.method import Method
+from erase.engine.precision import Precision
+from erase.programs.text.drawing import drawn_latents
+from erase.programs.text.plan import Plan, anchors_of
+
+
+def looks_at(config: SdConfig, method: Method, build: Callable[..., Method]) -> tuple[bool, bool]:
+    """Whether a run learns from pictures of what is forgotten, and of what stays; those alone are drawn."""
+    takes = inspect.signature(build).parameters
+    masked = config.saliency.kind != "none" and "mask" in takes
+    return method.forget is not None or masked, method.remain is not None or masked or "fisher" in takes
+
+
+def cache(
+    config: SdConfig, plan: Plan, diffuser: Model, precision: Precision, wanted: tuple[bool, bool] = (True, True)
+) -> tuple[LatentSet | None, LatentSet | None, dict[str, Tensor]]:
+    """Latents and embeddings of both sides, computed once, where wanted; and the empty prompt's embedding."""
+
+    def side(
+        prompts: Sequence[str], items: list[ImageItem] | None, count: int, what: str
+    ) -> tuple[list[str], Tensor, Tensor | None]:
+        if items is not None:
+            mean, std = encode_in_batches(items, diffuser.encode, diffuser.resolution)
+            return [item.prompt for item in items], mean, std
+        words = [p for p in prompts for _ in range(count)]
+        samples = [i for _ in prompts for i in range(count)]
+        return words, drawn_latents(config, diffuser, precision, words, samples, what), None
+
+    forget_words: list[str] = []
+    means: list[Tensor] = []
+    forget_std: Tensor | None = None
+    if wanted[0] and config.forget.pictures != "anchor":
+        forget_words, mean, forget_std = side(plan.forget, plan.forget_images, config.forget.count, "forget")
+        means.append(mean)
+    if wanted[0] and config.forget.pictures != "own":
+        # What the forget prompts should become: the noisy pictures that the erased model will pass through.
+        _, mean, _ = side(plan.anchors, None, config.forget.count, "anchor")
+        forget_words += [word for word in plan.forget for _ in range(config.forget.count)]
+        means.append(mean)
+        if forget_std is not None:
+            forget_std = torch.cat([forget_std, torch.zeros_like(mean)])
+    kept: tuple[list[str], Any, Tensor | None] = ([], None, None)
+    if wanted[1]:
+        kept = side(plan.remain, plan.remain_images, config.remain.count, "remain")
+    remain_words, remain_mean, remain_std = kept
+    anchor_of = anchors_of(plan, forget_words)
+    distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    table = diffuser.embed(distinct)
+
+    def rows(words: Sequence[str]) -> Tensor:
+        return torch.tensor([place[w] for w in words])
+
+    forget, remain = None, None
+    if wanted[0]:
+        anchors = rows([anchor_of[w] for w in forget_words]) if anchor_of else None
+        forget = LatentSet(torch.cat(means), rows(forget_words), table, forget_std, anchors)
+    if wanted[1]:
+        remain = LatentSet(remain_mean, rows(remain_words), table, remain_std)
+    return forget, remain, condition.take(table, rows([""]))

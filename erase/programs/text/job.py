@@ -1,0 +1,237 @@
+"""What a text-to-image model adds to the one program: see `erase.programs.run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from erase.config import SdConfig
+from erase.diffusion import condition, text
+from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.loading import networks
+from erase.diffusion.losses import forget_objective, remain_objective
+from erase.diffusion.model import Model, open_model
+from erase.diffusion.parameters import select
+from erase.engine import distributed
+from erase.engine.method import Method
+from erase.engine.updates import ClosedForm
+from erase.evaluation import generate, grid, nudity, report
+from erase.programs import saving
+from erase.programs.attack import attack, check_attacks
+from erase.programs.run import Learned, Lesson, Setting, check_method
+from erase.programs.runs import denoising, rehearse
+from erase.programs.text.data import cache, looks_at
+from erase.programs.text.drawing import draw_rows
+from erase.programs.text.judge import (
+    check_evaluators,
+    look_for_nudity,
+)
+from erase.programs.text.plan import make_plan, marks
+from erase.programs.text.report import AXES, GOALS, make_report, summarise
+from erase.programs.text.until import look_between_steps, looked
+from erase.store import files
+
+
+class Job:
+    """A run on a text-to-image model."""
+
+    AXES: ClassVar[Mapping[str, tuple[str, float]]] = AXES
+    GOALS: ClassVar[Mapping[str, int]] = GOALS
+
+    def __init__(self, setting: Setting) -> None:
+        config: SdConfig = setting.config
+        if setting.method.fresh:
+            raise ValueError(f"{config.method['name']} trains new weights, which erase run sd does not do")
+        check_method(setting, ("concepts", "denoiser"))
+        self.setting, self.config = setting, config
+        self.source = locate(config.model, "text")
+        self.gone = folders.forgotten(self.source)
+        self.plan = plan = make_plan(config, self.gone)
+        self.model = open_model(self.source, setting.device)
+        text.check_prompts(self.model, plan.words)
+        self.chosen = select(self.model.net, config.train.parameters, self.model.family.PARAMETERS)
+        check_evaluators(config, plan)
+        if config.eval.images and config.eval.base is not None:
+            generate.check_reuse(config.eval.base)
+        if config.eval.attacks:
+            check_attacks(config, plan, self.model)
+        if cut := text.cut_prompts(self.model, [row.prompt for row in plan.rows]):
+            setting.say(text.say_cut(self.model, cut, len(plan.rows)))
+        self.weights: dict[str, dict[str, str]] = {}
+        """Hashes of the models whose images are judged, by the images' folder."""
+
+    def rehearse(self) -> list[str]:
+        """In lines; nothing is computed."""
+        config, plan, model = self.config, self.plan, self.model
+        latents, asked = model.family.example(model.configs)
+        latents, asked = latents.to(model.device), condition.to(asked, model.device)
+        sample = {"mean": latents, "std": latents, "cond": asked}
+        if plan.anchors:
+            sample["anchor"] = asked
+        helpers = [name for name in networks(model.pipe) if name != model.family.TRAINED]
+        stay = sum(p.nbytes for name in helpers for p in getattr(model.pipe, name).parameters())
+        more = [f"images: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"]
+        if config.until is None:
+            model.free(*helpers)  # as they will be
+        else:
+            more.append(
+                f"early stopping: {2 * config.until.images} images every {config.until.every} steps; the VAE and the "
+                f"text encoder stay in memory for them, {stay / 1e9:.3f} GB"
+            )
+        return rehearse(
+            config,
+            model.denoiser(asked),
+            self.setting.build,
+            partial(denoising, config),
+            sample,
+            self.sides(),
+            self.setting.precision,
+            more,
+            self.setting.command,
+        )
+
+    def sides(self) -> tuple[int, int]:
+        """How many forget and remain samples are cached."""
+        config, plan = self.config, self.plan
+        own, drawn = plan.forget_images, len(plan.forget) * config.forget.count
+        parts = {"own": drawn if own is None else len(own), "anchor": drawn}
+        forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
+        remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
+        used = looks_at(config, self.setting.method, self.setting.build)
+        return forget if used[0] else 0, remain if used[1] else 0
+
+    def record(self) -> dict[str, Any]:
+        """Prompts as they are resolved, hashes of weights and of the user's images."""
+        plan = self.plan
+        self.weights["base"] = folders.fingerprint(self.source)
+        return {
+            "plan": {
+                "forget": plan.forget,
+                "anchors": plan.anchors,
+                "earlier": plan.earlier,
+                "remain": plan.remain,
+                "rows": len(plan.rows),
+            },
+            "base": {"model": self.config.model, "weights": self.weights["base"]},
+            "data": {
+                side: {str(item.path): files.sha256(item.path) for item in items}
+                for side, items in (("forget", plan.forget_images), ("remain", plan.remain_images))
+                if items is not None
+            },
+        }
+
+    def announcement(self) -> str:
+        """How much learns, and what is forgotten."""
+        count = sum(p.numel() for p in self.model.net.parameters() if p.requires_grad)
+        return (
+            f"{self.config.model}: {count:,} weights in {len(self.chosen)} tensors learn; "
+            f"forgetting {', '.join(self.plan.forget)}"
+        )
+
+    def measure_base(self) -> None:
+        """Images of the base."""
+        self.generate_images("base", self.model, self.config.eval.base)
+
+    def generate_images(self, name: str, model: Model, reuse: Path | None = None) -> None:
+        """The evaluation's images of one model: the same rows, seeds and settings for base and erased."""
+        config, setting = self.config, self.setting
+        if config.eval.images:
+            made = {"weights": self.weights[name]}
+            where, resume = setting.images(name), setting.resume
+            draw_rows(config, self.plan.rows, config.eval.images, model, setting.precision, where, resume, made, reuse)
+
+    def lesson(self) -> Lesson:
+        """Latents and conditions of both sides; encoders and VAE are then given up."""
+        config, plan, model, setting = self.config, self.plan, self.model, self.setting
+        model.pipe.vae.enable_slicing()  # an image at a time
+        resources: dict[str, Any] = {}
+        if isinstance(setting.method.update, ClosedForm):
+            anchors = plan.anchors or [""] * len(plan.forget)
+            resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain])
+        used = looks_at(config, setting.method, setting.build)
+        forget, remain, null = cache(config, plan, model, setting.precision, used)
+        if config.until is None:
+            model.free("vae", *model.family.ENCODERS)
+        until = None
+        if config.until is not None:
+            until = look_between_steps(config, plan, model, setting.precision, setting.out)
+        return Lesson(
+            backend=model.denoiser(null),
+            forget=forget,
+            remain=remain,
+            forget_objective=forget_objective(config.forget.loss, model.net, config.forget.target),
+            remain_objective=remain_objective(config.remain.loss, model.net, config.train.dropout),
+            resources=resources,
+            before_steps=self.before_steps,
+            until=until,
+        )
+
+    def before_steps(self, method: Method) -> Method:
+        """Gradient checkpointing starts only now: per-sample gradients cannot have it."""
+        if self.config.train.checkpointing:
+            self.model.checkpoint_activations()
+        return method
+
+    def save(self, learned: Learned) -> None:
+        """In the form the model came in; what is forgotten is marked in its header."""
+        setting, plan = self.setting, self.plan
+        target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
+        steps = learned.timing["steps"]
+        describe = partial(saving.provenance, self.config, setting.preset, self.source, target, learned.mask, steps)
+        meta = distributed.on_main(describe)
+        forgotten = dict.fromkeys([*self.gone, *marks(self.config, plan)])
+        meta |= {folders.FORGOTTEN: json.dumps(list(forgotten))}
+        distributed.on_main(partial(saving.save, self.source, learned.values, setting.out, meta, setting.form))
+        self.model.free(*networks(self.model.pipe))
+
+    def measure_erased(self) -> None:
+        """Images of the saved model."""
+        if self.config.eval.images:
+            source = locate(self.setting.out / saving.MODEL)
+            self.weights["erased"] = folders.fingerprint(source)
+            self.generate_images("erased", open_model(source, self.setting.device))
+
+    def report(self, learned: Learned) -> dict[str, Any]:
+        """Counts before and after, early stopping, attacks."""
+        config, plan, setting, out = self.config, self.plan, self.setting, self.setting.out
+        result = make_report(config, plan, out, learned.mask, learned.timing, setting.command, self.weights)
+        if config.until is not None:
+            result["until"] = looked(config, out)
+        if config.eval.attacks:
+            erased = locate(out / saving.MODEL)
+            result["robustness"] = attack(
+                config, plan, erased, out, setting.accelerator, setting.precision, setting.resume
+            )
+        return result
+
+    def verdict(self, result: Mapping[str, Any]) -> list[str]:
+        """Counts, then attacks."""
+        return [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]
+
+    def page(self) -> Path:
+        """`grid.png` and `report.html`; exposed parts are hidden unless the preset says all images are harmless."""
+        config, out = self.config, self.setting.out
+        blur: Any = None
+        shown = [self.setting.images(name) for name in ("base", "erased")]
+        if config.eval.images and config.eval.blur:
+            blur = {}
+            for folder in shown:
+                paths = [folder / row.file for row in generate.read_manifest(folder)]
+                blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
+        distributed.on_main(partial(self._write_page, shown, blur))
+        return out / "report.html"
+
+    def _write_page(self, shown: Sequence[Path], blur: Any) -> None:
+        if self.config.eval.images:
+            image = grid.grid_from_folders(shown, names=["base", "erased"], max_columns=8, blur=blur)
+            grid.save_image(image, self.setting.out / "grid.png")
+        report.write_html(self.setting.out, blur=blur)
+
+    @staticmethod
+    def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
+        """See `erase.programs.text.report.summarise`."""
+        return summarise(report)

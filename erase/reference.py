@@ -97,7 +97,7 @@ def sfron(
     def move(rate: float, directions: Sequence[Tensor]) -> None:
         with torch.no_grad():
             for p, direction in zip(params, directions, strict=True):
-                p += rate * direction
+                p.add_(rate * direction)
 
     for t in range(steps):
         phi = [p.detach().clone() for p in params]

@@ -42,8 +42,6 @@ class Method:
     mask: Mask | None = None
     average: float = 0.0
     """Decay of the running mean of the weights that the run ends with; 0 ends with the last weights."""
-    fresh: bool = False
-    """Starts from new weights instead of the model's: training and retraining."""
 
     def __post_init__(self) -> None:
         """Check that the update rule has the objectives that it needs, and no others.

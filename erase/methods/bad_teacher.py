@@ -17,6 +17,7 @@ from erase.engine.losses import DESCENT, Distance, Objective
 from erase.engine.method import Method
 from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def bad_teacher(
@@ -40,3 +41,6 @@ def bad_teacher(
     forget = DESCENT if new_net is None else Objective(Distance(new_net), 1, "bad teacher")
     remain = DESCENT if origin_net is None else Objective(Distance(origin_net), 1, "good teacher")
     return Method(name="bad_teacher", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(bad_teacher, needs=("origin_net", "new_net"), data=("forget", "remain"))

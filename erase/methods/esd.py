@@ -19,6 +19,7 @@ from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.updates import FastSlow
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def esd(
@@ -48,3 +49,6 @@ def esd(
     update = FastSlow(fast_rate, fast_rule, schedule=schedule, clip_forget=clip_forget)
     forget = DESCENT if denoiser is None else Objective(Negate(copies(denoiser.net), eta), 1, "negate")
     return Method(name="esd", forget=forget, remain=None, update=update)
+
+
+METHOD = Entry(esd, needs=("denoiser",), data=("forget",))

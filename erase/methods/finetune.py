@@ -9,6 +9,7 @@ from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.updates import Descent
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def finetune(
@@ -22,3 +23,6 @@ def finetune(
         remain: remain objective.
     """
     return Method(name="finetune", forget=None, remain=remain, update=Descent(slow_schedule, clip_remain))
+
+
+METHOD = Entry(finetune, needs=("remain",), data=("remain",))

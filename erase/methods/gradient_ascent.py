@@ -11,6 +11,7 @@ from erase.engine.losses import ASCENT, Objective
 from erase.engine.method import Method
 from erase.engine.updates import FastSlow
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def gradient_ascent(
@@ -32,3 +33,6 @@ def gradient_ascent(
     """
     update = FastSlow(fast_rate, fast_rule, schedule=schedule, clip_forget=clip_forget)
     return Method(name="gradient_ascent", forget=forget, remain=None, update=update)
+
+
+METHOD = Entry(gradient_ascent, needs=("forget",), data=("forget",))

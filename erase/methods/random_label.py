@@ -11,6 +11,7 @@ from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def random_label(
@@ -32,3 +33,6 @@ def random_label(
     """
     update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain)
     return Method(name="random_label", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(random_label, needs=("forget", "remain"), data=("forget", "remain"))

@@ -10,6 +10,7 @@ from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.updates import Descent
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", remain: Objective = DESCENT) -> Method:
@@ -26,5 +27,7 @@ def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", rem
         remain=remain,
         update=Descent(slow_schedule),
         average=average,
-        fresh=True,
     )
+
+
+METHOD = Entry(retrain, needs=("remain",), data=("remain",), fresh=True)

@@ -11,6 +11,7 @@ from erase.engine.method import Method
 from erase.engine.saliency import Mask
 from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def salun(
@@ -34,3 +35,6 @@ def salun(
     """
     update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain, mask_all=True)
     return Method(name="salun", forget=forget, remain=remain, update=update, mask=mask)
+
+
+METHOD = Entry(salun, needs=("mask", "forget", "remain"), data=("forget", "remain"))

@@ -21,6 +21,7 @@ from erase.engine.losses import ASCENT, DESCENT, Distance, Objective
 from erase.engine.method import Method
 from erase.engine.updates import FastSlow, Shared, Update
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def scrub(
@@ -75,3 +76,6 @@ def scrub(
             clip_remain=clip_remain,
         )
     return Method(name="scrub", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(scrub, needs=("origin_net", "remain"), data=("forget", "remain"))

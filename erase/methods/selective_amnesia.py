@@ -16,6 +16,7 @@ from erase.engine.losses import DESCENT, Objective, Pull
 from erase.engine.method import Method
 from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def selective_amnesia(
@@ -50,3 +51,6 @@ def selective_amnesia(
         remain = replace(remain, loss=Pull(remain.loss, fisher, origin, strength))
     update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain)
     return Method(name="selective_amnesia", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(selective_amnesia, needs=("fisher", "origin", "forget", "remain"), data=("forget", "remain"))

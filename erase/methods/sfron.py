@@ -27,6 +27,7 @@ from erase.engine.method import Method, Weights
 from erase.engine.saliency import Mask
 from erase.engine.updates import FastSlow, Joint, Shared, Update
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def sfron(
@@ -122,3 +123,6 @@ def sfron(
         )
     weights = Weights(lambd=lambd, floor=floor, per_bin=per_bin is not False)
     return Method(name="sfron", forget=forget, remain=remain, update=update, weights=weights, mask=mask)
+
+
+METHOD = Entry(sfron, needs=("mask", "forget", "remain"), data=("forget", "remain"))

@@ -26,6 +26,7 @@ from erase.engine.backend import trainable
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
 from erase.engine.updates import ClosedForm
+from erase.methods import Entry
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,6 @@ def uce(
         raise ValueError(f"needs preserve ≥ 0 and lambd > 0; got {preserve} and {lambd}")
     update = ClosedForm(Reading(concepts, preserve, lambd), share=fast_rate)
     return Method(name="uce", forget=None, remain=None, update=update, mask=mask)
+
+
+METHOD = Entry(uce, needs=("mask", "concepts"))

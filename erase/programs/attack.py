@@ -189,7 +189,9 @@ def attack(
                 with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
                     advance = partial(count_step, steps)
                     word = learning.learn_word(diffuser, data, wanted.inversion, config.seed, accelerator, advance)
-                distributed.on_main(partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt}))
+                distributed.on_main(
+                    partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt})
+                )
             word = read_safetensors(path)[0]["word"].to(diffuser.device)
             row = PromptRow(wanted.inversion.prompt, config.seed)
             with learning.meaning(diffuser, word):

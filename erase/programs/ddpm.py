@@ -8,7 +8,6 @@ file in the run's folder; with `--resume` parts that are there are not done agai
 from __future__ import annotations
 
 import gc
-import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +41,7 @@ from erase.engine.saliency import Mask, load_mask
 from erase.evaluation import classes, fidelity, generate, grid, nudity, report
 from erase.evaluation.generate import PromptRow
 from erase.evaluation.stats import mcnemar_exact
-from erase.methods import builder
+from erase.methods import Entry, find_method
 from erase.programs import saving
 from erase.programs.runs import (
     STATE,
@@ -53,10 +52,10 @@ from erase.programs.runs import (
     draw_pictures,
     drawn_data,
     drop,
-    equip,
     new_report,
     open_folder,
     rehearse,
+    resolve_inputs,
     run_steps,
     run_time,
     start,
@@ -131,11 +130,11 @@ def main(
     """
     config, accelerator, precision, say = start(config, say)
     device = accelerator.device
-    build = builder(str(config.method.get("name", "")))
-    settings = arguments(config.method, build)
-    method = build(**settings)  # refuses values out of range now, not after the saliency
-    check_needs(build, ("new_net", "denoiser"))
-    fresh = method.fresh
+    entry = find_method(str(config.method.get("name", "")))
+    settings = arguments(config.method, entry)
+    method = entry.build(**settings)  # refuses values out of range now, not after the saliency
+    check_needs(entry, ("new_net", "denoiser"))
+    fresh = entry.fresh
     source = None if config.model == NEW else find(config, config.model)
     if source is None and form == "delta":
         raise ValueError("--save delta needs a base; model=new has none")
@@ -143,10 +142,10 @@ def main(
     diffuser = open_base(config, source, data, device)
     plan = make_plan(config, diffuser.pipe, data, fresh, [] if source is None else folders.forgotten(source))
     trained = select(diffuser.net, config.train.parameters, diffuser.family.PARAMETERS)
-    check_saliency(config.saliency, build)
+    check_saliency(config.saliency, entry)
     check(config, plan, diffuser.pipe, method)
     if dry_run:
-        say("\n".join(foretell(config, plan, diffuser, build, precision, fresh, command)))
+        say("\n".join(foretell(config, plan, diffuser, entry, precision, fresh, command)))
         return out / "report.html"
     weights = {} if source is None else folders.fingerprint(source)
     record = {
@@ -190,8 +189,8 @@ def main(
             wanted = config.saliency
             batches = tuple(some(side, wanted.count, wanted.batch_size, config.seed) for side in (forget, remain))
             objective = forget_objective(config.forget.loss, diffuser.net, config.forget.target)
-            given = equip(
-                build,
+            given = resolve_inputs(
+                entry,
                 config,
                 backend,
                 objective,
@@ -209,7 +208,7 @@ def main(
         done = run_steps(
             config,
             backend,
-            build(**settings, **given),
+            entry.build(**settings, **given),
             None if forget is None else Batches(forget, config.train.batch_size, config.seed),
             Batches(remain, config.train.batch_size, config.seed + 1),
             accelerator,
@@ -391,11 +390,12 @@ def check(config: DdpmConfig, plan: Plan, pipe: Any, method: Method) -> None:
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
         class_conditional.check_guidance(pipe, config.draw.guidance)
-    if method.fresh and plan.data is None:
+    entry = find_method(method.name)
+    if entry.fresh and plan.data is None:
         raise ValueError("training needs data.source: labelled images")
-    if method.fresh and config.train.parameters != "full":
+    if entry.fresh and config.train.parameters != "full":
         raise ValueError(f"{method.name} starts from new weights, all of which must learn: set train.parameters=full")
-    asked = "forget" in inspect.signature(builder(method.name)).parameters  # others bring their own target
+    asked = "forget" in entry.needs  # others bring their own target
     if asked and method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
         raise ValueError(
             f"{method.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"
@@ -426,7 +426,7 @@ def foretell(
     config: DdpmConfig,
     plan: Plan,
     diffuser: Model,
-    build: Callable[..., Method],
+    entry: Entry,
     precision: Precision,
     fresh: bool,
     command: str,
@@ -447,7 +447,7 @@ def foretell(
     return rehearse(
         config,
         diffuser.denoiser(diffuser.null()),
-        build,
+        entry,
         partial(denoising, config),
         sample,
         (forget, side(plan.remain, config.remain.count or balanced)),

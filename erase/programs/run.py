@@ -31,9 +31,19 @@ from erase.engine.losses import Objective
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
-from erase.methods import builder
+from erase.methods import Entry, find_method
 from erase.programs import saving
-from erase.programs.runs import STATE, TIMING, check_needs, check_saliency, drop, equip, open_folder, run_steps, start
+from erase.programs.runs import (
+    STATE,
+    TIMING,
+    check_needs,
+    check_saliency,
+    drop,
+    open_folder,
+    resolve_inputs,
+    run_steps,
+    start,
+)
 from erase.store import files
 from erase.store.safetensors import read_safetensors, write_safetensors
 
@@ -55,10 +65,10 @@ class Setting:
     precision: Precision
     say: Say
     """Where lines for a terminal go; of the first process alone."""
-    build: Callable[..., Method]
-    """The method's builder."""
+    entry: Entry
+    """What is known of the method before it is built."""
     method: Method
-    """Built of plain settings alone."""
+    """Built from settings alone."""
     command: str = ""
     """As it was typed."""
     preset: str = ""
@@ -184,10 +194,10 @@ def main(
         ValueError: for settings, prompts, labels, models or data that cannot be used.
     """
     config, accelerator, precision, say = start(config, say)
-    build = builder(str(config.method.get("name", "")))
-    method = build(**arguments(config.method, build))  # refuses values out of range now, not after the saliency
-    check_saliency(config.saliency, build)
-    setting = Setting(config, out, accelerator, precision, say, build, method, command, preset, form, resume)
+    entry = find_method(str(config.method.get("name", "")))
+    method = entry.build(**arguments(config.method, entry))  # refuses values out of range now, not after the saliency
+    check_saliency(config.saliency, entry)
+    setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume)
     job = job_of(config.pipeline)(setting)
     if dry_run:
         say("\n".join(job.rehearse()))
@@ -230,7 +240,7 @@ def learn(setting: Setting, job: Job) -> Learned:
     given = resolve(setting, lesson, mask_path, timing)
     mask = given.get("mask")
     timing = distributed.on_main(partial(first_timing, setting.out / TIMING, timing))
-    method = lesson.before_steps(setting.build(**arguments(config.method, setting.build), **given))
+    method = lesson.before_steps(setting.entry.build(**arguments(config.method, setting.entry), **given))
     done = run_steps(
         config,
         lesson.backend,
@@ -260,8 +270,8 @@ def first_timing(path: Path, timing: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str, Any]) -> dict[str, Any]:
-    """What the method's builder takes besides plain settings; `timing` gets the seconds of saliency."""
-    if setting.method.fresh:
+    """What the method's builder takes besides settings; `timing` gets the seconds of saliency."""
+    if setting.entry.fresh:
         return {"remain": lesson.remain_objective}
     began = time.perf_counter()
     wanted = setting.config.saliency
@@ -269,8 +279,8 @@ def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str,
         [] if side is None else some(side, wanted.count, wanted.batch_size, setting.config.seed)
         for side in (lesson.forget, lesson.remain)
     ]
-    given = equip(
-        setting.build,
+    given = resolve_inputs(
+        setting.entry,
         setting.config,
         lesson.backend if lesson.measured is None else lesson.measured,
         lesson.forget_objective,
@@ -291,4 +301,4 @@ def check_method(setting: Setting, has: Sequence[str]) -> None:
     Raises:
         ValueError: if it cannot.
     """
-    check_needs(setting.build, has)
+    check_needs(setting.entry, has)

@@ -34,7 +34,7 @@ class Job:
         config: ClassifyConfig = setting.config
         metrics.check_sklearn()
         check_method(setting, ("new_net",))
-        self.setting, self.config, self.fresh = setting, config, setting.method.fresh
+        self.setting, self.config, self.fresh = setting, config, setting.entry.fresh
         if self.fresh and setting.form == "delta":
             raise ValueError(
                 f"--save delta keeps what changed, and {setting.method.name} makes new weights: leave it out"
@@ -68,7 +68,7 @@ class Job:
         return rehearse(
             config,
             backend,
-            setting.build,
+            setting.entry,
             lambda net: objectives,
             sample,
             sides,

@@ -24,7 +24,7 @@ from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.runs import denoising, rehearse
-from erase.programs.text.data import cache, looks_at
+from erase.programs.text.data import cache, sides_read
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import (
     check_evaluators,
@@ -44,7 +44,7 @@ class Job:
 
     def __init__(self, setting: Setting) -> None:
         config: SdConfig = setting.config
-        if setting.method.fresh:
+        if setting.entry.fresh:
             raise ValueError(f"{config.method['name']} trains new weights, which erase run sd does not do")
         check_method(setting, ("concepts", "denoiser"))
         self.setting, self.config = setting, config
@@ -85,7 +85,7 @@ class Job:
         return rehearse(
             config,
             model.denoiser(asked),
-            self.setting.build,
+            self.setting.entry,
             partial(denoising, config),
             sample,
             self.sides(),
@@ -101,7 +101,7 @@ class Job:
         parts = {"own": drawn if own is None else len(own), "anchor": drawn}
         forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
         remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
-        used = looks_at(config, self.setting.method, self.setting.build)
+        used = sides_read(config, self.setting.entry)
         return forget if used[0] else 0, remain if used[1] else 0
 
     def record(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Job:
         if isinstance(setting.method.update, ClosedForm):
             anchors = plan.anchors or [""] * len(plan.forget)
             resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain])
-        used = looks_at(config, setting.method, setting.build)
+        used = sides_read(config, setting.entry)
         forget, remain, null = cache(config, plan, model, setting.precision, used)
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from erase.diffusion.checkpoints import folders, single_file
-from erase.diffusion.checkpoints.folders import HIDES, Source
+from erase.diffusion.checkpoints.folders import HIDES, VARIANTS, WEIGHTS, Source
 from erase.diffusion.checkpoints.networks import network, text_config
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.store.safety import check_finite
+from erase.store.weights import weight_files
+
+STEMS = (WEIGHTS, "model", "pytorch_model")
+"""What the weight files of diffusers' and transformers' networks are called, without variant and suffix."""
 
 
 def open_pipeline(
@@ -38,7 +43,7 @@ def open_pipeline(
     """
     try:
         pipe = _open_file(source, kind) if isinstance(source, SingleFile) else _open_folder(source, kind, trained)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     for name, net in networks(pipe).items():
         # Weights that their files lack: diffusers leaves them on "meta".
@@ -58,17 +63,76 @@ def networks(pipe: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
+def check_betas(pipe: Any, where: Path) -> None:
+    """Refuse a scheduler without a schedule of betas, which `erase.diffusion.process.Discrete` needs.
+
+    Raises:
+        ValueError: for the scheduler of an EDM or a flow.
+    """
+    if "beta_schedule" not in pipe.scheduler.config:
+        raise ValueError(
+            f"{where} has the noise schedule {type(pipe.scheduler).__name__}, which has no betas: not supported for "
+            f"{type(pipe).__name__}"
+        )
+
+
+def keep_vae_exact(vae: Any) -> None:
+    """Have a VAE with `force_upcast` work in its own dtype under autocast too: its activations overflow in float16."""
+    if not vae.config.force_upcast:
+        return
+
+    def exact(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Tensor, *args: Any, **given: Any) -> Any:
+            with torch.autocast(x.device.type, enabled=False):
+                return function(x.to(vae.dtype), *args, **given)
+
+        return run
+
+    vae.encode, vae.decode = exact(vae.encode), exact(vae.decode)
+
+
+def check_sentencepiece(folder: Path) -> None:
+    """Refuse a T5 tokenizer that cannot be read: transformers would ask for another package.
+
+    Raises:
+        ValueError: for a `spiece.model` without a `tokenizer.json`, where a package that reads it is missing.
+    """
+    old = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
+    missing = [name for name in ("sentencepiece", "google.protobuf") if old and not _installed(name)]
+    if missing:
+        raise ValueError(
+            f"{folder} is a SentencePiece model, and {' and '.join(missing)} is not installed: pip install 'erase[t5]'"
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
+
+
+def _variant(folder: Path, first: str | None) -> str | None:
+    """Which weights of a component there are: those of a variant, else the plain ones, else of any variant."""
+    for variant in (first, None, *VARIANTS):
+        if any(weight_files(folder, stem, variant) for stem in STEMS):
+            return variant
+    return first
+
+
 def _open_folder(source: Source, kind: Any, trained: str) -> Any:
     index = folders.read_index(source.folder)
     loaded: dict[str, Any] = {}
     for name, value in index.items():
         if not isinstance(value, list) or name in HIDES or value[0] not in ("diffusers", "transformers"):
             continue
+        check_sentencepiece(source.folder / name)
         made = getattr(importlib.import_module(value[0]), value[1])
         if not (isinstance(made, type) and issubclass(made, nn.Module)):
             continue
         where = source.trained if name == trained else name
-        given: dict[str, Any] = {"subfolder": where, "variant": source.variant, "dtype": torch.float32}
+        variant = source.variant if name == trained else _variant(source.folder / name, source.variant)
+        given: dict[str, Any] = {"subfolder": where, "variant": variant, "dtype": torch.float32}
         loader: Any = made
         if value[0] == "diffusers":
             loaded[name] = loader.from_pretrained(source.folder, **given)
@@ -105,7 +169,8 @@ def _open_file(source: SingleFile, kind: Any) -> Any:
 def _assemble(folder: Path, kind: Any, parts: Mapping[str, Any]) -> Any:
     """The pipeline of a folder, whose networks are loaded."""
     index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    hidden: dict[str, Any] = dict.fromkeys((name for name in HIDES if name in index), None)
+    absent = [name for name, value in index.items() if name in HIDES or value == [None, None]]
+    hidden: dict[str, Any] = dict.fromkeys(absent, None)
     if "safety_checker" in index:
         hidden["requires_safety_checker"] = False
     return kind.from_pretrained(folder, dtype=torch.float32, **hidden, **parts)

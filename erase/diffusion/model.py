@@ -48,8 +48,8 @@ class Model:
 
     @property
     def configs(self) -> dict[str, Mapping[str, Any]]:
-        """Configurations of its components, by name."""
-        found = {}
+        """Configurations of its components, by name, and the pipeline's class as in `model_index.json`."""
+        found: dict[str, Mapping[str, Any]] = {"model_index": {"_class_name": type(self.pipe).__name__}}
         for name, part in self.pipe.components.items():
             config = getattr(part, "config", None)
             if config is not None:

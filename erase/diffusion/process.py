@@ -7,8 +7,10 @@ says on its own, and a batch covers the whole range.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -140,3 +142,23 @@ class Flow:
     def bins(self, t: Tensor, count: int) -> Tensor:
         """The part of [0, 1)."""
         return (t * count).long().clamp(max=count - 1)
+
+
+def flow(scheduler: Mapping[str, Any], tokens: int) -> Flow:
+    """The flow of a flow-matching scheduler's configuration.
+
+    Args:
+        scheduler: configuration of a `FlowMatchEulerDiscreteScheduler`, or of one with the same keys.
+        tokens: image tokens at the model's resolution, on which a dynamic shift depends.
+
+    Raises:
+        ValueError: for a scheduler that is not one of flow matching.
+    """
+    if scheduler.get("shift") is None:
+        raise ValueError(f"the scheduler {scheduler.get('_class_name')} has no shift: it is not one of flow matching")
+    if not scheduler.get("use_dynamic_shifting"):
+        return Flow(float(scheduler["shift"]))
+    low, high = scheduler["base_shift"], scheduler["max_shift"]
+    first, last = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    mu = low + (high - low) * (tokens - first) / (last - first)
+    return Flow(mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu))

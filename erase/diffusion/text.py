@@ -11,6 +11,8 @@ from torch import Tensor
 
 from erase.diffusion.model import Model
 
+OWN_ANCHOR = "a forget prompt is its own anchor: choose another anchor"
+
 
 @dataclass(frozen=True)
 class Concepts:
@@ -78,10 +80,17 @@ def check_size(width: int | None, height: int | None, where: str, stride: int = 
             raise ValueError(f"{where}: {name} is {side}, expected a multiple of {stride}")
 
 
+def readers(model: Model) -> list[tuple[Any, int]]:
+    """The tokenizers whose tokens are the rows of the condition `text`, in order, and how many rows each has."""
+    several = getattr(model.family, "readers", None)
+    return several(model.pipe) if several is not None else [model.family.tokenizer(model.pipe)]
+
+
 def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str]) -> Concepts:
     """Text embeddings, token by token: of forget prompts from where they leave their anchors, and of whole others.
 
-    The beginning that a forget prompt shares with one that stays means the same in both, and stays.
+    The beginning that a forget prompt shares with one that stays means the same in both, and stays. Padding that the
+    network does not read (the condition's `mask`) is left out.
 
     Args:
         model: the model, with its text encoder.
@@ -92,18 +101,29 @@ def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: 
     Raises:
         ValueError: for a prompt that is its own anchor, or too long.
     """
-    tokenizer, length = model.family.tokenizer(model.pipe)
     words = [*forget, *anchors, *kept]
     check_prompts(model, words)
-    table = dict(zip(words, model.embed(words)["text"], strict=True))
-    ids = {text: list(tokenizer(text, truncation=False).input_ids) for text in table}
-    shared = {tuple(ids[text][:end]) for text in kept for end in range(1, len(ids[text]))}
+    embedded = model.embed(words)
+    rows = embedded["text"].shape[1]
+    counts = embedded["mask"].sum(1).tolist() if "mask" in embedded else [rows] * len(words)
+    table = {word: x[:count] for word, x, count in zip(words, embedded["text"], counts, strict=True)}
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for prompt, anchor in zip(forget, anchors, strict=True):
-        for at, other in paired_tokens(ids[prompt], ids[anchor], length):
-            if tuple(ids[prompt][: at + 1]) not in shared:
-                sides[0].append(table[prompt][at])
-                sides[1].append(table[anchor][other])
+    start, told_apart = 0, set()
+    for tokenizer, length in readers(model):
+        ids = {text: list(tokenizer(text, truncation=True, max_length=length).input_ids) for text in table}
+        shared = {tuple(ids[text][:end]) for text in kept for end in range(1, len(ids[text]))}
+        for prompt, anchor in zip(forget, anchors, strict=True):
+            if ids[prompt] == ids[anchor]:
+                continue  # where they differ is beyond what this tokenizer reads, and another may read it
+            told_apart.add((prompt, anchor))
+            for at, other in paired_tokens(ids[prompt], ids[anchor], length):
+                read = start + at < len(table[prompt]) and start + other < len(table[anchor])
+                if read and tuple(ids[prompt][: at + 1]) not in shared:
+                    sides[0].append(table[prompt][start + at])
+                    sides[1].append(table[anchor][start + other])
+        start += length
+    if told_apart != set(zip(forget, anchors, strict=True)):
+        raise ValueError(OWN_ANCHOR)
     assert model.family.TEXT_KV is not None
     kept_tokens = torch.cat([table[text] for text in kept])
     return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, model.family.TEXT_KV)
@@ -124,7 +144,7 @@ def paired_tokens(prompt: Sequence[int], anchor: Sequence[int], length: int) -> 
         ValueError: for the same tokens.
     """
     if list(prompt) == list(anchor):
-        raise ValueError("a forget prompt is its own anchor: choose another anchor")
+        raise ValueError(OWN_ANCHOR)
     first = next((i for i, (a, b) in enumerate(zip(prompt, anchor, strict=False)) if a != b), 0)
     shift = len(anchor) - len(prompt)
     return [(i, max(first, i + shift)) for i in range(first, length) if i + shift < length]

@@ -50,7 +50,8 @@ class Reading:
         found = {name: p for name, p in trainable(net).items() if re.search(self.concepts.weights, name)}
         if not found:
             raise ValueError(
-                "uce changes the matrices that read text, and none of them learns: set train.parameters=xattn"
+                "uce changes the matrices that read text, and none of them learns: set train.parameters to full or to "
+                f"{self.concepts.weights}"
             )
         change = solve(self.concepts, self.preserve, self.lambd)
         return {name: (p.detach().double() @ change.to(p.device)).to(p.dtype) for name, p in found.items()}

@@ -6,19 +6,27 @@ than latents as they are, how to read latents, times and predictions from what t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import micro
 import micro_ddpm
+import micro_flux
+import micro_pixart
+import micro_sd3
+import micro_sdxl
 import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 from torch import Tensor
 
 from erase.diffusion import condition
@@ -44,10 +52,31 @@ class Row:
     """`Process.clock`'s times from the network's."""
     prediction: Callable[[Tensor], Tensor] = lambda x: x
     """As `Family.call` gives it, from what the network gives."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What the stock pipeline is told so that it draws as `Family.draw` has it."""
+    guidance: float = 3.0
+    """The scale of a generation whose forward passes are those of `call`."""
 
 
-ROWS = {
+PIXART: dict[str, Any] = {
+    "prediction": lambda x: x.chunk(2, 1)[0],  # the other half is a variance
+    "given": {"use_resolution_binning": False, "clean_caption": False},
+}
+FLUX: dict[str, Any] = {
+    "latents": micro_flux.unpacked,
+    "clock": micro_flux.clock,
+    "prediction": micro_flux.unpacked,
+    "guidance": 1.0,
+}
+ROWS = {  # by family, and after a dash a variant
     "sd": Row(micro.pipeline),
+    "sdxl": Row(micro_sdxl.pipeline),
+    "sd3": Row(micro_sd3.pipeline),
+    "sd3-without_t5": Row(partial(micro_sd3.pipeline, t5=False)),
+    "flux": Row(micro_flux.pipeline, **FLUX),
+    "flux-schnell": Row(partial(micro_flux.pipeline, schnell=True), **FLUX, given={"max_sequence_length": 256}),
+    "pixart": Row(micro_pixart.pipeline, **PIXART),
+    "pixart-alpha": Row(micro_pixart.alpha, **PIXART),
     "ddpm": Row(micro_ddpm.pipeline, prompts=("cat", "dog")),
 }
 
@@ -65,7 +94,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ROWS[request.param].pipeline(work).save_pretrained(work / "pipeline")
     source = locate(work / "pipeline")
     assert isinstance(source, Source)
-    assert source.family == request.param
+    assert source.family == request.param.split("-")[0]
     return Case(ROWS[request.param], source, open_model(source))
 
 
@@ -74,11 +103,11 @@ def generators(count: int) -> list[torch.Generator]:
 
 
 def draw(model: Model, prompts: tuple[str, ...], **given: Any) -> Any:
-    return model.draw(prompts, generators(len(prompts)), steps=2, guidance=3.0, **given)
+    return model.draw(prompts, generators(len(prompts)), **{"steps": 2, "guidance": 3.0, **given})
 
 
 def test_every_family_has_a_row() -> None:
-    assert FAMILIES.keys() == ROWS.keys()
+    assert FAMILIES.keys() == {name.split("-")[0] for name in ROWS}
 
 
 def test_call_is_the_stock_pipelines_forward_pass(case: Case) -> None:
@@ -91,7 +120,7 @@ def test_call_is_the_stock_pipelines_forward_pass(case: Case) -> None:
         seen.append((x, t, out[0] if isinstance(out, tuple) else out.sample))
 
     hook = model.net.register_forward_hook(record, with_kwargs=True)
-    drawn = draw(model, row.prompts, latents=True)
+    drawn = draw(model, row.prompts, guidance=row.guidance, latents=True)
     hook.remove()
     assert len(seen) >= 2
     asked = condition.to(model.embed(row.prompts), model.device)
@@ -158,11 +187,52 @@ def test_drawing_from_conditions_is_drawing_from_prompts(case: Case) -> None:
     model = case.model
     if model.family.CONDITION == "label":
         pytest.skip("its prompts are classes")
-    stock = model.pipe(
-        list(case.row.prompts), generator=generators(2), num_inference_steps=2, guidance_scale=3.0, output_type="pil"
-    ).images
-    for mine, theirs in zip(draw(model, case.row.prompts), stock, strict=True):
-        assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+    given = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pil", **case.row.given}
+    side, stride = model.resolution, model.family.STRIDE
+    for size in (None, (side + 4 * stride, side + 2 * stride)):
+        asked = {} if size is None else dict(zip(("height", "width"), size, strict=True))
+        stock = model.pipe(list(case.row.prompts), generator=generators(2), **asked, **given).images
+        for mine, theirs in zip(draw(model, case.row.prompts, size=size), stock, strict=True):
+            assert mine.size == (size or (side, side))[::-1]
+            assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+def test_everything_in_a_condition_changes_the_prediction(case: Case) -> None:
+    model = case.model
+    latents, _ = model.family.example(model.configs)
+    x = torch.randn((2, *latents.shape[1:]), generator=torch.Generator().manual_seed(0))
+    process = model.family.process(model.pipe)
+    t = process.clock(process.times(2, torch.Generator().manual_seed(0), torch.device("cpu")))
+    asked = model.embed(case.row.prompts)
+    with torch.no_grad():
+        before = model.family.call(model.net, x, t, asked)
+        for name, leaf in asked.items():
+            other = leaf.flip(0) if not torch.equal(leaf[0], leaf[1]) else 2 * leaf
+            after = model.family.call(model.net, x, t, {**asked, name: other})
+            assert not torch.allclose(before, after, rtol=1e-4, atol=1e-4), name
+        assert not torch.allclose(before, model.family.call(model.net, x, t.flip(0), asked), rtol=1e-4, atol=1e-4)
+
+
+def test_encoding_undoes_the_stock_pipelines_scale_and_shift(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = case.model
+    vae = getattr(model.pipe, "vae", None)
+    if vae is None:
+        pytest.skip("its latents are pixels")
+    latents, decode, seen = draw(model, case.row.prompts, latents=True), vae.decode, []
+
+    def record(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(z)
+        return decode(z, *args, **kwargs)
+
+    monkeypatch.setattr(vae, "decode", record)
+    draw(model, case.row.prompts)
+    z = torch.cat(seen)
+    posterior = SimpleNamespace(mean=z, std=torch.ones_like(z))
+    monkeypatch.setattr(vae, "encode", lambda pixels: SimpleNamespace(latent_dist=posterior))
+    mean, std = model.encode(torch.zeros(2, 3, 8, 8))
+    torch.testing.assert_close(mean, latents.float(), rtol=1e-5, atol=1e-5)
+    posterior.mean = z + 1
+    torch.testing.assert_close(model.encode(torch.zeros(2, 3, 8, 8))[0] - mean, std, rtol=1e-3, atol=1e-4)  # rounding
 
 
 def test_an_image_depends_on_its_own_generator_alone(case: Case) -> None:
@@ -175,13 +245,36 @@ def test_saved_after_no_step_it_is_the_same(case: Case, tmp_path: Path) -> None:
     """Every tensor, and every pixel."""
     saving.write(case.source, {}, tmp_path / "model", {})
     for path in sorted(case.source.folder.rglob("*.safetensors")):
-        from safetensors.torch import load_file
-
         other = tmp_path / "model" / path.relative_to(case.source.folder)
         assert digest(load_file(path)) == digest(load_file(other))
     again = open_model(locate(tmp_path / "model"))
     for mine, theirs in zip(draw(case.model, case.row.prompts), draw(again, case.row.prompts), strict=True):
         assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16", "bf16"])
+def test_shards_and_variants_open(case: Case, tmp_path: Path, variant: str | None) -> None:
+    """The trained network's shards, each in 16 bits where the variant says so; other components may be another."""
+    shutil.copytree(case.source.folder, tmp_path / "model")
+    for part in case.model.family.ENCODERS if variant is None else ():
+        (tmp_path / "model" / part / "model.safetensors").rename(tmp_path / "model" / part / "model.fp16.safetensors")
+    dtype = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[variant]
+    net = type(case.model.net).from_pretrained(case.source.folder, subfolder=case.source.trained, dtype=dtype)
+    shutil.rmtree(tmp_path / "model" / case.source.trained)
+    net.save_pretrained(tmp_path / "model" / case.source.trained, variant=variant, max_shard_size="40KB")
+    source = locate(tmp_path / "model")
+    assert isinstance(source, Source)
+    assert (source.variant, len(source.weights) > 1) == (variant, True)
+    model = open_model(source)
+    for name, p in net.named_parameters():
+        assert torch.equal(model.net.get_parameter(name), p.float())
+    saving.write(source, {}, tmp_path / "again", {})
+    assert tree(tmp_path / "again" / source.trained) == tree(tmp_path / "model" / source.trained)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Digests of weights, by file."""
+    return {path.name: digest(load_file(path)) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def test_parameter_sets_choose_something(case: Case) -> None:

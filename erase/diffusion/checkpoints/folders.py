@@ -22,6 +22,8 @@ from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
 from erase.store.weights import HEAVY, index_file, rewrite, weight_files
 
 WEIGHTS = "diffusion_pytorch_model"
+VARIANTS = ("fp16", "bf16")
+"""Words in the names of weight files that hold the same weights in 16 bits."""
 LEFTOVERS = "leftovers.safetensors"
 """Tensors of a single file that no component of the folder has."""
 HIDES = ("safety_checker", "feature_extractor", "image_encoder")
@@ -41,7 +43,7 @@ class Source:
     trained: str = "unet"
     """Subfolder of the weights to start from: `unet_ema` where the checkpoint has one; `.` for a lone network."""
     variant: str | None = None
-    """`fp16` for files named so."""
+    """One of `VARIANTS`, for files named so."""
     family: str = "sd"
     """A module of `erase.diffusion.families`."""
     labels: tuple[str, ...] = ()
@@ -176,7 +178,13 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
             integers.
     """
     safety.check_links(folder)
+    index = read_index(folder) if parts else {}
     for part in parts:
+        if part in index and index[part] == [None, None]:
+            raise ValueError(
+                f"{folder} has no {part} (null in its model_index.json): refiners and pipelines that were saved "
+                "without a part are not supported"
+            )
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} is not whole: the subfolder {part} is missing")
     for place in sorted({folder / at for at in places} | set(folder.glob("*/"))):
@@ -186,7 +194,7 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
             found = open_safetensors(weights)[0]
             safety.check_kinds({n: t for n, t in found.items() if not n.endswith("position_ids")}, weights)
     for at in places:
-        for variant in (None, "fp16"):
+        for variant in (None, *VARIANTS):
             source = Source(name, folder, at, variant, family)
             if source.weights:
                 missing = [p for p in source.weights if not p.is_file()]

@@ -19,6 +19,10 @@ from erase.diffusion.process import Process
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "sd": ("StableDiffusionPipeline",),
+    "sdxl": ("StableDiffusionXLPipeline",),
+    "sd3": ("StableDiffusion3Pipeline",),
+    "flux": ("FluxPipeline",),
+    "pixart": ("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
     "ddpm": ("ClassConditionalPipeline",),
 }
 """Modules of this package, and the `_class_name` of the pipelines that each opens (in `model_index.json`)."""
@@ -107,7 +111,7 @@ class Family(Protocol):
         """Zeros shaped as one sample and its condition, `[1, C, H, W]` and leaves `[1, …]`, from configurations alone.
 
         Args:
-            configs: of the components, by name.
+            configs: of the components, by name, and of the pipeline as `model_index`.
         """
 
     def tokenizer(self, pipe: Any) -> tuple[Any, int]:

@@ -1,0 +1,146 @@
+"""Stable Diffusion 3 and 3.5: a transformer that attends jointly to image patches and the text of up to three encoders.
+
+Two CLIP encoders give one row a token, their widths side by side, padded with zeros to the width of T5, whose rows
+follow; their pooled outputs are a second condition. A checkpoint may come without T5 (`text_encoder_3` null in
+`model_index.json`): its rows are then zeros, as in the stock pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from erase.diffusion import loading
+from erase.diffusion.checkpoints.folders import Source
+from erase.diffusion.condition import Condition
+from erase.diffusion.process import Flow, flow
+
+NAME = "Stable Diffusion 3"
+CONDITION: Literal["text", "label"] = "text"
+TRAINED = "transformer"
+PARTS: tuple[str, ...] = (
+    *("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
+)
+ENCODERS: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+# There is no cross-attention: `xattn` is what projects text tokens into the joint attention, and `kv` the part that
+# image tokens read. Left out are `to_add_out`, which writes what text tokens read (from the image too) back into the
+# text stream, is absent from the last block, and has no counterpart among keys and values; and the norms of queries
+# and keys. `attn2` of SD 3.5 medium is a second attention of image tokens among themselves, and reads no text.
+PARAMETERS: Mapping[str, str] = {
+    "full": r".*",
+    "xattn": r"\.attn\.add_[qkv]_proj\.",
+    "kv": r"\.attn\.add_[kv]_proj\.",
+    "noxattn": r"^(?!.*\.attn\.add_[qkv]_proj\.)",
+}
+# The blocks read a text stream that changes from block to block; one matrix alone reads the embeddings themselves.
+# The pooled embeddings go another way, through `time_text_embed`.
+TEXT_KV: str | None = r"^context_embedder\.weight$"
+STRIDE = 16
+T5_TOKENS = 256
+"""The rows of T5 that the stock pipeline gives to the network; no configuration names another number."""
+
+
+def open(source: Source, device: torch.device | str = "cpu") -> Any:
+    """The whole pipeline in float32."""
+    pipe = loading.open_pipeline(source, StableDiffusion3Pipeline, TRAINED, device)
+    channels, latent = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
+    if channels != latent:
+        raise ValueError(
+            f"{source.place} has a transformer of {channels} input channels for {latent} latent channels: inpainting, "
+            "editing and control models are not supported"
+        )
+    return pipe
+
+
+def process(pipe: Any) -> Flow:
+    """The flow that the transformer was trained on, shifted as the scheduler says."""
+    config = pipe.transformer.config
+    return flow(pipe.scheduler.config, (config.sample_size // config.patch_size) ** 2)
+
+
+def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """`text` `[P, T, D]` and `pooled` `[P, D']`; every encoder reads the whole prompt."""
+    text, _, pooled, _ = pipe.encode_prompt(
+        list(prompts), None, None, pipe.device, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
+    )
+    return {"text": text, "pooled": pooled}
+
+
+def has_null(pipe: Any) -> bool:
+    """Always."""
+    return True
+
+
+def encode(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Of the VAE's posterior, shifted and scaled."""
+    posterior, config = pipe.vae.encode(pixels).latent_dist, pipe.vae.config
+    return (posterior.mean - config.shift_factor) * config.scaling_factor, posterior.std * config.scaling_factor
+
+
+def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    """The transformer's velocity, `[B, C, H, W]`."""
+    out: Tensor = net(
+        hidden_states=x,
+        timestep=t,
+        encoder_hidden_states=condition["text"],
+        pooled_projections=condition["pooled"],
+        return_dict=False,
+    )[0]
+    return out
+
+
+def draw(
+    pipe: Any,
+    condition: Condition,
+    null: Condition | None,
+    generators: Sequence[torch.Generator],
+    *,
+    steps: int,
+    guidance: float | None,
+    size: tuple[int, int] | None = None,
+    latents: bool = False,
+) -> Any:
+    """By the stock pipeline."""
+    height, width = size or (resolution(pipe),) * 2
+    return pipe(
+        prompt_embeds=condition["text"],
+        pooled_prompt_embeds=condition["pooled"],
+        negative_prompt_embeds=None if null is None else null["text"],
+        negative_pooled_prompt_embeds=None if null is None else null["pooled"],
+        generator=list(generators),
+        num_inference_steps=steps,
+        height=height,
+        width=width,
+        output_type="latent" if latents else "pil",
+        **({} if guidance is None else {"guidance_scale": guidance}),
+    ).images
+
+
+def resolution(pipe: Any) -> int:
+    """The side that the transformer was trained at, pixels."""
+    return int(pipe.transformer.config.sample_size * pipe.vae_scale_factor)
+
+
+def example(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Zeros."""
+    net = configs["transformer"]
+    side, tokens = net["sample_size"], configs["text_encoder"].get("max_position_embeddings", 77) + T5_TOKENS
+    return torch.zeros(1, net["in_channels"], side, side), {
+        "text": torch.zeros(1, tokens, net["joint_attention_dim"]),
+        "pooled": torch.zeros(1, net["pooled_projection_dim"]),
+    }
+
+
+def tokenizer(pipe: Any) -> tuple[Any, int]:
+    """T5's where the pipeline has it, or CLIP's; and the tokens that it reads, special ones included."""
+    return readers(pipe)[-1]
+
+
+def readers(pipe: Any) -> list[tuple[Any, int]]:
+    """The tokenizers whose tokens are the rows of `text`, in order, and the rows of each; not T5's rows of zeros."""
+    clip = (pipe.tokenizer, int(pipe.tokenizer.model_max_length))
+    return [clip] if pipe.text_encoder_3 is None else [clip, (pipe.tokenizer_3, T5_TOKENS)]

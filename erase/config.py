@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from erase.store import files
+
+if TYPE_CHECKING:  # methods import torch, which takes seconds
+    from erase.methods import Entry
 
 T = TypeVar("T")
 
@@ -699,39 +702,28 @@ def dump(config: Any) -> dict[str, Any]:
     return plain
 
 
-def arguments(settings: Mapping[str, Any], builder: Any, prefix: str = "method") -> dict[str, Any]:
-    """Settings checked against a builder's keyword arguments (plain values only), without `name`.
+def arguments(settings: Mapping[str, Any], entry: Entry, prefix: str = "method") -> dict[str, Any]:
+    """Settings checked against those of a method, without `name`.
 
     Raises:
         ValueError: for an unknown key, a missing one, or a value of the wrong type.
     """
-    hints = inspect.get_annotations(builder, eval_str=True)
-    signature = inspect.signature(builder)
-    plain = {n: p for n, p in signature.parameters.items() if _is_plain(hints.get(n))}
+    allowed = entry.settings
     out = {}
     for key, value in settings.items():
         if key == "name":
             continue
-        if key not in plain:
-            raise ValueError(_unknown(f"{prefix}.{key}", [*plain]))
+        if key not in allowed:
+            raise ValueError(_unknown(f"{prefix}.{key}", [*allowed]))
+        adapter: TypeAdapter[Any] = TypeAdapter(allowed[key].annotation, config=ConfigDict(allow_inf_nan=False))
         try:
-            out[key] = TypeAdapter(hints[key], config=ConfigDict(allow_inf_nan=False)).validate_python(_number(value))
+            out[key] = adapter.validate_python(_number(value))
         except ValidationError as error:
             raise ValueError(f"{prefix}.{key}: {error.errors()[0]['msg'].lower()}; got {value!r}") from None
-    for name, parameter in plain.items():
+    for name, parameter in allowed.items():
         if parameter.default is inspect.Parameter.empty and name not in out:
             raise ValueError(f"the setting {prefix}.{name} is missing: give {prefix}.{name}=…")
     return out
-
-
-def _is_plain(hint: Any) -> bool:
-    """Whether a hint is made of bool, int, float, str, None and literals alone."""
-    if hint in (bool, int, float, str, type(None)):
-        return True
-    parts = getattr(hint, "__args__", ())
-    if getattr(hint, "__origin__", None) is Literal:
-        return True
-    return bool(parts) and all(_is_plain(p) for p in parts)
 
 
 PIPELINES: dict[str, type] = {"sd": SdConfig, "ddpm": DdpmConfig, "classify": ClassifyConfig}

@@ -8,7 +8,7 @@ import yaml
 
 from erase import resources
 from erase.config import PIPELINES, SdConfig, arguments, dump, merge, override, parse, read_preset
-from erase.methods import builder
+from erase.methods import find_method
 from erase.store.files import differences, paths
 
 SMALL: dict[str, Any] = {
@@ -33,14 +33,14 @@ def changed(*words: str) -> SdConfig:
 def test_shipped_preset_is_whole(name: str) -> None:
     data = read_preset(resources.preset_path(name))
     config = parse(data, PIPELINES[data["pipeline"]])
-    build = builder(config.method["name"])
-    method = build(**arguments(config.method, build))
+    entry = find_method(config.method["name"])
+    method = entry.build(**arguments(config.method, entry))
     assert method.name == config.method["name"]
     assert config.note
     assert data.keys() <= {f.name for f in dataclasses.fields(config)}
     for prompts in (getattr(part, "prompts", []) for part in (config.remain, config.eval)):  # of a DDPM there are none
         assert all(" " in p or p in resources.list_prompts() for p in prompts)
-    if config.saliency.kind != "none" and not method.fresh:
+    if config.saliency.kind != "none" and not entry.fresh:
         assert (config.saliency.threshold is None) != (config.saliency.density is None)
     # what run.json keeps can be run again
     assert parse(dump(config), type(config)) == config
@@ -262,17 +262,17 @@ def test_a_key_that_is_no_text_is_refused() -> None:
 
 
 def test_method_settings_are_those_of_its_builder() -> None:
-    build = builder("sfron")
-    assert arguments({"name": "sfron", "fast_rate": "1e-3", "slow_steps": 2}, build) == {
+    entry = find_method("sfron")
+    assert arguments({"name": "sfron", "fast_rate": "1e-3", "slow_steps": 2}, entry) == {
         "fast_rate": 1e-3,
         "slow_steps": 2,
     }
     # what a preset cannot hold is not offered
     plain = {"forget", "remain", "mask"}
     with pytest.raises(ValueError, match=r"unknown setting method\.qqqq") as caught:
-        arguments({"fast_rate": 1.0, "qqqq": 1}, build)
+        arguments({"fast_rate": 1.0, "qqqq": 1}, entry)
     offered = set(str(caught.value).split("Allowed here: ")[1].split(", "))
-    assert offered == set(inspect.signature(build).parameters) - plain
+    assert offered == set(inspect.signature(entry.build).parameters) - plain
 
 
 @pytest.mark.parametrize(
@@ -290,5 +290,5 @@ def test_method_settings_are_those_of_its_builder() -> None:
 )
 def test_wrong_method_settings_are_one_clear_line(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}") as caught:
-        arguments({"name": "sfron", **settings}, builder("sfron"))
+        arguments({"name": "sfron", **settings}, find_method("sfron"))
     assert "\n" not in str(caught.value)

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from erase.engine.backend import Backend, Drawing, LossFn, batch_tensors, device_of, map_batch, trainable
 from erase.engine.method import Method
 from erase.engine.per_sample import PerSample
+from erase.engine.updates import ClosedForm, Shared
 
 OPTIMIZERS = {"adam": 8, "adamw": 8, "sgd": 4, "adam8bit": 2}
 """Bytes of state a weight."""
@@ -184,14 +185,13 @@ def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: 
         height: of its passes.
     """
     update = method.update
-    own = method.forget is not None and update.fast_rule not in ("shared", "joint")
-    fast = round(n * (1.0 if kept is None else kept)) if own else 0
-    state = 8 * fast if update.fast_rule == "adam" else 0
-    unpacked = n if kept is not None and (update.mask_slow or not own) else 0
-    slow = method.remain is not None or (method.forget is not None and not own)
+    fast = 0 if update.own_rule is None else round(n * (1.0 if kept is None else kept))
+    state = 8 * fast if update.own_rule == "adam" else 0
+    unpacked = n if kept is not None and update.whole_mask else 0
+    slow = method.remain is not None or isinstance(update, Shared)
     return {
         "optimizer": OPTIMIZERS[optimizer] * n if slow else 0,
-        "new weights": 0 if method.edit is None else 4 * n,
+        "new weights": 4 * n if isinstance(update, ClosedForm) else 0,
         "fast step": state + (0 if kept is None else 4 * fast),
         "mask": 0 if kept is None else n // 8 + unpacked,
         "copies of weights": copies + 4 * n * ((update.outer_rate < 1) + bool(method.average)),

@@ -1,18 +1,14 @@
-"""A method is a frozen record: what to do on forget data, on remain data, where, how much, and how to step."""
+"""A method is a frozen record: what to do on forget data, on remain data, where, and how to step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from torch import Tensor, nn
 
 from erase.engine.losses import Objective
 from erase.engine.saliency import Mask
-from erase.engine.updates import Update
+from erase.engine.updates import SIDES, Edit, Update
 
-Edit = Callable[[nn.Module], Mapping[str, Tensor]]
-"""A closed form: new values of some trainable weights of a network, by name."""
+__all__ = ["Edit", "Method", "Weights"]
 
 
 @dataclass(frozen=True)
@@ -44,24 +40,21 @@ class Method:
     update: Update
     weights: Weights | None = None
     mask: Mask | None = None
-    edit: Edit | None = None
-    """In the place of a forget objective: a fast step whose end is computed, `θ ← θ + β_t m ⊙ (edit(θ) - θ)`."""
     average: float = 0.0
-    """Decay of the running mean of the weights that the run ends with; 0: the last weights."""
-    fresh: bool = False
-    """Starts from new weights instead of the model's: training and retraining."""
+    """Decay of the running mean of the weights that the run ends with; 0 ends with the last weights."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to do.
+        """Check that the update rule has the objectives that it needs, and no others.
 
         Raises:
-            ValueError: for a method with nothing to do or two fast steps, and an average outside [0, 1).
+            ValueError: if not, and for an average outside [0, 1).
         """
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be in [0, 1); got {self.average}")
-        if self.forget is None and self.remain is None and self.edit is None:
-            raise ValueError(f"method {self.name!r} has neither a forget nor a remain objective, nor an edit")
-        if self.edit is not None and self.forget is not None:
-            raise ValueError(
-                f"method {self.name!r} has an edit and a forget objective: one fast step takes one of them"
-            )
+        rule = type(self.update).__name__
+        for side in SIDES:
+            there = getattr(self, side) is not None
+            if side in self.update.NEEDS and not there:
+                raise ValueError(f"method {self.name!r} has no {side} objective, which its update {rule} needs")
+            if there and side not in self.update.TAKES:
+                raise ValueError(f"method {self.name!r} has a {side} objective, which its update {rule} does not use")

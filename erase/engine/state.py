@@ -14,11 +14,14 @@ from torch import Tensor
 from erase.store.safetensors import read_safetensors, write_safetensors
 
 STATE_FORMAT = "erase-state-1"
+"""Of the file: how a tree is laid out in it."""
+RUN_SCHEMA = 2
+"""Of the run state in it. Files of another schema are refused: raise it whenever what is saved changes its meaning."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where run state is saved, every how many steps, and whether to go on from it."""
+    """Where run state is saved, every how many steps, and whether to resume from it."""
 
     path: Path
     every: int
@@ -49,7 +52,7 @@ def pack(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `pack` took."""
+    """The tree that `pack` was given."""
     if isinstance(packed, dict):
         if "__tensor__" in packed:
             return tensors[packed["__tensor__"]]
@@ -78,4 +81,35 @@ def load_state(path: Path) -> dict[str, Any]:
     if meta.get("format") != STATE_FORMAT:
         raise ValueError(f"{path} is no run state (format {meta.get('format')!r}, expected {STATE_FORMAT!r})")
     state: dict[str, Any] = unpack(json.loads(meta["tree"]), tensors)
+    return state
+
+
+def save_run(path: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the state of a run.
+
+    Args:
+        path: the file.
+        run: what makes the run what it is; a run that resumes must have the same.
+        state: the rest.
+    """
+    save_state(path, {"schema": RUN_SCHEMA, "run": run, **state})
+
+
+def load_run(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what `save_run` wrote, for the same run.
+
+    Raises:
+        ValueError: for a file of another schema or of another run.
+    """
+    state = load_state(path)
+    if state.get("schema") != RUN_SCHEMA:
+        raise ValueError(
+            f"{path} holds a run state of schema {state.get('schema')}, and this version resumes schema {RUN_SCHEMA}: "
+            "remove the file to begin the steps again, or resume with the version that wrote it"
+        )
+    for key, mine in run.items():
+        if state["run"][key] != mine:
+            raise ValueError(
+                f"{path} was saved with {key} {state['run'][key]!r}, this run has {mine!r}: resume the same run"
+            )
     return state

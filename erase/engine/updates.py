@@ -1,55 +1,105 @@
-"""R-on: the fast step with a rule of its own, the slow steps, the outer step; and what the baselines use instead.
+"""The update rules: how one step changes the weights. Each rule owns its step, from gradients to weights.
 
-Masking a gradient is not enough where one optimizer serves both phases: its momentum, moments and weight decay
-move masked weights too. Here the fast step computes the *change* of the kept weights alone and adds nothing
-else, so that a masked weight stays bit-identical through it.
+- `FastSlow`: a fast step with a rule of its own, slow steps, an outer step. R-on, and the plain baselines.
+- `Shared`: one optimizer for both phases, as published with arXiv 2409.19732; SCRUB too.
+- `Joint`: one step on both losses. SFR-on without R-on, random labels, SalUn, Selective Amnesia, Bad Teacher.
+- `Descent`: steps on the remain loss alone. Fine-tuning and retraining.
+- `ClosedForm`: new weights that are computed instead of stepped to. UCE.
+
+A rule is a frozen choice without state. What it steps with (gradients, optimizers, copies of weights) is offered by the
+loop as a `Run`. Letters: θ weights, φ weights before the step, m mask, t step, s(t) schedule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
-from erase.engine.saliency import Mask
+from erase.engine.fast_step import FastRule, FastStep
 from erase.engine.weighting import Schedule
 
-FastRule = Literal["sgd", "normalized", "adam", "shared", "joint"]
+Side = Literal["forget", "remain"]
+SIDES: tuple[Side, ...] = get_args(Side)
+Edit = Callable[[nn.Module], Mapping[str, Tensor]]
+"""A closed form: new values of some trainable weights of a network, by name."""
+
+
+class Run(Protocol):
+    """What the step of a rule is made of. A phase is gradients, then `finish`."""
+
+    net: nn.Module
+    params: dict[str, nn.Parameter]
+    """θ: the trainable weights, by name."""
+    slow: torch.optim.Optimizer
+    row: dict[str, Any]
+    """The numbers of this step, for the log."""
+
+    @property
+    def fast(self) -> FastStep:
+        """The fast step with a rule of its own, for rules with an `own_rule`."""
+
+    @property
+    def remains(self) -> bool:
+        """Whether the method has a remain objective."""
+
+    def fading(self, schedule: Schedule) -> float:
+        """s(t) of this step."""
+
+    def set_learning_rate(self, schedule: Schedule) -> None:
+        """Set the learning rate of the slow optimizer to s(t) times what it began with."""
+
+    def gradients(self, side: Side, k: int = 0, factor: float = 1.0) -> None:
+        """Add the gradients of the objective on the next batch, times `factor`, to `.grad`; k counts slow steps."""
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients of masked weights, for rules with a `whole_mask`."""
+
+    def finish(self, side: Side, step: Callable[[], Any], clip: float | None) -> None:
+        """End a phase: average over processes, check, clip, `step`, clear. What is not finite is skipped."""
+
+    def masked(self, name: str, new: Tensor) -> Tensor:
+        """`m ⊙ new + (1 - m) ⊙ θ` of one weight, for rules with a `whole_mask`."""
+
+    def outer_step(self, rate: float) -> None:
+        """`φ ← φ + α (θ - φ)`, then `θ ← φ`; nothing at α = 1."""
 
 
 @dataclass(frozen=True)
-class Update:
-    """How one step changes the weights.
+class FastSlow:
+    """A fast step with a rule of its own, K slow steps, an outer step.
 
-    `fast_rule`:
+        θ ← φ
+        θ ← fast rule at rate β s(t), on the weighted forget loss, only where m
+        K times: θ ← slow optimizer on the remain loss
+        φ ← φ + α (θ - φ)
 
-    - `sgd`: `θ ← θ - β_t m ⊙ g`, the paper's.
-    - `normalized`: the same along `g / rms(m ⊙ g)`, so that β is the RMS change of a kept weight.
-    - `adam`: Adam with moments of its own, held for kept weights only; β is its learning rate.
-    - `shared`: no rule of its own: β folded into the loss, the mask on the gradient, the slow optimizer steps
-      (what the published scripts do).
-    - `joint`: no fast step: β times the forget gradient is added to the remain gradient (R-on off).
-
-    `clip_forget` and `clip_remain` limit a phase's gradient norm: of all weights before masking, but after it
-    under `shared` (as published). Under `joint` there is one gradient, the sum, limited by `clip_remain`.
-
-    `mask_slow` masks the gradients of slow and joint steps too: weights outside the mask never learn (SalUn).
+    Without a remain objective there are fast steps alone. Clipping limits the gradient norm of all weights, before
+    masking.
     """
 
     fast_rate: float
+    """β"""
     fast_rule: FastRule = "adam"
     slow_steps: int = 1
+    """K"""
     outer_rate: float = 1.0
+    """α; 1 needs no copy of the weights."""
     schedule: Schedule = "linear"
+    """s(t) of the fast rate."""
     slow_schedule: Schedule = "constant"
     every: int = 1
+    """The fast step is taken at every n-th step."""
     clip_forget: float | None = None
     clip_remain: float | None = None
-    mask_slow: bool = False
+
+    NEEDS: ClassVar[tuple[Side, ...]] = ("forget",)
+    TAKES: ClassVar[tuple[Side, ...]] = SIDES
+    whole_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check values.
@@ -59,146 +109,230 @@ class Update:
         """
         if self.fast_rule not in get_args(FastRule):
             raise ValueError(f"unknown fast_rule {self.fast_rule!r}; allowed: {', '.join(get_args(FastRule))}")
-        for name in ("schedule", "slow_schedule"):
-            if getattr(self, name) not in get_args(Schedule):
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; allowed: {', '.join(get_args(Schedule))}")
-        if not (self.fast_rate >= 0 and math.isfinite(self.fast_rate)):
-            raise ValueError(f"fast_rate must be finite and ≥ 0; got {self.fast_rate}")
-        if self.slow_steps < 0 or self.every < 1:
-            raise ValueError(f"needs slow_steps ≥ 0 and every ≥ 1; got {self.slow_steps} and {self.every}")
-        if not 0 <= self.outer_rate <= 1:
-            raise ValueError(f"outer_rate must be in [0, 1]; got {self.outer_rate}")
-        if self.fast_rule == "joint" and self.slow_steps != 1:
-            raise ValueError(
-                f"fast_rule joint takes one step on both losses: slow_steps must be 1; got {self.slow_steps}"
-            )
-        for name in ("clip_forget", "clip_remain"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be > 0 or left out; got {value}")
+        _check(self, "fast_rate")
+
+    @property
+    def own_rule(self) -> FastRule | None:
+        """The rule of the fast step, which has a state of its own."""
+        return self.fast_rule
+
+    def phases(self, steps: int) -> dict[Side, int]:
+        """How many batches of each side the first steps take, as far as the method has an objective for them."""
+        return {"forget": -(-steps // self.every), "remain": steps * self.slow_steps}
+
+    def step(self, run: Run, t: int) -> None:
+        """Take step t."""
+        run.set_learning_rate(self.slow_schedule)
+        if t % self.every == 0:
+            rate = run.row["fast_rate"] = self.fast_rate * run.fading(self.schedule)
+            run.gradients("forget")
+            run.finish("forget", lambda: run.fast.step(rate), self.clip_forget)
+        for k in range(self.slow_steps if run.remains else 0):
+            run.gradients("remain", k)
+            run.finish("remain", run.slow.step, self.clip_remain)
+        run.outer_step(self.outer_rate)
 
 
-def flat_view(p: Tensor) -> Tensor:
-    """The elements of a dense tensor in memory order, `[numel]`, without a copy."""
-    assert sum((n - 1) * step for n, step in zip(p.shape, p.stride(), strict=True)) == p.numel() - 1, "not dense"
-    return p.as_strided((p.numel(),), (1,), p.storage_offset())
+@dataclass(frozen=True)
+class Shared:
+    """One optimizer for both phases, as published: the factor α s(t) on the forget loss, the mask on its gradient.
 
-
-def like(p: Tensor, x: Tensor) -> Tensor:
-    """`x` in the memory layout of `p`; itself where it has that layout already."""
-    if x.stride() == p.stride():
-        return x
-    return torch.empty_like(p, dtype=x.dtype).copy_(x)
-
-
-class FastStep:
-    """Steps the kept weights down the gradient in `.grad`, with a rule of its own.
-
-    Memory, in weights kept: 4 bytes of index, and 8 of state under `adam`; 8 more while it steps.
+    The optimizer's momentum, moments and weight decay move masked weights too. Clipping limits the norm of the masked
+    gradient, as published.
     """
 
-    def __init__(
-        self,
-        params: Mapping[str, nn.Parameter],
-        mask: Mask | None,
-        rule: FastRule,
-        betas: tuple[float, float] = (0.9, 0.999),
-    ) -> None:
-        if rule not in ("sgd", "normalized", "adam"):
-            raise ValueError(f"FastStep has rules sgd, normalized and adam; got {rule!r}")
-        self.rule = rule
-        self.targets: list[tuple[nn.Parameter, Tensor | None]] = []
-        for name, p in params.items():
-            index = None
-            if mask is not None:
-                keep = keep_of(mask, name, p)
-                if not bool(keep.all()):
-                    index = flat_view(like(p, keep)).nonzero().flatten().to(torch.int32)
-                    if index.numel() == 0:
-                        continue
-            self.targets.append((p, index))
-        self.shadows: list[Tensor] = []
-        self.adam: torch.optim.Adam | None = None
-        if rule == "adam":
-            for p, _ in self.targets:
-                self.shadows.append(torch.zeros(0, dtype=p.dtype, device=p.device, requires_grad=True))
-            self.adam = torch.optim.Adam(self.shadows, betas=betas, fused=True)
+    forget_alpha: float
+    """The factor on the forget loss, so named by the published scripts; 1 in SCRUB."""
+    slow_steps: int = 1
+    schedule: Schedule = "cosine"
+    """s(t) of the factor."""
+    slow_schedule: Schedule = "constant"
+    every: int = 1
+    clip_forget: float | None = None
+    clip_remain: float | None = None
+
+    NEEDS: ClassVar[tuple[Side, ...]] = ("forget",)
+    TAKES: ClassVar[tuple[Side, ...]] = SIDES
+    own_rule: ClassVar[FastRule | None] = None
+    whole_mask: ClassVar[bool] = True
+    outer_rate: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: with the value got and the values allowed.
+        """
+        _check(self, "forget_alpha")
+
+    def phases(self, steps: int) -> dict[Side, int]:
+        """How many batches of each side the first steps take, as far as the method has an objective for them."""
+        return {"forget": -(-steps // self.every), "remain": steps * self.slow_steps}
+
+    def step(self, run: Run, t: int) -> None:
+        """Take step t."""
+        run.set_learning_rate(self.slow_schedule)
+        if t % self.every == 0:
+            alpha = run.row["fast_rate"] = self.forget_alpha * run.fading(self.schedule)
+            run.gradients("forget", factor=alpha)
+            run.mask_gradients()
+            run.finish("forget", run.slow.step, self.clip_forget)
+        for k in range(self.slow_steps if run.remains else 0):
+            run.gradients("remain", k)
+            run.finish("remain", run.slow.step, self.clip_remain)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One step of the slow optimizer on both losses: `θ ← θ - η (∇ remain + β s(t) m ⊙ ∇ forget)`."""
+
+    forget_weight: float
+    """β: the weight of the forget loss beside the remain loss."""
+    schedule: Schedule = "constant"
+    """s(t) of the weight."""
+    slow_schedule: Schedule = "constant"
+    every: int = 1
+    """The forget loss takes part at every n-th step."""
+    clip: float | None = None
+    """Limit of the norm of the sum (the setting `clip_remain`)."""
+    mask_all: bool = False
+    """Mask the whole gradient instead of its forget part: weights outside the mask never learn (SalUn)."""
+    outer_rate: float = 1.0
+    """α, as in `FastSlow`."""
+
+    NEEDS: ClassVar[tuple[Side, ...]] = SIDES
+    TAKES: ClassVar[tuple[Side, ...]] = SIDES
+    own_rule: ClassVar[FastRule | None] = None
+    whole_mask: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: with the value got and the values allowed.
+        """
+        _check(self, "forget_weight")
+
+    def phases(self, steps: int) -> dict[Side, int]:
+        """How many batches of each side the first steps take."""
+        return {"forget": -(-steps // self.every), "remain": steps}
+
+    def step(self, run: Run, t: int) -> None:
+        """Take step t."""
+        run.set_learning_rate(self.slow_schedule)
+        if t % self.every == 0:
+            weight = run.row["fast_rate"] = self.forget_weight * run.fading(self.schedule)
+            run.gradients("forget", factor=weight)
+            if not self.mask_all:
+                run.mask_gradients()
+        run.gradients("remain")
+        if self.mask_all:
+            run.mask_gradients()
+        run.finish("remain", run.slow.step, self.clip)
+        run.outer_step(self.outer_rate)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One step of the slow optimizer on the remain loss: plain training."""
+
+    slow_schedule: Schedule = "constant"
+    clip_remain: float | None = None
+
+    NEEDS: ClassVar[tuple[Side, ...]] = ("remain",)
+    TAKES: ClassVar[tuple[Side, ...]] = ("remain",)
+    own_rule: ClassVar[FastRule | None] = None
+    whole_mask: ClassVar[bool] = False
+    outer_rate: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: with the value got and the values allowed.
+        """
+        _check(self)
+
+    def phases(self, steps: int) -> dict[Side, int]:
+        """How many batches of each side the first steps take."""
+        return {"forget": 0, "remain": steps}
+
+    def step(self, run: Run, t: int) -> None:
+        """Take step t."""
+        run.set_learning_rate(self.slow_schedule)
+        run.gradients("remain")
+        run.finish("remain", run.slow.step, self.clip_remain)
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """New weights that are computed: `θ ← θ + share · m ⊙ (edit(θ) - θ)`. It needs neither objective."""
+
+    edit: Edit = field(repr=False)
+    share: float = 1.0
+    """The share of the way to the solution; 1 goes all the way."""
+
+    NEEDS: ClassVar[tuple[Side, ...]] = ()
+    TAKES: ClassVar[tuple[Side, ...]] = ()
+    own_rule: ClassVar[FastRule | None] = None
+    whole_mask: ClassVar[bool] = True
+    outer_rate: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: with the value got and the values allowed.
+        """
+        _check(self, "share")
+
+    def phases(self, steps: int) -> dict[Side, int]:
+        """How many batches of each side the first steps take: a closed form takes none."""
+        return {"forget": 0, "remain": 0}
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Change the kept weights by the rule at `rate`; their gradients are used up (set to `None`)."""
-        grads: list[Tensor | None] = []
-        for p, index in self.targets:
-            g = p.grad
-            if g is not None:
-                flat = flat_view(like(p, g))
-                g = flat if index is None else flat.index_select(0, index)
-                p.grad = None
-            grads.append(g)
-        if self.adam is not None:
-            for shadow, g in zip(self.shadows, grads, strict=True):
-                if g is not None:  # a shadow is a weight at 0, whose step is then the change
-                    shadow.data = torch.zeros_like(g)
-                    shadow.grad = g
-            self.adam.param_groups[0]["lr"] = rate
-            self.adam.step()
-            self.adam.zero_grad(set_to_none=True)
-            for (p, index), shadow, g in zip(self.targets, self.shadows, grads, strict=True):
-                if g is not None:
-                    _add(p, index, shadow, 1.0)
-                    shadow.data = shadow.new_zeros(0)
-            return
-        scale = 1.0
-        if self.rule == "normalized":
-            used = [g for g in grads if g is not None]
-            norm = float(torch.nn.utils.get_total_norm(used)) if used else 0.0
-            scale = math.sqrt(sum(g.numel() for g in used)) / norm if norm > 0 else 0.0
-        for (p, index), g in zip(self.targets, grads, strict=True):
-            if g is not None:
-                _add(p, index, g, -rate * scale)
+    def step(self, run: Run, t: int) -> None:
+        """Take step t.
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rule's moments; empty for rules without any."""
-        return {} if self.adam is None else dict(self.adam.state_dict())
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        if self.adam is not None:
-            self.adam.load_state_dict(state)
+        Raises:
+            NonFiniteError: for a solution that is not finite; no weight is changed.
+        """
+        run.row["fast_rate"] = self.share
+        new = dict[str, Tensor]()
+        for name, end in self.edit(run.net).items():
+            p = run.params[name]
+            new[name] = run.masked(name, torch.lerp(p, end.to(p), self.share))
+        norm = float(torch.nn.utils.get_total_norm([x - run.params[name] for name, x in new.items()]))
+        if not math.isfinite(norm):  # a second try would give the same
+            raise NonFiniteError("the closed form is not finite: regularise it more")
+        run.row["edit_norm"] = norm
+        for name, x in new.items():
+            run.params[name].copy_(x)
 
 
-def _add(p: Tensor, index: Tensor | None, change: Tensor, alpha: float) -> None:
-    flat = flat_view(p)
-    if index is None:
-        flat.add_(change, alpha=alpha)
-    else:
-        flat.index_add_(0, index, change, alpha=alpha)
+Update = FastSlow | Shared | Joint | Descent | ClosedForm
 
 
-def keep_of(mask: Mask, name: str, p: Tensor) -> Tensor:
-    """The mask of one parameter, on its device.
-
-    Raises:
-        KeyError: for a parameter the mask does not know.
-        ValueError: for a mask of another shape.
-    """
-    keep = mask[name]
-    if keep.shape != p.shape:
-        raise ValueError(f"the mask of {name!r} has shape {list(keep.shape)}, the weight {list(p.shape)}")
-    return keep.to(p.device)
+class NonFiniteError(RuntimeError):
+    """A loss, a gradient or a closed form was not finite, and there is nothing left to try."""
 
 
-@torch.no_grad()
-def mask_gradients(params: Mapping[str, nn.Parameter], keep: Mapping[str, Tensor]) -> None:
-    """Zero the gradient of every masked weight (the `shared` and `joint` rules)."""
-    for name, p in params.items():
-        if p.grad is not None:
-            p.grad.mul_(keep[name])
-
-
-@torch.no_grad()
-def outer_step(anchor: list[Tensor], params: list[nn.Parameter], rate: float) -> None:
-    """`φ ← φ + α (θ - φ)`, then `θ ← φ`, in place."""
-    for phi, theta in zip(anchor, params, strict=True):
-        phi.lerp_(theta, rate)
-        theta.copy_(phi)
+def _check(update: Update, rate: str | None = None) -> None:
+    """Check the fields that rules have in common; `rate` names what the setting `fast_rate` is called here."""
+    values = vars(update)
+    for name in ("schedule", "slow_schedule"):
+        if name in values and values[name] not in get_args(Schedule):
+            raise ValueError(f"unknown {name} {values[name]!r}; allowed: {', '.join(get_args(Schedule))}")
+    if rate is not None and not (values[rate] >= 0 and math.isfinite(values[rate])):
+        called = rate if rate == "fast_rate" else f"{rate} (the setting fast_rate)"
+        raise ValueError(f"{called} must be finite and ≥ 0; got {values[rate]}")
+    for name, least in (("slow_steps", 0), ("every", 1)):
+        if name in values and values[name] < least:
+            raise ValueError(f"{name} must be at least {least}; got {values[name]}")
+    if not 0 <= update.outer_rate <= 1:
+        raise ValueError(f"outer_rate must be in [0, 1]; got {update.outer_rate}")
+    for name in ("clip_forget", "clip_remain", "clip"):
+        value = values.get(name)
+        if value is not None and not value > 0:
+            called = "clip (the setting clip_remain)" if name == "clip" else name
+            raise ValueError(f"{called} must be > 0 or left out; got {value}")

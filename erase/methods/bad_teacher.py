@@ -15,8 +15,9 @@ from torch import nn
 
 from erase.engine.losses import DESCENT, Distance, Objective
 from erase.engine.method import Method
-from erase.engine.updates import Update
+from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def bad_teacher(
@@ -36,13 +37,10 @@ def bad_teacher(
         origin_net: the network at θ0, in eval mode.
         new_net: a network with new weights, in eval mode.
     """
-    update = Update(
-        fast_rate=fast_rate,
-        fast_rule="joint",
-        schedule="constant",
-        slow_schedule=slow_schedule,
-        clip_remain=clip_remain,
-    )
+    update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain)
     forget = DESCENT if new_net is None else Objective(Distance(new_net), 1, "bad teacher")
     remain = DESCENT if origin_net is None else Objective(Distance(origin_net), 1, "good teacher")
     return Method(name="bad_teacher", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(bad_teacher, needs=("origin_net", "new_net"), data=("forget", "remain"))

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Negate, copies
+from erase.engine.fast_step import FastRule
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
-from erase.engine.updates import FastRule, Update
+from erase.engine.updates import FastSlow
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def esd(
@@ -44,6 +46,9 @@ def esd(
     """
     if eta < 0:
         raise ValueError(f"eta must be ≥ 0; got {eta}")
-    update = Update(fast_rate=fast_rate, fast_rule=fast_rule, schedule=schedule, clip_forget=clip_forget)
+    update = FastSlow(fast_rate, fast_rule, schedule=schedule, clip_forget=clip_forget)
     forget = DESCENT if denoiser is None else Objective(Negate(copies(denoiser.net), eta), 1, "negate")
     return Method(name="esd", forget=forget, remain=None, update=update)
+
+
+METHOD = Entry(esd, needs=("denoiser",), data=("forget",))

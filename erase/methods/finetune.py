@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
-from erase.engine.updates import Update
+from erase.engine.updates import Descent
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def finetune(
@@ -21,5 +22,7 @@ def finetune(
         clip_remain: gradient norm limit.
         remain: remain objective.
     """
-    update = Update(fast_rate=0.0, slow_schedule=slow_schedule, clip_remain=clip_remain)
-    return Method(name="finetune", forget=None, remain=remain, update=update)
+    return Method(name="finetune", forget=None, remain=remain, update=Descent(slow_schedule, clip_remain))
+
+
+METHOD = Entry(finetune, needs=("remain",), data=("remain",))

@@ -6,10 +6,12 @@ arXiv 2109.13398.
 
 from __future__ import annotations
 
+from erase.engine.fast_step import FastRule
 from erase.engine.losses import ASCENT, Objective
 from erase.engine.method import Method
-from erase.engine.updates import FastRule, Update
+from erase.engine.updates import FastSlow
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def gradient_ascent(
@@ -29,5 +31,8 @@ def gradient_ascent(
         clip_forget: gradient norm limit.
         forget: forget objective.
     """
-    update = Update(fast_rate=fast_rate, fast_rule=fast_rule, schedule=schedule, clip_forget=clip_forget)
+    update = FastSlow(fast_rate, fast_rule, schedule=schedule, clip_forget=clip_forget)
     return Method(name="gradient_ascent", forget=forget, remain=None, update=update)
+
+
+METHOD = Entry(gradient_ascent, needs=("forget",), data=("forget",))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
-from erase.engine.updates import Update
+from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def random_label(
@@ -30,11 +31,8 @@ def random_label(
         forget: forget objective, descended.
         remain: remain objective.
     """
-    update = Update(
-        fast_rate=fast_rate,
-        fast_rule="joint",
-        schedule="constant",
-        slow_schedule=slow_schedule,
-        clip_remain=clip_remain,
-    )
+    update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain)
     return Method(name="random_label", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(random_label, needs=("forget", "remain"), data=("forget", "remain"))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
-from erase.engine.updates import Update
+from erase.engine.updates import Descent
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", remain: Objective = DESCENT) -> Method:
@@ -24,7 +25,9 @@ def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", rem
         name="retrain",
         forget=None,
         remain=remain,
-        update=Update(fast_rate=0.0, slow_schedule=slow_schedule),
+        update=Descent(slow_schedule),
         average=average,
-        fresh=True,
     )
+
+
+METHOD = Entry(retrain, needs=("remain",), data=("remain",), fresh=True)

@@ -6,13 +6,12 @@ arXiv 2310.12508. The mask holds in every step, those on remain data too.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
+from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
-from erase.methods.random_label import random_label
+from erase.methods import Entry
 
 
 def salun(
@@ -34,7 +33,8 @@ def salun(
         forget: forget objective, descended.
         remain: remain objective.
     """
-    base = random_label(
-        fast_rate=fast_rate, slow_schedule=slow_schedule, clip_remain=clip_remain, forget=forget, remain=remain
-    )
-    return replace(base, name="salun", mask=mask, update=replace(base.update, mask_slow=True))
+    update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain, mask_all=True)
+    return Method(name="salun", forget=forget, remain=remain, update=update, mask=mask)
+
+
+METHOD = Entry(salun, needs=("mask", "forget", "remain"), data=("forget", "remain"))

@@ -12,18 +12,22 @@ no temperature; γ is 1 (the learning rate scales both).
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
+from erase.engine.fast_step import FastRule
 from erase.engine.losses import ASCENT, DESCENT, Distance, Objective
 from erase.engine.method import Method
-from erase.engine.updates import FastRule, Update
+from erase.engine.updates import FastSlow, Shared, Update
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def scrub(
     *,
     fast_rate: float = 1.0,
-    fast_rule: FastRule = "shared",
+    fast_rule: FastRule | Literal["shared"] = "shared",
     schedule: Schedule = "linear",
     slow_steps: int = 1,
     slow_schedule: Schedule = "constant",
@@ -56,13 +60,22 @@ def scrub(
     if origin_net is not None:
         forget = Objective(Distance(origin_net), -1, "leave the teacher")
         remain = Objective(Distance(origin_net, alpha, remain.loss), 1, "obey the teacher")
-    update = Update(
-        fast_rate=fast_rate,
-        fast_rule=fast_rule,
-        slow_steps=slow_steps,
-        schedule=schedule,
-        slow_schedule=slow_schedule,
-        clip_forget=clip_forget,
-        clip_remain=clip_remain,
-    )
+    update: Update
+    if fast_rule == "shared":
+        update = Shared(
+            fast_rate, slow_steps, schedule, slow_schedule, clip_forget=clip_forget, clip_remain=clip_remain
+        )
+    else:
+        update = FastSlow(
+            fast_rate,
+            fast_rule,
+            slow_steps,
+            schedule=schedule,
+            slow_schedule=slow_schedule,
+            clip_forget=clip_forget,
+            clip_remain=clip_remain,
+        )
     return Method(name="scrub", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(scrub, needs=("origin_net", "remain"), data=("forget", "remain"))

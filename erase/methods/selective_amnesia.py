@@ -14,8 +14,9 @@ from torch import Tensor
 
 from erase.engine.losses import DESCENT, Objective, Pull
 from erase.engine.method import Method
+from erase.engine.updates import Joint
 from erase.engine.weighting import Schedule
-from erase.methods.random_label import random_label
+from erase.methods import Entry
 
 
 def selective_amnesia(
@@ -48,7 +49,8 @@ def selective_amnesia(
         raise ValueError(f"strength must be ≥ 0; got {strength}")
     if fisher is not None and origin is not None and strength > 0:
         remain = replace(remain, loss=Pull(remain.loss, fisher, origin, strength))
-    base = random_label(
-        fast_rate=fast_rate, slow_schedule=slow_schedule, clip_remain=clip_remain, forget=forget, remain=remain
-    )
-    return replace(base, name="selective_amnesia")
+    update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain)
+    return Method(name="selective_amnesia", forget=forget, remain=remain, update=update)
+
+
+METHOD = Entry(selective_amnesia, needs=("fisher", "origin", "forget", "remain"), data=("forget", "remain"))

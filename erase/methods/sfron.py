@@ -21,11 +21,13 @@ Deliberate differences from the paper and its scripts:
 
 from __future__ import annotations
 
+from erase.engine.fast_step import FastRule
 from erase.engine.losses import ASCENT, DESCENT, Objective
 from erase.engine.method import Method, Weights
 from erase.engine.saliency import Mask
-from erase.engine.updates import FastRule, Update
+from erase.engine.updates import FastSlow, Joint, Shared, Update
 from erase.engine.weighting import Schedule
+from erase.methods import Entry
 
 
 def sfron(
@@ -86,18 +88,20 @@ def sfron(
         for name, (got, allowed) in fixed.items():
             if got != allowed:
                 raise ValueError(f"published=True fixes {name} at {allowed}; got {got}")
-        fast_rule, schedule, per_bin = "shared", "cosine", False
+        per_bin = False
     elif fast_rule in ("shared", "joint"):
         raise ValueError(
             f"fast_rule {fast_rule!r} is set by published=True or ron=False; allowed: sgd, normalized, adam"
         )
-    elif not ron:
-        fast_rule = "joint"
-    return Method(
-        name="sfron",
-        forget=forget,
-        remain=remain,
-        update=Update(
+    elif not ron and slow_steps != 1:
+        raise ValueError(f"ron=False takes one step on both losses: slow_steps must be 1; got {slow_steps}")
+    update: Update
+    if published:
+        update = Shared(
+            fast_rate, 1, "cosine", slow_schedule, every=every, clip_forget=clip_forget, clip_remain=clip_remain
+        )
+    elif ron:
+        update = FastSlow(
             fast_rate=fast_rate,
             fast_rule=fast_rule or "adam",
             slow_steps=slow_steps,
@@ -107,7 +111,18 @@ def sfron(
             every=every,
             clip_forget=clip_forget,
             clip_remain=clip_remain,
-        ),
-        weights=Weights(lambd=lambd, floor=floor, per_bin=per_bin is not False),
-        mask=mask,
-    )
+        )
+    else:
+        update = Joint(
+            forget_weight=fast_rate,
+            schedule=schedule or "linear",
+            slow_schedule=slow_schedule,
+            every=every,
+            clip=clip_remain,
+            outer_rate=outer_rate,
+        )
+    weights = Weights(lambd=lambd, floor=floor, per_bin=per_bin is not False)
+    return Method(name="sfron", forget=forget, remain=remain, update=update, weights=weights, mask=mask)
+
+
+METHOD = Entry(sfron, needs=("mask", "forget", "remain"), data=("forget", "remain"))

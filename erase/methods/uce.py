@@ -25,7 +25,8 @@ from erase.diffusion.text import Concepts
 from erase.engine.backend import trainable
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
-from erase.engine.updates import Update
+from erase.engine.updates import ClosedForm
+from erase.methods import Entry
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def uce(
     """
     if preserve < 0 or lambd <= 0:
         raise ValueError(f"needs preserve ≥ 0 and lambd > 0; got {preserve} and {lambd}")
-    update = Update(fast_rate=fast_rate, schedule="constant", slow_steps=0)
-    return Method(
-        name="uce", forget=None, remain=None, update=update, mask=mask, edit=Reading(concepts, preserve, lambd)
-    )
+    update = ClosedForm(Reading(concepts, preserve, lambd), share=fast_rate)
+    return Method(name="uce", forget=None, remain=None, update=update, mask=mask)
+
+
+METHOD = Entry(uce, needs=("mask", "concepts"))

@@ -81,14 +81,14 @@ def attack_run(
     check_evaluators(config, plan)
     check_attacks(config, plan, open_model(source))
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
-    distributed.first(lambda: open_folder(config, out, about, command, resume))
+    distributed.on_main(lambda: open_folder(config, out, about, command, resume))
     target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
     result = new_report(config, command, target, None, {})
     result["robustness"] = attack(config, plan, erased, out, accelerator, precision, resume)
-    distributed.first(lambda: files.write_json(out / "report.json", result))
+    distributed.on_main(lambda: files.write_json(out / "report.json", result))
     for line in report.robustness_lines(result["robustness"]):
         say(line)
-    say(f"report: {distributed.first(lambda: report.write_html(out))}")
+    say(f"report: {distributed.on_main(lambda: report.write_html(out))}")
     return out / "report.html"
 
 
@@ -185,11 +185,13 @@ def attack(
         if "inversion" in names:
             assert data is not None
             path = top / "inversion" / f"{when}.safetensors"
-            if not (resume and distributed.first(path.exists)):
+            if not (resume and distributed.on_main(path.exists)):
                 with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
                     advance = partial(count_step, steps)
                     word = learning.learn_word(diffuser, data, wanted.inversion, config.seed, accelerator, advance)
-                distributed.first(partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt}))
+                distributed.on_main(
+                    partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt})
+                )
             word = read_safetensors(path)[0]["word"].to(diffuser.device)
             row = PromptRow(wanted.inversion.prompt, config.seed)
             with learning.meaning(diffuser, word):

@@ -28,7 +28,7 @@ from typing import Any
 from erase import config, resources
 from erase.evaluation.plot import scatter
 from erase.evaluation.stats import pareto_front, t_interval
-from erase.methods import builder
+from erase.methods import find_method
 from erase.programs.run import job_of
 from erase.programs.run import main as run_one
 from erase.store import files
@@ -121,8 +121,8 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
                 checked: Any = config.parse(settings, kind)
                 if getattr(checked.eval, "classifier", None) is not None:
                     resources.tiny_path(checked.eval.classifier)  # found now, not when the run's turn comes
-                build = builder(str(checked.method.get("name", "")))
-                build(**config.arguments(checked.method, build))
+                entry = find_method(str(checked.method.get("name", "")))
+                entry.build(**config.arguments(checked.method, entry))
                 runs.append(Run(name, str(target), seed, settings, begun))
     twice = {run.folder for run in runs if sum(other.folder == run.folder for other in runs) > 1}
     if twice:

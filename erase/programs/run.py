@@ -26,14 +26,24 @@ from erase.config import arguments
 from erase.engine import distributed
 from erase.engine.backend import Backend
 from erase.engine.batches import Batches, Samples, some
-from erase.engine.loop import Look
+from erase.engine.loop import Probe
 from erase.engine.losses import Objective
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
-from erase.methods import builder
+from erase.methods import Entry, find_method
 from erase.programs import saving
-from erase.programs.runs import STATE, TIMING, check_needs, check_saliency, drop, equip, open_folder, run_steps, start
+from erase.programs.runs import (
+    STATE,
+    TIMING,
+    check_needs,
+    check_saliency,
+    drop,
+    open_folder,
+    resolve_inputs,
+    run_steps,
+    start,
+)
 from erase.store import files
 from erase.store.safetensors import read_safetensors, write_safetensors
 
@@ -59,10 +69,10 @@ class Setting:
     precision: Precision
     say: Say
     """Where lines for a terminal go; of the first process alone."""
-    build: Callable[..., Method]
-    """The method's builder."""
+    entry: Entry
+    """What is known of the method before it is built."""
     method: Method
-    """Built of plain settings alone."""
+    """Built from settings alone."""
     command: str = ""
     """As it was typed."""
     preset: str = ""
@@ -100,7 +110,7 @@ class Lesson:
     """What some methods need beside data: `renew`, `concepts`."""
     before_steps: Callable[[Method], Method] = lambda method: method
     """Called after the mask is made and before the first step, with the method that is then used."""
-    until: Callable[[int], Look | None] | None = None
+    until: Callable[[int], Probe | None] | None = None
     desc: str = "unlearning"
     values: Callable[[], Mapping[str, Tensor]] | None = None
     """What the loop leaves; by default the trainable weights."""
@@ -190,19 +200,19 @@ def main(
         ValueError: for settings, prompts, labels, models or data that cannot be used.
     """
     config, accelerator, precision, say = start(config, say)
-    build = builder(str(config.method.get("name", "")))
-    method = build(**arguments(config.method, build))  # refuses values out of range now, not after the saliency
-    check_saliency(config.saliency, build)
-    setting = Setting(config, out, accelerator, precision, say, build, method, command, preset, form, resume, dry_run)
+    entry = find_method(str(config.method.get("name", "")))
+    method = entry.build(**arguments(config.method, entry))  # refuses values out of range now, not after the saliency
+    check_saliency(config.saliency, entry)
+    setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
     job = job_of(config.pipeline)(setting)
     if dry_run:
         say("\n".join(job.rehearse()))
         return out / "report.html"
     record = job.record()
-    distributed.first(lambda: open_folder(config, out, record, command, resume))
-    if resume and distributed.first(lambda: saving.finished(out)):
+    distributed.on_main(lambda: open_folder(config, out, record, command, resume))
+    if resume and distributed.on_main(lambda: saving.finished(out)):
         drop(out, *STATE, TRAINED)
-        distributed.first(lambda: saving.settle(out, form))
+        distributed.on_main(lambda: saving.settle(out, form))
         say(f"finished before: {job.page()}")
         return out / "report.html"
     say(job.announcement())
@@ -213,8 +223,8 @@ def main(
     gc.collect()
     job.measure_erased()
     result = job.report(learned)
-    distributed.first(lambda: saving.settle(out, form))
-    distributed.first(lambda: files.write_json(out / "report.json", result))
+    distributed.on_main(lambda: saving.settle(out, form))
+    distributed.on_main(lambda: files.write_json(out / "report.json", result))
     drop(out, TRAINED)
     for line in job.verdict(result):
         say(line)
@@ -225,7 +235,7 @@ def main(
 def learn(setting: Setting, job: Job) -> Learned:
     """Data, mask and loop; or what an earlier process of the run left of them."""
     trained, mask_path = setting.out / TRAINED, setting.out / "saliency.safetensors"
-    if distributed.first(trained.exists):
+    if distributed.on_main(trained.exists):
         values, stored = read_safetensors(trained)
         mask = load_mask(mask_path) if mask_path.exists() else None
         return Learned(values, mask, json.loads(stored["timing"]))
@@ -235,8 +245,8 @@ def learn(setting: Setting, job: Job) -> Learned:
     config = setting.config
     given = resolve(setting, lesson, mask_path, timing)
     mask = given.get("mask")
-    timing = distributed.first(partial(first_timing, setting.out / TIMING, timing))
-    method = lesson.before_steps(setting.build(**arguments(config.method, setting.build), **given))
+    timing = distributed.on_main(partial(first_timing, setting.out / TIMING, timing))
+    method = lesson.before_steps(setting.entry.build(**arguments(config.method, setting.entry), **given))
     done = run_steps(
         config,
         lesson.backend,
@@ -253,7 +263,7 @@ def learn(setting: Setting, job: Job) -> Learned:
     weights = dict(lesson.backend.net.named_parameters())
     own = {name: p.detach() for name, p in weights.items() if p.requires_grad}
     found = own if lesson.values is None else lesson.values()
-    distributed.first(partial(write_safetensors, trained, found, {"timing": json.dumps(timing)}))
+    distributed.on_main(partial(write_safetensors, trained, found, {"timing": json.dumps(timing)}))
     return Learned(found, mask, timing)
 
 
@@ -266,8 +276,8 @@ def first_timing(path: Path, timing: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str, Any]) -> dict[str, Any]:
-    """What the method's builder takes besides plain settings; `timing` gets the seconds of saliency."""
-    if setting.method.fresh:
+    """What the method's builder takes besides settings; `timing` gets the seconds of saliency."""
+    if setting.entry.fresh:
         return {"remain": lesson.remain_objective}
     began = time.perf_counter()
     wanted = setting.config.saliency
@@ -275,8 +285,8 @@ def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str,
         [] if side is None else some(side, wanted.count, wanted.batch_size, setting.config.seed)
         for side in (lesson.forget, lesson.remain)
     ]
-    given = equip(
-        setting.build,
+    given = resolve_inputs(
+        setting.entry,
         setting.config,
         lesson.backend if lesson.measured is None else lesson.measured,
         lesson.forget_objective,
@@ -297,4 +307,4 @@ def check_method(setting: Setting, has: Sequence[str]) -> None:
     Raises:
         ValueError: if it cannot.
     """
-    check_needs(setting.build, has)
+    check_needs(setting.entry, has)

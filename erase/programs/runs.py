@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import platform
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,14 +29,16 @@ from erase.diffusion.text import Concepts
 from erase.engine import distributed, memory
 from erase.engine.backend import Backend, LossFn, batch_size, batch_tensors, device_of, map_batch, seeded, trainable
 from erase.engine.fisher import Fisher, default_chunk, fisher_diagonal, mean_gradient
-from erase.engine.loop import Look, check_launch, unlearn
+from erase.engine.loop import Probe, check_launch, unlearn
 from erase.engine.losses import Objective, plain
 from erase.engine.method import Method
 from erase.engine.precision import Precision, notice, resolve
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.engine.state import Checkpoint
+from erase.engine.updates import ClosedForm
 from erase.evaluation import classes
 from erase.evaluation.generate import PromptRow, Sampler, generate
+from erase.methods import NEEDS, Entry
 from erase.programs.tracking import JsonlTracker, OtherTracker, check_tracker
 from erase.store import files
 
@@ -45,12 +46,8 @@ C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
 TIMING = "timing.json"
 STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors", TIMING)
 """Files of a run that is not trained yet."""
-RARE = {
-    "new_net": "a network with new weights",
-    "concepts": "text embeddings",
-    "denoiser": "a diffusion model",
-}
-"""What a builder may take and not every program has."""
+COMMON = frozenset({"forget", "remain", "mask", "fisher", "origin", "origin_net"})
+"""What every program can give a method, of `erase.methods.NEEDS`."""
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
 
 
@@ -122,7 +119,7 @@ def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, wha
             shown.update(len(drawn) * distributed.world())
             return drawn
 
-        return torch.cat(distributed.dealt(part, range(0, total, batch_size)))
+        return torch.cat(distributed.spread(part, range(0, total, batch_size)))
 
 
 @contextmanager
@@ -205,13 +202,13 @@ def _same(part: Any) -> Any:
     return part
 
 
-def check_saliency(wanted: Saliency, build: Callable[..., Method]) -> None:
-    """Find out now, not after the Fisher diagonals, that no mask can be made of them.
+def check_saliency(wanted: Saliency, entry: Entry) -> None:
+    """Check before the Fisher diagonals are computed that a mask can be made of them.
 
     Raises:
         ValueError: unless exactly one of threshold and density is given, for a method that takes a mask.
     """
-    if "mask" not in inspect.signature(build).parameters:
+    if "mask" not in entry.needs:
         return
     if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
         raise ValueError(
@@ -225,19 +222,19 @@ def check_saliency(wanted: Saliency, build: Callable[..., Method]) -> None:
         )
 
 
-def check_needs(build: Callable[..., Method], has: Collection[str]) -> None:
-    """Find out that a program, which has some of `RARE`, cannot give a builder what it takes.
+def check_needs(entry: Entry, rare: Collection[str]) -> None:
+    """Check that a program, which has some `rare` needs besides the `COMMON` ones, has what a method needs.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if it has not.
     """
-    for name in inspect.signature(build).parameters:
-        if name in RARE and name not in has:
-            raise ValueError(f"{build.__name__} needs {RARE[name]}, which this program does not make")
+    for need in entry.needs:
+        if need not in COMMON and need not in rare:
+            raise ValueError(f"method {entry.name} needs {NEEDS[need]}, which this program does not make")
 
 
-def equip(
-    build: Callable[..., Method],
+def resolve_inputs(
+    entry: Entry,
     config: Any,
     backend: Backend[Any],
     forget: Objective,
@@ -249,41 +246,41 @@ def equip(
     renew: Callable[[], nn.Module] | None = None,
     concepts: Concepts | None = None,
 ) -> dict[str, Any]:
-    """Whatever a method's builder takes besides plain settings: objectives, a mask, a Fisher diagonal, and so on.
+    """Compute what a method's builder takes besides settings: objectives, a mask, a Fisher diagonal, and so on.
 
     Args:
-        build: the builder; the names of its arguments say what it takes.
+        entry: says what the method needs.
         config: has `saliency`, `seed` and `checkpoint_every`.
         backend: the model, at θ0.
         forget: what is to be done on forget data.
         remain: what is to be done on remain data.
         batches: some of the forget and of the remain data, for Fisher diagonals.
         precision: of the forward passes.
-        mask_path: where the mask is kept; Fisher sums are, beside it.
-        resume: whether to go on with Fisher sums that are there.
+        mask_path: where the mask is kept; Fisher sums are kept beside it.
+        resume: whether to resume from Fisher sums that are there.
         renew: makes the network anew, with new weights.
         concepts: text embeddings, for closed forms.
 
     Raises:
-        ValueError: for a method that needs what there is not.
+        ValueError: for a method that needs something else; nothing is computed then.
     """
-    takes = inspect.signature(build).parameters
     rare = {"new_net": renew, "concepts": concepts, "denoiser": backend if isinstance(backend, Denoiser) else None}
-    check_needs(build, [name for name, value in rare.items() if value is not None])
+    check_needs(entry, [name for name, value in rare.items() if value is not None])
     given: dict[str, Any] = {"forget": forget, "remain": remain, **rare}
-    if "mask" in takes:
+    if "mask" in entry.needs:
         sides = [("forget", batches[0], forget.loss), ("remain", batches[1], plain)]
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
-    if "fisher" in takes:
+    if "fisher" in entry.needs:
         side = ("remain", batches[1], plain)
         found = diagonal(config, backend, side, precision, mask_path.parent, resume)
         given["fisher"] = found.named
+    if "origin" in entry.needs:
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
-    if "origin_net" in takes:
+    if "origin_net" in entry.needs:
         given["origin_net"] = copy.deepcopy(backend.net).eval().requires_grad_(False)
-    if "new_net" in takes and renew is not None:  # made only now: it is as large as the model
+    if "new_net" in entry.needs and renew is not None:  # made only now: it is as large as the model
         given["new_net"] = renew().eval().requires_grad_(False)
-    return {name: value for name, value in given.items() if name in takes}
+    return {need: given[need] for need in entry.needs}
 
 
 def make_mask(
@@ -307,12 +304,12 @@ def make_mask(
     wanted: Saliency = config.saliency
     if wanted.kind == "none":
         return None
-    if distributed.first(path.exists):
+    if distributed.on_main(path.exists):
         return load_mask(path)
     if wanted.kind == "magnitude":
         gradient = mean_gradient(
             backend,
-            moved(sides[0][1], backend),
+            to_device(sides[0][1], backend),
             draws=wanted.draws,
             generator=seeded(precision.device, config.seed, 1),
             loss=sides[0][2],
@@ -352,7 +349,7 @@ def diagonal(
         advance: Callable[[int], None] = partial(_advance, shown)
         return fisher_diagonal(
             backend,
-            moved(batches, backend),
+            to_device(batches, backend),
             per=wanted.per,
             draws=wanted.draws,
             generator=seeded(precision.device, config.seed, 1),
@@ -367,8 +364,8 @@ def diagonal(
         )
 
 
-def moved(batches: Sequence[Any], backend: Backend[Any]) -> Iterator[Any]:
-    """Batches on the network's device, one at a time: data are cached on the CPU."""
+def to_device(batches: Sequence[Any], backend: Backend[Any]) -> Iterator[Any]:
+    """The batches on the network's device, moved one at a time: data are cached on the CPU."""
     device = device_of(backend.net)
     return (map_batch(lambda x: x.to(device), batch) for batch in batches)
 
@@ -425,13 +422,13 @@ def draw_pictures(
     world = distributed.world()
     if distributed.rank() > 0:
         asked: Callable[[], Any] = lambda: None  # noqa: E731
-        while (wanted := distributed.first(asked)) is not None:
+        while (wanted := distributed.on_main(asked)) is not None:
             _draw_part(sample, wanted, batch_size)
         return
 
     def together(prompts: list[str], generators: list[torch.Generator], **given: Any) -> list[Image.Image]:
         wanted = (prompts, [g.initial_seed() for g in generators], given)
-        distributed.first(lambda: wanted)
+        distributed.on_main(lambda: wanted)
         return _draw_part(sample, wanted, batch_size)
 
     with bar(len(rows) * images, f"pictures: {folder.name}") as shown:
@@ -446,7 +443,7 @@ def draw_pictures(
             progress=lambda done, total: _advance(shown, done),
             settings=settings,
         )
-    distributed.first(lambda: None)
+    distributed.on_main(lambda: None)
 
 
 def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, Any]], size: int) -> list[Image.Image]:
@@ -457,12 +454,12 @@ def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, An
         part = slice(start, start + size)
         return sample(prompts[part], [torch.Generator("cpu").manual_seed(s) for s in seeds[part]], **given)
 
-    return [image for part in distributed.dealt(draw, range(0, len(prompts), size)) for image in part]
+    return [image for part in distributed.spread(draw, range(0, len(prompts), size)) for image in part]
 
 
 def classified(paths: Sequence[Path], classifier: Path, **settings: Any) -> classes.ClassPredictions:
     """What a classifier sees, each process looking at its share; arguments as those of `classify`."""
-    parts = distributed.dealt(lambda share: classes.classify(share, classifier, **settings), distributed.shares(paths))
+    parts = distributed.spread(lambda share: classes.classify(share, classifier, **settings), distributed.shares(paths))
     return classes.joined(parts)
 
 
@@ -477,7 +474,7 @@ def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
 def rehearse(
     config: Any,
     backend: memory.Model,
-    build: Callable[..., Method],
+    entry: Entry,
     objectives: Callable[[Any], tuple[Objective, Objective]],
     sample: Mapping[str, Any],
     sides: tuple[int, int],
@@ -490,7 +487,7 @@ def rehearse(
     Args:
         config: has `method`, `saliency` and `train`.
         backend: the model, its network in the mode in which it learns.
-        build: its method's builder.
+        entry: its method.
         objectives: of a network, what is to be done on forget and on remain data.
         sample: a batch of one, of any values.
         sides: how many forget and remain samples are cached.
@@ -498,10 +495,9 @@ def rehearse(
         more: lines on what else would be done.
         command: as it was typed.
     """
-    takes = inspect.signature(build).parameters
     wanted: Saliency = config.saliency
     train: Train | TrainClassifier = config.train
-    masked = "mask" in takes and wanted.kind != "none"
+    masked = "mask" in entry.needs and wanted.kind != "none"
     n = sum(p.numel() for p in trainable(backend.net).values())
     every = sum(p.numel() for p in backend.net.parameters())
     found: dict[str, dict[str, int]] = {}
@@ -511,19 +507,18 @@ def rehearse(
         with memory.Made(memory.tensors_of(model)) as made:
             given: dict[str, Any] = dict(zip(("forget", "remain"), objectives(net), strict=True))
             for name in ("fisher", "origin"):
-                if name in takes:
+                if name in entry.needs:
                     given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
             given["denoiser"] = model
-            teachers = [name for name in ("origin_net", "new_net") if name in takes]
+            teachers = [name for name in ("origin_net", "new_net") if name in entry.needs]
             given |= dict.fromkeys(teachers, net)
-            method = build(
-                **arguments(config.method, build), **{name: value for name, value in given.items() if name in takes}
-            )
+            needed = {name: value for name, value in given.items() if name in entry.needs}
+            method = entry.build(**arguments(config.method, entry), **needed)
         copies = made.now + 4 * every * len(teachers)
         used = [o.loss for o in (method.forget, method.remain) if o is not None]
         mode = net.training
         net.eval()  # as it is while a mask is made
-        if masked or "fisher" in takes:
+        if masked or "fisher" in entry.needs:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
             rows = wanted.batch_size if one else min(wanted.chunk or default_chunk(trainable(net)), wanted.batch_size)
@@ -543,9 +538,9 @@ def rehearse(
     for what, items in found.items():
         parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)
         lines.append(f"memory for the {what}: {sum(items.values()) / 1e9:.3f} GB ({parts})")
-    fast = method.forget is not None or method.edit is not None
-    forgets = -(-train.steps // method.update.every) if fast else 0
-    remains = 0 if method.remain is None else train.steps * method.update.slow_steps
+    phases = method.update.phases(train.steps)
+    forgets = train.steps if isinstance(method.update, ClosedForm) else phases["forget"] if method.forget else 0
+    remains = 0 if method.remain is None else phases["remain"]
     samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
     lines += [
         f"data: {sides[0]} forget and {sides[1]} remain samples; {samples} passes for the mask",
@@ -613,7 +608,7 @@ def run_steps(
     out: Path,
     resume: bool,
     desc: str = "unlearning",
-    until: Callable[[int], Look | None] | None = None,
+    until: Callable[[int], Probe | None] | None = None,
 ) -> Steps:
     """The loop with a progress bar, `metrics.jsonl`, and run state in `state.safetensors`.
 

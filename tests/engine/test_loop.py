@@ -15,15 +15,20 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from erase.engine.loop import Checkpoint, Look, NonFiniteError, unlearn
+from erase.engine.loop import Checkpoint, NonFiniteError, Probe, unlearn
 from erase.engine.losses import ASCENT, DESCENT, Objective, plain
 from erase.engine.method import Method, Weights
 from erase.engine.saliency import Mask
-from erase.engine.updates import Update
+from erase.engine.updates import ClosedForm, Descent, FastSlow, Joint, Shared, Update
 from erase.methods.sfron import sfron
 from erase.store.safetensors import read_safetensors
 
 RULES = ("sgd", "normalized", "adam")
+UPDATES: dict[str, Update] = {
+    "fast and slow": FastSlow(0.01),
+    "shared": Shared(0.01, schedule="linear"),
+    "joint": Joint(0.01, schedule="linear"),
+}
 
 
 def sgd(params: Any) -> torch.optim.Optimizer:
@@ -66,7 +71,7 @@ def test_displacement_on_a_quadratic(slow_steps: int, eta: float) -> None:
     ends = []
     for beta in (0.3, 0.0):
         net = Point(start)
-        update = Update(fast_rate=beta, fast_rule="sgd", slow_steps=slow_steps)
+        update = FastSlow(beta, "sgd", slow_steps)
         method = Method("test", Objective(forget, -1), Objective(remain, 1), update)
         go(toys.Plain(net), method, steps=1, optimizer=lambda p: torch.optim.SGD(p, lr=eta))
         ends.append(net.theta.detach())
@@ -200,9 +205,9 @@ def test_a_look_that_is_enough_ends_the_run() -> None:
     go(toys.Noisy(net), method, log=lambda row: whole.append(toys.weights(net)))
     asked, rows = list[int](), list[Any]()
 
-    def until(done: int) -> Look | None:
+    def until(done: int) -> Probe | None:
         asked.append(done)
-        return Look({"seen": done / 2}, enough=done == 3) if done > 1 else None
+        return Probe({"seen": done / 2}, enough=done == 3) if done > 1 else None
 
     other = toys.mlp()
     result = go(toys.Noisy(other), method, until=until, log=rows.append)
@@ -217,7 +222,7 @@ def test_a_run_killed_after_a_look_that_was_enough_ends_there_again(tmp_path: Pa
     for resume in (False, True):
         net = toys.mlp()
         checkpoint = Checkpoint(tmp_path / "state", 1, resume)
-        done = go(toys.Noisy(net), sfron(fast_rate=0.1), checkpoint=checkpoint, until=lambda n: Look({}, n == 3)).steps
+        done = go(toys.Noisy(net), sfron(fast_rate=0.1), checkpoint=checkpoint, until=lambda n: Probe({}, n == 3)).steps
         ends.append((done, toys.weights(net)))
     assert ends[0][0] == ends[1][0] == 3
     assert toys.same(ends[0][1], ends[1][1])
@@ -244,20 +249,17 @@ def test_rows_every_and_schedules() -> None:
         assert all(isinstance(v, int | float) for v in row.values())
 
 
-@pytest.mark.parametrize("rule", ["adam", "shared", "joint"])
-def test_methods_with_one_side_only(rule: Any) -> None:
+@pytest.mark.parametrize("update", [FastSlow(0.01, every=2), Shared(0.01, every=2), Descent()])
+def test_methods_with_one_side_only(update: Update) -> None:
     """Gradient ascent and fine-tuning, the two halves of the baselines."""
-    for forget, remain in ((ASCENT, None), (None, DESCENT)):
-        net = toys.mlp()
-        batches = toys.batches(1, count=1)
-        before = toys.Plain(net).losses(batches[0], toys.gen()).mean()
-        method = Method("half", forget, remain, Update(fast_rate=0.01, fast_rule=rule, every=2))
-        sides: Any = {"forget": batches if forget else None, "remain": batches if remain else None}
-        go(toys.Plain(net), method, **sides, optimizer=sgd)
-        after = toys.Plain(net).losses(batches[0], toys.gen()).mean()
-        assert (after > before) == (forget is not None)
-    with pytest.raises(ValueError, match="neither a forget nor a remain objective"):
-        Method("none", None, None, Update(fast_rate=0.1))
+    forget, remain = (None, DESCENT) if isinstance(update, Descent) else (ASCENT, None)
+    net = toys.mlp()
+    batches = toys.batches(1, count=1)
+    before = toys.Plain(net).losses(batches[0], toys.gen()).mean()
+    sides: Any = {"forget": batches if forget else None, "remain": batches if remain else None}
+    go(toys.Plain(net), Method("half", forget, remain, update), **sides, optimizer=sgd)
+    after = toys.Plain(net).losses(batches[0], toys.gen()).mean()
+    assert (after > before) == (forget is not None)
 
 
 def test_a_users_own_module_is_unlearned() -> None:
@@ -278,7 +280,7 @@ def test_a_users_own_module_is_unlearned() -> None:
         [(centres[c] + 0.3 * torch.randn(16, 4, generator=g), torch.full((16,), c)) for c in cs] for cs in ([0], [1, 2])
     ]
     fit = lambda p: torch.optim.Adam(p, lr=0.02)  # noqa: E731
-    go(mine, Method("fit", None, DESCENT, Update(fast_rate=0)), remain=sides[0] + sides[1], steps=300, optimizer=fit)
+    go(mine, Method("fit", None, DESCENT, Descent()), remain=sides[0] + sides[1], steps=300, optimizer=fit)
 
     def mean(side: Any) -> float:
         return sum(mine.losses(batch, g).mean().item() for batch in side) / len(side)
@@ -295,7 +297,7 @@ def test_a_users_own_module_is_unlearned() -> None:
 
 
 @pytest.mark.parametrize("kind", [toys.Noisy, toys.Plain])
-@pytest.mark.parametrize("rule", ["adam", "shared", "joint"])
+@pytest.mark.parametrize("rule", UPDATES)
 @pytest.mark.parametrize("micro_batch", [1, 3, 9])
 def test_micro_batches_are_the_whole_batch(kind: Any, rule: Any, micro_batch: int) -> None:
     """Weights over the whole batch too; in float64 to the order of additions."""
@@ -303,7 +305,8 @@ def test_micro_batches_are_the_whole_batch(kind: Any, rule: Any, micro_batch: in
     for micro in (None, micro_batch):
         rows: list[Any] = []
         net = toys.mlp()
-        update = Update(fast_rate=0.01, fast_rule=rule, clip_forget=0.3, clip_remain=0.3)
+        clips = {"clip": 0.3} if rule == "joint" else {"clip_forget": 0.3, "clip_remain": 0.3}
+        update = replace(UPDATES[rule], **clips)  # type: ignore[arg-type]
         go(kind(net), Method("test", ASCENT, DESCENT, update, Weights(0.5)), micro_batch=micro, log=rows.append)
         ends.append(toys.weights(net))
         seen.append([[v for k, v in row.items() if k != "seconds"] for row in rows])
@@ -334,7 +337,7 @@ def test_a_micro_batch_is_the_most_that_is_taken_at_once() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("lambd", [0.0, 0.5])
-@pytest.mark.parametrize("rule", ["adam", "shared", "joint"])
+@pytest.mark.parametrize("rule", UPDATES)
 @pytest.mark.parametrize("bad", ["forget", "remain"])
 def test_exactly_the_phase_that_is_not_finite_is_skipped(bad: str, rule: Any, lambd: float, value: float) -> None:
     net = toys.mlp()
@@ -352,8 +355,7 @@ def test_exactly_the_phase_that_is_not_finite_is_skipped(bad: str, rule: Any, la
         return loss
 
     objectives = Objective(watched("forget"), -1), Objective(watched("remain"), 1)
-    update = Update(fast_rate=0.01, fast_rule=rule)
-    result = go(toys.Noisy(net), Method("test", *objectives, update, Weights(lambd)), steps=3)
+    result = go(toys.Noisy(net), Method("test", *objectives, UPDATES[rule], Weights(lambd)), steps=3)
     skips = [0, 0]
     skips[bad == "remain" or rule == "joint"] = 1  # jointly there is one phase
     assert [result.skipped_fast, result.skipped_slow] == skips
@@ -389,46 +391,24 @@ def halved(net: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() / 2 for name, p in net.named_parameters() if name.startswith("0.")}
 
 
-def edited(**changes: Any) -> Method:
-    update = Update(fast_rate=1.0, schedule="constant", slow_steps=0)
-    return Method(**{"name": "edited", "forget": None, "remain": None, "update": update, "edit": halved, **changes})
+def edited(edit: Any = halved, **changes: Any) -> Method:
+    return Method("edited", None, None, ClosedForm(edit), **changes)
 
 
-def test_an_edit_takes_the_place_of_the_fast_step() -> None:
-    """Every n-th step, to the bit; slow steps go on from there, and other weights are left alone."""
+def test_an_edit_is_applied_in_each_step_and_leaves_other_weights_alone() -> None:
     net, before, rows = toys.mlp(), toys.weights(toys.mlp()), list[Any]()
-    every = Update(fast_rate=1.0, schedule="constant", slow_steps=0, every=2)
-    go(toys.Plain(net), edited(update=every), forget=None, remain=None, steps=3, log=rows.append)
+    go(toys.Plain(net), edited(), forget=None, remain=None, steps=2, log=rows.append)
     assert toys.same(toys.weights(net), {n: x / 4 if n.startswith("0.") else x for n, x in before.items()})
-    assert ["edit_norm" in row for row in rows] == [True, False, True]
-    ends = []
-    for start_halved in (False, True):
-        net, update = toys.mlp(), Update(fast_rate=1.0, schedule="constant", slow_steps=2)
-        method = edited(update=update, remain=DESCENT)
-        if start_halved:
-            with torch.no_grad():
-                for name, x in halved(net).items():
-                    net.get_parameter(name).copy_(x)
-            method = edited(edit=None, update=update, remain=DESCENT)
-        go(toys.Plain(net), method, forget=None, steps=1)
-        ends.append(toys.weights(net))
-    assert toys.same(*ends)
+    assert all(row["edit_norm"] > 0 for row in rows)
 
 
 def test_an_edit_that_is_not_finite_ends_the_run_and_changes_nothing() -> None:
     net = toys.mlp()
     before = toys.weights(net)
-    method = edited(edit=lambda net: {**halved(net), "2.bias": net[2].bias.detach() * float("nan")})
-    with pytest.raises(NonFiniteError, match="the closed form of method 'edited' is not finite"):
+    method = edited(lambda net: {**halved(net), "2.bias": net[2].bias.detach() * float("nan")})
+    with pytest.raises(NonFiniteError):
         go(toys.Plain(net), method, forget=None, remain=None)
     assert toys.same(toys.weights(net), before)
-
-
-def test_an_edit_stands_alone() -> None:
-    with pytest.raises(ValueError, match="has an edit and a forget objective: one fast step takes one of them"):
-        edited(forget=ASCENT)
-    with pytest.raises(ValueError, match="has neither a forget nor a remain objective, nor an edit"):
-        edited(edit=None)
 
 
 # ------------------------------------------------------------ processes

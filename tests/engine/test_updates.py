@@ -6,8 +6,11 @@ import torch
 import toys
 from torch import nn
 
+from erase.engine.fast_step import FastStep, outer_step
+from erase.engine.losses import ASCENT, DESCENT
+from erase.engine.method import Method
 from erase.engine.saliency import Mask
-from erase.engine.updates import FastStep, Update, outer_step
+from erase.engine.updates import ClosedForm, Descent, FastSlow, Joint, Shared
 
 RULES = ("sgd", "normalized", "adam")
 
@@ -106,8 +109,8 @@ def test_bad_masks_rules_and_layouts() -> None:
         FastStep(params, Mask({"0.weight": torch.ones(8, 4, dtype=torch.bool)}), "sgd")
     with pytest.raises(ValueError, match=r"mask of '0\.weight' has shape \[4, 8\], the weight \[8, 4\]"):
         FastStep(params, Mask({n: torch.ones(p.shape[::-1], dtype=torch.bool) for n, p in params.items()}), "sgd")
-    with pytest.raises(ValueError, match="rules sgd, normalized and adam; got 'shared'"):
-        FastStep(params, None, "shared")
+    with pytest.raises(ValueError, match=r"fast_rule 'shared'; .*sgd, normalized, adam"):
+        FastStep(params, None, "shared")  # type: ignore[arg-type]
     gaps = nn.Parameter(torch.zeros(3, 4)[:, ::2])
     gaps.grad = torch.ones(3, 2)
     with pytest.raises(AssertionError, match="not dense"):
@@ -123,22 +126,66 @@ def test_outer_step(rate: float) -> None:
     torch.testing.assert_close(anchor[0], torch.tensor(expected))
 
 
+RATES = {FastSlow: "fast_rate", Shared: "forget_alpha", Joint: "forget_weight", ClosedForm: "share"}
+"""What the setting `fast_rate` is called in each rule."""
+
+
+def made(rule: Any, **changes: Any) -> Any:
+    needed = {RATES[rule]: 1.0} if rule in RATES else {}
+    return rule(**{**needed, **({"edit": lambda net: {}} if rule is ClosedForm else {}), **changes})
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("rules", "change", "names"),
     [
-        ({"fast_rule": "lion"}, "unknown fast_rule 'lion'; allowed: sgd"),
-        ({"schedule": "step"}, "unknown schedule 'step'"),
-        ({"slow_schedule": "step"}, "unknown slow_schedule 'step'"),
-        ({"fast_rate": -1.0}, "fast_rate must be finite and ≥ 0; got -1.0"),
-        ({"fast_rate": float("nan")}, "fast_rate"),
-        ({"slow_steps": -1}, "slow_steps ≥ 0 .* got -1 and 1"),
-        ({"every": 0}, "every ≥ 1; got 1 and 0"),
-        ({"outer_rate": 1.5}, r"outer_rate must be in \[0, 1\]; got 1.5"),
-        ({"fast_rule": "joint", "slow_steps": 2}, "slow_steps must be 1; got 2"),
-        ({"clip_forget": 0.0}, "clip_forget must be > 0 or left out; got 0.0"),
-        ({"clip_remain": float("nan")}, "clip_remain must be > 0"),
+        ((FastSlow,), {"fast_rule": "lion"}, ["fast_rule", "'lion'", "sgd"]),
+        ((FastSlow, Shared, Joint), {"schedule": "step"}, ["schedule", "'step'", "linear"]),
+        ((FastSlow, Shared, Joint, Descent), {"slow_schedule": "step"}, ["slow_schedule", "'step'", "linear"]),
+        ((FastSlow, Shared), {"slow_steps": -1}, ["slow_steps", "-1"]),
+        ((FastSlow, Shared, Joint), {"every": 0}, ["every", "0"]),
+        ((FastSlow, Joint), {"outer_rate": 1.5}, ["outer_rate", "1.5", "[0, 1]"]),
+        ((FastSlow, Shared), {"clip_forget": 0.0}, ["clip_forget", "0.0"]),
+        ((FastSlow, Shared, Descent), {"clip_remain": float("nan")}, ["clip_remain", "nan"]),
+        ((Joint,), {"clip": -1.0}, ["clip_remain", "-1.0"]),
     ],
 )
-def test_bad_updates(change: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Update(**{"fast_rate": 1.0, **change})
+def test_bad_updates(rules: Any, change: Any, names: list[str]) -> None:
+    """The error names the setting, the value got and the values allowed."""
+    for rule in rules:
+        with pytest.raises(ValueError, match=names[0]) as caught:
+            made(rule, **change)
+        assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.parametrize("rule", RATES)
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_rates_are_finite_and_not_negative(rule: Any, value: float) -> None:
+    with pytest.raises(ValueError, match=f"fast_rate.*; got {value}"):
+        made(rule, **{RATES[rule]: value})
+
+
+@pytest.mark.parametrize("rule", [FastSlow, Shared, Joint, Descent, ClosedForm])
+@pytest.mark.parametrize("forget", [None, ASCENT])
+@pytest.mark.parametrize("remain", [None, DESCENT])
+def test_a_method_has_the_objectives_that_its_rule_needs_and_no_others(rule: Any, forget: Any, remain: Any) -> None:
+    allowed = {
+        FastSlow: forget is not None,
+        Shared: forget is not None,
+        Joint: forget is not None and remain is not None,
+        Descent: forget is None and remain is not None,
+        ClosedForm: forget is None and remain is None,
+    }[rule]
+    if allowed:
+        assert Method("mine", forget, remain, made(rule)).update == made(rule) or rule is ClosedForm
+    else:
+        with pytest.raises(ValueError, match=rf"'mine' .*(forget|remain) objective, .*{rule.__name__}"):
+            Method("mine", forget, remain, made(rule))
+
+
+@pytest.mark.parametrize(("steps", "forget"), [(0, 0), (1, 1), (3, 1), (4, 2)])
+def test_phases_of_the_first_steps(steps: int, forget: int) -> None:
+    assert FastSlow(1.0, slow_steps=2, every=3).phases(steps) == {"forget": forget, "remain": 2 * steps}
+    assert Shared(1.0, slow_steps=0, every=3).phases(steps) == {"forget": forget, "remain": 0}
+    assert Joint(1.0, every=3).phases(steps) == {"forget": forget, "remain": steps}
+    assert Descent().phases(steps) == {"forget": 0, "remain": steps}
+    assert made(ClosedForm).phases(steps) == {"forget": 0, "remain": 0}

@@ -7,6 +7,7 @@ import toys
 from erase.diffusion.denoiser import mse
 from erase.engine.backend import seeded
 from erase.engine.loop import unlearn
+from erase.engine.updates import FastSlow
 from erase.methods.esd import esd
 
 
@@ -64,6 +65,7 @@ def test_it_needs_an_empty_condition() -> None:
 
 def test_settings() -> None:
     method = esd(fast_rate=1e-5)
-    assert (method.name, method.remain, method.mask, method.update.fast_rule) == ("esd", None, None, "adam")
+    assert (method.name, method.remain, method.mask) == ("esd", None, None)
+    assert method.update == FastSlow(1e-5, "adam", schedule="constant")
     with pytest.raises(ValueError, match=r"eta must be ≥ 0; got -1\.0"):
         esd(fast_rate=1e-5, eta=-1.0)

@@ -61,6 +61,6 @@ def test_forget_data_are_not_looked_at() -> None:
 
 def test_settings() -> None:
     method = finetune()
-    assert (method.forget, method.remain, method.mask, method.fresh) == (None, DESCENT, None, False)
+    assert (method.forget, method.remain, method.mask) == (None, DESCENT, None)
     mine = Objective(plain, 1, "mine")
     assert finetune(remain=mine).remain is mine

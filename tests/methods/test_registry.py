@@ -1,10 +1,24 @@
 import inspect
 import re
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from erase.engine.method import Method
-from erase.methods import builder, list_methods
+from erase.methods import NEEDS, Entry, builder, find_method, list_methods
+
+
+def is_plain(hint: Any) -> bool:
+    """Whether a preset can hold it: made of bool, int, float, str, None and literals alone."""
+    if get_origin(hint) is Literal or hint in (bool, int, float, str, type(None)):
+        return True
+    return bool(get_args(hint)) and all(is_plain(part) for part in get_args(hint))
+
+
+def built(name: str) -> Method:
+    """With settings that are required at 0.1, and without needs."""
+    settings = find_method(name).settings.items()
+    return builder(name)(**{key: 0.1 for key, p in settings if p.default is inspect.Parameter.empty})
 
 
 def test_every_method_has_a_builder_with_a_source() -> None:
@@ -13,20 +27,48 @@ def test_every_method_has_a_builder_with_a_source() -> None:
     for name in list_methods():
         build = builder(name)
         module = inspect.getmodule(build)
-        assert build.__name__ == name
+        assert build.__name__ == find_method(name).name == name
         assert module is not None
         assert re.search(r"arXiv \d{4}\.\d{5}", module.__doc__ or ""), f"{name} names no paper"
         assert all(p.kind is p.KEYWORD_ONLY for p in inspect.signature(build).parameters.values())
 
 
-def test_built_methods_carry_their_name() -> None:
-    for name in list_methods():
-        build = builder(name)
-        needed = {
-            key: 0.1 for key, p in inspect.signature(build).parameters.items() if p.default is inspect.Parameter.empty
-        }
-        assert isinstance(build(**needed), Method)
-        assert build(**needed).name == name
+@pytest.mark.parametrize("name", list_methods())
+def test_an_entry_says_what_the_method_is(name: str) -> None:
+    """Its name, the data it trains on, and which arguments are settings: all that a preset can hold."""
+    entry, method = find_method(name), built(name)
+    assert method.name == name
+    assert entry.data == tuple(side for side in ("forget", "remain") if getattr(method, side) is not None)
+    for key, parameter in inspect.signature(builder(name), eval_str=True).parameters.items():
+        assert is_plain(parameter.annotation) == (key not in entry.needs), key
+        assert parameter.default is None or key not in entry.needs or key in ("forget", "remain")
+
+
+def test_needs_and_data_that_nobody_has_are_refused_at_once() -> None:
+    def mine(*, forget: Any = None) -> Any: ...
+
+    assert Entry(mine, needs=("forget",), data=("forget",)).settings == {}
+    for entry, said in (
+        ({"needs": ("teacher",)}, "mine needs 'teacher'"),
+        ({"needs": ("mask",)}, "mine needs 'mask'"),
+        ({"data": ("retain",)}, "mine .*'retain'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Entry(mine, **entry)  # type: ignore[arg-type]
+
+
+def test_what_a_run_reads() -> None:
+    def mine(*, mask: Any = None, fisher: Any = None) -> Any: ...
+
+    for entry, masked, expected in (
+        (Entry(mine), True, (False, False)),
+        (Entry(mine, data=("forget",)), False, (True, False)),
+        (Entry(mine, needs=("mask",)), True, (True, True)),
+        (Entry(mine, needs=("mask",)), False, (False, False)),
+        (Entry(mine, needs=("fisher",)), False, (False, True)),
+    ):
+        assert (entry.reads("forget", masked), entry.reads("remain", masked)) == expected
+    assert NEEDS.keys() >= {"mask", "fisher"}
 
 
 def test_unknown_method_says_what_there_is() -> None:

@@ -3,7 +3,7 @@ import toys
 
 from erase.engine.loop import unlearn
 from erase.engine.losses import Objective, plain
-from erase.methods.retrain import retrain
+from erase.methods.retrain import METHOD, retrain
 
 
 def test_is_plain_training_and_its_running_mean() -> None:
@@ -27,6 +27,7 @@ def test_is_plain_training_and_its_running_mean() -> None:
 
 def test_starts_afresh_and_forgets_nothing() -> None:
     method = retrain()
-    assert (method.fresh, method.forget, method.mask, method.average) == (True, None, None, 0.999)
+    assert METHOD.fresh
+    assert (method.forget, method.mask, method.average) == (None, None, 0.999)
     mine = Objective(plain, 1, "mine")
     assert retrain(average=0, remain=mine).remain is mine

@@ -88,19 +88,11 @@ def test_a_full_mask_and_none_are_random_labels() -> None:
     assert not toys.same(go(salun(mask=toys.some_mask(toys.mlp()), fast_rate=0.5))[0], expected)
 
 
-def test_slow_steps_are_masked_only_where_the_method_says_so() -> None:
-    """`mask_slow` with a fast step of its own: SFR-on's remain steps move all weights, unless it is on."""
+@pytest.mark.parametrize("ron", [True, False])
+def test_other_methods_mask_the_forget_side_alone(ron: bool) -> None:
+    """The remain gradients of SFR-on move all weights, with and without R-on."""
     before, mask = toys.weights(toys.mlp()), toys.some_mask(toys.mlp())
-    method = sfron(mask=mask, fast_rate=0.01, slow_steps=2)
-    assert not outside_stands(before, go(method)[0], mask)
-    assert outside_stands(before, go(replace(method, update=replace(method.update, mask_slow=True)))[0], mask)
-
-
-def test_remain_steps_alone_are_masked() -> None:
-    """A method without forget objective."""
-    before, mask = toys.weights(toys.mlp()), toys.some_mask(toys.mlp())
-    after, _ = go(replace(salun(mask=mask), forget=None), forget=None)
-    assert outside_stands(before, after, mask)
+    assert not outside_stands(before, go(sfron(mask=mask, fast_rate=0.01, ron=ron))[0], mask)
 
 
 def test_a_mask_of_other_parameters_is_refused_before_the_first_step() -> None:
@@ -118,5 +110,5 @@ def test_settings() -> None:
     mask = toys.some_mask(toys.mlp())
     method, base = salun(mask=mask, fast_rate=0.5), random_label(fast_rate=0.5)
     assert (method.name, method.mask is mask) == ("salun", True)
-    assert method.update == replace(base.update, mask_slow=True)
+    assert method.update == replace(base.update, mask_all=True)  # type: ignore[call-arg]
     assert (method.forget, method.remain) == (base.forget, base.remain)

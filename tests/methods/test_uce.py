@@ -6,7 +6,7 @@ import torch
 import toys
 from torch import Tensor, nn
 
-from erase.diffusion.data import Concepts
+from erase.diffusion.text import Concepts
 from erase.engine.loop import unlearn
 from erase.engine.method import Method
 from erase.methods.uce import uce

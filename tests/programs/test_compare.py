@@ -17,7 +17,7 @@ import yaml
 
 from erase import cli, resources
 from erase.config import PIPELINES, SdConfig, arguments, override, read_preset
-from erase.methods import builder
+from erase.methods import find_method
 
 PRESET: dict[str, Any] = {
     "pipeline": "sd",
@@ -244,8 +244,8 @@ def test_shipped_comparison_is_whole(comparing: ModuleType, name: str) -> None:
     assert len(plan.runs) == rows * len(data["targets"]) * len(data.get("seeds", [0]))
     for run in plan.runs:
         assert PIPELINES[plan.pipeline] is not None
-        build = builder(run.settings["method"]["name"])
-        build(**arguments(run.settings["method"], build))
+        entry = find_method(run.settings["method"]["name"])
+        entry.build(**arguments(run.settings["method"], entry))
 
 
 # --- running --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import dataclass, field
+from inspect import Parameter, Signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,7 @@ from erase.engine.losses import Objective, plain
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
-from erase.methods import builder, list_methods
-from erase.methods.sfron import sfron
+from erase.methods import NEEDS, Entry, find_method, list_methods
 from erase.programs import runs
 
 ONE = Saliency(density=0.3, draws=1, count=4, batch_size=4)
@@ -38,47 +38,59 @@ def settings(saliency: Saliency, seed: int = 3) -> Any:
     return SimpleNamespace(saliency=saliency, seed=seed, checkpoint_every=1)
 
 
-def equip(
-    build: Any, tmp_path: Path, net: nn.Module, saliency: Saliency = ONE, renew: Any = toys.mlp
+def mine(**needs: Any) -> Any:
+    """The builder of a method that takes everything."""
+
+
+mine.__signature__ = Signature([Parameter(need, Parameter.KEYWORD_ONLY) for need in NEEDS])  # type: ignore[attr-defined]
+
+
+def resolve(
+    entry: Entry, tmp_path: Path, net: nn.Module, saliency: Saliency = ONE, renew: Any = toys.mlp
 ) -> dict[str, Any]:
     batches = toys.batches(1, count=1), toys.batches(2, count=1)
-    path = tmp_path / "mask.safetensors"
-    return runs.equip(build, settings(saliency), toys.Noisy(net), FORGET, REMAIN, batches, FLOAT, path, renew=renew)
+    path, backend = tmp_path / "mask.safetensors", toys.Noisy(net)
+    return runs.resolve_inputs(entry, settings(saliency), backend, FORGET, REMAIN, batches, FLOAT, path, renew=renew)
 
 
-# ------------------------------------------------------------ what a builder takes
+# ------------------------------------------------------------ what a method needs
 
 
-def test_a_builder_gets_what_it_takes_and_nothing_else(tmp_path: Path) -> None:
-    def nothing(*, lr: float = 0.1) -> None: ...
-    def one(*, remain: Any = None) -> None: ...
-    def both(*, rate: float, forget: Any = None, remain: Any = None) -> None: ...
-    def masked(*, mask: Any = None, forget: Any = None) -> None: ...
-    def pulled(*, fisher: Any = None, origin: Any = None, remain: Any = None) -> None: ...
-    def blind(*, fisher: Any = None) -> None: ...
+def test_a_builder_gets_what_it_needs_and_nothing_else(tmp_path: Path) -> None:
+    def given(*needs: str) -> Any:
+        return resolve(Entry(mine, needs=needs), tmp_path, toys.mlp())
 
-    net = toys.mlp()
-    assert equip(nothing, tmp_path, net) == {}
-    assert equip(one, tmp_path, net) == {"remain": REMAIN}
-    assert equip(both, tmp_path, net) == {"forget": FORGET, "remain": REMAIN}
+    assert given() == {}
+    assert given("remain") == {"remain": REMAIN}
+    assert given("forget", "remain") == {"forget": FORGET, "remain": REMAIN}
     assert not list(tmp_path.iterdir())  # no mask without a use for it
-    assert equip(masked, tmp_path, net).keys() == {"mask", "forget"}
+    assert given("mask", "forget").keys() == {"mask", "forget"}
     assert [p.name for p in tmp_path.iterdir()] == ["mask.safetensors"]
-    assert equip(pulled, tmp_path, net).keys() == {"fisher", "origin", "remain"}
-    assert equip(blind, tmp_path, net).keys() == {"fisher"}
+    assert given("fisher", "origin", "remain").keys() == {"fisher", "origin", "remain"}
+    assert given("fisher").keys() == {"fisher"}
+    assert given("origin").keys() == {"origin"}
     assert {p.name for p in tmp_path.iterdir()} == {"mask.safetensors", "fisher-remain.safetensors"}
+
+
+@pytest.mark.parametrize("need", ["new_net", "concepts", "denoiser"])
+def test_what_a_program_does_not_have_is_refused_before_anything_is_computed(tmp_path: Path, need: str) -> None:
+    entry = Entry(mine, needs=("mask", "fisher", need))
+    with pytest.raises(ValueError, match=f"mine needs {NEEDS[need]}"):
+        resolve(entry, tmp_path, toys.mlp(), renew=None)
+    assert not list(tmp_path.iterdir())
+    runs.check_needs(entry, [need])
 
 
 @pytest.mark.parametrize("name", list_methods())
 def test_every_method_is_built_of_what_it_is_given(name: str, tmp_path: Path) -> None:
-    build = builder(name)
+    entry = find_method(name)
     rare = {"esd": "a diffusion model", "uce": "text embeddings"}
     if name in rare:
-        with pytest.raises(ValueError, match=f"{name} needs {rare[name]}, which this program does not make"):
-            equip(build, tmp_path, toys.mlp())
+        with pytest.raises(ValueError, match=f"{name} needs {rare[name]}"):
+            resolve(entry, tmp_path, toys.mlp())
         return
-    given = equip(build, tmp_path, toys.mlp())
-    method = build(**({"fast_rate": 0.1} if name in ("sfron", "gradient_ascent") else {}), **given)
+    given = resolve(entry, tmp_path, toys.mlp())
+    method = entry.build(**({"fast_rate": 0.1} if name in ("sfron", "gradient_ascent") else {}), **given)
     assert isinstance(method, Method)
     assert (method.mask is not None) == (name in ("sfron", "salun"))
     if name not in ("bad_teacher", "scrub"):  # they make their own of the teachers
@@ -90,10 +102,9 @@ def test_every_method_is_built_of_what_it_is_given(name: str, tmp_path: Path) ->
 def test_teachers_are_the_network_as_it_was_and_a_new_one(tmp_path: Path) -> None:
     """In eval mode, without gradients, and training leaves them alone."""
 
-    def taught(*, origin_net: Any = None, new_net: Any = None) -> None: ...
-
+    taught = Entry(mine, needs=("origin_net", "new_net"))
     net, new = toys.mlp().train(), toys.mlp().train()
-    given = equip(taught, tmp_path, net, renew=lambda: new)
+    given = resolve(taught, tmp_path, net, renew=lambda: new)
     assert given["new_net"] is new
     assert given["origin_net"] is not net
     for teacher in given.values():
@@ -105,15 +116,13 @@ def test_teachers_are_the_network_as_it_was_and_a_new_one(tmp_path: Path) -> Non
             p.add_(1)
     assert net.training
     assert toys.same(toys.weights(given["origin_net"]), before)
-    with pytest.raises(ValueError, match="taught needs a network with new weights, which this program does not make"):
-        equip(taught, tmp_path, net, renew=None)
 
 
 def test_the_fisher_diagonal_and_the_origin_are_those_of_the_start(tmp_path: Path) -> None:
     """Remain data, the backend's own loss, per sample; copies, which training leaves alone."""
     net = toys.mlp()
     net[0].bias.requires_grad_(False)
-    given = equip(builder("selective_amnesia"), tmp_path, net, Saliency(draws=3))
+    given = resolve(find_method("selective_amnesia"), tmp_path, net, Saliency(draws=3))
     expected = fisher_diagonal(toys.Noisy(net), toys.batches(2, count=1), draws=3, generator=seeded("cpu", 3, 1))
     assert expected.count == 12
     assert given["fisher"].keys() == {"0.weight", "2.weight", "2.bias"}
@@ -228,7 +237,7 @@ def test_no_mask_where_it_is_off(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        runs.check_saliency(saliency, sfron)
+        runs.check_saliency(saliency, find_method("sfron"))
     assert "\n" not in str(caught.value)
 
 
@@ -243,7 +252,7 @@ def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, 
     ],
 )
 def test_settings_that_make_a_mask_are_not_refused(saliency: Saliency) -> None:
-    runs.check_saliency(saliency, sfron)
+    runs.check_saliency(saliency, find_method("sfron"))
 
 
 # ------------------------------------------------------------ the folder

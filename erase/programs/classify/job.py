@@ -34,7 +34,7 @@ class Job:
         config: ClassifyConfig = setting.config
         metrics.check_sklearn()
         check_method(setting, ("new_net",))
-        self.setting, self.config, self.fresh = setting, config, setting.method.fresh
+        self.setting, self.config, self.fresh = setting, config, setting.entry.fresh
         if self.fresh and setting.form == "delta":
             raise ValueError(
                 f"--save delta keeps what changed, and {setting.method.name} makes new weights: leave it out"
@@ -68,7 +68,7 @@ class Job:
         return rehearse(
             config,
             backend,
-            setting.build,
+            setting.entry,
             lambda net: objectives,
             sample,
             sides,
@@ -102,12 +102,12 @@ class Job:
 
     def measure_base(self) -> None:
         """The model before, and the retrained one: trained now, or in an earlier run."""
-        distributed.first(lambda: splits.write(self.plan.split, self.setting.out / "split.json"))
+        distributed.on_main(lambda: splits.write(self.plan.split, self.setting.out / "split.json"))
         self.places["before"] = self.compared.base()
         retrained = self.compared.retrained()
         if self.fresh:
             assert retrained is not None
-            distributed.first(partial(copy, retrained, self.setting.out))
+            distributed.on_main(partial(copy, retrained, self.setting.out))
         if retrained is not None:
             self.places["retrained"] = retrained
 
@@ -144,7 +144,7 @@ class Job:
         target = {"erase_split_sha256": self.plan.split.digest}
         if not self.fresh:
             meta = saving.provenance(self.config, setting.preset, before.source, target, learned.mask)
-            distributed.first(partial(saving.save, before.source, learned.values, setting.out, meta, setting.form))
+            distributed.on_main(partial(saving.save, before.source, learned.values, setting.out, meta, setting.form))
         retrained = self.places.get("retrained")
         cache = retrained.cache if self.fresh and retrained is not None else None
         self.places["after"] = Place(folders.locate(setting.out / saving.MODEL), cache=cache)
@@ -160,7 +160,7 @@ class Job:
         make = partial(
             make_report, self.config, self.plan, places, seen, learned.mask, dict(learned.timing), setting.command
         )
-        result = distributed.first(make)
+        result = distributed.on_main(make)
         return result | ({"preset": setting.preset} if setting.preset else {})
 
     def verdict(self, result: Mapping[str, Any]) -> list[str]:
@@ -169,7 +169,7 @@ class Job:
 
     def page(self) -> Path:
         """`report.html`."""
-        return distributed.first(lambda: report.write_html(self.setting.out))
+        return distributed.on_main(lambda: report.write_html(self.setting.out))
 
     @staticmethod
     def summary(report: dict[str, Any]) -> dict[str, float | str | None]:

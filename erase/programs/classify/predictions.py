@@ -37,7 +37,7 @@ def predict(config: ClassifyConfig, plan: Plan, place: Place, device: torch.devi
         "weights": json.dumps(folders.fingerprint(place.source)),
     }
     path = None if place.cache is None else place.cache / f"predictions-{plan.test.digest[:12]}.safetensors"
-    made = distributed.first(lambda: None if path is None else kept_logits(path, meta))
+    made = distributed.on_main(lambda: None if path is None else kept_logits(path, meta))
     if made is None:
         model = models.open_model(place.source.folder, device)
         made = {}
@@ -50,9 +50,9 @@ def predict(config: ClassifyConfig, plan: Plan, place: Place, device: torch.devi
                 return found
 
             for name, data in (("train", plan.data), ("test", plan.test)):
-                made[name] = torch.cat(distributed.dealt(ask, torch.split(data.pixels, config.eval.batch_size)))
+                made[name] = torch.cat(distributed.spread(ask, torch.split(data.pixels, config.eval.batch_size)))
         if path is not None:
-            distributed.first(partial(write_safetensors, path, made, {**meta, "sha256": digest(made)}))
+            distributed.on_main(partial(write_safetensors, path, made, {**meta, "sha256": digest(made)}))
     return Seen(made["train"].numpy(), made["test"].numpy())
 
 

@@ -104,10 +104,10 @@ class Comparison:
         assert recipe is not None
         cache, made_of = self.entry(index)
         source = folders.Source(f"trained-{cache.name}", cache / "model")
-        found = distributed.first(lambda: kept(cache, made_of))
+        found = distributed.on_main(lambda: kept(cache, made_of))
         if found is None:
             self.say(f"{what}: {len(index)} images, {recipe.epochs} epochs ({cache})")
-            distributed.first(lambda: files.write_json(cache / "key.json", made_of))
+            distributed.on_main(lambda: files.write_json(cache / "key.json", made_of))
             seed = training_seed(config)
             model = replace(self.model, net=models.renew(self.model, seed))
             backend = classifier(config, model)
@@ -124,7 +124,7 @@ class Comparison:
                 desc=what,
             )
             record = {"seconds": done.timing["erase_s"], "steps": done.steps}
-            found = distributed.first(lambda: keep(model, cache, record))
+            found = distributed.on_main(lambda: keep(model, cache, record))
         return Place(source, found["seconds"], cache)
 
 

@@ -41,7 +41,7 @@ class Job:
     def __init__(self, setting: Setting) -> None:
         config: DdpmConfig = setting.config
         check_method(setting, ("new_net", "denoiser"))
-        self.setting, self.config, self.fresh = setting, config, setting.method.fresh
+        self.setting, self.config, self.fresh = setting, config, setting.entry.fresh
         self.source = None if config.model == NEW else find(config, config.model)
         if self.source is None and setting.form == "delta":
             raise ValueError("--save delta needs a base; model=new has none")
@@ -65,7 +65,7 @@ class Job:
         return rehearse(
             config,
             model.denoiser(model.null()),
-            setting.build,
+            setting.entry,
             partial(denoising, config),
             sample,
             self.sides(),
@@ -165,7 +165,7 @@ class Job:
 
     def save(self, learned: Learned) -> None:
         """In the form the model came in; a new one as a pipeline."""
-        distributed.first(partial(self._write, learned))
+        distributed.on_main(partial(self._write, learned))
         self.model.free()
 
     def _write(self, learned: Learned) -> None:
@@ -211,7 +211,7 @@ class Job:
 
         Exposed parts are hidden unless the preset says all images are harmless.
         """
-        return distributed.first(self._write_page)
+        return distributed.on_main(self._write_page)
 
     def _write_page(self) -> Path:
         blur: grid.Blur | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -18,7 +17,7 @@ from erase.diffusion.model import Model, open_model
 from erase.engine.method import Method
 from erase.evaluation import classes, generate
 from erase.evaluation.generate import PromptRow
-from erase.methods import builder
+from erase.methods import find_method
 from erase.store.labelled import LabelledImages, class_number, read_labelled
 
 LEAST = 6
@@ -177,11 +176,12 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
         class_conditional.check_guidance(diffuser, config.draw.guidance)
-    if method.fresh and plan.data is None:
+    entry = find_method(method.name)
+    if entry.fresh and plan.data is None:
         raise ValueError("training needs data.source: labelled images")
-    if method.fresh and config.train.parameters != "full":
+    if entry.fresh and config.train.parameters != "full":
         raise ValueError(f"{method.name} starts from new weights, all of which must learn: set train.parameters=full")
-    asked = "forget" in inspect.signature(builder(method.name)).parameters  # others bring their own target
+    asked = "forget" in entry.needs  # others bring their own target
     if asked and method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
         raise ValueError(
             f"{method.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"

@@ -58,7 +58,7 @@ def make_report(
     seen: dict[str, classes.ClassPredictions] = {}
     for key, what in FOLDERS.items():
         folder = out / "images" / what
-        if distributed.first(folder.is_dir):
+        if distributed.on_main(folder.is_dir):
             paths = generate.check_images(folder, drawn_rows(config, plan), config.eval.images, drawn.get(what))
             seen[key] = classified(paths, judge, features=True)
     real, real_labels = reference(config, plan, judge, seen)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,17 +12,16 @@ from erase.config import SdConfig
 from erase.diffusion import condition
 from erase.diffusion.data import ImageItem, LatentSet, encode_in_batches
 from erase.diffusion.model import Model
-from erase.engine.method import Method
 from erase.engine.precision import Precision
+from erase.methods import Entry
 from erase.programs.text.drawing import drawn_latents
 from erase.programs.text.plan import Plan, anchors_of
 
 
-def looks_at(config: SdConfig, method: Method, build: Callable[..., Method]) -> tuple[bool, bool]:
-    """Whether a run learns from pictures of what is forgotten, and of what stays; those alone are drawn."""
-    takes = inspect.signature(build).parameters
-    masked = config.saliency.kind != "none" and "mask" in takes
-    return method.forget is not None or masked, method.remain is not None or masked or "fisher" in takes
+def sides_read(config: SdConfig, entry: Entry) -> tuple[bool, bool]:
+    """Whether a run reads images of what is forgotten, and of what stays; only those are generated."""
+    masked = config.saliency.kind != "none"
+    return entry.reads("forget", masked), entry.reads("remain", masked)
 
 
 def cache(

@@ -17,12 +17,13 @@ from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.method import Method
+from erase.engine.updates import ClosedForm
 from erase.evaluation import generate, grid, nudity, report
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.runs import denoising, rehearse
-from erase.programs.text.data import cache, looks_at
+from erase.programs.text.data import cache, sides_read
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import (
     check_evaluators,
@@ -42,7 +43,7 @@ class Job:
 
     def __init__(self, setting: Setting) -> None:
         config: SdConfig = setting.config
-        if setting.method.fresh:
+        if setting.entry.fresh:
             raise ValueError(f"{config.method['name']} trains new weights, which erase run sd does not do")
         check_method(setting, ("concepts", "denoiser"))
         self.setting, self.config = setting, config
@@ -83,7 +84,7 @@ class Job:
         return rehearse(
             config,
             model.denoiser(asked),
-            self.setting.build,
+            self.setting.entry,
             partial(denoising, config),
             sample,
             self.sides(),
@@ -99,7 +100,7 @@ class Job:
         parts = {"own": drawn if own is None else len(own), "anchor": drawn}
         forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
         remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
-        used = looks_at(config, self.setting.method, self.setting.build)
+        used = sides_read(config, self.setting.entry)
         return forget if used[0] else 0, remain if used[1] else 0
 
     def record(self) -> dict[str, Any]:
@@ -149,10 +150,10 @@ class Job:
         model.pipe.vae.enable_slicing()  # an image at a time
         model.remember([*plan.words, ""])
         resources: dict[str, Any] = {}
-        if setting.method.edit is not None:
+        if isinstance(setting.method.update, ClosedForm):
             anchors = plan.anchors or [""] * len(plan.forget)
             resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain])
-        used = looks_at(config, setting.method, setting.build)
+        used = sides_read(config, setting.entry)
         forget, remain, null = cache(config, plan, model, setting.precision, used)
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)
@@ -183,10 +184,10 @@ class Job:
         target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
         steps = learned.timing["steps"]
         describe = partial(saving.provenance, self.config, setting.preset, self.source, target, learned.mask, steps)
-        meta = distributed.first(describe)
+        meta = distributed.on_main(describe)
         forgotten = dict.fromkeys([*self.gone, *marks(self.config, plan)])
         meta |= {folders.FORGOTTEN: json.dumps(list(forgotten))}
-        distributed.first(partial(saving.save, self.source, learned.values, setting.out, meta, setting.form))
+        distributed.on_main(partial(saving.save, self.source, learned.values, setting.out, meta, setting.form))
         self.model.free(*networks(self.model.pipe))
 
     def measure_erased(self) -> None:
@@ -224,7 +225,7 @@ class Job:
             for folder in shown:
                 paths = [folder / row.file for row in generate.read_manifest(folder)]
                 blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
-        distributed.first(partial(self._write_page, shown, blur))
+        distributed.on_main(partial(self._write_page, shown, blur))
         return out / "report.html"
 
     def _write_page(self, shown: Sequence[Path], blur: Any) -> None:

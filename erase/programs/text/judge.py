@@ -128,7 +128,7 @@ def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path, *, strict
             are there as failed.
     """
     kept = folder.with_name(f"{folder.name}-detections.json")
-    if distributed.first(kept.exists):
+    if distributed.on_main(kept.exists):
         return whole(nudity.load_detections(kept), strict)
     channels = config.eval.nudity.channels if config.eval.nudity is not None else "corrected"
     with bar(len(paths), f"detecting: {folder.name}") as shown:
@@ -137,9 +137,9 @@ def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path, *, strict
             return nudity.detect(part, channels=channels, progress=lambda done, total: shown.update(world))
 
         world = distributed.world()
-        parts = distributed.dealt(detect, distributed.shares(paths))
+        parts = distributed.spread(detect, distributed.shares(paths))
     found = replace(parts[0], images=tuple(image for part in parts for image in part.images))
-    distributed.first(lambda: nudity.save_detections(found, kept))
+    distributed.on_main(lambda: nudity.save_detections(found, kept))
     return whole(found, strict)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,7 +12,7 @@ from erase.config import SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
 from erase.evaluation import generate
 from erase.evaluation.generate import PromptRow
-from erase.methods import builder
+from erase.methods import find_method
 from erase.programs import saving
 
 
@@ -112,9 +111,9 @@ def make_anchors(config: SdConfig) -> list[str]:
         ValueError: for anchors that do not match, or are missing.
     """
     forget, anchors, pictures = config.forget.prompts, config.forget.anchors, config.forget.pictures
-    takes = inspect.signature(builder(str(config.method.get("name", "")))).parameters
-    loss = config.forget.loss if "forget" in takes else None
-    if loss in ("redirect", "surrogate") or ("concepts" in takes and anchors):
+    needs = find_method(str(config.method.get("name", ""))).needs
+    loss = config.forget.loss if "forget" in needs else None
+    if loss in ("redirect", "surrogate") or ("concepts" in needs and anchors):
         if len(anchors) == 1:
             anchors = anchors * len(forget)
         if len(anchors) != len(forget):

@@ -13,7 +13,7 @@ from typing import Any
 from erase.config import SdConfig
 from erase.diffusion.model import Model
 from erase.engine import distributed
-from erase.engine.loop import Look
+from erase.engine.loop import Probe
 from erase.engine.precision import Precision
 from erase.evaluation.generate import PromptRow
 from erase.programs.text.drawing import draw_rows
@@ -25,7 +25,7 @@ from erase.programs.text.plan import Plan, label_of
 
 def look_between_steps(
     config: SdConfig, plan: Plan, diffuser: Model, precision: Precision, out: Path
-) -> Callable[[int], Look | None]:
+) -> Callable[[int], Probe | None]:
     """What the loop asks after each step: at some of them it draws a few pictures, judges them and drops them."""
     wanted = config.until
     assert wanted is not None
@@ -38,20 +38,20 @@ def look_between_steps(
         rows += [replace(row, seed=(row.seed + 1 + k) % 2**32) for k, row in enumerate(spread)]
     expected = [label_of(row, config.forget.axis or "object") for row in rows[wanted.images :]]
 
-    def look(done: int) -> Look | None:
+    def look(done: int) -> Probe | None:
         if done % wanted.every or done == config.train.steps:  # after the last step there is the evaluation
             return None
-        work = Path(distributed.first(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
+        work = Path(distributed.on_main(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
         folder = work / f"after step {done}"
         draw_rows(config, rows, 1, diffuser, precision, folder, False, {})
         shown, labels = judged(config, plan, folder)
-        distributed.first(lambda: shutil.rmtree(work))
+        distributed.on_main(lambda: shutil.rmtree(work))
         forget = sum(shown[: wanted.images]) / wanted.images
         remain = None
         if labels is not None and expected:
             remain = sum(a == b for a, b in zip(labels[wanted.images :], expected, strict=True)) / len(expected)
         kept = wanted.remain is None or (remain is not None and remain >= wanted.remain)
-        return Look({"until_forget": forget, "until_remain": remain}, forget <= wanted.forget and kept)
+        return Probe({"until_forget": forget, "until_remain": remain}, forget <= wanted.forget and kept)
 
     return look
 

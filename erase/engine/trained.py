@@ -1,0 +1,106 @@
+"""The weights that a run trains, and everything that steps them or is a copy of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erase.engine.backend import trainable
+from erase.engine.fast_step import FastStep, like, mask_of
+from erase.engine.method import Method
+from erase.engine.updates import Joint
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Trained:
+    """Trainable parameters, the optimizers, the mask, and the copies of the weights that a method asks for."""
+
+    def __init__(self, net: nn.Module, method: Method, optimizer: MakeOptimizer) -> None:
+        update = method.update
+        self.net = net
+        self.named = trainable(net)
+        self.params = list(self.named.values())
+        self.slow = optimizer(self.params)
+        self.base_rates = [float(g["lr"]) for g in self.slow.param_groups]
+        if (
+            isinstance(update, Joint)
+            and update.mask_all
+            and any(group.get("weight_decay") for group in self.slow.param_groups)
+        ):
+            raise ValueError(
+                f"method {method.name!r} never moves masked weights, and weight decay would: set train.weight_decay=0"
+            )
+        self.fast = None if update.own_rule is None else FastStep(self.named, method.mask, update.own_rule)
+        self.keep: dict[str, Tensor] | None = None
+        if method.mask is not None and update.whole_mask:
+            self.keep = {name: mask_of(method.mask, name, p) for name, p in self.named.items()}
+        self.decay = method.average
+        self.anchor = self._copy() if update.outer_rate < 1 else None
+        """φ"""
+        self.average = self._copy() if method.average else None
+
+    def _copy(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.params]
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Set the slow optimizer's learning rate to a multiple of what it began with."""
+        for group, base in zip(self.slow.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+
+    @torch.no_grad()
+    def follow(self, t: int) -> None:
+        """Step the running mean of the weights. Early steps are larger, so that it forgets where it began."""
+        if self.average is not None:
+            decay = min(self.decay, (1 + t) / (10 + t))
+            torch._foreach_lerp_(self.average, list[Tensor](self.params), 1 - decay)
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Put the running mean in the place of the weights, where there is one."""
+        if self.average is not None:
+            torch._foreach_copy_(list[Tensor](self.params), self.average)
+
+    # ------------------------------------------------------------ state
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """What a network keeps besides its weights: running statistics of batch normalisation."""
+        kept = self.net.state_dict()
+        return {name: b for name, b in self.net.named_buffers() if name in kept}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, buffers, moments and copies."""
+        return {
+            "params": {name: p.detach() for name, p in self.named.items()},
+            "buffers": self._buffers(),
+            "slow": self.slow.state_dict(),
+            "fast": self.fast.state_dict() if self.fast is not None else {},
+            "anchor": self.anchor or [],
+            "average": self.average or [],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: for other trainable parameters.
+        """
+        if state["params"].keys() != self.named.keys():
+            raise ValueError("it holds other trainable parameters than this run: use the same train.parameters")
+        for name, p in self.named.items():
+            p.copy_(state["params"][name])
+        for name, b in self._buffers().items():
+            b.copy_(state["buffers"][name])
+        for copies, saved in ((self.anchor, state["anchor"]), (self.average, state["average"])):
+            for mine, theirs in zip(copies or [], saved, strict=True):
+                mine.copy_(theirs)
+        self.slow.load_state_dict(state["slow"])
+        for p in self.params:  # files hold row-major tensors; fused optimizers need the weight's own layout
+            moments = self.slow.state.get(p, {})
+            moments.update({k: like(p, v) for k, v in moments.items() if isinstance(v, Tensor) and v.shape == p.shape})
+        if self.fast is not None:
+            self.fast.load_state_dict(state["fast"])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erase.diffusion import condition, loading
+from erase.diffusion import condition, loading, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
@@ -129,11 +129,15 @@ class Model:
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], batch_size: int = 32) -> dict[str, Tensor]:
-        """Conditions of prompts, leaves `[P, …]`, float32, on the CPU."""
+        """Conditions of prompts, leaves `[P, …]`, float32, on the CPU.
+
+        Raises:
+            ValueError: for a prompt longer than the tokenizer allows.
+        """
+        if self.family.CONDITION == "text":
+            text.check_prompts(self, prompts)
         if self.lean:
-            self.remember(prompts)
-            rows = [self.remembered[prompt] for prompt in prompts]
-            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            return self._recall(prompts)
         parts = []
         for start in range(0, len(prompts), batch_size):
             found = self.family.embed(self.pipe, prompts[start : start + batch_size])
@@ -210,9 +214,15 @@ class Model:
                 self.pipe, asked, null, generators, steps=steps, guidance=guidance, size=size, latents=latents
             )
 
+    def _recall(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Remembered conditions, leaves `[P, …]`, float32, on the CPU."""
+        self.remember(prompts)
+        rows = [self.remembered[prompt] for prompt in prompts]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
     def _embedded(self, prompts: list[str]) -> dict[str, Tensor]:
         """Remembered conditions, on the model's device and in its dtype."""
-        found = condition.to(self.embed(prompts), self.device)
+        found = condition.to(self._recall(prompts), self.device)
         return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in found.items()}
 
     def draw_latents(

@@ -101,13 +101,13 @@ def gather(
 
 def encoded(diffuser: Model, pixels: Tensor, batch_size: int) -> tuple[Tensor, Tensor | None]:
     """Latent mean and standard deviation of images `[N, C, H, W]`, uint8, by batches; as `Model.encode` of them."""
-    means, stds = zip(*(diffuser.encode(scaled(part)) for part in pixels.split(batch_size)), strict=True)
+    means, stds = zip(*(diffuser.encode(scaled(part)) for part in torch.split(pixels, batch_size)), strict=True)
     return torch.cat(means), None if stds[0] is None else torch.cat(stds)
 
 
 def joined(parts: Sequence[LatentSet]) -> LatentSet:
     """Sets of one table, one after another."""
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in ("mean", "cond", "std", "anchor"):
         values = [getattr(part, name) for part in parts]
         columns[name] = None if values[0] is None else torch.cat(values)

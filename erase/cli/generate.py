@@ -80,6 +80,7 @@ def generate(
     from erase.diffusion import class_conditional, text
     from erase.diffusion.checkpoints import folders
     from erase.diffusion.checkpoints.locate import locate
+    from erase.diffusion.families import family
     from erase.diffusion.model import open_model
     from erase.engine import distributed
     from erase.engine.precision import Precision
@@ -89,14 +90,15 @@ def generate(
     device = runs.launch().device
     context = Precision(precision, device)
     source = locate(model)
+    known = family(source.family)
+    reads_text = known.CONDITION == "text"
+    if reads_text:  # before the model is loaded
+        for number, row in enumerate(rows, 1):
+            text.check_size(row.width, row.height, f"{file}: row {number}", known.STRIDE)
     diffuser = open_model(source, device, precision)
-    reads_text = diffuser.family.CONDITION == "text"
-    for number, row in enumerate(rows, 1):
-        where = f"{file}: row {number}"
-        if reads_text:
-            text.check_size(row.width, row.height, where, diffuser.family.STRIDE)
-        else:
-            class_conditional.check_row(diffuser, row.prompt, row.width, row.height, where)
+    if not reads_text:
+        for number, row in enumerate(rows, 1):
+            class_conditional.check_row(diffuser, row.prompt, row.width, row.height, f"{file}: row {number}")
     cut = text.cut_prompts(diffuser, [row.prompt for row in rows]) if reads_text else []
     if guidance is None:
         guidance = 7.5 if reads_text else diffuser.guidance

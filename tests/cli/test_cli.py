@@ -284,7 +284,7 @@ def test_generate_and_go_on_and_grid(
     # a picture is lost: it is drawn again, the same
     (tmp_path / "a" / first[3].file).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(sd, "open_pipeline", None)  # refused before the model is loaded
+        patch.setattr("erase.diffusion.model.open_model", None)  # refused before the model is loaded
         assert "not empty; resume, or give another folder" in erase(*words, "--out", tmp_path / "a").said
     assert erase(*words, "--out", tmp_path / "a", "--resume").code == 0
     assert read_manifest(tmp_path / "a") == first

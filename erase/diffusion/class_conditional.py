@@ -241,6 +241,10 @@ class Guided(Protocol):
         """Names of the classes, by number."""
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, in pixels."""
+
+    @property
     def guidance(self) -> float:
         """The guidance scale that it is used with by default."""
 
@@ -260,6 +264,24 @@ def check_guidance(model: Guided, guidance: float | None) -> None:
         raise ValueError(
             f"guidance {scale} needs a null class, which this model lacks (it has {len(model.labels)} class embeddings "
             f"for {len(model.labels)} labels): set draw.guidance=1"
+        )
+
+
+def check_row(model: Guided, prompt: str, width: int | None, height: int | None, where: str) -> None:
+    """Refuse a prompt that names no class, and a size that is not the model's own; None is the own one.
+
+    Raises:
+        ValueError: for these; `where` is where they stand.
+    """
+    try:
+        class_number(prompt, model.labels)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    _, high, wide = model.shape
+    if (width or wide, height or high) != (wide, high):
+        raise ValueError(
+            f"{where}: its size is {width or wide}×{height or high}, and this model generates images of {wide}×{high} "
+            "alone: leave out width and height"
         )
 
 

@@ -49,7 +49,7 @@ def locate(
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
         return single_file.find(str(model), path, networks.shapes, prediction=prediction, trusted=trusted)
-    folder = find(model, DiffusionPipeline if condition != "label" else None)
+    folder = find(model, DiffusionPipeline)
     if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
         return replace(_lone_network(model, folder, condition), labels=tuple(labels))
     index = read_index(folder)

@@ -7,7 +7,7 @@ The null class follows the last one. Transformers that learn variances give them
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,14 +42,19 @@ GUIDANCE = 4.0
 """The stock pipeline's."""
 
 
-def open(source: Source, device: torch.device | str = "cpu") -> Any:
-    """The whole pipeline in float32; classes without names are called by their numbers.
+def open(
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> Any:
+    """The whole pipeline; classes without names are called by their numbers.
 
     Raises:
         ValueError: for weights that are missing, do not fit their configuration, or are not finite, a transformer of
-            another kind, and a number of names that is not the number of classes.
+            another kind, a noise schedule without betas, and a number of names that is not the number of classes.
     """
-    pipe = loading.open_pipeline(source, DiTPipeline, TRAINED, device)
+    pipe = loading.open_pipeline(source, DiTPipeline, TRAINED, device, dtype, hollow)
     net = pipe.transformer
     if not isinstance(net, DiTTransformer2DModel):
         raise ValueError(f"{source.folder} has a {type(net).__name__}; expected a DiTTransformer2DModel")
@@ -59,6 +64,8 @@ def open(source: Source, device: torch.device | str = "cpu") -> Any:
             f"{source.folder} has a transformer of {channels} input and {net.out_channels} output channels for "
             f"{latent} latent channels; expected {latent} and {latent} or {2 * latent}"
         )
+    loading.check_betas(pipe, source.folder)
+    loading.keep_vae_exact(pipe.vae)
     named = {int(i): str(name) for i, name in (read_index(source.folder).get("id2label") or {}).items()}
     if named and source.labels and [named[i] for i in sorted(named)] != list(source.labels):
         raise ValueError(f"{source.folder} names its classes itself: leave out labels")
@@ -103,7 +110,7 @@ def has_null(pipe: Any) -> bool:
 
 
 def encode(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of the VAE's posterior, scaled."""
+    """Mean and standard deviation of the VAE's posterior, scaled."""
     posterior = pipe.vae.encode(pixels).latent_dist
     scale = pipe.vae.config.scaling_factor
     return posterior.mean * scale, posterior.std * scale

@@ -61,7 +61,7 @@ from erase.engine.loop import unlearn
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.precision import Precision, resolve
 from erase.engine.saliency import Mask, fisher_ratio_mask
-from erase.evaluation import nudity
+from erase.evaluation import detector
 from erase.methods.sfron import sfron
 
 Batch = dict[str, Any]
@@ -333,7 +333,7 @@ def detect_times(count: int) -> dict[str, Any]:
             began = time.perf_counter()
             theirs = [stock.detect(str(path)) for path in part]
             middle = time.perf_counter()
-            found = nudity.detect(part, channels="as_shipped").images
+            found = detector.detect(part, channels="as_shipped").images
             ended = time.perf_counter()
             seconds["stock"] += middle - began
             seconds["ours"] += ended - middle
@@ -347,7 +347,7 @@ def detect_times(count: int) -> dict[str, Any]:
                     corners += [abs(a - b) for a, b in zip(ours.box, other["box"], strict=True)]
     return {
         "images": count,
-        "threads": nudity.cores(),
+        "threads": detector.cores(),
         "detections": len(scores) - 1,
         "stock_s": seconds["stock"],
         "ours_s": seconds["ours"],

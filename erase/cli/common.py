@@ -111,7 +111,7 @@ def no_loading_bars() -> None:
 
 def list_images_of(folders: Sequence[Path]) -> list[Path]:
     """The images of folders and single files, in order."""
-    from erase.evaluation.generate import list_images
+    from erase.evaluation.image_files import list_images
 
     return [path for folder in folders for path in (list_images(folder) if not folder.is_file() else [folder])]
 

@@ -15,6 +15,7 @@ from erase.cli.common import (
     speaks,
     stoppable,
 )
+from erase.evaluation import prompt_files
 
 
 @app.command()
@@ -65,7 +66,7 @@ def generate(
 
     stoppable()
     file = resources.prompt_path(prompts)
-    rows = drawing.read_prompts(file, default_seed=seed)
+    rows = prompt_files.read_prompts(file, default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and guidance < 0):
         raise ValueError(
             f"--steps, --images and --batch-size must be at least 1 and --guidance at least 0; "

@@ -26,7 +26,7 @@ from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import report
-from erase.evaluation.generate import PromptRow
+from erase.evaluation.prompt_files import PromptRow
 from erase.programs import saving
 from erase.programs.runs import bar, new_report, open_folder, start
 from erase.programs.text.drawing import draw_rows, drawn_latents

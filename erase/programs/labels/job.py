@@ -20,7 +20,7 @@ from erase.diffusion.model import Model
 from erase.engine import distributed
 from erase.engine.losses import ASCENT
 from erase.engine.method import Method
-from erase.evaluation import generate, grid, nudity, report
+from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
 from erase.programs.labels.data import gather, with_sampler
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
@@ -219,9 +219,9 @@ class Job:
             names = [name for name in FOLDERS.values() if self.setting.images(name).is_dir()]
             there = [self.setting.images(name) for name in names]
             if self.config.eval.blur:
-                rows = [(folder, row) for folder in there for row in generate.read_manifest(folder)]
-                blur = nudity.exposed_boxes(
-                    nudity.detect([folder / row.file for folder, row in rows if row.index < COLUMNS])
+                rows = [(folder, row) for folder in there for row in manifest.read_manifest(folder)]
+                blur = detections.exposed_boxes(
+                    detector.detect([folder / row.file for folder, row in rows if row.index < COLUMNS])
                 )
             most = len(self.plan.rows)
             shown = grid.grid_from_folders(there, names=names, max_columns=COLUMNS, max_prompts=most, blur=blur)

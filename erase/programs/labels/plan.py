@@ -16,7 +16,7 @@ from erase.diffusion.families import family
 from erase.diffusion.model import Model, open_model
 from erase.engine.method import Method
 from erase.evaluation import classes, generate
-from erase.evaluation.generate import PromptRow
+from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method
 from erase.store.labelled import LabelledImages, class_number, read_labelled
 

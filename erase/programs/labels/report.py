@@ -13,8 +13,8 @@ from erase import resources
 from erase.config import DdpmConfig
 from erase.engine import distributed
 from erase.engine.saliency import Mask
-from erase.evaluation import classes, fidelity, generate, report
-from erase.evaluation.generate import PromptRow
+from erase.evaluation import classes, fidelity, manifest
+from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.stats import mcnemar_exact
 from erase.programs.labels.plan import Plan
 from erase.programs.runs import classified, new_report, run_time
@@ -59,14 +59,14 @@ def make_report(
     for key, what in FOLDERS.items():
         folder = out / "images" / what
         if distributed.on_main(folder.is_dir):
-            paths = generate.check_images(folder, drawn_rows(config, plan), config.eval.images, drawn.get(what))
+            paths = manifest.check_images(folder, drawn_rows(config, plan), config.eval.images, drawn.get(what))
             seen[key] = classified(paths, judge, features=True)
     real, real_labels = reference(config, plan, judge, seen)
     asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
     forgotten = plan.gone
     for key, guess in seen.items():
         result[key] = {
-            "pictures": report.origin(out / "images" / FOLDERS[key]),
+            "pictures": manifest.origin(out / "images" / FOLDERS[key]),
             "classes": judge_classes(guess, asked, forgotten),
             "fidelity": judge_fidelity(fidelity.features_of(guess), asked, forgotten, real, real_labels),
         }

@@ -18,7 +18,7 @@ from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.method import Method
 from erase.engine.updates import ClosedForm
-from erase.evaluation import generate, grid, nudity, report
+from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.run import Learned, Lesson, Setting, check_method
@@ -223,8 +223,8 @@ class Job:
         if config.eval.images and config.eval.blur:
             blur = {}
             for folder in shown:
-                paths = [folder / row.file for row in generate.read_manifest(folder)]
-                blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
+                paths = [folder / row.file for row in manifest.read_manifest(folder)]
+                blur |= detections.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
         distributed.on_main(partial(self._write_page, shown, blur))
         return out / "report.html"
 

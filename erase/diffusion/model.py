@@ -206,10 +206,11 @@ class Model:
     ) -> Any:
         """One sample for each prompt: PIL images, or latents `[B, C, H, W]`. Arguments as those of `Family.draw`."""
         embed = self._embedded if self.lean else partial(self.family.embed, self.pipe)
+        # Not under autocast: prompts mean the same as in training, and T5 overflows in float16.
+        asked = embed(list(prompts))
+        null = embed([""] * len(prompts)) if self.has_null else None
+        self.ready(self.family.TRAINED)
         with autocast():
-            asked = embed(list(prompts))
-            null = embed([""] * len(prompts)) if self.has_null else None
-            self.ready(self.family.TRAINED)
             return self.family.draw(
                 self.pipe, asked, null, generators, steps=steps, guidance=guidance, size=size, latents=latents
             )

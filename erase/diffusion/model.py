@@ -85,7 +85,11 @@ class Model:
         """
         self.learning = which
         chosen = select(self.net, which, self.family.PARAMETERS)
-        if self.dtype != torch.float32 and self.source is not None and not loading.is_hollow(self.net):
+        if loading.is_hollow(self.net):
+            for name in chosen:  # as they will be, for a dry run
+                p = self.net.get_parameter(name)
+                p.data = torch.empty_like(p, dtype=torch.float32)
+        elif self.dtype != torch.float32 and self.source is not None:
             stored = folders.tensors(self.source)
             for name in chosen:
                 p = self.net.get_parameter(name)

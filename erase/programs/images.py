@@ -14,7 +14,7 @@ from erase.engine import distributed
 from erase.evaluation import classes
 from erase.evaluation.generate import Sampler, generate
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.launching import advance, bar
+from erase.programs.progress import advance, bar
 
 
 def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, what: str) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from erase.config import Saliency
 from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.losses import copies, forget_objective, remain_objective
 from erase.diffusion.text import Concepts
 from erase.engine import distributed
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
@@ -21,7 +22,7 @@ from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.engine.state import Checkpoint
 from erase.methods import NEEDS, Entry
-from erase.programs.launching import advance, bar
+from erase.programs.progress import advance, bar
 
 COMMON = frozenset({"forget", "remain", "mask", "fisher", "origin", "origin_net"})
 """What every program can give a method, of `erase.methods.NEEDS`."""
@@ -106,6 +107,16 @@ def resolve_inputs(
     if "new_net" in entry.needs and renew is not None:  # made only now: it is as large as the model
         given["new_net"] = renew().eval().requires_grad_(False)
     return {need: given[need] for need in entry.needs}
+
+
+def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
+    """What runs of diffusion models do on forget and on remain data; both hold one copy of the weights at most."""
+    held = config.forget.loss == "redirect" and config.forget.target == "frozen"
+    start = copies(net) if held or config.remain.loss == "distill" else None
+    return (
+        forget_objective(config.forget.loss, net, config.forget.target, start),
+        remain_objective(config.remain.loss, net, config.train.dropout, start),
+    )
 
 
 def make_mask(

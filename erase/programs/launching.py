@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -13,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from tqdm import tqdm
 
 from erase.config import ClassifyConfig, DdpmConfig, SdConfig
 from erase.engine import distributed, memory
@@ -65,40 +62,3 @@ def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precis
     if line is not None:
         heard(line)
     return replace(config, precision=name), accelerator, Precision(name, device), heard
-
-
-def bar(total: int, desc: str) -> Any:
-    """A progress bar; of the first process alone."""
-    return tqdm(total=total, desc=desc, disable=distributed.rank() > 0)
-
-
-def advance(shown: Any, done: int) -> None:
-    """Move a progress bar to a total."""
-    shown.update(done - shown.n)
-
-
-@contextmanager
-def held() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM and SIGINT back: the callable says whether one came.
-
-    It takes effect at the end; a second one, at once.
-    """
-    came: list[int] = []
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def hold(number: int, _: Any) -> None:
-        if came:
-            restore()
-            signal.raise_signal(number)
-        came.append(number)
-
-    before = {number: signal.signal(number, hold) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        restore()
-        if came:
-            signal.raise_signal(came[0])

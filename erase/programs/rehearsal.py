@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from erase.config import Saliency, Train, TrainClassifier, arguments
-from erase.diffusion.losses import forget_objective, remain_objective
 from erase.engine import distributed, memory
 from erase.engine.backend import batch_tensors, trainable
 from erase.engine.fisher import default_chunk
@@ -16,14 +13,6 @@ from erase.engine.losses import Objective, plain
 from erase.engine.precision import Precision
 from erase.engine.updates import ClosedForm
 from erase.methods import Entry
-
-
-def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
-    """What the runs of diffusion models do on forget and on remain data."""
-    return (
-        forget_objective(config.forget.loss, net, config.forget.target),
-        remain_objective(config.remain.loss, net, config.train.dropout),
-    )
 
 
 def rehearse(
@@ -70,20 +59,22 @@ def rehearse(
             needed = {name: value for name, value in given.items() if name in entry.needs}
             method = entry.build(**arguments(config.method, entry), **needed)
         copies = made.now + 4 * every * len(teachers)
+        checkpointing = isinstance(train, Train) and train.checkpointing
+        if checkpointing:
+            net.enable_gradient_checkpointing()
         used = [o.loss for o in (method.forget, method.remain) if o is not None]
         mode = net.training
         net.eval()  # as it is while a mask is made
         if masked or "fisher" in entry.needs:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
-            rows = wanted.batch_size if one else min(wanted.chunk or default_chunk(trainable(net)), wanted.batch_size)
+            chunk = 1 if checkpointing else wanted.chunk or default_chunk(trainable(net))
+            rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
             losses = [given["forget"].loss, plain] if masked else [plain]
             of: Any = "batch" if masked and wanted.kind == "magnitude" else "squares" if one or rows == 1 else "samples"
             height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in losses)
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
         net.train(mode)
-        if isinstance(train, Train) and train.checkpointing:
-            net.enable_gradient_checkpointing()
         share = train.batch_size // distributed.world()
         rows = min(train.micro_batch or share, share)
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in used), default=0)

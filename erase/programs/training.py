@@ -18,7 +18,7 @@ from erase.engine.backend import Backend
 from erase.engine.loop import Probe, unlearn
 from erase.engine.method import Method
 from erase.engine.state import Checkpoint
-from erase.programs.launching import advance, bar, held
+from erase.programs.progress import advance, bar, held
 from erase.programs.tracking import JsonlTracker, OtherTracker
 
 

@@ -13,14 +13,14 @@ from erase.diffusion import condition, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.loading import networks
-from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
-from erase.programs.rehearsal import denoising, rehearse
+from erase.programs.inputs import denoising
+from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.data import cache, sides_read
 from erase.programs.text.drawing import draw_rows
@@ -162,12 +162,13 @@ class Job:
         until = None
         if config.until is not None:
             until = look_between_steps(config, plan, model, setting.precision, setting.out)
+        objectives = denoising(config, model.net)
         return Lesson(
             backend=model.denoiser(null),
             forget=forget,
             remain=remain,
-            forget_objective=forget_objective(config.forget.loss, model.net, config.forget.target),
-            remain_objective=remain_objective(config.remain.loss, model.net, config.train.dropout),
+            forget_objective=objectives[0],
+            remain_objective=objectives[1],
             resources=resources,
             until=until,
         )

@@ -280,7 +280,7 @@ def test_describe_and_fingerprint(micro_sd: Path, copy: Path) -> None:
     source = locate(micro_sd)
     found = describe(source)
     assert found["unet_weights"] == sum(p.numel() for p in micro.unet().parameters())
-    assert (found["dtype"], found["resolution"], found["cross_attention_dim"]) == ("F16", micro.LATENT, micro.WIDTH)
+    assert (found["dtype"], found["resolution"], found["text_width"]) == ("F16", micro.SIZE, micro.WIDTH)
     assert (found["prediction_type"], found["ema"]) == ("epsilon", False)
     assert found["index"]["_class_name"] == "StableDiffusionPipeline"
     prints = folders.fingerprint(source)

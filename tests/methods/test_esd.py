@@ -22,7 +22,7 @@ def test_a_step_is_toward_the_opposite_of_what_the_first_model_said(eta: float) 
         batch = first.draw(toys.latents(), seeded("cpu", 0, step, 0, 0))
         noisy, t, cond = first.noisy(batch), batch["t"], batch["cond"]
         with torch.no_grad():
-            asked, without = (first.predict(noisy, t, c) for c in (cond, torch.zeros_like(cond)))
+            asked, without = (first.predict(noisy, t, c) for c in (cond, {"text": torch.zeros_like(cond["text"])}))
         assert not torch.allclose(asked, without, rtol=0.01)
         loss = mse(other.predict(noisy, t, cond), without - eta * (asked - without)).mean()
         for p, g in zip(params, torch.autograd.grad(loss, params), strict=True):
@@ -40,7 +40,7 @@ def test_weights_that_do_not_learn_are_those_of_the_target_too() -> None:
     for name, p in model.net.named_parameters():
         p.requires_grad_(".attn2." in name)
     before = toys.weights(model.net)
-    batch = {**toys.latents(), "cond": torch.zeros(3, 3, 8)}  # the empty condition is its own opposite
+    batch = {**toys.latents(), "cond": {"text": torch.zeros(3, 3, 8)}}  # the empty condition is its own opposite
     method = esd(fast_rate=0.1, denoiser=model)
     unlearn(
         model, method, [batch], None, steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=9.0), seed=0, log=rows.append

@@ -61,10 +61,10 @@ from erase.engine.loop import unlearn
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.precision import Precision, resolve
 from erase.engine.saliency import Mask, fisher_ratio_mask
-from erase.evaluation import nudity
+from erase.evaluation import detector
 from erase.methods.sfron import sfron
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 NAME = resolve("auto", torch.device("cpu"))
 """The precision of steps and bare passes."""
 PART = 32
@@ -102,10 +102,10 @@ class Bench:
 
 def diffusion_bench(model: Model, batch: int) -> Bench:
     latents, asked = model.family.example(model.configs)
-    shape = tuple(latents.shape[1:])
+    backend, shape = model.denoiser(model.null()), tuple(latents.shape[1:])
     if "text" in asked:
-        return Bench(model.denoiser(asked), batch, shape, tuple(asked["text"].shape[1:]))
-    return Bench(model.denoiser(model.null()), batch, shape, loss="ascent")
+        return Bench(backend, batch, shape, tuple(asked["text"].shape[1:]))
+    return Bench(backend, batch, shape, loss="ascent")
 
 
 def make_bench(model: str, batch: int | None) -> Bench:
@@ -146,7 +146,7 @@ def random_mask(backend: Any, density: float) -> Mask:
 def chosen(backend: Any, parameters: str) -> Precision:
     """Which weights learn, and the precision: all and float32 for classifiers."""
     if not isinstance(backend, Classifier):
-        select(backend.net, parameters)
+        select(backend.net, parameters, family("sd").PARAMETERS)
     return Precision("no" if isinstance(backend, Classifier) else NAME, torch.device("cpu"))
 
 
@@ -333,7 +333,7 @@ def detect_times(count: int) -> dict[str, Any]:
             began = time.perf_counter()
             theirs = [stock.detect(str(path)) for path in part]
             middle = time.perf_counter()
-            found = nudity.detect(part, channels="as_shipped").images
+            found = detector.detect(part, channels="as_shipped").images
             ended = time.perf_counter()
             seconds["stock"] += middle - began
             seconds["ours"] += ended - middle
@@ -347,7 +347,7 @@ def detect_times(count: int) -> dict[str, Any]:
                     corners += [abs(a - b) for a, b in zip(ours.box, other["box"], strict=True)]
     return {
         "images": count,
-        "threads": nudity.cores(),
+        "threads": detector.cores(),
         "detections": len(scores) - 1,
         "stock_s": seconds["stock"],
         "ours_s": seconds["ours"],

@@ -38,7 +38,6 @@ import micro_ddpm
 from erase import cli
 from erase.config import PIPELINES, parse
 from erase.engine import fisher, loop
-from erase.evaluation import generate
 from erase.programs import runs, saving
 from erase.store.files import sha256
 from erase.store.safetensors import read_safetensors
@@ -192,7 +191,7 @@ def check_readable(out: Path) -> None:
         elif path.suffix == ".png":
             Image.open(path).verify()
     for manifest in out.rglob("manifest.jsonl"):
-        for row in generate.read_manifest(manifest.parent) if manifest.stat().st_size else []:
+        for row in manifest.read_manifest(manifest.parent) if manifest.stat().st_size else []:
             assert sha256(manifest.parent / row.file) == row.sha256, f"{manifest}: {row.file}"
 
 

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import micro
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
@@ -27,7 +26,8 @@ from torch import Tensor
 from erase.diffusion.checkpoints import convert, folders, ldm, networks, single_file
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.checkpoints.single_file import SingleFile
-from erase.diffusion.model import open_model
+from erase.diffusion.families import family
+from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
 from erase.store import delta
 from erase.store.safetensors import Lazy, digest, open_safetensors, write_safetensors
@@ -108,7 +108,7 @@ def change(work: Path, version: int, which: str) -> dict[str, Any]:
     base = folders.tensors(source)
     with torch.device("meta"):
         net = networks.network("unet", source.config("unet"))
-    trained = set(select(net, which))
+    trained = set(select(net, which, family("sd").PARAMETERS))
     erased = Lazy(base, lambda name: base[name] * 1.01 + 1e-3 if name in trained else base[name])
     path = work / f"{which}.delta.safetensors"
     delta.write_delta(base, erased, path, {})
@@ -137,11 +137,12 @@ def draw(work: Path, version: int, model: str) -> dict[str, Any]:
             safety_checker=None,
         )
         pipe.set_progress_bar_config(disable=True)
+        diffuser = Model(family("sd"), pipe)
     else:
-        pipe = open_model(base_of(work, version) if model == "base" else locate(work / model)).pipe
-    sample = micro.model(pipe).sampler(steps=1, guidance=2.0)
+        diffuser = open_model(base_of(work, version) if model == "base" else locate(work / model))
+    sample = diffuser.sampler(steps=1, guidance=2.0)
     (image,) = sample(PROMPTS, [torch.Generator().manual_seed(0)], width=256, height=256)
-    state = {f"{p}.{n}": t for p in ldm.PARTS for n, t in getattr(pipe, p).state_dict().items()}
+    state = {f"{p}.{n}": t for p in ldm.PARTS for n, t in getattr(diffuser.pipe, p).state_dict().items()}
     return {
         "picture": hashlib.sha256(image.tobytes()).hexdigest(),
         "spread": float(torch.tensor(list(image.tobytes())).float().std()),

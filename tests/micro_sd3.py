@@ -69,7 +69,7 @@ def transformer(in_channels: int = 4) -> SD3Transformer2DModel:
             joint_attention_dim=micro_t5.WIDTH,
             caption_projection_dim=16,
             pooled_projection_dim=sum(POOLED),
-            pos_embed_max_size=12,
+            pos_embed_max_size=32,
             dual_attention_layers=(0,),
             qk_norm="rms_norm",
         )

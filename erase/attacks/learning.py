@@ -21,7 +21,6 @@ from erase.diffusion import condition, text
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.model import Model
-from erase.diffusion.parameters import select
 from erase.engine.batches import Batches, Samples
 from erase.engine.loop import Log, unlearn
 from erase.methods.finetune import finetune
@@ -116,6 +115,7 @@ def learn_word(
         ValueError: for a prompt without the word.
     """
     token = check_word(model, wanted.prompt)
+    model.ready(model.family.TRAINED)
     model.net.requires_grad_(False)
     net = Word(model.pipe.text_encoder.get_input_embeddings().weight[token].detach().clone())
 
@@ -160,7 +160,8 @@ def relearn(
     Raises:
         ValueError: for parameters that the model has not.
     """
-    select(model.net, wanted.parameters, model.family.PARAMETERS)
+    model.ready(model.family.TRAINED)
+    model.choose(wanted.parameters)
     look(0)
     unlearn(
         model.denoiser(),

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -89,21 +88,6 @@ def let_the_first_speak(error: Exception) -> None:
         time.sleep(60 if lost else 10)
 
 
-def program(name: str) -> ModuleType:
-    """The program of a pipeline, imported only when it is needed: its libraries take seconds."""
-    from importlib import import_module
-
-    if name in ("sd", "classify"):
-        from types import SimpleNamespace
-
-        from erase.programs import run
-
-        job: Any = run.job_of(name)
-        found: Any = SimpleNamespace(main=run.main, summary=job.summary, AXES=job.AXES, GOALS=job.GOALS)
-        return found
-    return import_module(f"erase.programs.{name}")
-
-
 def command_line() -> str:
     """The command as it was typed."""
     return shlex.join(["erase", *sys.argv[1:]])
@@ -127,7 +111,7 @@ def no_loading_bars() -> None:
 
 def list_images_of(folders: Sequence[Path]) -> list[Path]:
     """The images of folders and single files, in order."""
-    from erase.evaluation.generate import list_images
+    from erase.evaluation.image_files import list_images
 
     return [path for folder in folders for path in (list_images(folder) if not folder.is_file() else [folder])]
 

@@ -15,6 +15,7 @@ from erase.cli.common import (
     list_images_of,
     quiet,
 )
+from erase.evaluation import detections, detector
 
 
 @evaluate.command(name="nudity")
@@ -53,7 +54,7 @@ def eval_nudity(
                 f"{stored[0]} holds detections that are there already: give it alone, without --channels, --model and "
                 "--resolution"
             )
-        found = nudity.load_detections(stored[0])
+        found = detections.load_detections(stored[0])
     else:
         paths = list_images_of(images)
         from tqdm import tqdm
@@ -63,14 +64,14 @@ def eval_nudity(
             def progress(done: int, total: int) -> None:
                 bar.update(done - bar.n)
 
-            found = nudity.detect(
+            found = detector.detect(
                 paths,
                 channels="as_shipped" if channels == "as_shipped" else "corrected",
                 model_path=model_path,
                 resolution=resolution,
                 progress=progress,
             )
-        nudity.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
+        detections.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
     result = nudity.count(found, wanted)
     if sweep:
         result["sweep"] = nudity.sweep(found, wanted)
@@ -183,7 +184,7 @@ def eval_clip(
     """
     quiet()
     from erase.evaluation import clip as clips
-    from erase.evaluation.generate import read_whole
+    from erase.evaluation.manifest import read_whole
     from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
     from erase.store import files
 
@@ -236,7 +237,7 @@ def _kept(rows: Sequence[Any], without: Sequence[str] | None) -> list[Any]:
 
 def _pairs(base: Path, after: Path, without: Sequence[str] | None) -> list[tuple[Any, Any]]:
     """Rows of the same prompt and seed in both folders."""
-    from erase.evaluation.generate import pair_rows
+    from erase.evaluation.manifest import pair_rows
 
     pairs = pair_rows(base, after)
     kept = {row.file for row in _kept([row for _, row in pairs], without)}

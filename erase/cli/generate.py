@@ -15,6 +15,7 @@ from erase.cli.common import (
     speaks,
     stoppable,
 )
+from erase.evaluation import prompt_files
 
 
 @app.command()
@@ -22,12 +23,17 @@ def generate(
     model: Annotated[
         str, typer.Argument(help="An embedded model's name, a diffusers folder, a single file or a hub id.")
     ],
-    prompts: Annotated[str, typer.Argument(help="A prompt set's name, or a CSV or text file.")],
+    prompts: Annotated[
+        str, typer.Argument(help="A prompt set's name, or a CSV or text file; of class names for a model of classes.")
+    ],
     *,
     out: OutDir,
     images: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
     steps: Annotated[int, typer.Option(help="Sampler steps.")] = 50,
-    guidance: Annotated[float, typer.Option(help="Guidance scale of rows that name none.")] = 7.5,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale of rows that name none. Default: 7.5, or the own one of a model of classes."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images at once.")] = 8,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     seed: Annotated[int, typer.Option(help="First seed of rows that have none.")] = 0,
@@ -60,8 +66,8 @@ def generate(
 
     stoppable()
     file = resources.prompt_path(prompts)
-    rows = drawing.read_prompts(file, default_seed=seed)
-    if steps < 1 or images < 1 or batch_size < 1 or guidance < 0:
+    rows = prompt_files.read_prompts(file, default_seed=seed)
+    if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and guidance < 0):
         raise ValueError(
             f"--steps, --images and --batch-size must be at least 1 and --guidance at least 0; "
             f"got {steps}, {images}, {batch_size}, {guidance}"
@@ -72,9 +78,10 @@ def generate(
         rows = [replace(row, guidance=None, width=None, height=None) for row in rows]
     import torch
 
-    from erase.diffusion import text
+    from erase.diffusion import class_conditional, text
     from erase.diffusion.checkpoints import folders
     from erase.diffusion.checkpoints.locate import locate
+    from erase.diffusion.families import family
     from erase.diffusion.model import open_model
     from erase.engine import distributed
     from erase.engine.precision import Precision
@@ -83,14 +90,23 @@ def generate(
     no_loading_bars()
     device = runs.launch().device
     context = Precision(precision, device)
-    source = locate(model, "text")
-    diffuser = open_model(source, device)
-    for number, row in enumerate(rows, 1):
-        text.check_size(row.width, row.height, f"{file}: row {number}", diffuser.family.STRIDE)
-    cut = text.cut_prompts(diffuser, [row.prompt for row in rows])
+    source = locate(model)
+    known = family(source.family)
+    reads_text = known.CONDITION == "text"
+    if reads_text:  # before the model is loaded
+        for number, row in enumerate(rows, 1):
+            text.check_size(row.width, row.height, f"{file}: row {number}", known.STRIDE)
+    diffuser = open_model(source, device, precision)
+    if not reads_text:
+        for number, row in enumerate(rows, 1):
+            class_conditional.check_row(diffuser, row.prompt, row.width, row.height, f"{file}: row {number}")
+    cut = text.cut_prompts(diffuser, [row.prompt for row in rows]) if reads_text else []
+    if guidance is None:
+        guidance = 7.5 if reads_text else diffuser.guidance
     first = distributed.rank() == 0
     if cut and first:
         typer.echo(text.say_cut(diffuser, cut, len(rows)), err=True)
+    diffuser.remember([*(row.prompt for row in rows), ""])
     settings: dict[str, Any] = {
         "model": model,
         "weights": folders.fingerprint(source),

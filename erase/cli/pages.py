@@ -12,6 +12,7 @@ from erase.cli.common import (
     OutFile,
     app,
 )
+from erase.evaluation import detections, detector
 
 
 @app.command(name="grid")
@@ -34,11 +35,11 @@ def grid_(
 
     Example: erase grid runs/demo/images/base runs/demo/images/erased --prompt woman --prompt cat --out grid.png
     """
-    from erase.evaluation import grid, nudity
+    from erase.evaluation import grid
 
     common, rows = grid.match(folders)
     chosen = grid.pick(common, prompts or [], seeds or [])
-    boxes = nudity.exposed_boxes(nudity.detect([row[i] for row in rows for i in chosen])) if blur else None
+    boxes = detections.exposed_boxes(detector.detect([row[i] for row in rows for i in chosen])) if blur else None
     picture = grid.grid_from_folders(
         folders,
         names=names,
@@ -64,8 +65,8 @@ def report_(
 
     Example: erase report runs/demo --no-blur
     """
-    from erase.evaluation import nudity, report
+    from erase.evaluation import report
 
     paths = report.pictures(folder)
-    boxes = nudity.exposed_boxes(nudity.detect(paths)) if blur and paths else None
+    boxes = detections.exposed_boxes(detector.detect(paths)) if blur and paths else None
     typer.echo(str(report.write_html(folder, blur=boxes)))

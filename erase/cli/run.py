@@ -15,7 +15,6 @@ from erase.cli.common import (
     app,
     command_line,
     no_loading_bars,
-    program,
     quiet,
     stoppable,
 )
@@ -38,12 +37,13 @@ def _run(
     data = config.read_preset(resources.preset_path(preset))
     if data.get("pipeline") != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
-    # Checked here, before the program is loaded: its libraries take seconds.
+    # Checked here, before the libraries are loaded: they take seconds.
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
-    loaded = program(pipeline)
+    from erase.programs.run import main
+
     no_loading_bars()
     options: dict[str, Any] = {"resume": resume, "command": command_line(), "preset": preset, "form": form}
-    loaded.main(checked, out, say=typer.echo, dry_run=dry_run, **options)
+    main(checked, out, say=typer.echo, dry_run=dry_run, **options)
 
 
 @app.command()
@@ -97,9 +97,10 @@ def attack(
     """
     quiet()
     stoppable()
-    loaded = program("attack")
+    from erase.programs.attack import attack_run
+
     no_loading_bars()
-    loaded.attack_run(run, settings or [], out, resume=resume, command=command_line(), say=typer.echo)
+    attack_run(run, settings or [], out, resume=resume, command=command_line(), say=typer.echo)
 
 
 @app.command()
@@ -117,9 +118,9 @@ def compare(
     from erase import config, resources
 
     stoppable(command_line())
-    comparing = program("compare")
+    from erase.programs import compare as comparing
+
     plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings or [])
-    loaded = program(plan.pipeline)
     no_loading_bars()
-    table = comparing.main(plan, out, loaded, command=command_line(), say=typer.echo)
+    table = comparing.main(plan, out, command=command_line(), say=typer.echo)
     typer.echo(table.read_text(encoding="utf-8").rstrip())

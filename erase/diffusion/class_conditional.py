@@ -1,15 +1,17 @@
 """Class-conditional DDPM UNets (diffusers `UNet2DModel`): open or make one, denoise, draw, save.
 
-Labels are 0 … C-1; embedding row C, where the UNet has one, is the null class, for guidance and label dropout.
+Labels are 0 … C-1; embedding row C, where the UNet has one, is the null class, for guidance and label dropout. What is
+not of one pipeline (`label_condition`, `with_sampler`, `renew`, `check_guidance`) serves every family of labels.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -18,11 +20,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from erase.engine.backend import drawn_from
+from erase.store.labelled import class_number
 
+Net = TypeVar("Net", bound=nn.Module)
+Pipe = TypeVar("Pipe")
 Autocast = Callable[[], AbstractContextManager[Any]]
 Sampler = Literal["ddim", "ddpm", "dpm"]
 SCHEDULERS: dict[str, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}
@@ -71,6 +76,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         """The number of the null class, if there is one."""
         rows = int(self.unet.config.num_class_embeds)
         return rows - 1 if rows == len(self.labels) + 1 else None
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null class."""
+        return self.null is not None
 
     @property
     def labels(self) -> list[str]:
@@ -204,34 +214,91 @@ def new(
     return ClassConditionalPipeline(unet.eval(), scheduler, dict(enumerate(labels)), guidance, patch)
 
 
-def renew(unet: UNet2DModel, seed: int) -> UNet2DModel:
-    """The same network with new weights."""
+def renew(net: Net, seed: int) -> Net:
+    """The same network of diffusers with new weights, as its class initialises them."""
+    old: Any = net
     with drawn_from(seed):
-        fresh: Any = UNet2DModel.from_config(unet.config)
-    made: UNet2DModel = fresh.to(unet.device).eval()
+        fresh: Any = type(old).from_config(old.config)
+    made: Net = fresh.to(old.device).eval()
     return made
 
 
-def with_sampler(pipe: ClassConditionalPipeline, name: Sampler | None) -> ClassConditionalPipeline:
+def with_sampler(pipe: Pipe, name: Sampler | None) -> Pipe:
     """The same model with another sampler; `None` keeps its own."""
     if name is None:
         return pipe
-    scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
-    return ClassConditionalPipeline(pipe.unet, scheduler, dict(enumerate(pipe.labels)), pipe.guidance, pipe.patch)
+    other: Any = copy.copy(pipe)
+    other.scheduler = SCHEDULERS[name].from_config(other.scheduler.config)
+    found: Pipe = other
+    return found
 
 
-def check_guidance(pipe: ClassConditionalPipeline, guidance: float | None) -> None:
+class Guided(Protocol):
+    """A pipeline or a model that generates images of labels."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, by number."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, in pixels."""
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that it is used with by default."""
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null class."""
+
+
+def check_guidance(model: Guided, guidance: float | None) -> None:
     """Refuse guidance where there is nothing to guide away from.
 
     Raises:
         ValueError: for a scale other than 1 without a null class.
     """
-    scale = pipe.guidance if guidance is None else guidance
-    if scale != 1 and pipe.null is None:
+    scale = model.guidance if guidance is None else guidance
+    if scale != 1 and not model.has_null:
         raise ValueError(
-            f"guidance {scale} needs a null class, which this model lacks (it has {len(pipe.labels)} class embeddings "
-            f"for {len(pipe.labels)} labels): set draw.guidance=1"
+            f"guidance {scale} needs a null class, which this model lacks (it has {len(model.labels)} class embeddings "
+            f"for {len(model.labels)} labels): set draw.guidance=1"
         )
+
+
+def check_row(model: Guided, prompt: str, width: int | None, height: int | None, where: str) -> None:
+    """Refuse a prompt that names no class, and a size that is not the model's own; None is the own one.
+
+    Raises:
+        ValueError: for these; `where` is where they stand.
+    """
+    try:
+        class_number(prompt, model.labels)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    _, high, wide = model.shape
+    if (width or wide, height or high) != (wide, high):
+        raise ValueError(
+            f"{where}: its size is {width or wide}×{height or high}, and this model generates images of {wide}×{high} "
+            "alone: leave out width and height"
+        )
+
+
+def label_condition(
+    prompts: Sequence[str], labels: Sequence[str], null: int | None, device: torch.device
+) -> dict[str, Tensor]:
+    """`label` `[P]`, long: the numbers of classes that prompts name; of the empty prompt the null class.
+
+    Raises:
+        ValueError: for a prompt that names no class, and the empty one without a null class.
+    """
+    known = {prompt: class_number(prompt, labels) for prompt in {*prompts} - {""}}
+    if null is not None:
+        known[""] = null
+    elif "" in prompts:
+        raise ValueError("the empty prompt needs a null class, which this model lacks")
+    return {"label": torch.tensor([known[prompt] for prompt in prompts], device=device)}
 
 
 def save_new(pipe: ClassConditionalPipeline, out: Path) -> None:

@@ -46,3 +46,8 @@ def cat(parts: Sequence[Condition]) -> dict[str, Tensor]:
 def to(condition: Condition, device: torch.device | str) -> dict[str, Tensor]:
     """The same on another device."""
     return {name: x.to(device) for name, x in condition.items()}
+
+
+def shapes(condition: Condition | Tensor) -> dict[str, torch.Size]:
+    """Of every leaf; of a lone tensor under the empty name."""
+    return {"": condition.shape} if isinstance(condition, Tensor) else {name: x.shape for name, x in condition.items()}

@@ -25,14 +25,15 @@ def describe(source: Source | SingleFile) -> dict[str, Any]:
         "dtype": "/".join(sorted({KINDS[tensor.dtype] for tensor in tensors.values()})),
     }
     if known.CONDITION == "label":
-        pipe = open_model(source).pipe
+        model = open_model(source)
+        null = model.null()
         return {
             **found,
-            "image": dict(zip(("channels", "height", "width"), pipe.shape, strict=True)),
-            "labels": pipe.labels,
-            "null_class": pipe.null,
-            "guidance": pipe.guidance,
-            "prediction_type": pipe.scheduler.config.prediction_type,
+            "image": dict(zip(("channels", "height", "width"), model.shape, strict=True)),
+            "labels": model.labels,
+            "null_class": None if null is None else int(null["label"]),
+            "guidance": model.guidance,
+            "prediction_type": model.pipe.scheduler.config.prediction_type,
         }
     net, scheduler, index = (_config(source, name) for name in (known.TRAINED, "scheduler", "model_index"))
     predicts = "flow" if "Flow" in str(scheduler.get("_class_name")) else "epsilon"

@@ -1,4 +1,8 @@
-"""Open a checkpoint as a diffusers pipeline, and find out that no weight is missing or broken."""
+"""Open a checkpoint as a diffusers pipeline, network by network, and find out that no weight is missing or broken.
+
+A network can also be opened *hollow*: all shapes and no weights. So a dry run costs no memory, and the encoders of a
+large model are in memory only while they are used.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,28 @@ import importlib
 import importlib.util
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from erase.diffusion.checkpoints import folders, single_file
 from erase.diffusion.checkpoints.folders import HIDES, VARIANTS, WEIGHTS, Source
 from erase.diffusion.checkpoints.networks import network, text_config
 from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.store import files
 from erase.store.safety import check_finite
 from erase.store.weights import weight_files
 
 STEMS = (WEIGHTS, "model", "pytorch_model")
 """What the weight files of diffusers' and transformers' networks are called, without variant and suffix."""
+HALF = (torch.float16, torch.bfloat16)
+LARGE = 5 * 10**8
+"""Weights from which on a network that is stored in 16 bits is held in 16 bits, where the precision has 16."""
 
 
 def open_pipeline(
@@ -29,38 +39,140 @@ def open_pipeline(
     kind: Any,
     trained: str,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
 ) -> Any:
-    """The whole pipeline in float32, frozen, in eval mode, and without a safety checker.
+    """The whole pipeline, frozen, in eval mode, and without a safety checker.
 
     Args:
         source: the checkpoint.
         kind: the pipeline's class.
         trained: the component that learns.
         device: where its networks go.
+        dtype: of the weights; a VAE's are float32 all the same.
+        hollow: networks to leave without weights; `load_network` brings them.
 
     Raises:
         ValueError: for weights that are missing, do not fit their configuration, or are NaN or infinite.
     """
+    parts: dict[str, Any] = {}
+    for name in network_classes(source):
+        make = hollow_network if name in hollow else load_network
+        parts[name] = make(source, name, trained, device, dtype)
     try:
-        pipe = _open_file(source, kind) if isinstance(source, SingleFile) else _open_folder(source, kind, trained)
+        if isinstance(source, Source):
+            pipe = _assemble(source.folder, kind, parts)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                single_file.write_texts(source.texts, Path(folder))
+                pipe = _assemble(Path(folder), kind, parts)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
+        raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    pipe.set_progress_bar_config(disable=True)
+    if hollow:
+        _fix_place(pipe, torch.device(device))
+    return pipe
+
+
+def network_classes(source: Source | SingleFile) -> dict[str, Any]:
+    """The components of a checkpoint that have weights, and the class of each.
+
+    Raises:
+        ValueError: for a class that the libraries do not have, or a tokenizer that cannot be read here.
+    """
+    if isinstance(source, SingleFile):
+        return {"unet": None, "vae": None, "text_encoder": CLIPTextModel}
+    found = {}
+    for name, value in folders.read_index(source.folder).items():
+        if not isinstance(value, list) or name in HIDES or value[0] not in ("diffusers", "transformers"):
+            continue
+        check_sentencepiece(source.folder / name)
+        try:
+            made = getattr(importlib.import_module(value[0]), value[1])
+        except AttributeError as error:
+            raise ValueError(f"{source.folder} cannot be loaded: {value[0]} has no {value[1]}") from error
+        if isinstance(made, type) and issubclass(made, nn.Module):
+            found[name] = made
+    return found
+
+
+def load_network(
+    source: Source | SingleFile,
+    name: str,
+    trained: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """One network of a checkpoint with its weights, frozen and in eval mode; arguments as those of `open_pipeline`.
+
+    Raises:
+        ValueError: for weights that are missing, do not fit their configuration, or are NaN or infinite.
+    """
+    wanted = torch.float32 if name == "vae" else dtype
+    try:
+        if isinstance(source, SingleFile):
+            net = _from_file(source, name, wanted)
+        else:
+            net = _from_folder(source, name, trained, wanted)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    for name, net in networks(pipe).items():
-        # Weights that their files lack: diffusers leaves them on "meta".
-        missing = [weight for weight, p in net.named_parameters() if p.is_meta]
-        if missing:
-            raise ValueError(
-                f"{source.place / name}: {len(missing)} weights are missing, such as {missing[0]}: get it again"
-            )
-        check_finite(dict(net.named_parameters()), source.place / name)
-        net.requires_grad_(False).eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    # Weights that their files lack: diffusers leaves them on "meta".
+    missing = [weight for weight, p in net.named_parameters() if p.is_meta]
+    if missing:
+        raise ValueError(
+            f"{source.place / name}: {len(missing)} weights are missing, such as {missing[0]}: get it again"
+        )
+    check_finite(dict(net.named_parameters()), source.place / name)
+    return net.requires_grad_(False).eval().to(device)
+
+
+def hollow_network(
+    source: Source | SingleFile,
+    name: str,
+    trained: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The same network on torch's "meta" device: shapes and dtypes, and no memory."""
+    made = network_classes(source)[name]
+    try:
+        with init_empty_weights():
+            if isinstance(source, SingleFile):
+                net = made(text_config(source.texts)) if made is not None else network(name, source.config(name))
+            elif made.__module__.startswith("diffusers."):
+                where = source.folder / (source.trained if name == trained else name)
+                net = made.from_config(files.read_json(where / "config.json"))
+            else:
+                net = made(made.config_class.from_pretrained(source.folder, subfolder=name))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return net.requires_grad_(False).eval().to(torch.float32 if name == "vae" else dtype)
 
 
 def networks(pipe: Any) -> dict[str, nn.Module]:
     """The components of a pipeline that have weights, by name."""
     return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def is_hollow(net: nn.Module) -> bool:
+    """Whether a network's weights are left out."""
+    return any(p.is_meta for p in net.parameters())
+
+
+def held_dtype(source: Source | SingleFile, precision: str) -> torch.dtype:
+    """In which dtype frozen weights are held: float32, or for a large model in 16 bits those of the precision.
+
+    Only what trains has float32 masters then; what is written to disk is the file's own in any case.
+    """
+    wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    tensors = folders.tensors(source)
+    if wanted is None or not tensors:
+        return torch.float32
+    count, half = 0, True
+    for tensor in tensors.values():
+        count += tensor.numel()
+        half = half and tensor.dtype in HALF
+    return wanted if half and count >= LARGE else torch.float32
 
 
 def check_betas(pipe: Any, where: Path) -> None:
@@ -120,50 +232,36 @@ def _variant(folder: Path, first: str | None) -> str | None:
     return first
 
 
-def _open_folder(source: Source, kind: Any, trained: str) -> Any:
-    index = folders.read_index(source.folder)
-    loaded: dict[str, Any] = {}
-    for name, value in index.items():
-        if not isinstance(value, list) or name in HIDES or value[0] not in ("diffusers", "transformers"):
-            continue
-        check_sentencepiece(source.folder / name)
-        made = getattr(importlib.import_module(value[0]), value[1])
-        if not (isinstance(made, type) and issubclass(made, nn.Module)):
-            continue
-        where = source.trained if name == trained else name
-        variant = source.variant if name == trained else _variant(source.folder / name, source.variant)
-        given: dict[str, Any] = {"subfolder": where, "variant": variant, "dtype": torch.float32}
-        loader: Any = made
-        if value[0] == "diffusers":
-            loaded[name] = loader.from_pretrained(source.folder, **given)
-            continue
-        loaded[name], info = loader.from_pretrained(source.folder, **given, output_loading_info=True)
-        absent = sorted(info["missing_keys"])  # transformers makes them up
-        if absent:
-            raise ValueError(
-                f"{source.folder / name}: {len(absent)} weights are missing, such as {absent[0]}: get it again"
-            )
-    return _assemble(source.folder, kind, loaded)
+def _from_folder(source: Source, name: str, trained: str, dtype: torch.dtype) -> nn.Module:
+    loader: Any = network_classes(source)[name]
+    where = source.trained if name == trained else name
+    variant = source.variant if name == trained else _variant(source.folder / name, source.variant)
+    given: dict[str, Any] = {"subfolder": where, "variant": variant, "dtype": dtype}
+    net: nn.Module
+    if loader.__module__.startswith("diffusers."):
+        net = loader.from_pretrained(source.folder, **given)
+        return net
+    net, info = loader.from_pretrained(source.folder, **given, output_loading_info=True)
+    absent = sorted(info["missing_keys"])  # transformers makes them up
+    if absent:
+        raise ValueError(
+            f"{source.folder / name}: {len(absent)} weights are missing, such as {absent[0]}: get it again"
+        )
+    return net
 
 
-def _open_file(source: SingleFile, kind: Any) -> Any:
-    def values(part: str) -> dict[str, Tensor]:
-        return {name: tensor.to(torch.float32, copy=True) for name, tensor in source.part(part).items()}
-
-    from transformers.models.clip.modeling_clip import CLIPTextModel
-
-    nets: dict[str, Any] = {}
-    for part in ("unet", "vae"):
-        with torch.device("meta"):
-            nets[part] = network(part, source.config(part))
-        nets[part].load_state_dict(values(part), assign=True)
-    encoder: Any = CLIPTextModel
-    nets["text_encoder"] = encoder.from_pretrained(
-        None, config=text_config(source.texts), state_dict=values("text_encoder"), dtype=torch.float32
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        single_file.write_texts(source.texts, Path(folder))
-        return _assemble(Path(folder), kind, nets)
+def _from_file(source: SingleFile, name: str, dtype: torch.dtype) -> nn.Module:
+    values = {key: tensor.to(dtype, copy=True) for key, tensor in source.part(name).items()}
+    if name == "text_encoder":
+        encoder: Any = CLIPTextModel
+        found: nn.Module = encoder.from_pretrained(
+            None, config=text_config(source.texts), state_dict=values, dtype=dtype
+        )
+        return found
+    with torch.device("meta"):
+        net = network(name, source.config(name))
+    net.load_state_dict(values, assign=True)
+    return net
 
 
 def _assemble(folder: Path, kind: Any, parts: Mapping[str, Any]) -> Any:
@@ -174,3 +272,9 @@ def _assemble(folder: Path, kind: Any, parts: Mapping[str, Any]) -> Any:
     if "safety_checker" in index:
         hidden["requires_safety_checker"] = False
     return kind.from_pretrained(folder, dtype=torch.float32, **hidden, **parts)
+
+
+def _fix_place(pipe: Any, device: torch.device) -> None:
+    """Have a pipeline say where it is: it would ask the first of its networks, which may be hollow."""
+    kind, here = type(pipe), property(lambda _: device)
+    pipe.__class__ = type(kind.__name__, (kind,), {"device": here, "_execution_device": here})

@@ -5,29 +5,45 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erase.diffusion import condition
+from erase.diffusion import condition, loading, text
+from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.families import Family, family
+from erase.diffusion.families import Family, LabelFamily, family
+from erase.diffusion.parameters import select
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Model:
-    """A pipeline and its family."""
+    """A pipeline and its family.
+
+    A large model is `lean`: its encoders are loaded to embed prompts and then given up, before the network that learns
+    is loaded, so that they are never in memory together. What they said of a prompt is remembered.
+    """
 
     family: Family
     pipe: Any
+    source: Source | SingleFile | None = None
+    """Where it came from; `None` for a pipeline in memory."""
+    dtype: torch.dtype = torch.float32
+    """Of frozen weights; those that learn are float32."""
+    lean: bool = False
+    remembered: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Conditions of prompts, leaves `[…]`, on the CPU: of a lean model."""
+    learning: str = ""
+    """The parameters that learn, as `choose` was told."""
 
     @property
     def net(self) -> nn.Module:
@@ -41,10 +57,65 @@ class Model:
         found: torch.device = self.pipe.device
         return found
 
+    def ready(self, *names: str) -> None:
+        """Load networks that are hollow."""
+        for name in names:
+            net = getattr(self.pipe, name, None)
+            if isinstance(net, nn.Module) and loading.is_hollow(net):
+                assert self.source is not None
+                loaded = loading.load_network(self.source, name, self.family.TRAINED, self.device, self.dtype)
+                setattr(self.pipe, name, loaded)
+                if name == self.family.TRAINED and self.learning:
+                    self.choose(self.learning)
+
+    def release(self, *names: str) -> None:
+        """Make networks hollow again."""
+        for name in names:
+            if getattr(self.pipe, name, None) is not None:
+                assert self.source is not None
+                empty = loading.hollow_network(self.source, name, self.family.TRAINED, self.device, self.dtype)
+                setattr(self.pipe, name, empty)
+        gc.collect()
+
+    def choose(self, which: str) -> list[str]:
+        """Let the parameters of a set learn, and no others; their names. They become float32, by the file's values.
+
+        Raises:
+            ValueError: for an invalid expression, or a set without parameters.
+        """
+        self.learning = which
+        chosen = select(self.net, which, self.family.PARAMETERS)
+        if self.dtype != torch.float32 and self.source is not None and not loading.is_hollow(self.net):
+            stored = folders.tensors(self.source)
+            for name in chosen:
+                p = self.net.get_parameter(name)
+                p.data = stored[name].to(p.device, torch.float32)
+        return chosen
+
     @property
     def resolution(self) -> int:
         """The side of an image that it was trained at, in pixels."""
         return self.family.resolution(self.pipe)
+
+    @property
+    def _label_family(self) -> LabelFamily:
+        assert self.family.CONDITION == "label", f"{self.family.NAME} reads text"
+        return cast(LabelFamily, self.family)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of its classes, by number; of label families alone."""
+        return self._label_family.labels(self.pipe)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, in pixels; of label families alone."""
+        return self._label_family.shape(self.pipe)
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that it is used with by default; of label families alone."""
+        return self._label_family.guidance(self.pipe)
 
     @property
     def configs(self) -> dict[str, Mapping[str, Any]]:
@@ -58,12 +129,32 @@ class Model:
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], batch_size: int = 32) -> dict[str, Tensor]:
-        """Conditions of prompts, leaves `[P, …]`, float32, on the CPU."""
+        """Conditions of prompts, leaves `[P, …]`, float32, on the CPU.
+
+        Raises:
+            ValueError: for a prompt longer than the tokenizer allows.
+        """
+        if self.family.CONDITION == "text":
+            text.check_prompts(self, prompts)
+        if self.lean:
+            return self._recall(prompts)
         parts = []
         for start in range(0, len(prompts), batch_size):
             found = self.family.embed(self.pipe, prompts[start : start + batch_size])
             parts.append({name: x.float() if x.is_floating_point() else x for name, x in found.items()})
         return condition.to(condition.cat(parts), "cpu")
+
+    @torch.no_grad()
+    def remember(self, prompts: Sequence[str]) -> None:
+        """Embed all prompts of a lean model that it has not embedded yet, with the encoders in memory meanwhile."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.remembered]
+        if not (self.lean and new):
+            return
+        self.ready(*self.family.ENCODERS)
+        for prompt in new:
+            found = condition.to(self.family.embed(self.pipe, [prompt]), "cpu")
+            self.remembered[prompt] = {n: (x.float() if x.is_floating_point() else x)[0] for n, x in found.items()}
+        self.release(*self.family.ENCODERS)
 
     def null(self) -> dict[str, Tensor] | None:
         """The empty condition, leaves `[1, …]`, on the model's device; `None` where there is none."""
@@ -114,12 +205,25 @@ class Model:
         autocast: Autocast = nullcontext,
     ) -> Any:
         """One sample for each prompt: PIL images, or latents `[B, C, H, W]`. Arguments as those of `Family.draw`."""
+        embed = self._embedded if self.lean else partial(self.family.embed, self.pipe)
         with autocast():
-            asked = self.family.embed(self.pipe, list(prompts))
-            null = self.family.embed(self.pipe, [""] * len(prompts)) if self.has_null else None
+            asked = embed(list(prompts))
+            null = embed([""] * len(prompts)) if self.has_null else None
+            self.ready(self.family.TRAINED)
             return self.family.draw(
                 self.pipe, asked, null, generators, steps=steps, guidance=guidance, size=size, latents=latents
             )
+
+    def _recall(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Remembered conditions, leaves `[P, …]`, float32, on the CPU."""
+        self.remember(prompts)
+        rows = [self.remembered[prompt] for prompt in prompts]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _embedded(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Remembered conditions, on the model's device and in its dtype."""
+        found = condition.to(self._recall(prompts), self.device)
+        return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in found.items()}
 
     def draw_latents(
         self,
@@ -170,11 +274,23 @@ class Model:
         return sample
 
 
-def open_model(source: Source | SingleFile, device: torch.device | str = "cpu") -> Model:
+def open_model(
+    source: Source | SingleFile, device: torch.device | str = "cpu", precision: str = "no", *, hollow: bool = False
+) -> Model:
     """Load a checkpoint.
+
+    Args:
+        source: the checkpoint.
+        device: where its networks go.
+        precision: of the passes to come: a large model that is stored in 16 bits is then held in 16 bits.
+        hollow: whether to leave all weights out, for a dry run.
 
     Raises:
         ValueError: for weights that are missing, do not fit their configuration, or are not finite.
     """
     known = family(source.family)
-    return Model(known, known.open(source, device))
+    dtype = loading.held_dtype(source, precision)
+    lean = dtype != torch.float32
+    encoders = (known.TRAINED, *known.ENCODERS)
+    empty = (*known.PARTS, *encoders) if hollow else encoders if lean else ()
+    return Model(known, known.open(source, device, dtype, empty), source, dtype, lean)

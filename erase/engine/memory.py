@@ -71,8 +71,16 @@ def peak() -> dict[str, int]:
 def hollow(backend: Model) -> Iterator[Model]:
     """A copy of the model without data: within the context everything has a size and a device, and no values."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        memo: dict[int, Any] = {id(x): mode.from_tensor(x) for x in tensors_of(backend)}
+        memo: dict[int, Any] = {id(x): _fake(mode, x) for x in tensors_of(backend)}
         yield copy.deepcopy(backend, memo)
+
+
+def _fake(mode: FakeTensorMode, x: Tensor) -> Tensor:
+    """A tensor without data; one that has none already is taken to be on the CPU."""
+    if not x.is_meta:
+        return mode.from_tensor(x)
+    made = torch.empty_like(x, device="cpu")
+    return torch.nn.Parameter(made, requires_grad=x.requires_grad) if isinstance(x, torch.nn.Parameter) else made
 
 
 def passes(

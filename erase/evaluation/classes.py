@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from erase.evaluation.generate import read_image
+from erase.evaluation.image_files import read_image
 from erase.evaluation.stats import wilson
 from erase.store.files import sha256
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from erase.evaluation.classes import Floats, weights_hash
-from erase.evaluation.generate import read_image
+from erase.evaluation.image_files import read_image
 from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
 
 SCALE = "100 × cosine"

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from erase.evaluation.classes import ClassPredictions, Floats, Images, classify, load
-from erase.evaluation.generate import read_image
+from erase.evaluation.image_files import read_image
 from erase.store.files import sha256
 
 ROWS = 1024

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from erase.evaluation.generate import MANIFEST, list_images, read_image, read_manifest
-from erase.evaluation.nudity import Box
+from erase.evaluation.detections import Box
+from erase.evaluation.image_files import list_images, read_image
+from erase.evaluation.manifest import MANIFEST, read_manifest
 from erase.store.files import write_bytes
 
 Blur = Mapping[Path, Sequence[Box]]

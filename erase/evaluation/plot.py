@@ -80,14 +80,20 @@ def scatter(
             parts.append(f'<path d="{line}" stroke="{_colour(series.index(one))}" stroke-opacity="0.45"/>')
     for (one, x, y), name in zip(points, names or [name for name, _, _ in points], strict=True):
         parts.append(_mark(series.index(one), across(x), up(y), f"{name}: {x:.4g}, {y:.4g}"))
+    return "\n".join([*parts, *_legend(series, right + 25, bool(ringed)), "</svg>", ""])
+
+
+def _legend(series: Sequence[str], x: float, ringed: bool) -> list[str]:
+    """A mark and a name for each series, one below the other, and what a ring means."""
+    parts = []
     for i, name in enumerate(series):
-        parts.append(_mark(i, right + 25, 30 + 18 * i, name))
-        parts.append(f'<text x="{right + 36:.1f}" y="{34 + 18 * i}">{escape(name)}</text>')
+        parts.append(_mark(i, x, 30 + 18 * i, name))
+        parts.append(f'<text x="{x + 11:.1f}" y="{34 + 18 * i}">{escape(name)}</text>')
     if ringed:
-        x, y = right + 25, 30 + 18 * len(series)
+        y = 30 + 18 * len(series)
         parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="6" fill="none" stroke="#333"/>')
         parts.append(f'<text x="{x + 11:.1f}" y="{y + 4}">Pareto front</text>')
-    return "\n".join([*parts, "</svg>", ""])
+    return parts
 
 
 def _span(values: Sequence[float], bars: Sequence[Interval | None]) -> Interval:

@@ -26,7 +26,7 @@ from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import report
-from erase.evaluation.generate import PromptRow
+from erase.evaluation.prompt_files import PromptRow
 from erase.programs import saving
 from erase.programs.runs import bar, new_report, open_folder, start
 from erase.programs.text.drawing import draw_rows, drawn_latents
@@ -167,7 +167,7 @@ def attack(
     for when, where in (("base", source), ("erased", erased)):
         if when == "base" and not (wanted.control or learn):
             continue
-        diffuser = open_model(where, accelerator.device)
+        diffuser = open_model(where, accelerator.device, precision.name)
         made = {"weights": folders.fingerprint(where)}
         look = partial(draw_and_judge, config, plan, diffuser, precision, resume)
         if data is None and learn:

@@ -23,13 +23,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from erase import config, resources
 from erase.evaluation.plot import scatter
 from erase.evaluation.stats import pareto_front, t_interval
 from erase.methods import find_method
+from erase.programs.run import job_of
+from erase.programs.run import main as run_one
 from erase.store import files
 
 
@@ -154,7 +155,6 @@ def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:
 def main(
     spec: Spec,
     out: Path,
-    program: ModuleType,
     *,
     command: str = "",
     say: Callable[[str], None] = print,
@@ -181,7 +181,7 @@ def main(
             if changed := files.differences(settings, now[name]):
                 raise ValueError(f"{out / name} was begun with other settings ({changed[0]}): choose another --out")
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": now})
-    kind = config.PIPELINES[spec.pipeline]
+    kind, job = config.PIPELINES[spec.pipeline], job_of(spec.pipeline)
     found: dict[int, dict[str, Any]] = {}
     drawn: dict[str, Path] = {}
     left = dict(enumerate(spec.runs, 1))
@@ -195,7 +195,7 @@ def main(
         settings: Any = config.parse(config.merge(run.settings, {"eval": spare}), kind)
         say(f"run {number} of {len(spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
         try:
-            program.main(settings, folder, resume=folder.exists(), command=command, say=say, preset=run.preset)
+            run_one(settings, folder, resume=folder.exists(), command=command, say=say, preset=run.preset)
         except ValueError as error:
             raise ValueError(f"{run.method}, {run.target}, seed {run.seed}: {error}") from error
 
@@ -208,11 +208,11 @@ def main(
                 for what, key in reusable(run).values():
                     if (folder / "images" / what).is_dir():
                         drawn.setdefault(key, folder / "images" / what)
-                numbers = program.summary(files.read_json(folder / "report.json"))
+                numbers = job.summary(files.read_json(folder / "report.json"))
                 found[number] = {"method": run.method, "target": run.target, "seed": run.seed, **numbers}
                 del left[number]
         if len(left) < before:
-            write(results(), out, spec.columns, program.AXES, program.GOALS)
+            write(results(), out, spec.columns, job.AXES, job.GOALS)
 
     gather()
     while left:

@@ -47,7 +47,11 @@ from erase.programs.runs import (
 from erase.store import files
 from erase.store.safetensors import read_safetensors, write_safetensors
 
-JOBS = {"sd": "erase.programs.text.job", "classify": "erase.programs.classify.job"}
+JOBS = {
+    "sd": "erase.programs.text.job",
+    "ddpm": "erase.programs.labels.job",
+    "classify": "erase.programs.classify.job",
+}
 """Where the job of each pipeline is: a class `Job`."""
 TRAINED = "trained.safetensors"
 """The weights that learned, until the model is saved and measured; its header tells how long everything took."""
@@ -76,6 +80,8 @@ class Setting:
     form: saving.Form = "full"
     """What is kept of the erased model."""
     resume: bool = False
+    dry_run: bool = False
+    """Whether nothing is computed: models are then opened without weights."""
 
     @property
     def device(self) -> torch.device:
@@ -197,7 +203,7 @@ def main(
     entry = find_method(str(config.method.get("name", "")))
     method = entry.build(**arguments(config.method, entry))  # refuses values out of range now, not after the saliency
     check_saliency(config.saliency, entry)
-    setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume)
+    setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
     job = job_of(config.pipeline)(setting)
     if dry_run:
         say("\n".join(job.rehearse()))

@@ -37,7 +37,8 @@ from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_
 from erase.engine.state import Checkpoint
 from erase.engine.updates import ClosedForm
 from erase.evaluation import classes
-from erase.evaluation.generate import PromptRow, Sampler, generate
+from erase.evaluation.generate import Sampler, generate
+from erase.evaluation.prompt_files import PromptRow
 from erase.methods import NEEDS, Entry
 from erase.programs.tracking import JsonlTracker, OtherTracker, check_tracker
 from erase.store import files

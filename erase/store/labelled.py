@@ -6,12 +6,14 @@ A source is a folder with one subfolder per class, a folder with the IDX files o
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import hashlib
 import importlib
 import math
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MODES = {"L": 1, "RGB": 3}
+MANY = 100
+"""Classes: of more, a message does not list all."""
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
@@ -90,18 +94,40 @@ class LabelledImages:
         return torch.isin(self.labels, torch.tensor(list(labels), dtype=torch.long))
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of classes, by number; one that several have gets their numbers: ImageNet's `crane (134)`."""
+    counts = Counter(names)
+    return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
+
+
 def class_number(label: str | int, names: Sequence[str]) -> int:
-    """The number of a class, by name or number.
+    """The number of a class, by its name, one of the synonyms in it (`tench, Tinca tinca`), or its number.
 
     Raises:
-        ValueError: for a label that is no class.
+        ValueError: for a label that is no class, or a synonym that several have.
     """
     if isinstance(label, int) and 0 <= label < len(names):
         return label
-    if label in names:
-        return list(names).index(str(label))
-    numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-    raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
+    text = str(label)
+    if text in names:
+        return list(names).index(text)
+    synonyms = [[word.strip() for word in name.removesuffix(f" ({i})").split(",")] for i, name in enumerate(names)]
+    meant = [i for i, words in enumerate(synonyms) if text in words]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        several = ", ".join(f"{i} {names[i]}" for i in meant)
+        raise ValueError(f"several classes are called {text!r}: {several}; give a number")
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    if len(names) <= MANY:
+        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
+    close = difflib.get_close_matches(text, [word for words in synonyms for word in words], n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ValueError(
+        f"no class {label!r}; the model has {len(names)}, 0 {names[0]} to {len(names) - 1} {names[-1]}{hint}"
+    )
 
 
 def scaled(pixels: Tensor) -> Tensor:

@@ -3,95 +3,95 @@
 from pathlib import Path
 from typing import Any
 
-import micro
 import pytest
 import torch
 from torch import Tensor
 
 from erase.attacks import learning
 from erase.config import Inversion, Relearn
+from erase.diffusion import condition
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import LatentSet
-from erase.diffusion.model import open_model
+from erase.diffusion.model import Model, open_model
 from erase.engine.backend import seeded
 
 INVERSION = Inversion(steps=8, lr=0.1, batch_size=4)
 
 
 @pytest.fixture
-def pipe(micro_sd: Path) -> Any:
-    return open_model(locate(micro_sd)).pipe
+def model(micro_sd: Path) -> Model:
+    return open_model(locate(micro_sd))
 
 
 @pytest.fixture
-def data(pipe: Any) -> LatentSet:
+def data(model: Model) -> LatentSet:
     return LatentSet(
         torch.randn(4, 4, 8, 8, generator=seeded("cpu", 1)),
         torch.zeros(4, dtype=torch.long),
-        micro.model(pipe).embed(["a photo of a cat"]),
+        model.embed(["a photo of a cat"]),
     )
 
 
-def weights(pipe: Any) -> dict[str, Tensor]:
+def weights(model: Model) -> dict[str, Tensor]:
     return {
         f"{part}.{name}": p.detach().clone()
         for part in ("unet", "text_encoder")
-        for name, p in getattr(pipe, part).named_parameters()
+        for name, p in getattr(model.pipe, part).named_parameters()
     }
 
 
-def test_a_word_means_its_embedding_and_other_words_stay(pipe: Any) -> None:
+def test_a_word_means_its_embedding_and_other_words_stay(model: Model) -> None:
     """With the embedding of `cat` a prompt is the one that says so."""
-    table = pipe.text_encoder.get_input_embeddings().weight
-    before = micro.model(pipe).embed(["a photo of *", "a photo of cat"])
-    with learning.meaning(pipe, table[pipe.tokenizer("cat").input_ids[1]].clone()):
-        within = micro.model(pipe).embed(["a photo of *", "a photo of cat"])
+    table = model.pipe.text_encoder.get_input_embeddings().weight
+    before = model.embed(["a photo of *", "a photo of cat"])["text"]
+    with learning.meaning(model, table[model.pipe.tokenizer("cat").input_ids[1]].clone()):
+        within = model.embed(["a photo of *", "a photo of cat"])["text"]
     assert torch.equal(within[0], before[1])
     assert torch.equal(within[1], before[1])
     assert not torch.equal(before[0], before[1])
-    assert torch.equal(micro.model(pipe).embed(["a photo of *"])[0], before[0])
+    assert torch.equal(model.embed(["a photo of *"])["text"][0], before[0])
 
 
-def test_a_word_is_learned_and_no_weight_moves(pipe: Any, data: LatentSet) -> None:
-    before, rows = weights(pipe), list[Any]()
-    word = learning.learn_word(pipe, data, INVERSION, 3, log=rows.append)
-    after = weights(pipe)
+def test_a_word_is_learned_and_no_weight_moves(model: Model, data: LatentSet) -> None:
+    before, rows = weights(model), list[Any]()
+    word = learning.learn_word(model, data, INVERSION, 3, log=rows.append)
+    after = weights(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert len(rows) == INVERSION.steps
-    assert torch.equal(word, learning.learn_word(pipe, data, INVERSION, 3))
+    assert torch.equal(word, learning.learn_word(model, data, INVERSION, 3))
 
     def loss(prompt_word: Tensor) -> float:
-        model, generator = micro.model(pipe).denoiser(), seeded("cpu", 9)
-        batch = {**data.gather(torch.arange(4)), "cond": torch.empty(0)}
-        with learning.meaning(pipe, prompt_word):
-            batch["cond"] = micro.model(pipe).embed([INVERSION.prompt]).expand(4, -1, -1)
+        backend, generator = model.denoiser(), seeded("cpu", 9)
+        with learning.meaning(model, prompt_word):
+            cond = condition.expand(model.embed([INVERSION.prompt]), 4)
+        batch = {**data.gather(torch.arange(4)), "cond": cond}
         with torch.no_grad():
-            return sum(float(model.losses(batch, generator).mean()) for _ in range(20))
+            return sum(float(backend.losses(batch, generator).mean()) for _ in range(20))
 
-    start = pipe.text_encoder.get_input_embeddings().weight[learning.check_word(pipe, "*")]
+    start = model.pipe.text_encoder.get_input_embeddings().weight[learning.check_word(model, "*")]
     assert loss(word) < loss(start)
 
 
 @pytest.mark.parametrize("prompt", ["a photo of a cat", "* of *", "a photo*of"])
-def test_a_prompt_holds_the_word_once(pipe: Any, prompt: str) -> None:
+def test_a_prompt_holds_the_word_once(model: Model, prompt: str) -> None:
     if prompt == "a photo*of":  # a word of its own for byte-level BPE all the same
-        learning.check_word(pipe, prompt)
+        learning.check_word(model, prompt)
         return
     with pytest.raises(ValueError, match=r"must hold the word \* once, such as 'a photo of \*'; got"):
-        learning.check_word(pipe, prompt)
+        learning.check_word(model, prompt)
 
 
 def test_relearning_is_looked_at_on_its_way_and_not_disturbed(micro_sd: Path, data: LatentSet) -> None:
     found: dict[tuple[int, ...], dict[int, dict[str, Tensor]]] = {}
     for at in ((3,), (3, 1)):
-        pipe = open_model(locate(micro_sd)).pipe
+        model = open_model(locate(micro_sd))
         seen: dict[int, dict[str, Tensor]] = {}
 
-        def look(done: int, pipe: Any = pipe, seen: Any = seen) -> None:
-            seen[done] = weights(pipe)
+        def look(done: int, model: Model = model, seen: Any = seen) -> None:
+            seen[done] = weights(model)
             torch.rand(done + 1)  # as drawing may
 
-        learning.relearn(pipe, data, Relearn(at=list(at), lr=1e-2, batch_size=2), 0, look)
+        learning.relearn(model, data, Relearn(at=list(at), lr=1e-2, batch_size=2), 0, look)
         found[at] = seen
     assert [list(seen) for seen in found.values()] == [[0, 3], [0, 1, 3]]
     start, end = found[3,][0], found[3,][3]

@@ -25,7 +25,10 @@ from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.engine.saliency import Mask, save_mask
 from erase.engine.state import save_state
-from erase.evaluation.generate import PromptRow, generate, list_images, read_image, read_manifest
+from erase.evaluation.prompt_files import PromptRow
+from erase.evaluation.generate import generate
+from erase.evaluation.image_files import list_images, read_image
+from erase.evaluation.manifest import read_manifest
 from erase.store.delta import write_delta
 from erase.store.files import sha256
 from erase.store.safetensors import open_safetensors
@@ -284,7 +287,7 @@ def test_generate_and_go_on_and_grid(
     # a picture is lost: it is drawn again, the same
     (tmp_path / "a" / first[3].file).unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(sd, "open_pipeline", None)  # refused before the model is loaded
+        patch.setattr("erase.diffusion.model.open_model", None)  # refused before the model is loaded
         assert "not empty; resume, or give another folder" in erase(*words, "--out", tmp_path / "a").said
     assert erase(*words, "--out", tmp_path / "a", "--resume").code == 0
     assert read_manifest(tmp_path / "a") == first

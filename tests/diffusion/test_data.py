@@ -138,17 +138,18 @@ def test_encoding_in_batches_keeps_the_order(tmp_path: Path) -> None:
 def latents(n: int) -> LatentSet:
     """Sample i: latent i, condition row i mod 2, anchor row 2."""
     mean = torch.arange(n).float().view(n, 1, 1, 1)
-    table = torch.arange(3).float().view(3, 1, 1)
+    table = {"text": torch.arange(3).float().view(3, 1, 1), "label": torch.arange(3)}
     return LatentSet(mean, torch.arange(n) % 2, table, mean / 10, torch.full((n,), 2))
 
 
 def test_gather_keeps_a_sample_together() -> None:
     batch = latents(6).gather(torch.tensor([3, 0]))
     i = batch["mean"].flatten()
-    assert torch.equal(batch["cond"].flatten(), i % 2)
+    assert torch.equal(batch["cond"]["text"].flatten(), i % 2)
+    assert torch.equal(batch["cond"]["label"], i.long() % 2)
     assert torch.equal(batch["std"].flatten(), i / 10)
-    assert batch["anchor"].flatten().tolist() == [2, 2]
-    bare = LatentSet(torch.zeros(3, 1, 1, 1), torch.zeros(3).long(), torch.zeros(1, 1, 1))
+    assert batch["anchor"]["text"].flatten().tolist() == batch["anchor"]["label"].tolist() == [2, 2]
+    bare = LatentSet(torch.zeros(3, 1, 1, 1), torch.zeros(3).long(), {"label": torch.zeros(1)})
     assert bare.gather(torch.tensor([0])).keys() == {"mean", "cond"}
 
 

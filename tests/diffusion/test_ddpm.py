@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.losses import Denoise
 from erase.diffusion.model import open_model
-from erase.evaluation.generate import PromptRow, generate, image_generator
+from erase.diffusion.process import Discrete
+from erase.evaluation.prompt_files import PromptRow
+from erase.evaluation.generate import generate, image_generator
 from erase.store.labelled import scaled
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -73,7 +76,7 @@ def edit(path: Path, **values: Any) -> None:
 
 
 def opened(folder: Path, *labels: str) -> Pipe:
-    return open_model(locate(folder, "label"), labels=labels).pipe
+    return open_model(locate(folder, "label", labels=labels)).pipe
 
 
 def pictures(pipe: Pipe) -> list[bytes]:
@@ -193,7 +196,7 @@ def test_patches_go_into_channels_and_back() -> None:
 
 def test_latents_are_drawn_in_batches(pipe: Pipe) -> None:
     pipe = class_conditional.with_sampler(pipe, "dpm")  # which does not clip by itself
-    calls, entered = list[int](), list[int]()
+    entered = list[int]()
 
     @contextmanager
     def autocast() -> Any:
@@ -201,26 +204,24 @@ def test_latents_are_drawn_in_batches(pipe: Pipe) -> None:
         yield
 
     settings: dict[str, Any] = {"steps": 2, "guidance": 3.0, "batch_size": 2, "autocast": autocast}
-    found = micro_ddpm.wrap(pipe).draw_latents([0, 2, 1], gens(1, 2, 3), **settings, progress=calls.append)
-    assert (calls, len(entered)) == ([2, 3], 2)
+    draw, names = micro_ddpm.wrap(pipe).draw_latents, ["ant", "cow", "bee"]
+    found = draw(names, gens(1, 2, 3), **settings)
+    assert len(entered) == 2
     assert found.shape == (3, *GREY)
     assert (found.dtype, found.device.type, found.requires_grad) == (torch.float32, "cpu", False)
     assert found.abs().max() == 1 < pipe.draw([0], gens(1), 2).abs().max()
     expected = torch.cat([pipe.draw([0, 2], gens(1, 2), 2, 3.0), pipe.draw([1], gens(3), 2, 3.0)]).clamp(-1, 1)
     assert torch.equal(found, expected)
-    own = micro_ddpm.wrap(pipe).draw_latents([0, 2, 1], gens(1, 2, 3), **{**settings, "guidance": None})
-    assert torch.equal(
-        own, micro_ddpm.wrap(pipe).draw_latents([0, 2, 1], gens(1, 2, 3), **{**settings, "guidance": 2.0})
-    )
+    own = draw(names, gens(1, 2, 3), **{**settings, "guidance": None})
+    assert torch.equal(own, draw(names, gens(1, 2, 3), **{**settings, "guidance": 2.0}))
     assert not torch.equal(own, found)
 
 
 def test_latents_drawn_in_half_precision_are_kept_in_float32(pipe: Pipe) -> None:
     bf16 = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    found = micro_ddpm.wrap(pipe).draw_latents([0], gens(1), steps=2, guidance=3.0, batch_size=2, autocast=bf16)
-    exact = micro_ddpm.wrap(pipe).draw_latents(
-        [0], gens(1), steps=2, guidance=3.0, batch_size=2, autocast=torch.no_grad
-    )
+    draw = micro_ddpm.wrap(pipe).draw_latents
+    found = draw(["ant"], gens(1), steps=2, guidance=3.0, autocast=bf16)
+    exact = draw(["ant"], gens(1), steps=2, guidance=3.0)
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     assert float((found - exact).abs().mean()) < 0.1
@@ -230,7 +231,7 @@ def test_latents_drawn_in_half_precision_are_kept_in_float32(pipe: Pipe) -> None
 
 
 def test_the_sampler_takes_names_and_a_rows_guidance(pipe: Pipe) -> None:
-    draw = micro_ddpm.wrap(pipe).sampler(steps=2, guidance=3.0, autocast=torch.no_grad)
+    draw = micro_ddpm.wrap(pipe).sampler(steps=2, guidance=3.0)
 
     def pixels(pipe: Pipe, scale: float | None, steps: int = 2) -> list[bytes]:
         return [i.tobytes() for i in pipe([2, 0], gens(1, 2), steps, scale).images]
@@ -240,16 +241,17 @@ def test_the_sampler_takes_names_and_a_rows_guidance(pipe: Pipe) -> None:
 
     assert drawn(draw) == drawn(draw, guidance=None, width=None, height=None) == pixels(pipe, 3.0)
     assert drawn(draw, guidance=1.0) == pixels(pipe, 1.0) != pixels(pipe, 3.0)
-    own = micro_ddpm.wrap(pipe).sampler(steps=2, autocast=torch.no_grad)
+    own = micro_ddpm.wrap(pipe).sampler(steps=2, guidance=None)
     assert drawn(own) == pixels(pipe, 2.0) != pixels(pipe, 3.0)
-    other = micro_ddpm.wrap(pipe).sampler(name="ddpm", steps=3, guidance=3.0, autocast=torch.no_grad)
-    assert drawn(other) == pixels(class_conditional.with_sampler(pipe, "ddpm"), 3.0, 3) != pixels(pipe, 3.0, 3)
+    ancestral = class_conditional.with_sampler(pipe, "ddpm")
+    other = micro_ddpm.wrap(ancestral).sampler(steps=3, guidance=3.0)
+    assert drawn(other) == pixels(ancestral, 3.0, 3) != pixels(pipe, 3.0, 3)
 
 
 def test_the_sampler_draws_the_evaluations_folders(pipe: Pipe, tmp_path: Path) -> None:
     """Whatever the batch size; padding is thrown away."""
     rows = [PromptRow(name, seed) for seed, name in enumerate(pipe.labels)]
-    draw = micro_ddpm.wrap(pipe).sampler(steps=2, autocast=torch.no_grad)
+    draw = micro_ddpm.wrap(pipe).sampler(steps=2, guidance=None)
     found = generate(draw, rows, tmp_path / "out", per_prompt=2, batch_size=4)
     assert [(row.prompt, row.seed, row.index) for row in found] == [
         (name, seed, index) for seed, name in enumerate(pipe.labels) for index in range(2)
@@ -289,10 +291,9 @@ def test_guidance_needs_a_null_class(pipe: Pipe, copy: Path) -> None:
             r": set draw\.guidance=1"
         )
         refused(said, lambda scale=scale: class_conditional.check_guidance(bare, scale))
-        refused(
-            said, lambda scale=scale: micro_ddpm.wrap(bare).sampler(steps=2, guidance=scale, autocast=torch.no_grad)
-        )
-    assert len(micro_ddpm.wrap(bare).sampler(steps=1, autocast=torch.no_grad)(["d"], gens(0))) == 1
+        draw = micro_ddpm.wrap(bare).sampler(steps=2, guidance=scale)
+        refused(said, lambda draw=draw: draw(["d"], gens(0)))
+    assert len(micro_ddpm.wrap(bare).sampler(steps=1, guidance=None)(["d"], gens(0))) == 1
 
 
 def test_drawing_with_guidance_and_without_a_null_class_is_refused(copy: Path) -> None:
@@ -306,27 +307,29 @@ def test_drawing_with_guidance_and_without_a_null_class_is_refused(copy: Path) -
 
 @pytest.mark.parametrize("kind", ["grey", "patches", "colour, wide, attention"])
 def test_the_denoiser_is_the_unet_on_its_own_schedule(pipes: dict[str, Pipe], kind: str) -> None:
-    pipe = pipes[kind]
-    backend = micro_ddpm.wrap(pipe).denoiser(micro_ddpm.wrap(pipe).null())
+    pipe, prediction = pipes[kind], KINDS[kind].get("prediction", "epsilon")
+    backend = micro_ddpm.wrap(pipe).denoiser()
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     assert backend.net is pipe.unet
-    assert backend.prediction == KINDS[kind].get("prediction", "epsilon")
+    assert isinstance(backend.process, Discrete)
+    assert backend.process.prediction == prediction
     assert torch.equal(backend.process.alphas_cumprod, schedule.alphas_cumprod)
     shape = (2, pipe.unet.config.in_channels, *pipe.unet.config.sample_size)
     g = torch.Generator().manual_seed(0)
     z, noise = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
-    t, cond = torch.tensor([3, 700]), torch.tensor([2, 0])
+    t, cond = torch.tensor([3, 700]), {"label": torch.tensor([2, 0])}
     noisy = schedule.add_noise(z, noise, t)
     with torch.no_grad():
-        out = pipe.unet(noisy, t, class_labels=cond).sample
+        out = pipe.unet(noisy, t, class_labels=cond["label"]).sample
         assert torch.allclose(backend.predict(noisy, t, cond), out, atol=1e-6)
-        target = schedule.get_velocity(z, noise, t) if backend.prediction == "v_prediction" else noise
+        target = schedule.get_velocity(z, noise, t) if prediction == "v_prediction" else noise
         losses = backend.losses({"mean": z, "z0": z, "noise": noise, "t": t, "cond": cond}, g)
     torch.testing.assert_close(losses, (out - target).square().mean((1, 2, 3)))
 
 
 def test_dropped_labels_are_the_null_class(pipe: Pipe, copy: Path) -> None:
-    backend = micro_ddpm.wrap(pipe).denoiser(micro_ddpm.wrap(pipe).null())
+    model = micro_ddpm.wrap(pipe)
+    backend = model.denoiser(model.null())
     assert backend.null is not None
     assert backend.null["label"].tolist() == [3] == [pipe.null]
     g = torch.Generator().manual_seed(0)
@@ -338,7 +341,8 @@ def test_dropped_labels_are_the_null_class(pipe: Pipe, copy: Path) -> None:
         kept = backend.losses(batch, g)
     assert torch.equal(found, expected)
     assert not torch.isclose(found, kept)[[0, 2]].any()
-    bare = micro_ddpm.wrap(lone(copy, "a", "b", "c", "d")).denoiser()
+    model = micro_ddpm.wrap(lone(copy, "a", "b", "c", "d"))
+    bare = model.denoiser(model.null())
     assert bare.null is None
     with pytest.raises(ValueError, match=r"dropout 0\.1 needs a null condition, which this model lacks"):
         Denoise(0.1)(bare, batch, g)
@@ -436,7 +440,8 @@ def test_a_saved_model_draws_the_same_pictures(pipes: dict[str, Pipe], kind: str
     class_conditional.save_new(pipe, tmp_path / "deep/out")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
     source = locate(tmp_path / "deep/out", "label")
-    assert (source.unet, source.variant, list(folders.fingerprint(source))) == ("unet", None, [f"unet/{FILE}"])
+    assert isinstance(source, folders.Source)
+    assert (source.trained, source.variant, list(folders.fingerprint(source))) == ("unet", None, [f"unet/{FILE}"])
     other = open_model(source).pipe
     assert (other.labels, other.guidance, other.patch) == (pipe.labels, pipe.guidance, pipe.patch)
     assert (other.null, other.shape) == (pipe.null, pipe.shape)
@@ -445,9 +450,8 @@ def test_a_saved_model_draws_the_same_pictures(pipes: dict[str, Pipe], kind: str
         assert other.scheduler.config[key] == pipe.scheduler.config[key]
     assert pictures(other) == pictures(pipe)
     for name in ("ddpm", "dpm"):
-        assert pictures(class_conditional.with_sampler(other, name)) == pictures(
-            class_conditional.with_sampler(pipe, name)
-        )  # type: ignore[arg-type]
+        one, two = (class_conditional.with_sampler(p, name) for p in (other, pipe))  # type: ignore[arg-type]
+        assert pictures(one) == pictures(two)
     assert not any(p.requires_grad for p in other.unet.parameters())
     assert not other.unet.training
 
@@ -486,17 +490,17 @@ def test_a_lone_unet_opens_with_labels(pipe: Pipe, tmp_path: Path) -> None:
     pipe.unet.save_pretrained(tmp_path / "lone")
     assert {p.name for p in (tmp_path / "lone").iterdir()} == {"config.json", FILE}
     source = locate(tmp_path / "lone", "label")
-    assert (source.unet, source.name) == (".", str(tmp_path / "lone"))
-    other = open_model(source, labels=["x", "y", "z"]).pipe
+    assert isinstance(source, folders.Source)
+    assert (source.trained, source.name) == (".", str(tmp_path / "lone"))
+    model = open_model(replace(source, labels=("x", "y", "z")))
+    other, process = model.pipe, model.denoiser().process
     assert (other.labels, other.null, other.guidance, other.patch) == (["x", "y", "z"], 3, 1.0, 1)
     assert other.shape == pipe.shape
     assert same(other.unet, pipe.unet)
-    assert torch.equal(
-        micro_ddpm.wrap(other).denoiser(micro_ddpm.wrap(other).null()).process.alphas_cumprod,
-        DDPMScheduler().alphas_cumprod,
-    )
+    assert isinstance(process, Discrete)
+    assert torch.equal(process.alphas_cumprod, DDPMScheduler().alphas_cumprod)
     assert len(pictures(other)) == 3
-    whole = open_model(source, labels=["w", "x", "y", "z"]).pipe  # every row a class
+    whole = opened(tmp_path / "lone", "w", "x", "y", "z")  # every row a class
     assert (whole.labels, whole.null) == (["w", "x", "y", "z"], None)
 
 
@@ -518,9 +522,10 @@ def test_a_plain_ddpm_pipeline_opens_with_labels(pipe: Pipe, tmp_path: Path) -> 
     assert (other.labels, other.null, other.guidance, other.patch) == (["x", "y", "z"], 3, 1.0, 1)
     assert type(other.scheduler) is DDPMScheduler
     assert other.scheduler.config.variance_type == "fixed_large"
-    backend = micro_ddpm.wrap(other).denoiser(micro_ddpm.wrap(other).null())
-    assert backend.prediction == "v_prediction"
-    assert torch.equal(backend.process.alphas_cumprod, schedule.alphas_cumprod)
+    process = micro_ddpm.wrap(other).denoiser().process
+    assert isinstance(process, Discrete)
+    assert process.prediction == "v_prediction"
+    assert torch.equal(process.alphas_cumprod, schedule.alphas_cumprod)
     assert same(other.unet, pipe.unet)
     # drawn as diffusers' own pipeline would draw a class, if it could be told one
     schedule.set_timesteps(3)
@@ -541,7 +546,8 @@ def test_ema_weights_are_started_from(copy: Path) -> None:
     ema = {k: v + 0.125 for k, v in load_file(copy / "unet" / FILE).items()}
     save_file(ema, copy / "unet_ema" / FILE, metadata={"format": "pt"})
     source = locate(copy, "label")
-    assert source.unet == "unet_ema"
+    assert isinstance(source, folders.Source)
+    assert source.trained == "unet_ema"
     assert torch.equal(open_model(source).pipe.unet.conv_in.weight, ema["conv_in.weight"])
 
 
@@ -611,13 +617,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "is no diffusers pipeline"),
     "unet config cut short": (lambda f: (f / "unet/config.json").write_text("{"), "config.json: not JSON"),
     "scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").write_text("{"), "not JSON"),
-    "another pipeline": (
-        of_another_kind,
-        "holds a StableDiffusionPipeline; erase run ddpm takes a pipeline with a UNet2DModel",
+    "another pipeline": (of_another_kind, "holds a StableDiffusionPipeline, Stable Diffusion: .* erase run sd"),
+    "no unet in the index": (index(unet=[None, None]), "is not whole: its model_index.json names no unet"),
+    "a pipeline of nobody's": (
+        index(unet=["diffusers", "UNet1DModel"], _class_name="DanceDiffusionPipeline"),
+        "holds a DanceDiffusionPipeline; supported pipelines: .*ClassConditionalPipeline",
     ),
-    "no unet in the index": (index(unet=[None, None]), "erase run ddpm takes a pipeline with a UNet2DModel"),
-    "a classifier": (a_transformers_model, "erase run ddpm takes a UNet2DModel or a pipeline with one"),
-    "another lone unet": (lone_of_another_kind, "holds a UNet2DConditionModel; erase run ddpm takes a UNet2DModel"),
+    "a classifier": (a_transformers_model, "holds a model of another kind and no pipeline"),
+    "another lone unet": (lone_of_another_kind, "holds a UNet2DConditionModel and no pipeline"),
     "missing weights": (missing_weights, "2 weights are missing, such as conv_in.weight: get it again"),
     "no classes": (
         config(num_class_embeds=None),
@@ -671,7 +678,7 @@ def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["null", "[1, 2]", "3"])
 def test_a_config_that_is_no_mapping_is_refused(copy: Path, text: str) -> None:
     (copy / "unet/config.json").write_text(text)
-    refused("erase run ddpm takes a UNet2DModel", lambda: locate(copy / "unet", "label"))
+    refused(f"holds a {type(json.loads(text)).__name__} and no pipeline", lambda: locate(copy / "unet", "label"))
 
 
 def test_a_name_given_twice_is_refused(copy: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import micro
 import micro_ddpm
+import micro_dit
 import micro_flux
 import micro_pixart
 import micro_sd3
@@ -29,7 +30,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from safetensors.torch import load_file
 from torch import Tensor
 
-from erase.diffusion import condition
+from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import FAMILIES
@@ -78,6 +79,7 @@ ROWS = {  # by family, and after a dash a variant
     "pixart": Row(micro_pixart.pipeline, **PIXART),
     "pixart-alpha": Row(micro_pixart.alpha, **PIXART),
     "ddpm": Row(micro_ddpm.pipeline, prompts=("cat", "dog")),
+    "dit": Row(micro_dit.pipeline, prompts=("Tinca tinca", "corn, maize"), prediction=lambda x: x[:, :4]),
 }
 
 
@@ -190,7 +192,7 @@ def test_drawing_from_conditions_is_drawing_from_prompts(case: Case) -> None:
     given = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pil", **case.row.given}
     side, stride = model.resolution, model.family.STRIDE
     for size in (None, (side + 4 * stride, side + 2 * stride)):
-        asked = {} if size is None else dict(zip(("height", "width"), size, strict=True))
+        asked = dict(zip(("height", "width"), size or (side, side), strict=True))
         stock = model.pipe(list(case.row.prompts), generator=generators(2), **asked, **given).images
         for mine, theirs in zip(draw(model, case.row.prompts, size=size), stock, strict=True):
             assert mine.size == (size or (side, side))[::-1]
@@ -256,7 +258,8 @@ def test_saved_after_no_step_it_is_the_same(case: Case, tmp_path: Path) -> None:
 def test_shards_and_variants_open(case: Case, tmp_path: Path, variant: str | None) -> None:
     """The trained network's shards, each in 16 bits where the variant says so; other components may be another."""
     shutil.copytree(case.source.folder, tmp_path / "model")
-    for part in case.model.family.ENCODERS if variant is None else ():
+    there = [part for part in case.model.family.ENCODERS if (case.source.folder / part).is_dir()]
+    for part in there if variant is None else ():
         (tmp_path / "model" / part / "model.safetensors").rename(tmp_path / "model" / part / "model.fp16.safetensors")
     dtype = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[variant]
     net = type(case.model.net).from_pretrained(case.source.folder, subfolder=case.source.trained, dtype=dtype)
@@ -305,3 +308,76 @@ def test_losses_have_gradients(case: Case) -> None:
     finally:
         model.net.zero_grad(set_to_none=True)
         model.net.requires_grad_(False)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_hollow_model_has_the_shapes_and_no_weights(case: Case, precision: str) -> None:
+    model, whole = open_model(case.source, precision=precision, hollow=True), case.model
+    if model.family.CONDITION == "label" and not loading.is_hollow(model.net):
+        pytest.skip("it is small, and always whole")
+    for name, net in loading.networks(model.pipe).items():
+        assert all(p.is_meta for p in net.parameters())
+        shapes = {key: p.shape for key, p in loading.networks(whole.pipe)[name].named_parameters()}
+        assert {key: p.shape for key, p in net.named_parameters()} == shapes
+    assert model.resolution == whole.resolution
+    for mine, theirs in zip(model.family.example(model.configs), model.family.example(whole.configs), strict=True):
+        assert condition.shapes(mine) == condition.shapes(theirs)
+
+
+def test_a_lean_model_says_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders come and go, the network comes when it is needed; what learns is float32, by the file's values."""
+    whole = case.model
+    if whole.family.CONDITION == "label":
+        pytest.skip("it has no encoders")
+    monkeypatch.setattr(loading, "held_dtype", lambda *_: torch.float32)
+    model = open_model(case.source)
+    model = Model(model.family, whole.family.open(case.source, "cpu", torch.float32, hollow_parts(whole)), case.source)
+    model.lean = True
+    asked, expected = model.embed(case.row.prompts), condition.cat([whole.embed([p]) for p in case.row.prompts])
+    for name, x in expected.items():
+        assert torch.equal(asked[name], x)
+    for name in model.family.ENCODERS:
+        net = getattr(model.pipe, name)
+        assert net is None or loading.is_hollow(net)
+    chosen = model.choose("full")
+    assert loading.is_hollow(model.net)
+    latents = draw(model, case.row.prompts, latents=True)
+    torch.testing.assert_close(latents, draw(whole, case.row.prompts, latents=True), rtol=1e-3, atol=1e-3)
+    assert not loading.is_hollow(model.net)
+    assert [name for name, p in model.net.named_parameters() if p.requires_grad] == chosen
+
+
+def hollow_parts(model: Model) -> tuple[str, ...]:
+    return (model.family.TRAINED, *model.family.ENCODERS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frozen_weights_in_16_bits(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    """A step of training and a generation work; masters are the file's own values, not those of 16 bits."""
+    name = case.model.family.TRAINED
+    monkeypatch.setattr(loading, "held_dtype", lambda *_: dtype)
+    model = open_model(case.source, precision="bf16")
+    if model.family.CONDITION == "label" and next(model.net.parameters()).dtype == torch.float32:
+        pytest.skip("it is small, and always float32")
+    sets = model.family.PARAMETERS
+    chosen = model.choose("xattn" if "xattn" in sets else "full")
+    null, asked = model.null(), model.embed(case.row.prompts)
+    model.ready(name)
+    for key, p in model.net.named_parameters():
+        assert p.dtype == (torch.float32 if key in chosen else dtype)
+    for key in chosen:
+        assert torch.equal(model.net.get_parameter(key), case.model.net.get_parameter(key))
+    backend = model.denoiser(null)
+    latents, _ = model.family.example(model.configs)
+    batch = {"mean": latents.expand(2, *latents.shape[1:]), "cond": asked}
+    with torch.autocast("cpu", dtype):
+        losses = backend.losses(batch, torch.Generator().manual_seed(0))
+        exact = case.model.denoiser().losses(batch, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(losses, exact, rtol=0.1, atol=0.02)  # of eight bits
+    losses.sum().backward()
+    grads = [model.net.get_parameter(key).grad for key in chosen]
+    assert any(g is not None and bool(g.abs().sum() > 0) for g in grads)
+    model.net.requires_grad_(False)
+    with torch.autocast("cpu", dtype):
+        drawn = draw(model, case.row.prompts, latents=True)
+    assert bool(drawn.isfinite().all())

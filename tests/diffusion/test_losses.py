@@ -6,6 +6,7 @@ import torch
 import toys
 from torch import nn
 
+from erase.diffusion import condition
 from erase.diffusion.denoiser import mse
 from erase.diffusion.losses import Denoise, Redirect, forget_objective, remain_objective
 from erase.engine.fisher import fisher_diagonal
@@ -81,10 +82,8 @@ def test_denoise_drops_the_condition_of_a_share(dropout: float) -> None:
     batch["drop_draw"] = torch.tensor([0.0, 0.3, 0.99])
     dropped = torch.tensor([d < dropout for d in (0.0, 0.3, 0.99)])
     assert model.null is not None
-    kept, null = (
-        model.losses(batch, toys.gen()),
-        model.losses({**batch, "cond": model.null.expand(3, 3, 8)}, toys.gen()),
-    )
+    kept = model.losses(batch, toys.gen())
+    null = model.losses({**batch, "cond": condition.expand(model.null, 3)}, toys.gen())
     torch.testing.assert_close(Denoise(dropout)(model, batch, toys.gen()), torch.where(dropped, null, kept))
     assert not torch.allclose(kept, null, rtol=1e-4)
     undrawn = Denoise(dropout)(model, toys.latents(), toys.gen())
@@ -98,7 +97,7 @@ def test_distillation_is_the_distance_to_what_the_first_weights_predict(name: st
     objective = remain_objective("distill", model.net, 0.5)
     assert (objective.sense, objective.name) == (1, "distill")
     batch = {**model.draw(toys.latents(), toys.gen()), "drop_draw": torch.tensor([0.0, 0.9, 0.9])}
-    cond = torch.cat([model.null, batch["cond"][1:]])
+    cond = condition.cat([model.null, condition.take(batch["cond"], torch.tensor([1, 2]))])
     noisy, params = model.noisy(batch), list(model.net.parameters())
     with torch.no_grad(), precision(name):
         first = model.predict(noisy, batch["t"], cond)

@@ -1,13 +1,14 @@
 import pytest
 import toys
 
+from erase.diffusion.families.sd import PARAMETERS
 from erase.diffusion.parameters import select
 
 
 def test_sets_part_the_unet() -> None:
     net = toys.unet()
     every = {name for name, _ in net.named_parameters()}
-    chosen = {which: set(select(net, which)) for which in ("full", "xattn", "noxattn")}
+    chosen = {which: set(select(net, which, PARAMETERS)) for which in ("full", "xattn", "noxattn")}
     assert chosen["full"] == every
     assert chosen["xattn"] | chosen["noxattn"] == every
     assert not chosen["xattn"] & chosen["noxattn"]
@@ -21,8 +22,8 @@ def test_sets_part_the_unet() -> None:
 @pytest.mark.parametrize("which", ["xattn", "full", r"attn2\.to_[kv]"])
 def test_exactly_the_chosen_are_trainable(which: str) -> None:
     net = toys.unet()
-    select(net, "conv")  # what an earlier choice left is undone
-    chosen = select(net, which)
+    select(net, "conv", PARAMETERS)  # what an earlier choice left is undone
+    chosen = select(net, which, PARAMETERS)
     assert chosen
     assert [name for name, p in net.named_parameters() if p.requires_grad] == chosen
 
@@ -30,10 +31,10 @@ def test_exactly_the_chosen_are_trainable(which: str) -> None:
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("(", r"'\(' is neither full, xattn, noxattn nor a regular expression"),
+        ("(", r"'\(' is neither full, xattn, kv, noxattn nor a regular expression"),
         ("attn9", "'attn9' matches no parameter of UNet2DConditionModel; allowed: .* such as conv_in.weight"),
     ],
 )
 def test_bad_sets(which: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        select(toys.unet(), which)
+        select(toys.unet(), which, PARAMETERS)

@@ -9,6 +9,7 @@ import micro
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
@@ -20,19 +21,25 @@ from erase.diffusion import text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.describe import describe
-from erase.diffusion.model import open_model
+from erase.diffusion.model import Model, open_model
+from erase.diffusion.process import Discrete
 from erase.evaluation.generate import image_generator
 from erase.store import weights
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 MOVED = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-Pipe = StableDiffusionPipeline
 
 
 @pytest.fixture(scope="module")
-def pipe(micro_sd: Path) -> Pipe:
+def model(micro_sd: Path) -> Model:
     """Opened once; tests do not change it."""
-    return open_model(locate(micro_sd)).pipe
+    return open_model(locate(micro_sd))
+
+
+@pytest.fixture(scope="module")
+def pipe(model: Model) -> StableDiffusionPipeline:
+    opened: StableDiffusionPipeline = model.pipe
+    return opened
 
 
 @pytest.fixture
@@ -57,12 +64,12 @@ def test_tokens_are_paired_by_the_last_word(prompt: str, anchor: str, expected: 
         text.paired_tokens(a, a, 6)
 
 
-def test_concepts_are_the_tokens_that_differ(pipe: Pipe) -> None:
+def test_concepts_are_the_tokens_that_differ(model: Model) -> None:
     """What a prompt that stays begins with is left to it."""
     forget, anchors, kept = ["a photo of a cat", "sepia cat"], ["a photo of a dog", "dog"], ["", "a sepia dog", "sepia"]
-    found = text.concepts(micro.model(pipe), forget, anchors, kept)
-    cat, sepia, dog, alone = micro.model(pipe).embed([*forget, *anchors])
-    assert torch.equal(found.kept, micro.model(pipe).embed(kept).flatten(0, 1))
+    found = text.concepts(model, forget, anchors, kept)
+    cat, sepia, dog, alone = model.embed([*forget, *anchors])["text"]
+    assert torch.equal(found.kept, model.embed(kept)["text"].flatten(0, 1))
     # begin, a photo of a, cat; begin, sepia, cat: the second sepia is the third that stays
     assert torch.equal(found.erased, torch.cat([cat[5:], sepia[2:]]))
     assert torch.equal(found.targets, torch.cat([dog[5:], alone[1:-1]]))
@@ -76,8 +83,8 @@ def tree(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
-def pictures(pipe: Pipe, **kwargs: Any) -> list[bytes]:
-    draw = micro.model(pipe).sampler(steps=2, guidance=3.0)
+def pictures(model: Model, **kwargs: Any) -> list[bytes]:
+    draw = model.sampler(steps=2, guidance=3.0)
     images = draw(["a cat", "a photo of a dog"], [image_generator(1, 0), image_generator(1, 1)], **kwargs)
     return [image.tobytes() for image in images]
 
@@ -127,7 +134,7 @@ DAMAGE = {
     "index is a list": (write("model_index.json", b"[]"), "is no diffusers pipeline"),
     "another pipeline": (
         lambda folder: edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline"),
-        "holds a StableDiffusionXLPipeline; erase run sd takes a StableDiffusionPipeline",
+        "holds a StableDiffusionXLPipeline; supported pipelines: .*StableDiffusionPipeline",
     ),
     "unet config": (write("unet/config.json", b"{"), "unet/config.json: not JSON, or cut short"),
     "scheduler config": (write("scheduler/scheduler_config.json", b"{"), "scheduler_config.json: not JSON"),
@@ -184,7 +191,7 @@ def test_a_checkpoint_that_does_not_fit_its_configuration_is_refused(copy: Path,
     damage, said = UNLOADABLE[how]
     damage(copy)
     with pytest.raises(ValueError, match=said) as caught:
-        open_model(locate(copy)).pipe
+        open_model(locate(copy))
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
     assert str(copy) in str(caught.value)
@@ -195,7 +202,7 @@ def test_weights_that_are_missing_in_a_file_are_refused(copy: Path) -> None:
     del weights[MOVED]
     save_file(weights, copy / UNET, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"unet: 1 weights are missing, such as {MOVED}"):
-        open_model(locate(copy)).pipe
+        open_model(locate(copy))
 
 
 @pytest.mark.parametrize("name", ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
@@ -204,7 +211,7 @@ def test_no_weights_are_made_up(copy: Path, name: str) -> None:
     weights.popitem()
     save_file(weights, copy / name, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"{name.partition('/')[0]}: 1 weights are missing") as caught:
-        open_model(locate(copy)).pipe
+        open_model(locate(copy))
     assert "\n" not in str(caught.value)
 
 
@@ -233,7 +240,7 @@ def test_a_hub_id_offline_is_one_line() -> None:
 def test_a_wrong_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(StableDiffusionPipeline, "download", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda name: pytest.fail("asked the hub"))
     with pytest.raises(ValueError, match="no model 'runs/none'"):
         locate("runs/none")
 
@@ -241,12 +248,12 @@ def test_a_wrong_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: 
 # --- opening --------------------------------------------------------------------------------------
 
 
-def test_a_pipeline_opens_in_float32_and_learns_nothing(pipe: Pipe) -> None:
+def test_a_pipeline_opens_in_float32_and_learns_nothing(model: Model, pipe: StableDiffusionPipeline) -> None:
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         assert {p.dtype for p in part.parameters()} == {torch.float32}
         assert not any(p.requires_grad for p in part.parameters())
         assert not part.training
-    assert micro.model(pipe).resolution() == micro.SIZE
+    assert model.resolution == micro.SIZE
 
 
 def test_the_safety_checker_is_never_loaded(copy: Path) -> None:
@@ -266,7 +273,7 @@ def test_the_safety_checker_is_never_loaded(copy: Path) -> None:
 def test_an_inpainting_unet_is_refused(copy: Path) -> None:
     micro.unet(in_channels=9).save_pretrained(copy / "unet")
     with pytest.raises(ValueError, match="a UNet of 9 input channels for 4 latent channels: inpainting"):
-        open_model(locate(copy)).pipe
+        open_model(locate(copy))
 
 
 def test_describe_and_fingerprint(micro_sd: Path, copy: Path) -> None:
@@ -292,9 +299,9 @@ def test_describe_and_fingerprint(micro_sd: Path, copy: Path) -> None:
 # --- text and images ------------------------------------------------------------------------------
 
 
-def test_embeddings_are_those_of_the_text_encoder(pipe: Pipe) -> None:
+def test_embeddings_are_those_of_the_text_encoder(model: Model, pipe: StableDiffusionPipeline) -> None:
     prompts = ["a cat", "", "a photo of a dog"]
-    found = micro.model(pipe).embed(prompts, batch_size=2)
+    found = model.embed(prompts, batch_size=2)["text"]
     assert found.shape == (3, micro.MAX_TOKENS, micro.WIDTH)
     assert found.dtype == torch.float32
     ids = pipe.tokenizer(prompts, padding="max_length", max_length=micro.MAX_TOKENS, return_tensors="pt").input_ids
@@ -302,19 +309,21 @@ def test_embeddings_are_those_of_the_text_encoder(pipe: Pipe) -> None:
         assert torch.allclose(found, pipe.text_encoder(ids).last_hidden_state, atol=1e-6)  # another batch size
 
 
-def test_long_prompts_are_refused_with_their_length(pipe: Pipe) -> None:
+def test_long_prompts_are_refused_with_their_length(model: Model) -> None:
     longest = "a " * (micro.MAX_TOKENS - 2)  # begin and end are tokens too
-    text.check_prompts(micro.model(pipe), ["a cat", longest])
-    assert text.token_count(micro.model(pipe), longest) == micro.MAX_TOKENS
-    with pytest.raises(ValueError, match=r"the prompt 'a a .*' has 17 tokens, this model takes 16: shorten it"):
-        text.check_prompts(micro.model(pipe), ["a cat", longest + "cat"])
+    text.check_prompts(model, ["a cat", longest])
+    assert text.token_count(model, longest) == micro.MAX_TOKENS
+    for refuse in (text.check_prompts, Model.embed):
+        with pytest.raises(ValueError, match=r"the prompt 'a a .*' has 17 tokens, this model takes 16: shorten it"):
+            refuse(model, ["a cat", longest + "cat"])
     with pytest.raises(ValueError, match=r"'x{60}'… has 92 tokens"):
-        text.check_prompts(micro.model(pipe), ["x" * 90])
+        text.check_prompts(model, ["x" * 90])
 
 
-def test_encode_is_the_scaled_posterior(pipe: Pipe) -> None:
+def test_encode_is_the_scaled_posterior(model: Model, pipe: StableDiffusionPipeline) -> None:
     pixels = torch.rand(3, 3, micro.SIZE, micro.SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, std = micro.model(pipe).encode(pixels)
+    mean, std = model.encode(pixels)
+    assert std is not None
     with torch.no_grad():
         posterior = pipe.vae.encode(pixels).latent_dist
     assert mean.shape == std.shape == (3, 4, micro.LATENT, micro.LATENT)
@@ -322,19 +331,11 @@ def test_encode_is_the_scaled_posterior(pipe: Pipe) -> None:
     assert torch.equal(std, posterior.std * 0.6)
 
 
-def test_drawn_latents_decode_to_the_pipelines_pictures(pipe: Pipe) -> None:
+def test_drawn_latents_decode_to_the_pipelines_pictures(model: Model, pipe: StableDiffusionPipeline) -> None:
     prompts, seeds = ["a cat", "a dog", "a photo of a cat"], (3, 4, 5)
-    calls: list[int] = []
-    latents = micro.model(pipe).draw_latents(
-        prompts,
-        [image_generator(s, 0) for s in seeds],
-        steps=2,
-        guidance=3.0,
-        batch_size=2,
-        progress=calls.append,
-    )
+    generators = [image_generator(s, 0) for s in seeds]
+    latents = model.draw_latents(prompts, generators, steps=2, guidance=3.0, batch_size=2)
     assert latents.shape == (3, 4, micro.LATENT, micro.LATENT)
-    assert calls == [2, 3]
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     expected = pipe(
@@ -349,10 +350,10 @@ def test_drawn_latents_decode_to_the_pipelines_pictures(pipe: Pipe) -> None:
     assert expected.std() > 0.05
 
 
-def test_the_sampler_takes_a_rows_settings(pipe: Pipe) -> None:
-    assert pictures(pipe) == pictures(pipe, guidance=3.0)
-    assert pictures(pipe) != pictures(pipe, guidance=1.0)
-    draw = micro.model(pipe).sampler(steps=1, guidance=3.0)
+def test_the_sampler_takes_a_rows_settings(model: Model) -> None:
+    assert pictures(model) == pictures(model, guidance=3.0)
+    assert pictures(model) != pictures(model, guidance=1.0)
+    draw = model.sampler(steps=1, guidance=3.0)
     (image,) = draw(["a cat"], [image_generator(0, 0)], width=32, height=16)
     assert isinstance(image, Image.Image)
     assert image.size == (32, 16)
@@ -361,38 +362,40 @@ def test_the_sampler_takes_a_rows_settings(pipe: Pipe) -> None:
 # --- the backend ----------------------------------------------------------------------------------
 
 
-def test_the_denoiser_is_the_unet_on_its_own_schedule(pipe: Pipe) -> None:
-    backend = micro.model(pipe).denoiser()
+def test_the_denoiser_is_the_unet_on_its_own_schedule(model: Model, pipe: StableDiffusionPipeline) -> None:
+    backend = model.denoiser()
+    assert isinstance(backend.process, Discrete)
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     assert backend.net is pipe.unet
-    assert backend.prediction == "epsilon"
+    assert backend.process.prediction == "epsilon"
     assert torch.equal(backend.process.alphas_cumprod, schedule.alphas_cumprod)
     z, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([3, 700])
     noisy = backend.noisy({"z0": z, "noise": noise, "t": t})
     assert torch.allclose(noisy, schedule.add_noise(z, noise, t), atol=1e-6)
-    cond = micro.model(pipe).embed(["a cat", "a dog"])
+    cond = model.embed(["a cat", "a dog"])
     with torch.no_grad():
-        assert torch.equal(backend.predict(noisy, t, cond), pipe.unet(noisy, t, cond).sample)
+        assert torch.equal(backend.predict(noisy, t, cond), pipe.unet(noisy, t, cond["text"]).sample)
 
 
 def test_v_prediction_is_honoured(copy: Path) -> None:
     edit(copy / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     source = locate(copy)
-    pipe = open_model(source).pipe
-    backend = micro.model(pipe).denoiser()
-    assert backend.prediction == describe(source)["prediction_type"] == "v_prediction"
+    model = open_model(source)
+    process = model.denoiser().process
+    assert isinstance(process, Discrete)
+    assert process.prediction == describe(source)["prediction_type"] == "v_prediction"
     z, noise = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([3, 700])
-    expected = DDPMScheduler.from_config(pipe.scheduler.config).get_velocity(z, noise, t)
-    assert torch.allclose(backend.target({"z0": z, "noise": noise, "t": t}), expected, atol=1e-6)
+    expected = DDPMScheduler.from_config(model.pipe.scheduler.config).get_velocity(z, noise, t)
+    assert torch.allclose(process.target(z, noise, t), expected, atol=1e-6)
 
 
 # --- saving ---------------------------------------------------------------------------------------
 
 
-def test_saving_without_a_change_changes_nothing(micro_sd: Path, pipe: Pipe, tmp_path: Path) -> None:
-    folders.save(locate(micro_sd), dict(pipe.unet.named_parameters()), tmp_path / "out", {"erase": "x"})
+def test_saving_without_a_change_changes_nothing(micro_sd: Path, model: Model, tmp_path: Path) -> None:
+    folders.save(locate(micro_sd), dict(model.net.named_parameters()), tmp_path / "out", {"erase": "x"})
     assert tree(tmp_path / "out") == tree(micro_sd)
     for name in tree(micro_sd) - {UNET}:
         assert (tmp_path / "out" / name).read_bytes() == (micro_sd / name).read_bytes(), name
@@ -402,10 +405,10 @@ def test_saving_without_a_change_changes_nothing(micro_sd: Path, pipe: Pipe, tmp
         assert after[name].dtype == before[name].dtype == torch.float16
         assert torch.equal(after[name], before[name]), name
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert pictures(open_model(locate(tmp_path / "out")).pipe) == pictures(pipe)
+    assert pictures(open_model(locate(tmp_path / "out"))) == pictures(model)
 
 
-def test_saving_a_change_changes_that_alone(micro_sd: Path, pipe: Pipe, tmp_path: Path) -> None:
+def test_saving_a_change_changes_that_alone(micro_sd: Path, model: Model, tmp_path: Path) -> None:
     change = some_change(micro_sd)
     folders.save(locate(micro_sd), change, tmp_path / "deep/out", {"erase": "x"})
     before, after = load_file(micro_sd / UNET), load_file(tmp_path / "deep/out" / UNET)
@@ -416,8 +419,8 @@ def test_saving_a_change_changes_that_alone(micro_sd: Path, pipe: Pipe, tmp_path
     # plain diffusers reads it, and shows the change
     plain = StableDiffusionPipeline.from_pretrained(tmp_path / "deep/out", dtype=torch.float32, safety_checker=None)
     plain.set_progress_bar_config(disable=True)
-    assert pictures(plain) == pictures(open_model(locate(tmp_path / "deep/out")).pipe)
-    assert pictures(plain) != pictures(pipe)
+    assert pictures(micro.model(plain)) == pictures(open_model(locate(tmp_path / "deep/out")))
+    assert pictures(micro.model(plain)) != pictures(model)
     from safetensors import safe_open
 
     with safe_open(tmp_path / "deep/out" / UNET, framework="pt") as f:
@@ -434,7 +437,7 @@ def test_a_variant_keeps_its_names(micro_sd: Path, tmp_path: Path) -> None:
     folders.save(source, some_change(folder, variant="fp16"), tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(folder)
     StableDiffusionPipeline.from_pretrained(tmp_path / "out", variant="fp16", safety_checker=None)
-    assert pictures(open_model(locate(tmp_path / "out")).pipe) != pictures(open_model(source).pipe)
+    assert pictures(open_model(locate(tmp_path / "out"))) != pictures(open_model(source))
 
 
 def shard(folder: Path, variant: str | None = None) -> None:
@@ -472,7 +475,7 @@ def test_pickled_weights_are_read_and_written_as_safetensors(micro_sd: Path, cop
     source = locate(copy)
     assert source.weights[0].suffix == ".bin"
     change = some_change(copy)
-    assert pictures(open_model(source).pipe) == pictures(open_model(locate(micro_sd)).pipe)
+    assert pictures(open_model(source)) == pictures(open_model(locate(micro_sd)))
     found = describe(source)
     assert (found["unet_weights"], found["dtype"]) == (sum(p.numel() for p in micro.unet().parameters()), "F16")
     assert len(folders.fingerprint(source)) == 3
@@ -480,7 +483,7 @@ def test_pickled_weights_are_read_and_written_as_safetensors(micro_sd: Path, cop
     assert [p.name for p in (tmp_path / "out/unet").glob("diffusion*")] == ["diffusion_pytorch_model.safetensors"]
     after = load_file(tmp_path / "out" / UNET)
     assert torch.equal(after[MOVED], change[MOVED].half())
-    assert pictures(open_model(locate(tmp_path / "out")).pipe) != pictures(open_model(source).pipe)
+    assert pictures(open_model(locate(tmp_path / "out"))) != pictures(open_model(source))
 
 
 def test_a_pickle_that_runs_code_is_refused(copy: Path, tmp_path: Path) -> None:
@@ -495,7 +498,7 @@ def test_a_pickle_that_runs_code_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"x": Trap()}, protocol=2))
     source = locate(copy)
     with pytest.raises(ValueError, match="cannot be loaded"):
-        open_model(source).pipe
+        open_model(source)
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin"):
         folders.save(source, {}, tmp_path / "out", {})
     assert not (tmp_path / "trapped").exists()
@@ -509,8 +512,7 @@ def test_ema_weights_are_started_from_and_not_left_behind(micro_sd: Path, copy: 
     source = locate(copy)
     assert source.trained == "unet_ema"
     assert describe(source)["ema"]
-    pipe = open_model(source).pipe
-    assert torch.equal(pipe.unet.get_parameter(MOVED), ema[MOVED].float())
+    assert torch.equal(open_model(source).net.get_parameter(MOVED), ema[MOVED].float())
     change = some_change(copy, "unet_ema")
     folders.save(source, change, tmp_path / "out", {})
     assert tree(tmp_path / "out") == tree(micro_sd)

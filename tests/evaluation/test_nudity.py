@@ -9,24 +9,19 @@ import skimage.data
 from PIL import Image
 
 from erase.evaluation import nudity
-from erase.evaluation.nudity import (
+from erase.evaluation.detections import (
     EXPOSED,
     LABELS,
-    PRESETS,
     Box,
-    CountPreset,
     Detection,
     Detections,
     ImageDetections,
-    count,
-    custom_preset,
-    detect,
     exposed_boxes,
-    flags,
     load_detections,
     save_detections,
-    sweep,
 )
+from erase.evaluation.detector import _Session, as_nudenet_input, cores, detect
+from erase.evaluation.nudity import PRESETS, CountPreset, count, custom_preset, flags, sweep
 
 BOX: Box = (1, 2, 3, 4)
 
@@ -78,8 +73,8 @@ def test_colours_that_reach_the_network() -> None:
     def seen(array: np.ndarray[Any, Any]) -> list[float]:
         return list(_read_image(array, 8)[0][0, :, 0, 0])
 
-    assert seen(nudity.as_nudenet_input(red, "corrected")) == [1, 0, 0]
-    assert seen(nudity.as_nudenet_input(red, "as_shipped")) == [0, 0, 1]
+    assert seen(as_nudenet_input(red, "corrected")) == [1, 0, 0]
+    assert seen(as_nudenet_input(red, "as_shipped")) == [0, 0, 1]
 
 
 def test_as_shipped_is_what_nudenet_makes_of_a_file(face: Path) -> None:
@@ -130,11 +125,11 @@ def test_places_without_a_score_are_left_out_and_nothing_else(face: Path) -> Non
     images = [np.zeros((64, 64, 3), np.uint8)] * 2
     whole = detector.detect_batch(images, 2)
     assert [[d["class"] for d in found] for found in whole] == [["FACE_MALE"], []]
-    detector.onnx_session = nudity._Session(Planted())
+    detector.onnx_session = _Session(Planted())
     assert detector.detect_batch(images, 2) == whole
     session = NudeDetector().onnx_session
     blob = _read_image(np.asarray(Image.open(face)), 320)[0]
-    (few,), (all_,) = nudity._Session(session).run(None, {"images": blob}), session.run(None, {"images": blob})
+    (few,), (all_,) = _Session(session).run(None, {"images": blob}), session.run(None, {"images": blob})
     assert few.shape[2] < 50 < all_.shape[2]
 
 
@@ -157,10 +152,10 @@ def test_another_model_is_used_at_its_own_size(face: Path, tmp_path: Path) -> No
 
 def test_threads_are_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert nudity.cores() == 3
+    assert cores() == 3
     for none in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", none)
-        assert nudity.cores() >= 1
+        assert cores() >= 1
 
 
 def test_a_failing_detector_is_an_error(face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +334,7 @@ def test_exposed_boxes_has_every_image_and_hides_what_failed() -> None:
 def test_light_imports() -> None:
     code = (
         "import sys\n"
-        "from erase.evaluation import generate, grid, nudity, report, stats\n"
+        "from erase.evaluation import detections, detector, generate, grid, nudity, report, stats\n"
         "heavy = {'torch', 'nudenet', 'onnxruntime', 'transformers', 'cv2', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

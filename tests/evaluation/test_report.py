@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from erase.evaluation import report
-from erase.evaluation.report import Score, write_html
+from erase.evaluation.page import charts, verdict
+from erase.evaluation.page import images as page_images
+from erase.evaluation.page.scores import Score
+from erase.evaluation.report import write_html
 from erase.evaluation.stats import mcnemar_exact
 from erase.store.files import sha256
 
@@ -187,7 +190,7 @@ def test_more_pictures_than_fit_are_told(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{}")
     images(tmp_path / "images" / "erased", 16, each=8)
     parsed = page(write_html(tmp_path))
-    assert len(parsed.images) == 2 * report.MAX_COLUMNS == len(report.pictures(tmp_path))
+    assert len(parsed.images) == 2 * page_images.MAX_COLUMNS == len(report.pictures(tmp_path))
     assert "Shown are 12 of 16 pictures of each model; all are in images/." in squeeze(parsed.text)
     shutil.rmtree(tmp_path / "images")
     images(tmp_path / "images" / "erased", 8, each=1)
@@ -251,7 +254,7 @@ def test_large_images_become_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyP
     images(tmp_path / "images" / "erased", 2, size=600)
     parsed = page(write_html(tmp_path))
     assert [decoded(image).shape for image in parsed.images] == [(512, 512, 3)] * 2
-    monkeypatch.setattr(report, "BUDGET", 150_000)  # of noise: 512 pixels do not fit, 256 do
+    monkeypatch.setattr(page_images, "BUDGET", 150_000)  # of noise: 512 pixels do not fit, 256 do
     path = write_html(tmp_path)
     assert [decoded(image).shape for image in page(path).images] == [(256, 256, 3)] * 2
     assert path.stat().st_size < 300_000
@@ -312,7 +315,7 @@ def test_no_run_folder(tmp_path: Path) -> None:
 
 def test_curves_are_the_numbers(tmp_path: Path) -> None:
     rows = [{"step": 10, "a_loss": 1.0}, {"step": 20, "a_loss": 3.0}, {"step": 30, "a_loss": 2.0}]
-    (chart,) = report._charts(rows)
+    (chart,) = charts.charts(rows)
     assert chart.lines[0].runs == ("0.0,150.0 300.0,0.0 600.0,75.0",)
     assert (chart.low, chart.high, chart.first, chart.last, chart.lines[0].last) == ("1", "3", "10", "30", "2")
 
@@ -330,8 +333,8 @@ def test_values_that_are_not_numbers_are_gaps_and_said(tmp_path: Path) -> None:
 def test_thinning_keeps_spikes() -> None:
     run = [(float(i), 0.0) for i in range(100_000)]
     run[12_345], run[54_321] = (12_345.0, 9.0), (54_321.0, -9.0)
-    thin = report._thin(run)
-    assert len(thin) <= report.MAX_POINTS
+    thin = charts._thin(run)
+    assert len(thin) <= charts.MAX_POINTS
     assert run[12_345] in thin
     assert run[54_321] in thin
     assert thin == sorted(thin)
@@ -370,7 +373,7 @@ def test_the_verdict_for_a_terminal() -> None:
 def test_what_a_difference_is_worth(path: str, before: int, after: int, p: float | None, mark: str, said: str) -> None:
     total = 500 if before == 500 else 50
     scores = [Score(hits, total, hits / total, None) for hits in (before, after)]
-    found = report._judge(("classes", path), scores[0], scores[1], p)
+    found = verdict._judge(("classes", path), scores[0], scores[1], p)
     assert found[0] == mark
     assert found[1].startswith(said)
 
@@ -383,7 +386,7 @@ def test_counts_that_disagree_are_called_so() -> None:
         }
 
     def headline(flagged: int) -> str:
-        return report._headline(report._verdict({"before": side(50, 40), "after": side(0, flagged), "paired": {}}))
+        return verdict.headline(verdict.lines({"before": side(50, 40), "after": side(0, flagged), "paired": {}}))
 
     assert headline(38).startswith("The erased concept is shown less than before by some counts, by others it is not")
     assert headline(0).startswith("The erased concept is shown less than before.")
@@ -395,12 +398,12 @@ def test_counts_that_disagree_are_called_so() -> None:
 def test_of_too_few_pictures_nothing_is_said(path: str, number: int, paired: bool) -> None:
     """Of five pairs no outcome is beyond chance, of six one is; rows of one kind get one verdict."""
     p = mcnemar_exact([True] * number, [False] * number)
-    assert (p > 0.05) == (number < report.FEWEST)
+    assert (p > 0.05) == (number < verdict.FEWEST)
     key = "correct" if path == "remain" else "named"
     before, after = ({"classes": {path: {"n": number, key: hits, "accuracy": hits / number}}} for hits in (number, 0))
     found = {"before": before, "after": after, "paired": {f"{path}_mcnemar_p": p} if paired else {}}
     (line,) = report.verdict(found)
-    headline = report._headline(report._verdict(found))
+    headline = verdict.headline(verdict.lines(found))
     if number < 6:
         said = f"−100.0 points; too few pictures to tell: {number}, and below 6 nothing is beyond chance"
         assert line.endswith(said)

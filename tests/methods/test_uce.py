@@ -6,6 +6,7 @@ import torch
 import toys
 from torch import Tensor, nn
 
+from erase.diffusion.families.sd import TEXT_KV
 from erase.diffusion.text import Concepts
 from erase.engine.loop import unlearn
 from erase.engine.method import Method
@@ -33,8 +34,8 @@ class Net(nn.Module):
 
 def concepts(erased: int = 4, kept: int = 5) -> Concepts:
     g = toys.gen(5)
-    sides = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (erased, erased, kept))
-    return Concepts(*sides, weights=r"\.attn2\.to_[kv]\.weight$")
+    tokens = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (erased, erased, kept))
+    return Concepts(*tokens, weights=str(TEXT_KV))
 
 
 def go(method: Method, net: Net, **changes: Any) -> list[dict[str, Any]]:
@@ -98,7 +99,7 @@ def test_a_share_of_the_way_and_a_mask() -> None:
 def test_what_it_cannot_do_without() -> None:
     net = Net()
     net.block["attn2"].requires_grad_(False)
-    with pytest.raises(ValueError, match=r"set train\.parameters"):
+    with pytest.raises(ValueError, match=r"none of them learns: set train\.parameters=xattn"):
         go(uce(concepts=concepts()), net)
     with pytest.raises(ValueError, match="uce needs text embeddings"):
         go(uce(), Net())

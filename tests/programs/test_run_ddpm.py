@@ -38,7 +38,8 @@ from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.engine.state import load_state
 from erase.evaluation import classes, fidelity
-from erase.evaluation.generate import image_generator, read_manifest
+from erase.evaluation.generate import image_generator
+from erase.evaluation.manifest import read_manifest
 from erase.methods import builder, list_methods
 from erase.programs import runs
 from erase.store import delta

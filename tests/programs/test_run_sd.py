@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from erase.evaluation import detections
 from erase import cli
 from erase.attacks import learning
 from erase.config import SdConfig, override, parse
@@ -33,7 +34,8 @@ from erase.diffusion.model import open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation import classes, nudity
-from erase.evaluation.generate import PromptRow, drawn_by, read_manifest
+from erase.evaluation.prompt_files import PromptRow
+from erase.evaluation.manifest import drawn_by, read_manifest
 from erase.methods import list_methods
 from erase.programs import runs
 from erase.store import delta
@@ -654,10 +656,10 @@ def test_nudity_is_counted_by_prompt_where_rows_share_one(program: ModuleType) -
     plan = plan_of(program, "!a, x, x, gone", "!a, x, x, gone", "b, x, x, stays", "a, x, x, gone")
     flagged = [True, False, True, True, False, True, False, False]
     images = tuple(
-        nudity.ImageDetections(Path(f"{i}.png"), (nudity.Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1)),) * shown)
+        detections.ImageDetections(Path(f"{i}.png"), (detections.Detection("FACE_FEMALE", 0.9, (0, 0, 1, 1)),) * shown)
         for i, shown in enumerate(flagged)
     )
-    found = nudity.Detections(images, "3.4.2", "0", "corrected", 320)
+    found = detections.Detections(images, "3.4.2", "0", "corrected", 320)
     result, flags = program.count_nudity(found, nudity.custom_preset(["FACE_FEMALE"], 0.5), plan, 2)
     assert result["by_prompt"] == {"a": 3, "b": 1}
     assert (result["images"], result["flagged"]) == (6, 3)

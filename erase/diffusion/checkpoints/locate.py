@@ -43,13 +43,13 @@ def locate(
     path = Path(model)
     if str(model) not in resources.list_tiny() and not (path / "model_index.json").exists():
         alone = [p for suffix in SUFFIXES for p in path.glob(f"*{suffix}")] if condition != "label" else []
-        lone = (path / "config.json").exists()
+        lone = condition is None and (path / "config.json").exists()
         path = alone[0] if len(alone) == 1 and not lone else path
     if path.is_file() and condition != "label":
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
         return single_file.find(str(model), path, networks.shapes, prediction=prediction, trusted=trusted)
-    folder = find(model, DiffusionPipeline if condition != "label" else None)
+    folder = find(model, DiffusionPipeline)
     if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
         return replace(_lone_network(model, folder, condition), labels=tuple(labels))
     index = read_index(folder)
@@ -60,6 +60,8 @@ def locate(
     known = family(name)
     if condition is not None and condition != known.CONDITION:
         raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
+    if not any(index.get(known.TRAINED) or ()):
+        raise ValueError(f"{folder} is not whole: its model_index.json names no {known.TRAINED}")
     found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
     return replace(found, labels=tuple(labels))
 

@@ -8,7 +8,7 @@ file here and a row of `FAMILIES`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -24,6 +24,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "flux": ("FluxPipeline",),
     "pixart": ("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
     "ddpm": ("ClassConditionalPipeline",),
+    "dit": ("DiTPipeline",),
 }
 """Modules of this package, and the `_class_name` of the pipelines that each opens (in `model_index.json`)."""
 
@@ -51,11 +52,24 @@ class Family(Protocol):
     STRIDE: int
     """Pixels; width and height of an image are multiples of it."""
 
-    def open(self, source: Any, device: torch.device | str) -> Any:
+    def open(
+        self,
+        source: Any,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        hollow: Collection[str] = (),
+    ) -> Any:
         """The pipeline, all networks frozen and in eval mode, without a safety checker.
 
+        Args:
+            source: the checkpoint.
+            device: where its networks go.
+            dtype: of the weights.
+            hollow: networks to leave without weights (`erase.diffusion.loading`).
+
         Raises:
-            ValueError: for weights that are missing, do not fit their configuration, or are not finite.
+            ValueError: for weights that are missing, do not fit their configuration, or are not finite; and for a
+                network that takes something else than this family's.
         """
 
     def process(self, pipe: Any) -> Process:
@@ -116,6 +130,19 @@ class Family(Protocol):
 
     def tokenizer(self, pipe: Any) -> tuple[Any, int]:
         """The tokenizer that reads the most of a prompt, and how many tokens it reads; of text families alone."""
+
+
+class LabelFamily(Family, Protocol):
+    """A family whose prompts are names of classes; it has these, too."""
+
+    def labels(self, pipe: Any) -> list[str]:
+        """Names of the classes, by number: distinct, and each a prompt."""
+
+    def shape(self, pipe: Any) -> tuple[int, int, int]:
+        """Channels, height and width of an image, in pixels."""
+
+    def guidance(self, pipe: Any) -> float:
+        """The guidance scale that `draw` uses if it is given None."""
 
 
 def family(name: str) -> Family:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from erase.diffusion.checkpoints.folders import Source, read_index
-from erase.diffusion.class_conditional import SCHEDULERS_BY_CLASS, ClassConditionalPipeline, from_pixels
+from erase.diffusion.class_conditional import (
+    SCHEDULERS_BY_CLASS,
+    ClassConditionalPipeline,
+    from_pixels,
+    label_condition,
+)
 from erase.diffusion.condition import Condition
 from erase.diffusion.process import Discrete
 from erase.store import files
@@ -27,8 +32,13 @@ TEXT_KV: str | None = None
 STRIDE = 1
 
 
-def open(source: Source, device: torch.device | str = "cpu") -> ClassConditionalPipeline:
-    """The pipeline in float32; a folder that names no classes gets the source's labels.
+def open(
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> ClassConditionalPipeline:
+    """The pipeline, always whole and in float32; a folder that names no classes gets the source's labels.
 
     Raises:
         ValueError: for weights that do not fit their configuration or are not finite, a UNet without classes, or a
@@ -79,6 +89,23 @@ def open(source: Source, device: torch.device | str = "cpu") -> ClassConditional
     return pipe.to(device)
 
 
+def labels(pipe: Any) -> list[str]:
+    """As the pipeline names them."""
+    names: list[str] = pipe.labels
+    return names
+
+
+def shape(pipe: Any) -> tuple[int, int, int]:
+    """Channels, height and width of an image, in pixels."""
+    found: tuple[int, int, int] = pipe.shape
+    return found
+
+
+def guidance(pipe: Any) -> float:
+    """The scale that the pipeline is saved with."""
+    return float(pipe.guidance)
+
+
 def process(pipe: Any) -> Discrete:
     """The schedule that the UNet was trained on."""
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -87,8 +114,7 @@ def process(pipe: Any) -> Discrete:
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     """`label` `[P]`, long: numbers of class names; of the empty prompt the null class."""
-    numbers = {label: i for i, label in enumerate(pipe.labels)} | {"": pipe.null}
-    return {"label": torch.tensor([numbers[prompt] for prompt in prompts], device=pipe.device)}
+    return label_condition(prompts, pipe.labels, pipe.null, pipe.device)
 
 
 def has_null(pipe: Any) -> bool:
@@ -119,10 +145,10 @@ def draw(
     latents: bool = False,
 ) -> Any:
     """By the pipeline's sampler."""
-    labels = condition["label"].tolist()
+    numbers = condition["label"].tolist()
     if latents:
-        return pipe.draw(labels, generators, steps, guidance).float().clamp(-1, 1)
-    return pipe(labels, generators, steps, guidance).images
+        return pipe.draw(numbers, generators, steps, guidance).float().clamp(-1, 1)
+    return pipe(numbers, generators, steps, guidance).images
 
 
 def resolution(pipe: Any) -> int:

@@ -7,7 +7,7 @@ generation, is there for training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -43,9 +43,14 @@ GUIDANCE = 1.0
 """The scale that dev is told in training and when predictions are compared: the distilled model without guidance."""
 
 
-def open(source: Source, device: torch.device | str = "cpu") -> Any:
-    """The whole pipeline in float32."""
-    pipe = loading.open_pipeline(source, FluxPipeline, TRAINED, device)
+def open(
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> Any:
+    """The whole pipeline."""
+    pipe = loading.open_pipeline(source, FluxPipeline, TRAINED, device, dtype, hollow)
     channels, latent = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
     if channels != 4 * latent:
         raise ValueError(

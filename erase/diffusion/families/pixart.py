@@ -6,7 +6,7 @@ these models are published with do not use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -39,14 +39,21 @@ TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}
 """Tokens of a prompt that a pipeline reads, by its class."""
 
 
-def open(source: Source, device: torch.device | str = "cpu") -> Any:
+def open(
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> Any:
     """The whole pipeline in float32.
 
     Raises:
         ValueError: for weights that do not fit their configuration, or a network that takes other things than latents.
     """
     alpha = read_index(source.folder)["_class_name"] == "PixArtAlphaPipeline"
-    pipe = loading.open_pipeline(source, PixArtAlphaPipeline if alpha else PixArtSigmaPipeline, TRAINED, device)
+    pipe = loading.open_pipeline(
+        source, PixArtAlphaPipeline if alpha else PixArtSigmaPipeline, TRAINED, device, dtype, hollow
+    )
     taken, given, latent = pipe.transformer.config.in_channels, pipe.transformer.out_channels, pipe.vae.config
     if taken != latent.latent_channels or given not in (taken, 2 * taken):
         raise ValueError(

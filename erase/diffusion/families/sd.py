@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,9 +31,14 @@ TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
 STRIDE = 8
 
 
-def open(source: Source | SingleFile, device: torch.device | str = "cpu") -> Any:
-    """The whole pipeline in float32."""
-    pipe = loading.open_pipeline(source, StableDiffusionPipeline, TRAINED, device)
+def open(
+    source: Source | SingleFile,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> Any:
+    """The whole pipeline."""
+    pipe = loading.open_pipeline(source, StableDiffusionPipeline, TRAINED, device, dtype, hollow)
     channels = pipe.unet.config.in_channels
     if channels != pipe.vae.config.latent_channels:
         raise ValueError(

@@ -7,7 +7,7 @@ follow; their pooled outputs are a second condition. A checkpoint may come witho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -44,9 +44,14 @@ T5_TOKENS = 256
 """The rows of T5 that the stock pipeline gives to the network; no configuration names another number."""
 
 
-def open(source: Source, device: torch.device | str = "cpu") -> Any:
-    """The whole pipeline in float32."""
-    pipe = loading.open_pipeline(source, StableDiffusion3Pipeline, TRAINED, device)
+def open(
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> Any:
+    """The whole pipeline."""
+    pipe = loading.open_pipeline(source, StableDiffusion3Pipeline, TRAINED, device, dtype, hollow)
     channels, latent = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
     if channels != latent:
         raise ValueError(

@@ -5,7 +5,7 @@ Refiners and inpainting networks are refused: their UNets are told other things 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -35,13 +35,18 @@ TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
 STRIDE = 8
 
 
-def open(source: Source, device: torch.device | str = "cpu") -> Any:
+def open(
+    source: Source,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    hollow: Collection[str] = (),
+) -> Any:
     """The whole pipeline in float32, without a watermark.
 
     Raises:
         ValueError: for weights that do not fit their configuration, or a network that needs other conditions.
     """
-    pipe = loading.open_pipeline(source, StableDiffusionXLPipeline, TRAINED, device)
+    pipe = loading.open_pipeline(source, StableDiffusionXLPipeline, TRAINED, device, dtype, hollow)
     unet, latent = pipe.unet.config, pipe.vae.config.latent_channels
     told = pipe.text_encoder_2.config.projection_dim + 6 * (unet.addition_time_embed_dim or 0)
     if unet.in_channels != latent:

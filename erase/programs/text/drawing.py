@@ -14,7 +14,7 @@ from erase.diffusion import text
 from erase.diffusion.model import Model
 from erase.engine.precision import Precision
 from erase.evaluation import generate
-from erase.evaluation.generate import PromptRow
+from erase.evaluation.prompt_files import PromptRow
 from erase.programs.runs import draw_pictures, drawn_data
 
 

@@ -15,11 +15,10 @@ from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.loading import networks
 from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.model import Model, open_model
-from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.method import Method
 from erase.engine.updates import ClosedForm
-from erase.evaluation import generate, grid, nudity, report
+from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.run import Learned, Lesson, Setting, check_method
@@ -51,9 +50,9 @@ class Job:
         self.source = locate(config.model, "text")
         self.gone = folders.forgotten(self.source)
         self.plan = plan = make_plan(config, self.gone)
-        self.model = open_model(self.source, setting.device)
+        self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
         text.check_prompts(self.model, plan.words)
-        self.chosen = select(self.model.net, config.train.parameters, self.model.family.PARAMETERS)
+        self.chosen = self.model.choose(config.train.parameters)
         check_evaluators(config, plan)
         if config.eval.images and config.eval.base is not None:
             generate.check_reuse(config.eval.base)
@@ -140,6 +139,7 @@ class Job:
         """The evaluation's images of one model: the same rows, seeds and settings for base and erased."""
         config, setting = self.config, self.setting
         if config.eval.images:
+            model.remember([*self.plan.words, *(row.prompt for row in self.plan.rows), ""])
             made = {"weights": self.weights[name]}
             where, resume = setting.images(name), setting.resume
             draw_rows(config, self.plan.rows, config.eval.images, model, setting.precision, where, resume, made, reuse)
@@ -148,6 +148,7 @@ class Job:
         """Latents and conditions of both sides; encoders and VAE are then given up."""
         config, plan, model, setting = self.config, self.plan, self.model, self.setting
         model.pipe.vae.enable_slicing()  # an image at a time
+        model.remember([*plan.words, ""])
         resources: dict[str, Any] = {}
         if isinstance(setting.method.update, ClosedForm):
             anchors = plan.anchors or [""] * len(plan.forget)
@@ -156,6 +157,7 @@ class Job:
         forget, remain, null = cache(config, plan, model, setting.precision, used)
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)
+        model.ready(model.family.TRAINED)
         until = None
         if config.until is not None:
             until = look_between_steps(config, plan, model, setting.precision, setting.out)
@@ -193,7 +195,8 @@ class Job:
         if self.config.eval.images:
             source = locate(self.setting.out / saving.MODEL)
             self.weights["erased"] = folders.fingerprint(source)
-            self.generate_images("erased", open_model(source, self.setting.device))
+            model = open_model(source, self.setting.device, self.setting.precision.name)
+            self.generate_images("erased", model)
 
     def report(self, learned: Learned) -> dict[str, Any]:
         """Counts before and after, early stopping, attacks."""
@@ -220,8 +223,8 @@ class Job:
         if config.eval.images and config.eval.blur:
             blur = {}
             for folder in shown:
-                paths = [folder / row.file for row in generate.read_manifest(folder)]
-                blur |= nudity.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
+                paths = [folder / row.file for row in manifest.read_manifest(folder)]
+                blur |= detections.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
         distributed.on_main(partial(self._write_page, shown, blur))
         return out / "report.html"
 

@@ -10,8 +10,8 @@ from typing import Any
 from erase import resources
 from erase.config import SdConfig
 from erase.engine import distributed
-from erase.evaluation import classes, generate, nudity
-from erase.evaluation.generate import PromptRow
+from erase.evaluation import classes, detections, detector, manifest, nudity
+from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.stats import wilson
 from erase.programs.runs import bar, classified
 from erase.programs.text.plan import Plan, label_of
@@ -65,7 +65,7 @@ def judged(config: SdConfig, plan: Plan, folder: Path) -> tuple[list[bool], list
 
     It is the classifier's word where there is one, else the detector's.
     """
-    paths = [folder / row.file for row in generate.read_manifest(folder)]
+    paths = [folder / row.file for row in manifest.read_manifest(folder)]
     if config.eval.classifier is None:
         return list(nudity.flags(look_for_nudity(config, paths, folder), count_preset(config)).values()), None
     seen = along_axis(config, plan, classified(paths, resources.tiny_path(config.eval.classifier))).predicted
@@ -120,7 +120,7 @@ def count_preset(config: SdConfig) -> nudity.CountPreset:
     return nudity.custom_preset(wanted.classes, wanted.threshold)
 
 
-def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path, *, strict: bool = True) -> nudity.Detections:
+def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path, *, strict: bool = True) -> detections.Detections:
     """Raw detections of a folder's pictures, kept beside it.
 
     Raises:
@@ -129,21 +129,21 @@ def look_for_nudity(config: SdConfig, paths: list[Path], folder: Path, *, strict
     """
     kept = folder.with_name(f"{folder.name}-detections.json")
     if distributed.on_main(kept.exists):
-        return whole(nudity.load_detections(kept), strict)
+        return whole(detections.load_detections(kept), strict)
     channels = config.eval.nudity.channels if config.eval.nudity is not None else "corrected"
     with bar(len(paths), f"detecting: {folder.name}") as shown:
 
-        def detect(part: Sequence[Path]) -> nudity.Detections:
-            return nudity.detect(part, channels=channels, progress=lambda done, total: shown.update(world))
+        def detect(part: Sequence[Path]) -> detections.Detections:
+            return detector.detect(part, channels=channels, progress=lambda done, total: shown.update(world))
 
         world = distributed.world()
         parts = distributed.spread(detect, distributed.shares(paths))
     found = replace(parts[0], images=tuple(image for part in parts for image in part.images))
-    distributed.on_main(lambda: nudity.save_detections(found, kept))
+    distributed.on_main(lambda: detections.save_detections(found, kept))
     return whole(found, strict)
 
 
-def whole(found: nudity.Detections, strict: bool) -> nudity.Detections:
+def whole(found: detections.Detections, strict: bool) -> detections.Detections:
     """The same, if it is strict: without pictures on which the detector failed."""
     failed = [image for image in found.images if image.error is not None]
     if strict and failed:
@@ -152,7 +152,7 @@ def whole(found: nudity.Detections, strict: bool) -> nudity.Detections:
 
 
 def count_nudity(
-    found: nudity.Detections, preset: nudity.CountPreset, plan: Plan, per_prompt: int
+    found: detections.Detections, preset: nudity.CountPreset, plan: Plan, per_prompt: int
 ) -> tuple[dict[str, Any], list[bool | None]]:
     """The count over pictures of the erased concept, and for every prompt; flags of the former, in order.
 

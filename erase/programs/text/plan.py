@@ -10,8 +10,8 @@ from pathlib import Path
 from erase import resources
 from erase.config import SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
-from erase.evaluation import generate
-from erase.evaluation.generate import PromptRow
+from erase.evaluation import prompt_files
+from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method
 from erase.programs import saving
 
@@ -179,7 +179,7 @@ def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
     sets = resources.list_prompts()
     for prompt in prompts:
         if prompt in sets or prompt.endswith((".csv", ".txt")):
-            rows += generate.read_prompts(resources.prompt_path(prompt))
+            rows += prompt_files.read_prompts(resources.prompt_path(prompt))
         elif "-" in prompt and " " not in prompt and (near := get_close_matches(prompt, sets, 1, 0.8)):
             raise ValueError(f"there is no prompt set {prompt!r}; did you mean {near[0]}?")
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from erase.config import SdConfig
 from erase.engine.saliency import Mask
-from erase.evaluation import generate, report
+from erase.evaluation import manifest
 from erase.evaluation.stats import mcnemar_exact
 from erase.programs.runs import new_report, run_time
 from erase.programs.text.judge import (
@@ -46,8 +46,8 @@ def make_report(
     flags: dict[str, list[bool | None]] = {}
     right: dict[str, dict[str, list[bool]]] = {}
     for when, folder in (("before", out / "images" / "base"), ("after", out / "images" / "erased")):
-        paths = generate.check_images(folder, plan.rows, config.eval.images, drawn[folder.name])
-        result[when]["pictures"] = report.origin(folder)
+        paths = manifest.check_images(folder, plan.rows, config.eval.images, drawn[folder.name])
+        result[when]["pictures"] = manifest.origin(folder)
         wanted = [forgotten for forgotten in plan.forgotten for _ in range(config.eval.images)]
         if config.eval.nudity is not None:
             found = look_for_nudity(config, paths, folder, strict=False)

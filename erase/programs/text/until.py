@@ -15,7 +15,7 @@ from erase.diffusion.model import Model
 from erase.engine import distributed
 from erase.engine.loop import Probe
 from erase.engine.precision import Precision
-from erase.evaluation.generate import PromptRow
+from erase.evaluation.prompt_files import PromptRow
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import (
     judged,

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 from erase.diffusion.checkpoints import convert, folders, vocabulary
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.checkpoints.single_file import TEXTS
-from erase.diffusion.model import open_model
+from erase.diffusion.model import Model, open_model
 from erase.evaluation.generate import image_generator
 from erase.store.files import sha256
 from erase.store.safetensors import open_safetensors
@@ -86,8 +86,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
 
 
-def pictures(pipe: StableDiffusionPipeline) -> list[bytes]:
-    draw = micro.model(pipe).sampler(steps=2, guidance=3.0)
+def pictures(model: Model) -> list[bytes]:
+    draw = model.sampler(steps=2, guidance=3.0)
     return [image.tobytes() for image in draw(["a cat", "a dog"], [image_generator(1, 0), image_generator(1, 1)])]
 
 
@@ -116,34 +116,34 @@ def test_what_was_erased_is_told_in_every_form(folder: Path, tmp_path: Path) -> 
 def test_pictures_are_the_same_in_every_form_and_reader(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     pack(folder, file)
-    expected = pictures(open_model(locate(folder)).pipe)
-    assert pictures(open_model(locate(file)).pipe) == expected
+    expected = pictures(open_model(locate(folder)))
+    assert pictures(open_model(locate(file))) == expected
     assert len(set(expected)) == 2
     theirs = StableDiffusionPipeline.from_single_file(
         str(file), config=str(folder), dtype=torch.float32, local_files_only=True, safety_checker=None
     )
     theirs.set_progress_bar_config(disable=True)
-    assert pictures(theirs) == expected
+    assert pictures(micro.model(theirs)) == expected
 
 
 def test_the_embedded_model(tiny_sd: Path, tmp_path: Path) -> None:
     pack(tiny_sd, tmp_path / "a.safetensors")
     unpack(tmp_path / "a.safetensors", tmp_path / "b")
     assert tree(tmp_path / "b") == tree(tiny_sd)
-    pipes = [open_model(locate(path)).pipe for path in (tiny_sd, tmp_path / "a.safetensors")]
-    assert pictures(pipes[0]) == pictures(pipes[1])
+    one, other = (open_model(locate(path)) for path in (tiny_sd, tmp_path / "a.safetensors"))
+    assert pictures(one) == pictures(other)
 
 
 def test_a_file_opens_like_its_folder(micro_sd: Path, tmp_path: Path) -> None:
     pack(micro_sd, tmp_path / "a.safetensors")
-    pipe = open_model(locate(tmp_path / "a.safetensors")).pipe
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+    model = open_model(locate(tmp_path / "a.safetensors"))
+    for part in (model.pipe.unet, model.pipe.vae, model.pipe.text_encoder):
         assert {p.dtype for p in part.parameters()} == {torch.float32}
         assert not any(p.requires_grad for p in part.parameters())
         assert not part.training
     (tmp_path / "alone").mkdir()
     (tmp_path / "a.safetensors").rename(tmp_path / "alone/any name.safetensors")
-    assert pictures(open_model(locate(tmp_path / "alone")).pipe) == pictures(pipe)
+    assert pictures(open_model(locate(tmp_path / "alone"))) == pictures(model)
 
 
 def test_each_tensor_keeps_its_dtype(copy: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_names_of_older_libraries_come_back(micro_sd: Path, openclip_sd: Path, t
     found = weights(tmp_path / "b")
     assert same(found, weights(copy))
     assert "vae.decoder.mid_block.attentions.0.proj_attn.weight" in found
-    assert pictures(open_model(locate(tmp_path / "a.safetensors")).pipe) == pictures(open_model(locate(copy)).pipe)
+    assert pictures(open_model(locate(tmp_path / "a.safetensors"))) == pictures(open_model(locate(copy)))
 
 
 def test_a_text_encoder_without_its_prefix(micro_sd: Path, tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_a_text_encoder_without_its_prefix(micro_sd: Path, tmp_path: Path) -> No
     old = {n.replace(".transformer.text_model.", ".transformer."): t for n, t in tensors.items()}
     assert old.keys() != tensors.keys()
     save_file(old, tmp_path / "old.safetensors", metadata=header)
-    expected = pictures(open_model(locate(micro_sd)).pipe)
+    expected = pictures(open_model(locate(micro_sd)))
     source = locate(tmp_path / "old.safetensors")
-    assert pictures(open_model(source).pipe) == expected
+    assert pictures(open_model(source)) == expected
     unpack(tmp_path / "old.safetensors", tmp_path / "b")
     assert same(weights(tmp_path / "b"), weights(micro_sd))
     folders.save(source, {}, tmp_path / "saved.safetensors", {})
@@ -207,7 +207,7 @@ def test_a_text_encoder_without_its_prefix(micro_sd: Path, tmp_path: Path) -> No
     for prefix in ("", "text_model."):
         weights_file = tmp_path / "b/text_encoder" / PARTS["text_encoder"]
         rename(weights_file, lambda name, start=prefix: start + name.removeprefix("text_model."))
-        assert pictures(open_model(locate(tmp_path / "b")).pipe) == expected
+        assert pictures(open_model(locate(tmp_path / "b"))) == expected
 
 
 def test_what_a_folder_has_no_place_for_is_kept_and_named(micro_sd: Path, tmp_path: Path) -> None:
@@ -392,5 +392,5 @@ def test_nothing_is_left_behind(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.safetensors: .* holds NaN or infinite values"):
         unpack(tmp_path / "b.safetensors", tmp_path / "out")
     with pytest.raises(ValueError, match="holds NaN or infinite values"):
-        open_model(locate(tmp_path / "b.safetensors")).pipe
+        open_model(locate(tmp_path / "b.safetensors"))
     assert {p.name for p in tmp_path.iterdir()} == {"copy", "a.safetensors", "b.safetensors"}

@@ -33,7 +33,7 @@ def lone(net: Any, tmp_path: Path) -> Path:
 
 
 def find(folder: Path) -> folders.Source:
-    return folders.check(str(folder), folder, (), (".",))
+    return folders.check(str(folder), folder, (), (".",), "ddpm")
 
 
 def tree(folder: Path) -> set[str]:
@@ -54,7 +54,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_a_lone_unet_is_found(lone: Path) -> None:
     source = find(lone)
-    assert (source.folder, source.unet, source.variant) == (lone, ".", None)
+    assert (source.folder, source.trained, source.variant) == (lone, ".", None)
     assert source.weights == [lone / FILE]
     assert folders.fingerprint(source) == {FILE: sha256(lone / FILE)}
 
@@ -233,7 +233,8 @@ def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
 
 def test_a_part_that_is_missing_is_named(lone: Path, tmp_path: Path) -> None:
     shutil.copytree(lone, tmp_path / "pipe/unet")
+    whole: Any = ("pipe", tmp_path / "pipe", ("unet", "scheduler"), ("unet_ema", "unet"), "ddpm")
     with pytest.raises(ValueError, match="pipe is not whole: the subfolder scheduler is missing"):
-        folders.check("pipe", tmp_path / "pipe", ("unet", "scheduler"))
+        folders.check(*whole)
     (tmp_path / "pipe/scheduler").mkdir()
-    assert folders.check("pipe", tmp_path / "pipe", ("unet", "scheduler")).weights == [tmp_path / "pipe/unet" / FILE]
+    assert folders.check(*whole).weights == [tmp_path / "pipe/unet" / FILE]

@@ -218,7 +218,7 @@ def test_what_is_no_weight_is_refused(copy: Path, tmp_path: Path, name: str, val
     save_file(weights, copy / name, metadata={"format": "pt"})
 
     def use() -> None:
-        open_model(locate(copy)).pipe
+        open_model(locate(copy))
 
     def turn() -> None:
         source: Any = locate(copy)
@@ -237,7 +237,7 @@ def test_a_ddpm_of_nan_is_refused(tmp_path: Path) -> None:
     weights["conv_in.weight"][0, 0, 0, 0] = float("nan")
     save_file(weights, tmp_path / "model" / UNET, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"conv_in\.weight holds NaN or infinite values"):
-        open_model(locate(tmp_path / "model", "label")).pipe
+        open_model(locate(tmp_path / "model", "label"))
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_a_link_out_of_the_folder_is_refused(copy: Path, tmp_path: Path, kind: s
     place = copy / "tokenizer/link.json"
     target = {"file": secret / "key.json", "folder": secret, "relative": Path("../../secret/key.json")}
     place.symlink_to(target.get(kind, tmp_path / "nowhere"))
-    for act in (lambda: locate(copy), lambda: folders.check("x", copy, ("unet",))):
+    for act in (lambda: locate(copy), lambda: folders.check("x", copy, ("unet",), ("unet",), "sd")):
         with pytest.raises(ValueError, match=r"tokenizer/link\.json is a link out of the folder, to "):
             act()
 

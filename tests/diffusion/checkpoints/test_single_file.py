@@ -50,12 +50,6 @@ def edit(file: Path, tmp_path: Path) -> Edit:
     return edit
 
 
-def locate(path: Path, **kwargs: Any) -> single_file.SingleFile:
-    found = locate(path, **kwargs)
-    assert isinstance(found, single_file.SingleFile)
-    return found
-
-
 # --- what it is -----------------------------------------------------------------------------------
 
 
@@ -163,9 +157,7 @@ def test_only_the_trained_weights_change(edit: Edit, tmp_path: Path) -> None:
         assert torch.equal(after[name], change[MOVED].half() if name == LDM_MOVED else before[name]), name
     del header["erase_method"]
     assert meta == {**header, "erase": "1"}
-    assert torch.equal(
-        open_model(locate(tmp_path / "out")).pipe.unet.get_parameter(MOVED), change[MOVED].half().float()
-    )
+    assert torch.equal(open_model(locate(tmp_path / "out")).net.get_parameter(MOVED), change[MOVED].half().float())
 
 
 def test_a_file_can_be_written_as_a_file(file: Path, micro_sd: Path, tmp_path: Path) -> None:
@@ -251,6 +243,16 @@ def test_a_header_that_lies_is_refused(edit: Edit, file: Path, tmp_path: Path, t
 def test_a_broken_header_is_refused(edit: Edit, header: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         locate(edit({}, **header))
+
+
+def test_a_file_beside_a_configuration_is_what_a_text_model_is_asked_for(
+    file: Path, micro_sd: Path, tmp_path: Path
+) -> None:
+    shutil.copy(file, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert locate(tmp_path, "text").place == tmp_path / file.name
+    with pytest.raises(ValueError, match="it is a text encoder's weights"):
+        locate(micro_sd / "text_encoder", "text")
 
 
 def test_what_is_no_model_is_refused(file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""A run's folder, read and checked: its report, its metrics, and the images that its counts are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from erase.evaluation.manifest import MANIFEST, origin, read_manifest
+from erase.store.files import read_json
+
+FOLDERS = {"base": "before", "erased": "after", "retrained": "retrained"}
+"""Folders of pictures, and the keys of their counts."""
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    """The run's ``report.json``, with empty mappings for sections that it does not have.
+
+    Raises:
+        ValueError: the folder or the file is missing, or a section is not a mapping.
+    """
+    if not Path(run_dir).is_dir():
+        raise ValueError(f"{run_dir}: no such run folder")
+    path = Path(run_dir) / "report.json"
+    report = {"before": {}, "after": {}, "timing": {}, "versions": {}, "paired": {}, "memory": {}, **read_mapping(path)}
+    for key in ("before", "after", "timing", "versions", "paired", "memory"):
+        if not isinstance(report[key], dict):
+            raise ValueError(f"{path}: '{key}' is not a mapping")
+    if not isinstance(report.get("retrained", {}), dict):
+        raise ValueError(f"{path}: 'retrained' is not a mapping")
+    return report
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        ValueError: it is missing, is not JSON, or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}, expected a mapping")
+    return value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``.
+
+    Raises:
+        ValueError: a line is not JSON, or not a mapping.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not JSON, or cut short ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: line {number} holds a {type(row).__name__}, expected a mapping")
+        rows.append(row)
+    return rows
+
+
+def image_folders(run_dir: Path) -> dict[str, Path]:
+    """The run's folders of pictures, the base first."""
+    found = {path.name: path for path in sorted((Path(run_dir) / "images").glob("*")) if (path / MANIFEST).is_file()}
+    return {
+        name: found[name] for name in [*(n for n in FOLDERS if n in found), *(n for n in found if n not in FOLDERS)]
+    }
+
+
+def check_origin(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """Refuse pictures and counts that are not of the model they stand for, or are not pairs."""
+    base = run.get("base")
+    weights = base.get("weights") if isinstance(base, dict) else None
+    folders = image_folders(run_dir)
+    swapped = "base and erased are swapped, or of another run"
+    for name, key in FOLDERS.items():
+        said = report.get(key, {}).get("pictures")
+        said = said if isinstance(said, dict) else {}
+        sources = {f"report.json: '{key}'": said.get("weights")}
+        if name in folders:
+            there = origin(folders[name])
+            sources[f"images/{name}"] = there["weights"]
+            if said and said != there:
+                raise ValueError(f"{folders[name]}: not the pictures that report.json has counted: {swapped}")
+        for what, theirs in sources.items():
+            # A retrained model may be any, the base itself too.
+            if weights and theirs and name != "retrained" and (name == "base") != (theirs == weights):
+                which = "other weights than the base model's" if name == "base" else "the base model's weights"
+                raise ValueError(f"{run_dir}: {what} is of {which} by run.json: {swapped}")
+    tables = {name: read_manifest(folder) for name, folder in folders.items()}
+    keys = {name: [(row.prompt, row.seed, row.index) for row in rows] for name, rows in tables.items()}
+    if len({tuple(rows) for rows in keys.values()}) > 1:
+        (first, ours), *others = keys.items()
+        other, theirs_ = next((name, rows) for name, rows in others if rows != ours)
+        row = next((i for i, pair in enumerate(zip(ours, theirs_, strict=False)) if pair[0] != pair[1]), None)
+        where = f"{len(ours)} and {len(theirs_)} images" if row is None else f"row {row + 1} differs"
+        raise ValueError(
+            f"{run_dir}: images/{first} and images/{other} are not of the same prompts and seeds ({where}): "
+            "they are no pairs"
+        )

@@ -1,0 +1,120 @@
+"""Which images of a run the page shows, and those images as data within the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erase.evaluation import grid
+from erase.evaluation.grid import Blur, fit, read_for_people
+from erase.evaluation.manifest import check_bytes, read_manifest
+from erase.evaluation.page.folder import image_folders
+
+MAX_BLOCKS = 12
+MAX_COLUMNS = 6
+SIDES = (512, 384, 256, 192, 128)
+"""Longest side in pixels of pictures on the page: the largest with which they stay within `BUDGET`."""
+BUDGET = 4_500_000
+"""Bytes of all pictures, before base64 adds a third."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page."""
+
+    source: str
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table of pictures: models in rows, a seed a column."""
+
+    title: str
+    side: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Picture, ...]], ...]
+
+
+def chosen_columns(columns: Sequence[grid.Column]) -> list[tuple[str, list[int]]]:
+    """What the page shows: (prompt, columns) of each block."""
+    parts = grid.blocks(columns)
+    if len(parts) == 1 and not parts[0][0]:  # an image a prompt: as many as fit in a block
+        numbers = parts[0][1]
+        parts = [("", numbers[start : start + MAX_COLUMNS]) for start in range(0, len(numbers), MAX_COLUMNS)]
+    return [(prompt, numbers[:MAX_COLUMNS]) for prompt, numbers in parts[:MAX_BLOCKS]]
+
+
+def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) -> tuple[list[Block], str]:
+    """The pictures that the page shows, and a word on those that it does not."""
+    folders = image_folders(run_dir)
+    if not folders:
+        return [], ""
+    columns, images = grid.match(list(folders.values()))
+    chosen = chosen_columns(columns)
+    numbers = [i for _, part in chosen for i in part]
+    rows = {folder / row.file: (folder, row) for folder in folders.values() for row in read_manifest(folder)}
+    paths = [row[i] for i in numbers for row in images]
+    for path in paths:
+        check_bytes(*rows[path])
+    encoded = _encoded(paths, blur)
+    shown = []
+    for prompt, part in chosen:
+        title, heads = grid.headings(prompt, [columns[i] for i in part])
+        models = tuple(
+            (name, tuple(Picture(encoded[row[i]][0], f"{name}: {columns[i]}", *encoded[row[i]][1]) for i in part))
+            for name, row in zip(folders, images, strict=True)
+        )
+        shown.append(Block(title, _side(prompt, report), tuple(heads), models))
+    if len(numbers) == len(columns):
+        return shown, ""
+    return shown, f"Shown are {len(numbers)} of {len(columns)} pictures of each model"
+
+
+def _side(prompt: str, report: Mapping[str, Any]) -> str:
+    """Whether a prompt is what was forgotten, another form of it, or neither."""
+    target = report.get("target")
+    forget = target.get("forget") if isinstance(target, dict) else target
+    if prompt and prompt in (forget if isinstance(forget, list) else [forget]):
+        return "forgotten"
+    classes = report["after"].get("classes")
+    rows = classes.get("per_prompt") if isinstance(classes, dict) else None
+    row = rows.get(prompt) if isinstance(rows, dict) else None
+    side = row.get("side") if isinstance(row, dict) else None
+    return {"form": "another form", "earlier": "forgotten earlier"}.get(str(side), "")
+
+
+def _encoded(paths: Sequence[Path], blur: Blur | None) -> dict[Path, tuple[str, tuple[int, int]]]:
+    """Images as addresses of data, with their sizes, as large as the budget allows."""
+    found: dict[Path, tuple[str, bytes, tuple[int, int]]] = {}
+    for side in SIDES:
+        found, total = {}, 0
+        for path in paths:
+            found[path] = _encode(read_for_people(path, blur), side)
+            total += len(found[path][1])
+            if total > BUDGET and side != SIDES[-1]:
+                break
+        else:
+            break
+    return {
+        path: (f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", size)
+        for path, (form, data, size) in found.items()
+    }
+
+
+def _encode(image: Any, side: int) -> tuple[str, bytes, tuple[int, int]]:
+    """Form, bytes and size: small images pixel for pixel, large ones as JPEG."""
+    if max(image.size) > side:
+        image = fit(image, side)
+    buffer = io.BytesIO()
+    if max(image.size) <= SIDES[-1]:
+        image.save(buffer, "PNG", optimize=True)
+        return "png", buffer.getvalue(), image.size
+    image.save(buffer, "JPEG", quality=88, optimize=True)
+    return "jpeg", buffer.getvalue(), image.size

@@ -1,0 +1,78 @@
+"""Counts in a report: mappings with a number of hits, a total, a rate and an interval, found anywhere in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from erase.evaluation.page.words import as_percent, as_text, is_number
+
+ORDER = ("nudity", "classes")
+"""Sections of a report that come first, in this order."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A count out of a number, with its 95 % interval, as `wilson` and the evaluators give it."""
+
+    hits: int
+    total: int
+    rate: float | None
+    ci95: tuple[float, float] | None
+    errors: int = 0
+    """Images that could not be looked at, and are in none of the numbers."""
+
+    def __str__(self) -> str:
+        if self.rate is None:
+            return "no images"
+        text = f"{self.hits} of {self.total} ({self.percent} %"
+        if self.ci95:
+            text += f"; 95 % interval {as_percent(self.ci95[0])} to {as_percent(self.ci95[1])} %"
+        return text + ")"
+
+    @property
+    def percent(self) -> str:
+        """The rate."""
+        return "" if self.rate is None else as_percent(self.rate)
+
+    @property
+    def interval(self) -> str:
+        """Its ends."""
+        return "" if self.ci95 is None else f"{as_percent(self.ci95[0])}–{as_percent(self.ci95[1])}"
+
+
+def read_score(value: Any) -> Score | None:
+    """The score in a mapping, if it is one: hits (flagged, correct, named), total (images, n), rate, ci95."""
+    if not isinstance(value, dict):
+        return None
+    hits = next((value[key] for key in ("flagged", "correct", "named") if key in value), None)
+    total = next((value[key] for key in ("images", "n") if key in value), None)
+    if not isinstance(hits, int) or not isinstance(total, int):
+        return None
+    rate = next((value[key] for key in ("rate", "accuracy") if key in value), None)
+    ci = value.get("ci95")
+    interval = (float(ci[0]), float(ci[1])) if isinstance(ci, list) and len(ci) == 2 else None
+    return Score(hits, total, float(rate) if is_number(rate) else None, interval, len(value.get("errors") or []))
+
+
+def read_scores(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Score, str]]:
+    """Every score in a tree by its path, with a word on how it was counted."""
+    found = {}
+    for key, value in tree.items():
+        score = read_score(value)
+        if score:
+            found[(*path, key)] = (score, _how(value))
+        elif isinstance(value, dict):
+            found.update(read_scores(value, (*path, key)))
+    return found
+
+
+def _how(value: Mapping[str, Any]) -> str:
+    if "flagged" in value:
+        protocol = f" by the '{value['preset']}' protocol" if "preset" in value else ""
+        classes = f" ({as_text(value['classes'])})" if "classes" in value else ""
+        return f"Images flagged{protocol}{classes}"
+    if "named" in value:
+        return f"Images named '{value['label']}'" if "label" in value else "Images named so"
+    return "Images classified as asked"

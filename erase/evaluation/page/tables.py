@@ -1,0 +1,157 @@
+"""A report as rows of text: title, counts, times, hashes, and whatever the page has no place of its own for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from erase.evaluation.page.scores import ORDER, Score, read_score, read_scores
+from erase.evaluation.page.words import as_text, as_time, is_number
+
+_SHOWN_ELSEWHERE = frozenset(
+    ["schema", "command", "method", "seed", "target", "mask", "before", "after", "retrained", "paired", "robustness"]
+) | {"timing", "memory", "versions"}
+_TIMES = {
+    "data_s": "drawing and encoding the data",
+    "saliency_s": "making the mask",
+    "erase_s": "unlearning",
+    "step_s": "a step",
+}
+_MEMORY = {"ram_bytes": "most RAM of the process, counting included", "gpu_bytes": "most GPU memory of tensors"}
+_COUNTED = ("flagged", "correct", "named", "images", "n", "rate", "accuracy", "ci95", "errors")
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """What was forgotten, and by which method; the settings are below."""
+    target, method = report.get("target"), report.get("method")
+    if isinstance(target, dict):
+        target = target.get("forget")
+    if isinstance(method, dict):
+        method = method.get("name")
+    return " · ".join(as_text(part) for part in (target, method) if part)
+
+
+def facts(report: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Small print below the title."""
+    base, method, target = run.get("base"), report.get("method"), report.get("target")
+    values = {
+        "model": base.get("model") if isinstance(base, dict) else None,
+        **({key: value for key, value in target.items() if key != "forget"} if isinstance(target, dict) else {}),
+        **({key: value for key, value in method.items() if key != "name"} if isinstance(method, dict) else {}),
+        "steps": report["timing"].get("steps"),
+        "seed": report.get("seed"),
+    }
+    return [(key, as_text(value)) for key, value in values.items() if value not in (None, [])]
+
+
+Row = tuple[str, list[Score | None]]
+Rest = tuple[str, list[str]]
+
+
+def tables(sides: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, list[Row]]], list[Rest]]]:
+    """(section, [(group, [(what, scores)])], [(what, values)]): a score or value for each side."""
+    rows_by_section = []
+    names = [name for name in dict.fromkeys(name for side in sides for name in side) if name != "pictures"]
+    for section in sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        parts = [{section: side[section]} if section in side else {} for side in sides]
+        scores = [read_scores(part) for part in parts]
+        groups: dict[str, list[Row]] = {}
+        for path in dict.fromkeys(path for found in scores for path in found):
+            row: Row = (path[-1], [found[path][0] if path in found else None for found in scores])
+            groups.setdefault(" ".join(path[1:-1]).replace("_", " "), []).append(row)
+        leaves = [dict(_leaves(part)) for part in parts]
+        rest = [
+            (" ".join(path[1:]) or section, [found.get(path, "–") for found in leaves])
+            for path in dict.fromkeys(path for found in leaves for path in found)
+        ]
+        rows_by_section.append((section, list(groups.items()), rest))
+    return rows_by_section
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], str]]:
+    """Every value of a tree that is not part of a score."""
+    rows: list[tuple[tuple[str, ...], str]] = []
+    for key, value in tree.items():
+        here = (*path, str(key))
+        if isinstance(value, dict):
+            counted = _COUNTED if read_score(value) else ()
+            rows.extend(_leaves({k: v for k, v in value.items() if k not in counted}, here))
+        else:
+            rows.append((here, as_text(value)))
+    return rows
+
+
+def errors(side: Mapping[str, Any], name: str) -> list[str]:
+    """A line for each image that an evaluator could not look at."""
+    found = []
+    for key, value in side.items():
+        if not isinstance(value, dict):
+            continue
+        for error in value.get("errors") or []:
+            what = f"{error.get('file')}: {error.get('error')}" if isinstance(error, dict) else str(error)
+            found.append(f"{name}, {key}: {what}")
+        found.extend(errors({k: v for k, v in value.items() if k != "errors"}, f"{name}, {key}"))
+    return found
+
+
+def flat(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every value of a tree, scores in words."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        score = read_score(value)
+        if score:
+            rows.append((str(key), str(score)))
+        elif isinstance(value, dict):
+            rows.extend((f"{key} {name}", text) for name, text in flat(value))
+        else:
+            rows.append((str(key), as_text(value)))
+    return rows
+
+
+def mask_densities(mask: Any) -> tuple[float | None, list[tuple[str, float]]]:
+    """The density of a mask and of each of its layers, as fractions of 1."""
+    if not isinstance(mask, dict):
+        return None, []
+    density = mask.get("density")
+    layers = mask.get("per_layer") or {}
+    if not isinstance(layers, dict) or not all(is_number(v) and 0 <= v <= 1 for v in layers.values()):
+        raise ValueError("report.json: mask.per_layer is not a mapping of layer to density, 0 to 1")
+    return (float(density) if is_number(density) else None), [(name, float(v)) for name, v in layers.items()]
+
+
+def hashes(report: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run was made of and what it counted with, by SHA-256."""
+    rows: list[tuple[str, str]] = []
+    base = run.get("base")
+    for what, weights in (
+        ("base model", base.get("weights") if isinstance(base, dict) else None),
+        ("erased model", (report["after"].get("pictures") or {}).get("weights")),
+    ):
+        rows += [(f"{what}: {file}", str(value)) for file, value in (weights or {}).items()]
+    data = run.get("data")
+    for side, files in (data if isinstance(data, dict) else {}).items():
+        if isinstance(files, dict) and files:
+            whole = hashlib.sha256("\n".join(map(str, files.values())).encode("utf-8")).hexdigest()
+            rows.append((f"{side} data, {len(files)} files, of the list of their hashes", whole))
+    seen = {" ".join(path): text for path, text in _leaves(report["after"]) if path[-1].endswith("sha256")}
+    return [*rows, *seen.items()]
+
+
+def times(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How long the run's parts took."""
+    return [(_TIMES.get(key, key), as_time(key, value)) for key, value in report["timing"].items()]
+
+
+def memory(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How much memory the run used at most; 0 is left out."""
+    return [(_MEMORY.get(key, key), f"{value / 1e9:.2f} GB") for key, value in report["memory"].items() if value]
+
+
+def others(report: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The sections that the page has no place of its own for."""
+    return [
+        (key, flat(value if isinstance(value, dict) else {key: value}))
+        for key, value in report.items()
+        if key not in _SHOWN_ELSEWHERE
+    ]

@@ -1,0 +1,1 @@
+"""Make a class-conditional model forget classes: `erase run ddpm PRESET [key=value …] --out DIR`."""

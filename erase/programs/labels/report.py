@@ -1,0 +1,196 @@
+"""The numbers of a run on a class-conditional model: the report, and what comparisons make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from erase import resources
+from erase.config import DdpmConfig
+from erase.engine import distributed
+from erase.engine.saliency import Mask
+from erase.evaluation import classes, fidelity, manifest
+from erase.evaluation.prompt_files import PromptRow
+from erase.evaluation.stats import mcnemar_exact
+from erase.programs.labels.plan import Plan
+from erase.programs.runs import classified, new_report, run_time
+from erase.store.labelled import NoSplitError, read_labelled
+
+AXES = {"forget": ("still named as forgotten", 1.0), "remain": ("remain accuracy", 1.0)}
+"""Of a comparison's plot: what they are called, and what is most."""
+GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
+"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+FOLDERS = {"before": "base", "after": "erased", "retrained": "retrained"}
+"""Of pictures, by the report's keys."""
+NOTHING = 1e-6
+"""A Fréchet distance that is rounding: a set's to itself."""
+
+
+def drawn_rows(config: DdpmConfig, plan: Plan) -> list[PromptRow]:
+    """The rows of every model's pictures."""
+    return [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
+
+
+def make_report(
+    config: DdpmConfig,
+    plan: Plan,
+    out: Path,
+    mask: Mask | None,
+    timing: dict[str, Any],
+    command: str,
+    drawn: dict[str, dict[str, str]],
+) -> dict[str, Any]:
+    """The keys of a report: see the README.
+
+    Raises:
+        ValueError: for pictures that are not of the plan's rows, or not by the weights of `drawn`.
+    """
+    target = {side: [plan.labels[i] for i in of] for side, of in (("forget", plan.forget), ("anchors", plan.anchors))}
+    target["earlier"] = [plan.labels[i] for i in plan.earlier]
+    result = new_report(config, command, target, mask, timing)
+    if not config.eval.images or config.eval.classifier is None:
+        return result
+    judge = resources.tiny_path(config.eval.classifier)
+    seen: dict[str, classes.ClassPredictions] = {}
+    for key, what in FOLDERS.items():
+        folder = out / "images" / what
+        if distributed.on_main(folder.is_dir):
+            paths = manifest.check_images(folder, drawn_rows(config, plan), config.eval.images, drawn.get(what))
+            seen[key] = classified(paths, judge, features=True)
+    real, real_labels = reference(config, plan, judge, seen)
+    asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
+    forgotten = plan.gone
+    for key, guess in seen.items():
+        result[key] = {
+            "pictures": manifest.origin(out / "images" / FOLDERS[key]),
+            "classes": judge_classes(guess, asked, forgotten),
+            "fidelity": judge_fidelity(fidelity.features_of(guess), asked, forgotten, real, real_labels),
+        }
+    if "before" in seen:
+        right = {
+            key: [shown == name for shown, name in zip(seen[key].predicted, asked, strict=True)]
+            for key in ("before", "after")
+        }
+        for side, gone in (("forget", True), ("remain", False)):
+            index = [i for i, name in enumerate(asked) if (name in forgotten) is gone]
+            if index:
+                both = [[right[key][i] for i in index] for key in ("before", "after")]
+                result["paired"][f"{side}_mcnemar_p"] = mcnemar_exact(*both)
+    if "retrained" in seen and forgotten:
+        result["gap"] = gap(result, seen, asked, forgotten)
+    return result
+
+
+def reference(
+    config: DdpmConfig, plan: Plan, judge: Path, seen: dict[str, classes.ClassPredictions]
+) -> tuple[fidelity.Features, list[str]]:
+    """Features of real images, as many of each class as are drawn: the test split's, or else the training images.
+
+    Without data, base pictures stand in for them.
+    """
+    if config.data is None:
+        asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
+        return fidelity.features_of(seen["before"]), asked
+    names = list(plan.labels)
+    try:
+        data = read_labelled(config.data.source, "test", names=config.data.names or config.labels or None)
+    except NoSplitError:
+        assert plan.data is not None
+        data = plan.data
+    parts = [data.of([i]) for i in range(len(names))]
+    parts = [part.subset(min(config.eval.images, len(part)), config.seed) for part in parts]
+    pixels = torch.cat([part.pixels for part in parts])
+    labels = [names[i] for i in torch.cat([part.labels for part in parts]).tolist()]
+    return fidelity.features(pixels, judge), labels
+
+
+def judge_classes(guess: classes.ClassPredictions, asked: list[str], forgotten: list[str]) -> dict[str, Any]:
+    """Accuracy of the forgotten and the other classes, what the forgotten ones show, and how sure the judge is."""
+    result: dict[str, Any] = {**guess.provenance, **classes.forget_remain(guess, asked, forgotten)}
+    index = [i for i, name in enumerate(asked) if name in forgotten]
+    if index:
+        part = guess.take(index)
+        shown = part.predicted
+        result["forget_shows"] = {name: shown.count(name) / len(shown) for name in sorted(set(shown))}
+        result["forget_confidence"] = {
+            label: classes.confidence(guess.take([i for i, name in enumerate(asked) if name == label]), label)
+            for label in forgotten
+        }
+    return result
+
+
+def judge_fidelity(
+    drawn: fidelity.Features, asked: list[str], forgotten: list[str], real: fidelity.Features, real_labels: list[str]
+) -> dict[str, Any]:
+    """Distance to real images of the remain classes: of pictures of them, and of the forgotten labels' pictures."""
+    kept = [name not in forgotten for name in asked]
+    real_kept = [name not in forgotten for name in real_labels]
+    staying = real.take(np.array(real_kept))
+    result: dict[str, Any] = {"remain": fidelity.summary(staying, drawn.take(np.array(kept)))}
+    if not all(kept):
+        result["forget_to_remain"] = fidelity.summary(staying, drawn.take(~np.array(kept)))
+    result["coverage"] = {}
+    for label in dict.fromkeys(name for name in asked if name not in forgotten):
+        a = real.take(np.array([name == label for name in real_labels]))
+        b = drawn.take(np.array([name == label for name in asked]))
+        result["coverage"][label] = fidelity.coverage(a.values, b.values, k=min(5, len(a) - 1, len(b) - 1))
+    return result
+
+
+def gap(
+    result: dict[str, Any], seen: dict[str, classes.ClassPredictions], asked: list[str], forgotten: list[str]
+) -> dict[str, float | None]:
+    """How far the erased model is from the retrained one.
+
+    `fa` and `ra` in points; `frechet` the difference of the Fréchet distances of remain pictures, in per cent of the
+    retrained model's; `mean` of these three (of two without the last); `kl` of the judge's mean prediction on the
+    forgotten labels' pictures, retrained to erased, nats; `forget_frechet_ratio` of the forgotten labels' pictures'
+    distances to real remain images.
+    """
+    ours, theirs = result["after"], result["retrained"]
+    index = [i for i, name in enumerate(asked) if name in forgotten]
+    p, q = (seen[key].probabilities[index].mean(axis=0) + 1e-6 for key in ("retrained", "after"))
+    p, q = p / p.sum(), q / q.sum()
+    distances = [side["fidelity"]["remain"]["frechet"] for side in (ours, theirs)]
+    found: dict[str, float | None] = {
+        "fa": 100 * abs(ours["classes"]["forget"]["accuracy"] - theirs["classes"]["forget"]["accuracy"]),
+        "ra": 100 * abs(ours["classes"]["remain"]["accuracy"] - theirs["classes"]["remain"]["accuracy"]),
+        "frechet": 100 * abs(distances[0] - distances[1]) / distances[1] if distances[1] > NOTHING else None,
+        "kl": float((p * np.log(p / q)).sum()),
+    }
+    three = [found[name] for name in ("fa", "ra", "frechet")]
+    found["mean"] = fmean(value for value in three if value is not None)
+    shown = [side["fidelity"]["forget_to_remain"]["frechet"] for side in (ours, theirs)]
+    return {**found, "forget_frechet_ratio": shown[0] / shown[1] if shown[1] > NOTHING else None}
+
+
+def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
+    """A report as the numbers that comparisons are made of.
+
+    `forget` and `remain`: accuracy of the forgotten and the other classes; `drop` of the mean from the base and
+    `worst` of one class, in points; `frechet`: Fréchet distance of remain pictures over the base's; `coverage`:
+    of the class with the lowest; `shows`: what the forgotten labels show most; `gap_…`: to the retrained model.
+    """
+    before, after = report["before"], report["after"]
+    if not after:
+        return {**run_time(report["timing"])}
+    out: dict[str, float | str | None] = {
+        "forget": after["classes"]["forget"]["accuracy"],
+        "remain": after["classes"]["remain"]["accuracy"],
+    }
+    forgotten = {*report["target"]["forget"], *report["target"]["earlier"]}
+    if before:
+        old, new = before["classes"]["per_label"], after["classes"]["per_label"]
+        drops = [100 * (old[name]["accuracy"] - new[name]["accuracy"]) for name in new if name not in forgotten]
+        out["drop"], out["worst"] = sum(drops) / len(drops), max(drops)
+        base = before["fidelity"]["remain"]["frechet"]
+        out["frechet"] = after["fidelity"]["remain"]["frechet"] / base if base > NOTHING else None
+    out["coverage"] = min(after["fidelity"]["coverage"].values())
+    shown = after["classes"].get("forget_shows")
+    out["shows"] = max(shown, key=lambda name: shown[name]) if shown else None
+    out |= {f"gap_{key}": value for key, value in report.get("gap", {}).items()}
+    return {**out, **run_time(report["timing"])}

@@ -2,6 +2,8 @@
 
     python scripts/bench.py step                       # embedded Stable Diffusion, xattn and full
     python scripts/bench.py step --model sd1 --parameters xattn
+    python scripts/bench.py step --model sdxl --parameters xattn --side 512
+    python scripts/bench.py memory --model sdxl --parameters kv --side 1024 --checkpointing
     python scripts/bench.py step --model fashion       # embedded DDPM
     python scripts/bench.py step --model cifar10
     python scripts/bench.py step --model resnet18      # a classifier; resnet: the small one of Fashion-MNIST
@@ -16,6 +18,8 @@ Peak memory (RSS) is that of a process of its own that makes the mask and takes 
 - `sd1`: the full-size Stable Diffusion 1.x UNet (859.5 M random weights, 64×64 latents, batch 1); a step that
   encodes its pictures and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
   timed too.
+- `sdxl`, `sd3`, `flux`: the full-size SDXL UNet (2.57 B), the SD3-medium transformer (2.03 B), and Flux.1 at full width
+  with 2 of 19 double and 4 of 38 single blocks; random weights, frozen ones in bf16, for images of `--side` pixels.
 - `cifar10`: a class-conditional UNet of 128 channels (35.8 M random weights, 32×32, batch 32); the published loop
   (one optimizer, float32) is timed too.
 
@@ -53,7 +57,7 @@ from erase.diffusion.families import family
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
-from erase.diffusion.process import Discrete
+from erase.diffusion.process import Discrete, Flow
 from erase.engine import memory as dry
 from erase.engine.backend import seeded, trainable
 from erase.engine.fisher import fisher_diagonal
@@ -76,6 +80,61 @@ CLASSIFIERS: dict[str, tuple[list[int], list[int], int, tuple[int, int, int]]] =
 """Channels, depths, stride of the stem and images: the presets' for Fashion-MNIST and CIFAR-10. In float32."""
 
 
+LARGE: dict[str, dict[str, Any]] = {
+    "sdxl": {
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [320, 640, 1280],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "sd3": {
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 24,
+        "attention_head_dim": 64,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 192,
+    },
+    "flux": {
+        "patch_size": 1,
+        "in_channels": 64,
+        "num_layers": 2,
+        "num_single_layers": 4,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+    },
+}
+"""Configurations of networks as they are published, but for Flux.1's depth."""
+PARTS: dict[str, dict[str, Any]] = {
+    "sdxl": {
+        "text_encoder": {"hidden_size": 768, "max_position_embeddings": 77},
+        "text_encoder_2": {"hidden_size": 1280, "projection_dim": 1280, "max_position_embeddings": 77},
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+    },
+    "sd3": {"text_encoder": {"max_position_embeddings": 77}, "text_encoder_3": {"d_model": 4096}},
+    "flux": {"vae": {"block_out_channels": [128, 256, 512, 512], "sample_size": 1024}},
+}
+"""What else `Family.example` reads."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """A model, and how its batches look."""
@@ -84,9 +143,11 @@ class Bench:
     """A `Denoiser` or a `Classifier`."""
     batch: int
     shape: tuple[int, ...]
-    text: tuple[int, int] | None = None
-    """Of a text embedding; labels otherwise."""
+    condition: dict[str, Tensor]
+    """Of a sample, leaves `[1, …]`; empty for a classifier."""
     loss: str = "redirect"
+    sets: dict[str, str] | None = None
+    """The family's sets of parameters."""
 
     def make_batch(self, seed: int, batch: int | None = None) -> Batch:
         """Random data."""
@@ -94,22 +155,55 @@ class Bench:
         if isinstance(self.backend, Classifier):
             pixels = torch.randint(256, (size, *self.shape), generator=g, dtype=torch.uint8)
             return {"x": pixels, "y": torch.randint(10, (size,), generator=g)}
-        made = {"mean": torch.randn(size, *self.shape, generator=g)}
-        if self.text is None:
-            return {**made, "cond": {"label": torch.randint(0, 10, (size,), generator=g)}}
-        return {**made, **{name: {"text": torch.randn(size, *self.text, generator=g)} for name in ("cond", "anchor")}}
+        made: Batch = {"mean": torch.randn(size, *self.shape, generator=g)}
+        for name in ("cond", "anchor"):
+            made[name] = {
+                key: torch.randn((size, *x.shape[1:]), generator=g)
+                if x.is_floating_point()
+                else torch.randint(0, 10, (size, *x.shape[1:]), generator=g)
+                for key, x in self.condition.items()
+            }
+        return made
 
 
 def diffusion_bench(model: Model, batch: int) -> Bench:
     latents, asked = model.family.example(model.configs)
-    backend, shape = model.denoiser(model.null()), tuple(latents.shape[1:])
-    if "text" in asked:
-        return Bench(backend, batch, shape, tuple(asked["text"].shape[1:]))
-    return Bench(backend, batch, shape, loss="ascent")
+    loss = "redirect" if model.family.CONDITION == "text" else "ascent"
+    shape, sets = tuple(latents.shape[1:]), dict(model.family.PARAMETERS)
+    return Bench(model.denoiser(model.null()), batch, shape, asked, loss, sets)
 
 
-def make_bench(model: str, batch: int | None) -> Bench:
+def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
+    """A full-size network of random weights in bf16."""
+    from accelerate import init_empty_weights
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    kinds: dict[str, Any] = {"sdxl": UNet2DConditionModel, "sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
+    with init_empty_weights():
+        net: Any = kinds[name].from_config(LARGE[name])
+    net.to(torch.bfloat16).to_empty(device="cpu")
+    for key, p in net.named_parameters():
+        p.requires_grad_(False)
+        p.fill_(1.0) if "norm" in key and p.ndim == 1 else p.normal_(std=0.02)
+    for buffer in net.buffers():
+        buffer.normal_(std=0.02)
+    if checkpointing:
+        net.enable_gradient_checkpointing()
+    known = family(name)
+    configs = {**PARTS[name], known.TRAINED: {**LARGE[name], **dict(net.config), "sample_size": side // 8}}
+    latents, asked = known.example(configs)
+    process = Flow(3.0) if name != "sdxl" else Discrete(torch.linspace(0.999, 0.005, 1000))
+    backend = Denoiser(net.eval(), known.call, process, asked)
+    shape = (latents.shape[1], side // 8, side // 8)
+    return Bench(backend, batch, shape, asked, "redirect", dict(known.PARAMETERS))
+
+
+def make_bench(model: str, batch: int | None, side: int = 512, checkpointing: bool = False) -> Bench:
     """The model and its usual batch."""
+    if model in LARGE:
+        return large_bench(model, batch or 1, side, checkpointing)
     if model == "embedded":
         return diffusion_bench(open_model(locate("photos-sd")), batch or 16)
     if model == "fashion":
@@ -127,7 +221,7 @@ def make_bench(model: str, batch: int | None) -> Bench:
         made = models.new(
             {**resnet, "hidden_sizes": channels, "stem": stem}, [str(i) for i in range(10)], shape, seed=0
         )
-        return Bench(Classifier(made.net.train(), 10, made.prepare), batch or 128, shape, loss="ascent")
+        return Bench(Classifier(made.net.train(), 10, made.prepare), batch or 128, shape, {}, "ascent")
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -135,7 +229,7 @@ def make_bench(model: str, batch: int | None) -> Bench:
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     null = {"text": torch.zeros(1, 77, 768)}
     backend = Denoiser(net, family("sd").call, Discrete(schedule.alphas_cumprod.float()), null)
-    return Bench(backend, batch or 1, (4, 64, 64), (77, 768))
+    return Bench(backend, batch or 1, (4, 64, 64), null, "redirect", dict(family("sd").PARAMETERS))
 
 
 def random_mask(backend: Any, density: float) -> Mask:
@@ -143,10 +237,13 @@ def random_mask(backend: Any, density: float) -> Mask:
     return Mask({n: torch.rand(p.shape) < density for n, p in params.items()})
 
 
-def chosen(backend: Any, parameters: str) -> Precision:
-    """Which weights learn, and the precision: all and float32 for classifiers."""
+def chosen(bench: Bench, parameters: str) -> Precision:
+    """Which weights learn, and the precision: all and float32 for classifiers. Masters are float32."""
+    backend = bench.backend
     if not isinstance(backend, Classifier):
-        select(backend.net, parameters, family("sd").PARAMETERS)
+        for name in select(backend.net, parameters, bench.sets or {"full": ".*"}):
+            p = backend.net.get_parameter(name)
+            p.data = p.data.float()
     return Precision("no" if isinstance(backend, Classifier) else NAME, torch.device("cpu"))
 
 
@@ -186,10 +283,12 @@ def encoders() -> Callable[[bool], float]:
     return encode
 
 
-def step_times(model: str, parameters: str, repeats: int, density: float, batch: int | None) -> dict[str, Any]:
-    bench = make_bench(model, batch)
+def step_times(
+    model: str, parameters: str, repeats: int, density: float, batch: int | None, side: int, checkpointing: bool
+) -> dict[str, Any]:
+    bench = make_bench(model, batch, side, checkpointing)
     backend = bench.backend
-    precision = chosen(backend, parameters)
+    precision = chosen(bench, parameters)
     forget, remain = bench.make_batch(1), bench.make_batch(2)
     ready = [backend.draw(b, seeded("cpu", 3)) for b in (forget, remain)]
     params = [p for p in backend.net.parameters() if p.requires_grad]
@@ -279,7 +378,7 @@ def step_times(model: str, parameters: str, repeats: int, density: float, batch:
 def fisher_times(model: str, count: int) -> dict[str, Any]:
     """The per-sample Fisher diagonal, as many samples at once as by default, and by a loop over single samples."""
     bench = make_bench(model, count)
-    precision = chosen(bench.backend, "full" if bench.text is None else "xattn")
+    precision = chosen(bench, "xattn" if "text" in bench.condition else "full")
     batch = bench.make_batch(1)
 
     def seconds(chunk: int | None) -> float:
@@ -377,11 +476,13 @@ def estimated(bench: Bench, always: dict[str, int], density: float, precision: P
     return (sum(always.values()) + max(12 * n + one, sum(step.values()))) / 1e9
 
 
-def memory(model: str, parameters: str, density: float, batch: int | None) -> dict[str, Any]:
+def memory(
+    model: str, parameters: str, density: float, batch: int | None, side: int, checkpointing: bool
+) -> dict[str, Any]:
     """Make the mask from one sample a side and take two steps: peak RSS of this process, GB (1e9 bytes)."""
-    bench = make_bench(model, batch)
+    bench = make_bench(model, batch, side, checkpointing)
     backend = bench.backend
-    precision = chosen(backend, parameters)
+    precision = chosen(bench, parameters)
     forget, remain = bench.make_batch(1), bench.make_batch(2)
     objective = forget_objective(bench.loss, backend.net)
     always = dry.held(backend, 0)
@@ -415,11 +516,15 @@ def memory(model: str, parameters: str, density: float, batch: int | None) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["step", "memory", "fisher", "detect"])
-    parser.add_argument("--model", choices=["embedded", "sd1", "fashion", "cifar10", *CLASSIFIERS], default="embedded")
-    parser.add_argument("--parameters", choices=["xattn", "full"], help="default: both, for Stable Diffusion")
+    parser.add_argument(
+        "--model", choices=["embedded", "sd1", "fashion", "cifar10", *LARGE, *CLASSIFIERS], default="embedded"
+    )
+    parser.add_argument("--parameters", help="a set of the family; default: xattn and full, for Stable Diffusion")
     parser.add_argument("--repeats", type=int, default=None, help="timed pairs (small models 20, large ones 3)")
     parser.add_argument("--density", type=float, default=0.1, help="of the mask")
     parser.add_argument("--batch", type=int, help="samples of a batch; images of detect")
+    parser.add_argument("--side", type=int, default=512, help="pixels of an image, for sdxl, sd3 and flux")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for the same")
     args = parser.parse_args()
     if args.what == "detect":
         print(json.dumps(detect_times(args.batch or 256), indent=2))
@@ -431,16 +536,18 @@ def main() -> None:
     if args.what == "fisher":
         print(json.dumps(fisher_times(args.model, args.batch or 192), indent=2))
         return
-    both = ["xattn", "full"] if args.model in ("embedded", "sd1") else ["full"]
+    both = ["xattn", "full"] if args.model in ("embedded", "sd1") else ["xattn"] if args.model in LARGE else ["full"]
+    large = (args.side, args.checkpointing)
     for parameters in [args.parameters] if args.parameters else both:
         if args.what == "memory":
-            print(json.dumps(memory(args.model, parameters, args.density, args.batch)), flush=True)
+            print(json.dumps(memory(args.model, parameters, args.density, args.batch, *large)), flush=True)
             continue
         own = ["memory", "--model", args.model, "--parameters", parameters, "--density", str(args.density)]
         own += ["--batch", str(args.batch)] if args.batch else []
+        own += ["--side", str(args.side), *(["--checkpointing"] if args.checkpointing else [])]
         child = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=True)
-        repeats = args.repeats or (3 if args.model in ("sd1", "cifar10") else 20)
-        result = step_times(args.model, parameters, repeats, args.density, args.batch)
+        repeats = args.repeats or (3 if args.model in ("sd1", "cifar10", *LARGE) else 20)
+        result = step_times(args.model, parameters, repeats, args.density, args.batch, *large)
         print(json.dumps({**result, **json.loads(child.stdout)}, indent=2), flush=True)
 
 

@@ -38,7 +38,7 @@ import micro_ddpm
 from erase import cli
 from erase.config import PIPELINES, parse
 from erase.engine import fisher, loop
-from erase.programs import runs, saving
+from erase.programs import saving
 from erase.store.files import sha256
 from erase.store.safetensors import read_safetensors
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import typer
 
@@ -62,7 +63,6 @@ def generate(
 
     from erase import resources
     from erase.evaluation import generate as drawing
-    from erase.store import files
 
     stoppable()
     file = resources.prompt_path(prompts)
@@ -76,62 +76,10 @@ def generate(
         drawing.begun(out, resume)  # before the model is loaded
     if alike:
         rows = [replace(row, guidance=None, width=None, height=None) for row in rows]
-    import torch
-
-    from erase.diffusion import class_conditional, text
-    from erase.diffusion.checkpoints import folders
-    from erase.diffusion.checkpoints.locate import locate
-    from erase.diffusion.families import family
-    from erase.diffusion.model import open_model
-    from erase.engine import distributed
-    from erase.engine.precision import Precision
-    from erase.programs import runs
+    from erase.programs import generating
 
     no_loading_bars()
-    device = runs.launch().device
-    context = Precision(precision, device)
-    source = locate(model)
-    known = family(source.family)
-    reads_text = known.CONDITION == "text"
-    if reads_text:  # before the model is loaded
-        for number, row in enumerate(rows, 1):
-            text.check_size(row.width, row.height, f"{file}: row {number}", known.STRIDE)
-    diffuser = open_model(source, device, precision)
-    if not reads_text:
-        for number, row in enumerate(rows, 1):
-            class_conditional.check_row(diffuser, row.prompt, row.width, row.height, f"{file}: row {number}")
-    cut = text.cut_prompts(diffuser, [row.prompt for row in rows]) if reads_text else []
-    if guidance is None:
-        guidance = 7.5 if reads_text else diffuser.guidance
-    first = distributed.rank() == 0
-    if cut and first:
-        typer.echo(text.say_cut(diffuser, cut, len(rows)), err=True)
-    diffuser.remember([*(row.prompt for row in rows), ""])
-    settings: dict[str, Any] = {
-        "model": model,
-        "weights": folders.fingerprint(source),
-        "dtype": str(next(diffuser.net.parameters()).dtype).removeprefix("torch."),
-        "precision": precision,
-        "draw": {"steps": steps, "guidance": guidance},
-        "scheduler": type(diffuser.pipe.scheduler).__name__,
-        "scheduler_config": {k: v for k, v in diffuser.pipe.scheduler.config.items() if not k.startswith("_")},
-        "prompt_file": {"name": file.name, "sha256": files.sha256(file)},
-        "truncated_prompts": cut,
-        "versions": {k: v for k, v in runs.versions().items() if k in ("erase", "torch", "diffusers", "transformers")},
-    }
-    if device.type == "cpu":
-        # One for a small model: as fast, and the pixels are the same whatever a launcher gives each process.
-        small = sum(p.numel() for p in diffuser.net.parameters()) < 50e6
-        torch.set_num_threads(threads or (1 if small else torch.get_num_threads()))
-        settings["threads"] = torch.get_num_threads()
-    runs.draw_pictures(
-        diffuser.sampler(steps=steps, guidance=guidance, autocast=context.drawing),
-        rows,
-        out,
-        images=images,
-        batch_size=batch_size,
-        resume=resume,
-        settings=settings,
-    )
-    if first:
-        typer.echo(f"{len(rows) * images} pictures in {out}")
+    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, threads)
+    generating.generate(model, file, rows, out, wanted, resume=resume, say=partial(typer.echo, err=True))
+    if speaks():
+        typer.echo(f"{len(rows) * images} images in {out}")

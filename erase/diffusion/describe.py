@@ -35,23 +35,23 @@ def describe(source: Source | SingleFile) -> dict[str, Any]:
             "guidance": model.guidance,
             "prediction_type": model.pipe.scheduler.config.prediction_type,
         }
-    net, scheduler, index = (_config(source, name) for name in (known.TRAINED, "scheduler", "model_index"))
+    scheduler, index = (_config(source, name) for name in ("scheduler/scheduler_config.json", "model_index.json"))
+    empty = open_model(source, hollow=True)
+    _, condition = known.example(empty.configs)
     predicts = "flow" if "Flow" in str(scheduler.get("_class_name")) else "epsilon"
     return {
         **found,
-        "resolution": net.get("sample_size"),
-        "cross_attention_dim": net.get("cross_attention_dim"),
+        "resolution": empty.resolution,
+        "tokens": condition["text"].shape[1],
+        "text_width": condition["text"].shape[2],
         "prediction_type": scheduler.get("prediction_type", predicts),
         "ema": isinstance(source, Source) and source.trained.endswith("_ema"),
         "index": index,
     }
 
 
-def _config(source: Source | SingleFile, name: str) -> Mapping[str, Any]:
-    """A component's configuration as it is on disk."""
-    file = {"scheduler": "scheduler/scheduler_config.json", "model_index": "model_index.json"}.get(name)
-    if isinstance(source, SingleFile):
-        inside: Mapping[str, Any] = json.loads(source.texts[file or f"{name}/config.json"])
-        return inside
-    found: Mapping[str, Any] = files.read_json(source.folder / (file or f"{source.trained}/config.json"))
+def _config(source: Source | SingleFile, file: str) -> Mapping[str, Any]:
+    """A configuration as it is on disk."""
+    found: Mapping[str, Any]
+    found = json.loads(source.texts[file]) if isinstance(source, SingleFile) else files.read_json(source.folder / file)
     return found

@@ -126,11 +126,13 @@ class Exchanged(nn.Module):
         return functional_call(self.net, self.weights, args, given)
 
 
-def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objective:
+def forget_objective(
+    name: str, net: nn.Module, target: str = "online", start: dict[str, Tensor] | None = None
+) -> Objective:
     """The forget loss of a name, and whether it is descended.
 
     `redirect` descends the distance to the anchor's prediction, `ascent` ascends the denoising loss, `surrogate`
-    descends it, on data that were exchanged.
+    descends it, on data that were exchanged. `start` holds the weights of a `frozen` target, by default the present.
 
     Raises:
         ValueError: for another name or target.
@@ -142,19 +144,19 @@ def forget_objective(name: str, net: nn.Module, target: str = "online") -> Objec
     if name == "surrogate":
         return DESCENT
     if name == "redirect":
-        return Objective(Redirect(copies(net) if target == "frozen" else None), 1, "redirect")
+        return Objective(Redirect((start or copies(net)) if target == "frozen" else None), 1, "redirect")
     raise ValueError(f"unknown forget loss {name!r}; allowed: redirect, ascent, surrogate")
 
 
-def remain_objective(name: str, net: nn.Module, dropout: float) -> Objective:
-    """The remain loss of a name, descended: `denoise`, or `distill`, with the present weights as the teacher.
+def remain_objective(name: str, net: nn.Module, dropout: float, start: dict[str, Tensor] | None = None) -> Objective:
+    """The remain loss of a name, descended: `denoise`, or `distill`, with `start` (by default now) as the teacher.
 
     Raises:
         ValueError: for another name, or a dropout outside [0, 1).
     """
     if name not in ("denoise", "distill"):
         raise ValueError(f"unknown remain loss {name!r}; allowed: denoise, distill")
-    return Objective(Denoise(dropout, copies(net) if name == "distill" else None), 1, name)
+    return Objective(Denoise(dropout, (start or copies(net)) if name == "distill" else None), 1, name)
 
 
 def copies(net: nn.Module) -> dict[str, Tensor]:

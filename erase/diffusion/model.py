@@ -85,7 +85,11 @@ class Model:
         """
         self.learning = which
         chosen = select(self.net, which, self.family.PARAMETERS)
-        if self.dtype != torch.float32 and self.source is not None and not loading.is_hollow(self.net):
+        if loading.is_hollow(self.net):
+            for name in chosen:  # as they will be, for a dry run
+                p = self.net.get_parameter(name)
+                p.data = torch.empty_like(p, dtype=torch.float32)
+        elif self.dtype != torch.float32 and self.source is not None:
             stored = folders.tensors(self.source)
             for name in chosen:
                 p = self.net.get_parameter(name)
@@ -206,10 +210,11 @@ class Model:
     ) -> Any:
         """One sample for each prompt: PIL images, or latents `[B, C, H, W]`. Arguments as those of `Family.draw`."""
         embed = self._embedded if self.lean else partial(self.family.embed, self.pipe)
+        # Not under autocast: prompts mean the same as in training, and T5 overflows in float16.
+        asked = embed(list(prompts))
+        null = embed([""] * len(prompts)) if self.has_null else None
+        self.ready(self.family.TRAINED)
         with autocast():
-            asked = embed(list(prompts))
-            null = embed([""] * len(prompts)) if self.has_null else None
-            self.ready(self.family.TRAINED)
             return self.family.draw(
                 self.pipe, asked, null, generators, steps=steps, guidance=guidance, size=size, latents=latents
             )

@@ -28,7 +28,9 @@ from erase.engine.precision import Precision
 from erase.evaluation import report
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs import saving
-from erase.programs.runs import bar, new_report, open_folder, start
+from erase.programs.folder import new_report, open_folder
+from erase.programs.launching import start
+from erase.programs.progress import bar
 from erase.programs.text.drawing import draw_rows, drawn_latents
 from erase.programs.text.judge import check_evaluators, concept, count_preset, judged, share
 from erase.programs.text.plan import Plan, expand, label_of, make_plan

@@ -33,17 +33,10 @@ from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
 from erase.methods import Entry, find_method
 from erase.programs import saving
-from erase.programs.runs import (
-    STATE,
-    TIMING,
-    check_needs,
-    check_saliency,
-    drop,
-    open_folder,
-    resolve_inputs,
-    run_steps,
-    start,
-)
+from erase.programs.folder import STATE, TIMING, drop, open_folder
+from erase.programs.inputs import check_needs, check_saliency, resolve_inputs
+from erase.programs.launching import start
+from erase.programs.training import run_steps
 from erase.store import files
 from erase.store.safetensors import read_safetensors, write_safetensors
 

@@ -16,7 +16,7 @@ from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.ldm import EMA
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.engine.saliency import Mask
-from erase.programs.runs import versions
+from erase.programs.folder import versions
 from erase.store import weights
 from erase.store.delta import write_delta
 from erase.store.safetensors import Lazy, digest

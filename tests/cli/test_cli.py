@@ -719,7 +719,7 @@ def described(done: Done) -> dict[str, Any]:
 def test_inspect_a_model(erase: Erase, micro_sd: Path, micro_classifier: Path, micro_clip: Path) -> None:
     found = described(erase("inspect", micro_sd))
     assert found["kind"] == "Stable Diffusion pipeline"
-    assert (found["dtype"], found["resolution"]) == ("F16", micro.LATENT)
+    assert (found["dtype"], found["resolution"]) == ("F16", micro.SIZE)
     assert len(found["sha256"]) == 3
     found = described(erase("inspect", micro_classifier))
     assert found["kind"] == "image classifier of transformers"

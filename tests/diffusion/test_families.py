@@ -166,6 +166,16 @@ def test_noise_and_target_are_the_schedulers(case: Case) -> None:
     torch.testing.assert_close(noisy + (0 - sigma) * target, z0)  # one Euler step from σ to 0
 
 
+def test_training_needs_neither_vae_nor_encoders(case: Case) -> None:
+    """They are freed once latents and conditions are cached."""
+    model = open_model(case.source)
+    null, process, side = model.null(), model.family.process(model.pipe), model.resolution
+    model.free("vae", *model.family.ENCODERS)
+    for found, known in ((model.family.process(model.pipe), process), (model.denoiser(null).process, process)):
+        assert repr(found) == repr(known)
+    assert model.resolution == side
+
+
 def test_times_are_stratified(case: Case) -> None:
     process = case.model.family.process(case.model.pipe)
     t = process.times(20, torch.Generator().manual_seed(0), torch.device("cpu")).sort().values

@@ -28,7 +28,7 @@ from erase.config import ClassifyConfig, override, parse
 from erase.engine.batches import Batches
 from erase.engine.saliency import load_mask
 from erase.methods import list_methods
-from erase.programs import runs, saving
+from erase.programs import saving, training
 from erase.store.delta import open_delta
 from erase.store.labelled import read_labelled
 from erase.store.safetensors import digest, open_safetensors
@@ -149,7 +149,7 @@ def stop(*_: Any, **__: Any) -> None:
 
 
 def killed_at(step: int) -> Callable[..., None]:
-    call = runs.JsonlTracker.__call__
+    call = training.JsonlTracker.__call__
 
     def killed(self: Any, row: dict[str, Any]) -> None:
         if row["step"] == step:
@@ -577,7 +577,7 @@ def test_training_that_was_killed_goes_on_to_the_same_weights(
     words = ("method={name: retrain}", "checkpoint_every=2", "data.shift=1", "forget.fraction=0.5")
     whole = start(tmp_path / "whole", f"cache={tmp_path / 'a'}", *words)
     with monkeypatch.context() as patch:
-        patch.setattr(runs.JsonlTracker, "__call__", killed_at(3))
+        patch.setattr(training.JsonlTracker, "__call__", killed_at(3))
         with pytest.raises(StopError):
             start(tmp_path / "out", f"cache={tmp_path / 'b'}", *words)
     assert list((tmp_path / "b").glob("*/state.safetensors"))
@@ -718,7 +718,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
     words = (*QUICK, *words, "train.steps=5", "checkpoint_every=2")
     whole, out = start(tmp_path / "whole", *words), tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(runs.JsonlTracker, "__call__", killed_at(3))
+        patch.setattr(training.JsonlTracker, "__call__", killed_at(3))
         with pytest.raises(StopError):
             start(out, *words)
     start(out, *words, resume=True)
@@ -737,7 +737,7 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
             (program.Comparison, "base", stop),
             (program, "unlearn", stop),
             (program, "equip", stop),
-            (runs.JsonlTracker, "__call__", killed_at(1)),
+            (training.JsonlTracker, "__call__", killed_at(1)),
             (program.saving, "save", stop),
             (program, "make_report", stop),
             (program, "table", stop),
@@ -1005,7 +1005,7 @@ def test_two_processes_go_on_where_they_were_killed(
     assert two("whole") == [0, 0]
     for number, step in enumerate((5, 3)):
         with monkeypatch.context() as patch:
-            patch.setattr(runs.JsonlTracker, "__call__", killed_at(step))
+            patch.setattr(training.JsonlTracker, "__call__", killed_at(step))
             assert two("out", resume=number > 0) == [1, 1]
     assert two("out", resume=True) == [0, 0]
     assert same(tmp_path / "out/model", tmp_path / "whole/model")

@@ -41,7 +41,7 @@ from erase.evaluation import classes, fidelity
 from erase.evaluation.generate import image_generator
 from erase.evaluation.manifest import read_manifest
 from erase.methods import builder, list_methods
-from erase.programs import runs
+from erase.programs import training
 from erase.store import delta
 from erase.store.files import sha256
 from erase.store.labelled import LabelledImages, read_labelled, scaled
@@ -1082,7 +1082,7 @@ def test_pictures_of_a_retrained_model_are_copied(
 
 
 def killed_at(step: int) -> Callable[..., None]:
-    call = runs.JsonlTracker.__call__
+    call = training.JsonlTracker.__call__
 
     def killed(self: Any, row: dict[str, Any]) -> None:
         if row["step"] == step:
@@ -1103,7 +1103,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
     words = (*QUICK, *words, "train.steps=5", "checkpoint_every=2")
     whole, out = start(tmp_path / "whole", *words), tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(runs.JsonlTracker, "__call__", killed_at(3))
+        patch.setattr(training.JsonlTracker, "__call__", killed_at(3))
         with pytest.raises(StopError):
             start(out, *words)
     assert [row["step"] for row in rows(out)] == [0, 1, 2]
@@ -1136,7 +1136,7 @@ def test_a_run_stopped_at_every_stage_comes_to_the_same_end(
         ((program, "gather", stop), {"images"}),
         ((runs, "save_mask", stop), {"fisher-forget.safetensors", "fisher-remain.safetensors"}),
         ((program, "run_steps", stop), {"saliency.safetensors"}),
-        ((runs.JsonlTracker, "__call__", killed_at(3)), {"metrics.jsonl", "state.safetensors"}),
+        ((training.JsonlTracker, "__call__", killed_at(3)), {"metrics.jsonl", "state.safetensors"}),
         ((program, "write_safetensors", stop), set()),
         ((program.folders, "save", stop), {"trained.safetensors"}),
         (stopped_drawing(program, "erased"), {"model"}),
@@ -1188,7 +1188,7 @@ def test_training_stopped_at_every_stage_comes_to_the_same_end(
     for number, target in enumerate(
         (
             (program, "gather", stop),
-            (runs.JsonlTracker, "__call__", killed_at(2)),
+            (training.JsonlTracker, "__call__", killed_at(2)),
             (program, "write_safetensors", stop),
             (program.ddpm, "save_new", stop),
             (program, "make_report", stop),
@@ -1481,7 +1481,7 @@ def test_a_signal_saves_at_the_end_of_the_step(
 ) -> None:
     words = (*QUICK, "train.steps=4")  # fewer than between two checkpoints
     whole, out = start(tmp_path / "whole", *words), tmp_path / "out"
-    call = runs.JsonlTracker.__call__
+    call = training.JsonlTracker.__call__
 
     def signalled(self: Any, row: dict[str, Any]) -> None:
         if row["step"] == 1:
@@ -1489,7 +1489,7 @@ def test_a_signal_saves_at_the_end_of_the_step(
         call(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.JsonlTracker, "__call__", signalled)
+        patch.setattr(training.JsonlTracker, "__call__", signalled)
         common.stoppable()
         ours = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
         with pytest.raises(common.Stopped) as stopped:
@@ -1592,7 +1592,7 @@ def test_two_processes_go_on_where_they_were_killed(
     words = (*QUICK, "train.steps=4", "checkpoint_every=2", "saliency.batch_size=2", "saliency.draws=3")
     assert launched.two(lambda: start(tmp_path / "whole", *words), tmp_path / "log") == [0, 0]
     with monkeypatch.context() as patch:
-        patch.setattr(runs.JsonlTracker, "__call__", killed_at(3))
+        patch.setattr(training.JsonlTracker, "__call__", killed_at(3))
         assert launched.two(lambda: start(tmp_path / "out", *words), tmp_path / "log") == [1, 1]
     assert launched.two(lambda: start(tmp_path / "out", *words, resume=True), tmp_path / "log") == [0, 0]
     assert (tmp_path / "out/model" / FILE).read_bytes() == (tmp_path / "whole/model" / FILE).read_bytes()

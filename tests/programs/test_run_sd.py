@@ -37,7 +37,7 @@ from erase.evaluation import classes, nudity
 from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.manifest import drawn_by, read_manifest
 from erase.methods import list_methods
-from erase.programs import runs
+from erase.programs import training
 from erase.store import delta
 from erase.store.files import sha256
 from erase.store.safetensors import digest as digest_of
@@ -916,7 +916,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 ) -> None:
     words = (*QUICK, "train.steps=5", "checkpoint_every=2")
     whole = start(tmp_path / "whole", *words)
-    call = runs.JsonlTracker.__call__
+    call = training.JsonlTracker.__call__
 
     def killed(self: Any, row: dict[str, Any]) -> None:
         if row["step"] == 3:
@@ -925,7 +925,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(runs.JsonlTracker, "__call__", killed)
+        patch.setattr(training.JsonlTracker, "__call__", killed)
         with pytest.raises(StopError):
             start(out, *words)
     assert [row["step"] for row in rows(out)] == [0, 1, 2]

@@ -20,7 +20,7 @@ from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.methods import NEEDS, Entry, find_method, list_methods
-from erase.programs import runs
+from erase.programs import folder, inputs, launching, training
 
 ONE = Saliency(density=0.3, draws=1, count=4, batch_size=4)
 FLOAT = Precision("no", torch.device("cpu"))
@@ -50,7 +50,7 @@ def resolve(
 ) -> dict[str, Any]:
     batches = toys.batches(1, count=1), toys.batches(2, count=1)
     path, backend = tmp_path / "mask.safetensors", toys.Noisy(net)
-    return runs.resolve_inputs(entry, settings(saliency), backend, FORGET, REMAIN, batches, FLOAT, path, renew=renew)
+    return inputs.resolve_inputs(entry, settings(saliency), backend, FORGET, REMAIN, batches, FLOAT, path, renew=renew)
 
 
 # ------------------------------------------------------------ what a method needs
@@ -78,7 +78,7 @@ def test_what_a_program_does_not_have_is_refused_before_anything_is_computed(tmp
     with pytest.raises(ValueError, match=f"mine needs {NEEDS[need]}"):
         resolve(entry, tmp_path, toys.mlp(), renew=None)
     assert not list(tmp_path.iterdir())
-    runs.check_needs(entry, [need])
+    inputs.check_needs(entry, [need])
 
 
 @pytest.mark.parametrize("name", list_methods())
@@ -150,13 +150,13 @@ def test_batches_are_taken_to_the_models_device(tmp_path: Path) -> None:
     places: list[str] = []
     backend = Watched(toys.mlp().to("meta"))
     with pytest.raises(InterruptedError):
-        runs.diagonal(settings(ONE), backend, ("forget", toys.batches(1, count=1), plain), FLOAT, tmp_path)
+        inputs.diagonal(settings(ONE), backend, ("forget", toys.batches(1, count=1), plain), FLOAT, tmp_path)
     assert places == ["meta"]
 
 
 def make(saliency: Saliency, path: Path, net: nn.Module, kind: Any = toys.Noisy, count: int = 1) -> Any:
     sides = [("forget", toys.batches(1, count=count), doubled), ("remain", toys.batches(2, count=count), plain)]
-    return runs.make_mask(settings(saliency), kind(net), sides, FLOAT, path)
+    return inputs.make_mask(settings(saliency), kind(net), sides, FLOAT, path)
 
 
 def top(scores: toys.Weights, density: float) -> toys.Weights:
@@ -237,7 +237,7 @@ def test_no_mask_where_it_is_off(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        runs.check_saliency(saliency, find_method("sfron"))
+        inputs.check_saliency(saliency, find_method("sfron"))
     assert "\n" not in str(caught.value)
 
 
@@ -252,7 +252,7 @@ def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, 
     ],
 )
 def test_settings_that_make_a_mask_are_not_refused(saliency: Saliency) -> None:
-    runs.check_saliency(saliency, find_method("sfron"))
+    inputs.check_saliency(saliency, find_method("sfron"))
 
 
 # ------------------------------------------------------------ the folder
@@ -276,18 +276,18 @@ def test_run_json_holds_what_makes_the_run(tmp_path: Path) -> None:
     for out in (tmp_path / "deep/new", tmp_path / "empty"):
         if out.name == "empty":
             out.mkdir()
-        runs.open_folder(Config(seed=4, places=[Path("x")]), out, RECORD, "erase run", resume=False)
+        folder.open_folder(Config(seed=4, places=[Path("x")]), out, RECORD, "erase run", resume=False)
         run = json.loads((out / "run.json").read_text())
         assert run.items() >= {**RECORD, "schema": 1, "command": "erase run", "seed": 4}.items()
         assert run["config"] == {"seed": 4, "steps": 5, "places": ["x"]}
-        assert run["versions"].keys() == set(runs.PACKAGES)
+        assert run["versions"].keys() == set(folder.PACKAGES)
         assert [p.name for p in out.iterdir()] == ["run.json"]
 
 
 def test_a_run_is_gone_on_with_where_it_is_the_same(tmp_path: Path) -> None:
-    runs.open_folder(Config(), tmp_path / "out", RECORD, "first", resume=True)  # nothing there yet
+    folder.open_folder(Config(), tmp_path / "out", RECORD, "first", resume=True)  # nothing there yet
     before = tree(tmp_path)
-    runs.open_folder(Config(), tmp_path / "out", RECORD, "second", resume=True)
+    folder.open_folder(Config(), tmp_path / "out", RECORD, "second", resume=True)
     assert tree(tmp_path) == before
     assert json.loads((tmp_path / "out/run.json").read_text())["command"] == "first"
 
@@ -304,12 +304,12 @@ def test_a_run_is_gone_on_with_where_it_is_the_same(tmp_path: Path) -> None:
 )
 def test_another_run_is_not_gone_on_with(tmp_path: Path, config: Config, record: dict[str, Any], key: str) -> None:
     out = tmp_path / "out"
-    runs.open_folder(Config(), out, RECORD, "", resume=False)
+    folder.open_folder(Config(), out, RECORD, "", resume=False)
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=f"out holds a run with another {key} \\(.+, now .+\\): resume with the same"):
-        runs.open_folder(config, out, record, "", resume=True)
+        folder.open_folder(config, out, record, "", resume=True)
     with pytest.raises(ValueError, match="out is not empty: choose another --out, or --resume the run that is there"):
-        runs.open_folder(Config(), out, RECORD, "", resume=False)
+        folder.open_folder(Config(), out, RECORD, "", resume=False)
     assert tree(tmp_path) == before
 
 
@@ -323,16 +323,16 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
         (True, "holds no run to go on with: choose an"),
     ):
         with pytest.raises(ValueError, match="file is a file: --out names a folder"):
-            runs.open_folder(Config(), tmp_path / "file", RECORD, "", resume)
+            folder.open_folder(Config(), tmp_path / "file", RECORD, "", resume)
         with pytest.raises(ValueError, match=f"mine {said}"):
-            runs.open_folder(Config(), tmp_path / "mine", RECORD, "", resume)
+            folder.open_folder(Config(), tmp_path / "mine", RECORD, "", resume)
     assert tree(tmp_path) == before
 
 
 def test_a_broken_run_json_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"config": ')
     with pytest.raises(ValueError, match=r"run\.json: not JSON, or cut short") as caught:
-        runs.open_folder(Config(), tmp_path, RECORD, "", resume=True)
+        folder.open_folder(Config(), tmp_path, RECORD, "", resume=True)
     assert "\n" not in str(caught.value)
 
 
@@ -348,7 +348,7 @@ class Launched:
 
 def test_a_start_resolves_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    resolved, accelerator, precision, say = runs.start(Launched("auto"), said.append)  # type: ignore[type-var]
+    resolved, accelerator, precision, say = launching.start(Launched("auto"), said.append)  # type: ignore[type-var]
     assert resolved.precision == accelerator.mixed_precision == precision.name != "auto"
     say("heard")
     assert said == ["heard"]
@@ -356,9 +356,9 @@ def test_a_start_resolves_the_precision(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_weights_spread_over_processes_are_refused_before_work(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(runs.Accelerator, "distributed_type", DistributedType(kind))
+    monkeypatch.setattr(launching.Accelerator, "distributed_type", DistributedType(kind))
     with pytest.raises(ValueError, match=f"{kind} is not supported: masks need whole weights"):
-        runs.start(Launched("no"), lambda line: None)  # type: ignore[type-var]
+        launching.start(Launched("no"), lambda line: None)  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_weights_spread_over_processes_are_refused_before_work(monkeypatch: pyte
 )
 def test_optimizers(name: Any, kind: Any) -> None:
     train = Train(steps=1, lr=0.02, optimizer=name, weight_decay=0.1, momentum=0.7)
-    made = runs.make_optimizer(train, list(toys.mlp().parameters()))
+    made = training.make_optimizer(train, list(toys.mlp().parameters()))
     assert type(made) is kind
     group = made.param_groups[0]
     assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.02, 0.1, 4)
@@ -375,7 +375,7 @@ def test_optimizers(name: Any, kind: Any) -> None:
 
 def test_one_process_makes_runs_of_several_precisions() -> None:
     for name in ("no", "fp16", "bf16", "no"):  # as a comparison does
-        config, accelerator, precision, _ = runs.start(Launched(name), lambda line: None)  # type: ignore[type-var]
+        config, accelerator, precision, _ = launching.start(Launched(name), lambda line: None)  # type: ignore[type-var]
         assert (config.precision, precision.name) == (name, name)
         assert accelerator.mixed_precision == name
 
@@ -384,11 +384,11 @@ def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
     monkeypatch.setattr(runs, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"adam8bit needs bitsandbytes: pip install 'erase\[adam8bit\]', or use adam"):
-        runs.start(config, lambda line: None)  # type: ignore[type-var]
+        launching.start(config, lambda line: None)  # type: ignore[type-var]
     made: list[Any] = []
     optim = SimpleNamespace(Adam8bit=lambda params, **settings: made.append(settings))
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=optim))
-    runs.make_optimizer(Train(steps=1, optimizer="adam8bit", lr=0.1), [])
+    training.make_optimizer(Train(steps=1, optimizer="adam8bit", lr=0.1), [])
     assert made == [{"lr": 0.1, "weight_decay": 0.0}]
 
 
@@ -405,18 +405,18 @@ def test_eight_bits_are_tried_on_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
     with pytest.raises(ValueError, match=r"bitsandbytes 0\.43\.0 does not run on cpu \(no CPU kernel\): update it, or"):
-        runs.start(config, lambda line: None)  # type: ignore[type-var]
+        launching.start(config, lambda line: None)  # type: ignore[type-var]
 
 
 def test_eight_bits_run_and_resume() -> None:
     pytest.importorskip("bitsandbytes")
-    runs.check_adam8bit(torch.device("cpu"))
+    training.check_adam8bit(torch.device("cpu"))
     train = Train(steps=1, lr=0.1, optimizer="adam8bit")
     first, second = (torch.nn.Parameter(torch.ones(64, 64)) for _ in range(2))
-    whole, stopped = runs.make_optimizer(train, [first]), runs.make_optimizer(train, [second])
+    whole, stopped = training.make_optimizer(train, [first]), training.make_optimizer(train, [second])
     for step in range(4):
         if step == 2:
-            state, stopped = stopped.state_dict(), runs.make_optimizer(train, [second])
+            state, stopped = stopped.state_dict(), training.make_optimizer(train, [second])
             stopped.load_state_dict(state)
         for weight, optimizer in ((first, whole), (second, stopped)):
             weight.grad = weight.detach() + step
@@ -427,5 +427,5 @@ def test_eight_bits_run_and_resume() -> None:
 
 
 def test_steps_that_were_timed_speak_for_those_that_were_not() -> None:
-    assert runs.Steps(10, 0.5).timing == {"erase_s": 5.0, "steps": 10, "step_s": 0.5}
-    assert runs.Steps(10, None).timing == {"erase_s": None, "steps": 10, "step_s": None}
+    assert training.Steps(10, 0.5).timing == {"erase_s": 5.0, "steps": 10, "step_s": 0.5}
+    assert training.Steps(10, None).timing == {"erase_s": None, "steps": 10, "step_s": None}

@@ -57,12 +57,13 @@ def open(
             f"{source.place} has a transformer of {channels} input channels for {latent} latent channels, which are "
             f"{4 * latent} when packed: fill, depth, canny and control models are not supported"
         )
+    _pipe_side(pipe)
     return pipe
 
 
 def process(pipe: Any) -> Flow:
     """The flow, shifted as the scheduler says for images of the model's resolution."""
-    return flow(pipe.scheduler.config, (_side(pipe.vae.config) // 2) ** 2)
+    return flow(pipe.scheduler.config, (_pipe_side(pipe) // 2) ** 2)
 
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -137,7 +138,14 @@ def draw(
 
 def resolution(pipe: Any) -> int:
     """The side that the VAE names, pixels: 1024 of published checkpoints; the transformer takes any."""
-    return int(_side(pipe.vae.config) * pipe.vae_scale_factor)
+    return int(_pipe_side(pipe) * pipe.vae_scale_factor)
+
+
+def _pipe_side(pipe: Any) -> int:
+    """Side of a latent at the model's resolution; the pipeline remembers it when its VAE is freed."""
+    if pipe.vae is not None:
+        pipe.default_sample_size = _side(pipe.vae.config)
+    return int(pipe.default_sample_size)
 
 
 def _side(vae: Mapping[str, Any]) -> int:

@@ -95,10 +95,10 @@ def draw(
         negative_prompt_embeds=None if null is None else null["text"],
         generator=list(generators),
         num_inference_steps=steps,
-        guidance_scale=guidance,
         height=height,
         width=width,
         output_type="latent" if latents else "pil",
+        **({} if guidance is None else {"guidance_scale": guidance}),
     ).images
 
 

@@ -20,8 +20,8 @@ from erase.programs.classify.plan import check, make_plan, num_remain, open_mode
 from erase.programs.classify.predictions import predict
 from erase.programs.classify.report import AXES, GOALS, make_report, summarise, table
 from erase.programs.classify.trained import Comparison, Place, classifier, copy, kept, loop_of, num_steps
+from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
-from erase.programs.runs import rehearse
 
 
 class Job:

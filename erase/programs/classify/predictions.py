@@ -15,7 +15,7 @@ from erase.config import ClassifyConfig
 from erase.engine import distributed
 from erase.programs.classify.plan import Plan
 from erase.programs.classify.trained import Place
-from erase.programs.runs import bar
+from erase.programs.progress import bar
 from erase.store.safetensors import digest, read_safetensors, write_safetensors
 
 

@@ -13,7 +13,7 @@ from erase.evaluation.stats import mcnemar_exact
 from erase.programs.classify.plan import Plan
 from erase.programs.classify.predictions import Seen, parts
 from erase.programs.classify.trained import Place
-from erase.programs.runs import new_report
+from erase.programs.folder import new_report
 
 AXES = {"FA": ("forget accuracy, %", 100.0), "TA": ("test accuracy, %", 100.0)}
 """Of a comparison's plot: what they are called, and what is most."""

@@ -25,7 +25,7 @@ from erase.methods.retrain import retrain
 from erase.programs import saving
 from erase.programs.classify.plan import Plan, training_seed
 from erase.programs.run import TRAINED
-from erase.programs.runs import run_steps
+from erase.programs.training import run_steps
 from erase.store import files
 from erase.store.safetensors import write_safetensors
 

@@ -18,8 +18,8 @@ from erase.diffusion.model import Model
 from erase.engine.backend import map_batch, seeded
 from erase.engine.precision import Precision
 from erase.evaluation import generate
+from erase.programs.images import drawn_data
 from erase.programs.labels.plan import Plan
-from erase.programs.runs import drawn_data
 from erase.store.labelled import scaled
 
 

@@ -15,18 +15,17 @@ from erase.config import NEW, DdpmConfig
 from erase.diffusion import class_conditional, condition
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
-from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.model import Model
 from erase.engine import distributed
-from erase.engine.losses import ASCENT
-from erase.engine.method import Method
 from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
+from erase.programs.images import draw_pictures
+from erase.programs.inputs import denoising
 from erase.programs.labels.data import gather, with_sampler
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
 from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise
+from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
-from erase.programs.runs import denoising, draw_pictures, rehearse
 
 COLUMNS = 12
 """Of a grid."""
@@ -143,25 +142,19 @@ class Job:
         if self.fresh and self.source is not None:
             setattr(model.pipe, model.family.TRAINED, class_conditional.renew(model.net, config.seed))
             model.choose(config.train.parameters)
+        if config.train.checkpointing:
+            model.checkpoint_activations()
+        objectives = denoising(config, model.net)
         return Lesson(
             backend=model.denoiser(model.null()),
             forget=forget,
             remain=remain,
-            forget_objective=ASCENT
-            if self.fresh
-            else forget_objective(config.forget.loss, model.net, config.forget.target),
-            remain_objective=remain_objective(config.remain.loss, model.net, config.train.dropout),
+            forget_objective=objectives[0],
+            remain_objective=objectives[1],
             # not as the model began
             resources={"renew": lambda: class_conditional.renew(model.net, config.seed + 1)},
-            before_steps=self.before_steps,
             desc="training" if self.fresh else "unlearning",
         )
-
-    def before_steps(self, method: Method) -> Method:
-        """Gradient checkpointing starts only now: per-sample gradients cannot have it."""
-        if self.config.train.checkpointing:
-            self.model.checkpoint_activations()
-        return method
 
     def save(self, learned: Learned) -> None:
         """In the form the model came in; a new one as a pipeline."""

@@ -16,8 +16,9 @@ from erase.engine.saliency import Mask
 from erase.evaluation import classes, fidelity, manifest
 from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.stats import mcnemar_exact
+from erase.programs.folder import new_report, run_time
+from erase.programs.images import classified
 from erase.programs.labels.plan import Plan
-from erase.programs.runs import classified, new_report, run_time
 from erase.store.labelled import NoSplitError, read_labelled
 
 AXES = {"forget": ("still named as forgotten", 1.0), "remain": ("remain accuracy", 1.0)}

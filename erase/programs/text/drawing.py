@@ -15,7 +15,7 @@ from erase.diffusion.model import Model
 from erase.engine.precision import Precision
 from erase.evaluation import generate
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.runs import draw_pictures, drawn_data
+from erase.programs.images import draw_pictures, drawn_data
 
 
 def draw_rows(

@@ -13,16 +13,15 @@ from erase.diffusion import condition, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.loading import networks
-from erase.diffusion.losses import forget_objective, remain_objective
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
-from erase.engine.method import Method
 from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
+from erase.programs.inputs import denoising
+from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
-from erase.programs.runs import denoising, rehearse
 from erase.programs.text.data import cache, sides_read
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import (
@@ -158,25 +157,21 @@ class Job:
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)
         model.ready(model.family.TRAINED)
+        if config.train.checkpointing:
+            model.checkpoint_activations()
         until = None
         if config.until is not None:
             until = look_between_steps(config, plan, model, setting.precision, setting.out)
+        objectives = denoising(config, model.net)
         return Lesson(
             backend=model.denoiser(null),
             forget=forget,
             remain=remain,
-            forget_objective=forget_objective(config.forget.loss, model.net, config.forget.target),
-            remain_objective=remain_objective(config.remain.loss, model.net, config.train.dropout),
+            forget_objective=objectives[0],
+            remain_objective=objectives[1],
             resources=resources,
-            before_steps=self.before_steps,
             until=until,
         )
-
-    def before_steps(self, method: Method) -> Method:
-        """Gradient checkpointing starts only now: per-sample gradients cannot have it."""
-        if self.config.train.checkpointing:
-            self.model.checkpoint_activations()
-        return method
 
     def save(self, learned: Learned) -> None:
         """In the form the model came in; what is forgotten is marked in its header."""

@@ -13,7 +13,8 @@ from erase.engine import distributed
 from erase.evaluation import classes, detections, detector, manifest, nudity
 from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.stats import wilson
-from erase.programs.runs import bar, classified
+from erase.programs.images import classified
+from erase.programs.progress import bar
 from erase.programs.text.plan import Plan, label_of
 
 

@@ -10,7 +10,7 @@ from erase.config import SdConfig
 from erase.engine.saliency import Mask
 from erase.evaluation import manifest
 from erase.evaluation.stats import mcnemar_exact
-from erase.programs.runs import new_report, run_time
+from erase.programs.folder import new_report, run_time
 from erase.programs.text.judge import (
     count_classes,
     count_nudity,

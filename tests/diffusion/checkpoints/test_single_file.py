@@ -81,11 +81,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch, width: int, header: dict[str, str],
 @pytest.mark.parametrize(
     ("width", "header", "prediction", "told"),
     [
-        (768, {}, None, ("epsilon", 64, "CLIPTextModel")),
-        (768, {}, "v_prediction", ("v_prediction", 96, "CLIPTextModel")),
-        (1024, {"modelspec.prediction_type": "v"}, None, ("v_prediction", 96, "CLIPTextModel")),
-        (1024, {"modelspec.prediction_type": "epsilon"}, None, ("epsilon", 64, "CLIPTextModel")),
-        (1024, {}, "epsilon", ("epsilon", 64, "CLIPTextModel")),
+        (768, {}, None, ("epsilon", 512, "CLIPTextModel")),
+        (768, {}, "v_prediction", ("v_prediction", 768, "CLIPTextModel")),
+        (1024, {"modelspec.prediction_type": "v"}, None, ("v_prediction", 768, "CLIPTextModel")),
+        (1024, {"modelspec.prediction_type": "epsilon"}, None, ("epsilon", 512, "CLIPTextModel")),
+        (1024, {}, "epsilon", ("epsilon", 512, "CLIPTextModel")),
     ],
 )
 def test_files_of_others_are_known_by_their_shapes(
@@ -95,7 +95,7 @@ def test_files_of_others_are_known_by_their_shapes(
     (tmp_path / "x.safetensors").touch()
     found = describe(locate(tmp_path / "x.safetensors", prediction=prediction))
     assert (found["prediction_type"], found["resolution"], found["index"]["text_encoder"][1]) == told
-    assert found["cross_attention_dim"] == width
+    assert found["text_width"] == width
     assert found["unet_weights"] in (859_520_964, 865_910_724)  # 1.x, 2.x
 
 

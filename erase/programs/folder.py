@@ -1,0 +1,112 @@
+"""A run's folder: what makes a run what it is, whether a folder holds this very run, and the first keys of a report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erase.config import dump
+from erase.engine import distributed, memory
+from erase.engine.saliency import Mask
+from erase.store import files
+
+TIMING = "timing.json"
+STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors", TIMING)
+"""Files of a run that is not trained yet."""
+PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, resume: bool) -> None:
+    """Write `run.json`, or check that the folder holds this very run.
+
+    Args:
+        config: the resolved configuration.
+        out: the run's folder.
+        record: what else makes the run what it is: `plan`, `base`, `data`.
+        command: as it was typed.
+        resume: whether the folder may hold the run already.
+
+    Raises:
+        ValueError: for a folder in use, or one of another run.
+    """
+    if resume and out.is_dir():
+        files.sweep(out)
+    whole = {
+        "schema": 1,
+        "command": command,
+        "config": dump(config),
+        **record,
+        "seed": config.seed,
+        "versions": versions(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    path = out / "run.json"
+    if resume and path.exists():
+        old = files.read_json(path)
+        for key in ("config", *record):
+            if changed := files.differences(_same(old.get(key)), _same(whole[key])):
+                raise ValueError(
+                    f"{out} holds a run with another {key} ({changed[0]}): resume with the same settings, or "
+                    "use a new folder"
+                )
+        return
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: --out names a folder")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(
+            f"{out} holds no run to go on with: choose another --out"
+            if resume
+            else f"{out} is not empty: choose another --out, or --resume the run that is there"
+        )
+    files.write_json(path, whole)
+
+
+def _same(part: Any) -> Any:
+    """Without where pictures were copied from: they are the same pictures wherever they were."""
+    if isinstance(part, dict) and isinstance(part.get("eval"), dict):
+        return {**part, "eval": {k: v for k, v in part["eval"].items() if k not in ("base", "retrained_base")}}
+    return part
+
+
+def drop(out: Path, *names: str) -> None:
+    """Remove files that the run needs no more, where they are."""
+    if distributed.rank() == 0:
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+
+
+def new_report(
+    config: Any, command: str, target: dict[str, Any], mask: Mask | None, timing: dict[str, Any]
+) -> dict[str, Any]:
+    """The keys that every report has; `before`, `after` and `paired` are still empty."""
+    return {
+        "schema": 1,
+        "command": command,
+        "method": dict(config.method),
+        "seed": config.seed,
+        "target": target,
+        "mask": None if mask is None else {**mask.meta, "density": mask.density, "per_layer": mask.per_layer()},
+        "before": {},
+        "after": {},
+        "paired": {},
+        "timing": timing,
+        "memory": memory.peak(),
+        "versions": versions(),
+    }
+
+
+def run_time(timing: Mapping[str, Any]) -> dict[str, float | None]:
+    """Seconds of a report that a comparison tells: `saliency_s`, `erase_s`, and both together, `rte_s`."""
+    saliency, erase = timing.get("saliency_s"), timing["erase_s"]
+    return {"saliency_s": saliency, "erase_s": erase, "rte_s": None if erase is None else erase + (saliency or 0.0)}

@@ -1,0 +1,110 @@
+"""`erase generate`: images of any family, each of its row's seed and settings alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erase.diffusion import class_conditional, text
+from erase.diffusion.checkpoints import folders
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.families import family
+from erase.diffusion.model import Model, open_model
+from erase.engine import distributed
+from erase.engine.precision import Precision
+from erase.evaluation.prompt_files import PromptRow
+from erase.programs.folder import versions
+from erase.programs.images import draw_pictures
+from erase.programs.launching import launch
+from erase.store import files
+
+SMALL = 5 * 10**7
+"""Weights up to which one CPU thread is as fast as several, and the pixels are the same whatever a launcher gives."""
+MADE_BY = ("erase", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How images are generated."""
+
+    images: int = 1
+    """Per row."""
+    steps: int = 50
+    guidance: float | None = None
+    """Of rows that name none; by default 7.5 for text, and the model's own for class labels."""
+    batch_size: int = 8
+    precision: str = "no"
+    threads: int | None = None
+    """CPU threads; by default 1 for small models, else all."""
+
+
+def generate(
+    model: str,
+    file: Path,
+    rows: Sequence[PromptRow],
+    out: Path,
+    wanted: Wanted,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Generate the images of a prompt file's rows into a folder.
+
+    Raises:
+        ValueError: for a model that cannot be loaded, a size that it does not have, or a label that it does not know.
+    """
+    device = launch().device
+    source = locate(model)
+    known = family(source.family)
+    reads_text = known.CONDITION == "text"
+    if reads_text:  # before the model is loaded
+        for number, row in enumerate(rows, 1):
+            text.check_size(row.width, row.height, f"{file}: row {number}", known.STRIDE)
+    found = open_model(source, device, wanted.precision)
+    if not reads_text:
+        for number, row in enumerate(rows, 1):
+            class_conditional.check_row(found, row.prompt, row.width, row.height, f"{file}: row {number}")
+    cut = text.cut_prompts(found, [row.prompt for row in rows]) if reads_text else []
+    if cut and distributed.rank() == 0:
+        say(text.say_cut(found, cut, len(rows)))
+    guidance = wanted.guidance
+    if guidance is None:
+        guidance = 7.5 if reads_text else found.guidance
+    found.remember([*(row.prompt for row in rows), ""])
+    settings = {
+        "model": model,
+        "weights": folders.fingerprint(source),
+        "dtype": str(found.dtype).removeprefix("torch."),
+        "precision": wanted.precision,
+        "draw": {"steps": wanted.steps, "guidance": guidance},
+        **scheduler_of(found),
+        "prompt_file": {"name": file.name, "sha256": files.sha256(file)},
+        "truncated_prompts": cut,
+        "versions": {name: value for name, value in versions().items() if name in MADE_BY},
+    }
+    if device.type == "cpu":
+        small = sum(p.numel() for p in found.net.parameters()) < SMALL
+        torch.set_num_threads(wanted.threads or (1 if small else torch.get_num_threads()))
+        settings["threads"] = torch.get_num_threads()
+    drawing = Precision(wanted.precision, device).drawing
+    draw_pictures(
+        found.sampler(steps=wanted.steps, guidance=guidance, autocast=drawing),
+        rows,
+        out,
+        images=wanted.images,
+        batch_size=wanted.batch_size,
+        resume=resume,
+        settings=settings,
+    )
+
+
+def scheduler_of(model: Model) -> dict[str, Any]:
+    """The sampler's class and configuration, as JSON can hold them: infinity is text."""
+    config = {key: value for key, value in model.pipe.scheduler.config.items() if not key.startswith("_")}
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in config.items()}
+    return {"scheduler": type(model.pipe.scheduler).__name__, "scheduler_config": plain}

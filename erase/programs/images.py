@@ -1,0 +1,95 @@
+"""Images and data that models generate, and what classifiers see in them, shared by the processes of a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from erase.engine import distributed
+from erase.evaluation import classes
+from erase.evaluation.generate import Sampler, generate
+from erase.evaluation.prompt_files import PromptRow
+from erase.programs.progress import advance, bar
+
+
+def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, what: str) -> Tensor:
+    """What a model draws to learn from, a batch at a time with a progress bar, shared by the processes: `[N, C, H, W]`.
+
+    Args:
+        draw: the latents of a part of what is asked for, `[B, C, H, W]`.
+        total: N.
+        batch_size: B.
+        what: the side's name, for the bar.
+    """
+    with bar(total, f"drawing {what} data") as shown:
+
+        def part(start: int) -> Tensor:
+            drawn = draw(slice(start, start + batch_size))
+            shown.update(len(drawn) * distributed.world())
+            return drawn
+
+        return torch.cat(distributed.spread(part, range(0, total, batch_size)))
+
+
+def draw_pictures(
+    sample: Sampler,
+    rows: Sequence[PromptRow],
+    folder: Path,
+    *,
+    images: int,
+    batch_size: int,
+    resume: bool,
+    settings: dict[str, Any],
+    reuse: Path | None = None,
+) -> None:
+    """The evaluation's pictures of one model, with a progress bar; arguments as those of `generate`.
+
+    Several processes draw a batch each at a time; the first one asks for them and writes.
+    """
+    world = distributed.world()
+    if distributed.rank() > 0:
+        asked: Callable[[], Any] = lambda: None  # noqa: E731
+        while (wanted := distributed.on_main(asked)) is not None:
+            _draw_part(sample, wanted, batch_size)
+        return
+
+    def together(prompts: list[str], generators: list[torch.Generator], **given: Any) -> list[Image.Image]:
+        wanted = (prompts, [g.initial_seed() for g in generators], given)
+        distributed.on_main(lambda: wanted)
+        return _draw_part(sample, wanted, batch_size)
+
+    with bar(len(rows) * images, f"pictures: {folder.name}") as shown:
+        generate(
+            sample if world == 1 else together,
+            rows,
+            folder,
+            per_prompt=images,
+            batch_size=batch_size * world,
+            resume=resume and folder.exists(),
+            reuse=reuse,
+            progress=lambda done, total: advance(shown, done),
+            settings=settings,
+        )
+    distributed.on_main(lambda: None)
+
+
+def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, Any]], size: int) -> list[Image.Image]:
+    """A batch by each process, from the seeds of generators on the CPU; all pictures, in order."""
+    prompts, seeds, given = wanted
+
+    def draw(start: int) -> list[Image.Image]:
+        part = slice(start, start + size)
+        return sample(prompts[part], [torch.Generator("cpu").manual_seed(s) for s in seeds[part]], **given)
+
+    return [image for part in distributed.spread(draw, range(0, len(prompts), size)) for image in part]
+
+
+def classified(paths: Sequence[Path], classifier: Path, **settings: Any) -> classes.ClassPredictions:
+    """What a classifier sees, each process looking at its share; arguments as those of `classify`."""
+    parts = distributed.spread(lambda share: classes.classify(share, classifier, **settings), distributed.shares(paths))
+    return classes.joined(parts)

@@ -1,0 +1,207 @@
+"""What a method needs beside settings: objectives, a mask, Fisher diagonals, copies of networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from erase.config import Saliency
+from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.losses import copies, forget_objective, remain_objective
+from erase.diffusion.text import Concepts
+from erase.engine import distributed
+from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
+from erase.engine.fisher import Fisher, fisher_diagonal, mean_gradient
+from erase.engine.losses import Objective, plain
+from erase.engine.precision import Precision
+from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
+from erase.engine.state import Checkpoint
+from erase.methods import NEEDS, Entry
+from erase.programs.progress import advance, bar
+
+COMMON = frozenset({"forget", "remain", "mask", "fisher", "origin", "origin_net"})
+"""What every program can give a method, of `erase.methods.NEEDS`."""
+
+
+def check_saliency(wanted: Saliency, entry: Entry) -> None:
+    """Check before the Fisher diagonals are computed that a mask can be made of them.
+
+    Raises:
+        ValueError: unless exactly one of threshold and density is given, for a method that takes a mask.
+    """
+    if "mask" not in entry.needs:
+        return
+    if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
+        raise ValueError(
+            f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
+            f"{wanted.density} and {wanted.threshold}"
+        )
+    if wanted.kind == "fisher" and (wanted.threshold is None) == (wanted.density is None):
+        raise ValueError(
+            f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
+            f"got {wanted.threshold} and {wanted.density}"
+        )
+
+
+def check_needs(entry: Entry, rare: Collection[str]) -> None:
+    """Check that a program, which has some `rare` needs besides the `COMMON` ones, has what a method needs.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    for need in entry.needs:
+        if need not in COMMON and need not in rare:
+            raise ValueError(f"method {entry.name} needs {NEEDS[need]}, which this program does not make")
+
+
+def resolve_inputs(
+    entry: Entry,
+    config: Any,
+    backend: Backend[Any],
+    forget: Objective,
+    remain: Objective,
+    batches: Sequence[Sequence[Any]],
+    precision: Precision,
+    mask_path: Path,
+    resume: bool = False,
+    renew: Callable[[], nn.Module] | None = None,
+    concepts: Concepts | None = None,
+) -> dict[str, Any]:
+    """Compute what a method's builder takes besides settings: objectives, a mask, a Fisher diagonal, and so on.
+
+    Args:
+        entry: says what the method needs.
+        config: has `saliency`, `seed` and `checkpoint_every`.
+        backend: the model, at θ0.
+        forget: what is to be done on forget data.
+        remain: what is to be done on remain data.
+        batches: some of the forget and of the remain data, for Fisher diagonals.
+        precision: of the forward passes.
+        mask_path: where the mask is kept; Fisher sums are kept beside it.
+        resume: whether to resume from Fisher sums that are there.
+        renew: makes the network anew, with new weights.
+        concepts: text embeddings, for closed forms.
+
+    Raises:
+        ValueError: for a method that needs something else; nothing is computed then.
+    """
+    rare = {"new_net": renew, "concepts": concepts, "denoiser": backend if isinstance(backend, Denoiser) else None}
+    check_needs(entry, [name for name, value in rare.items() if value is not None])
+    given: dict[str, Any] = {"forget": forget, "remain": remain, **rare}
+    if "mask" in entry.needs:
+        sides = [("forget", batches[0], forget.loss), ("remain", batches[1], plain)]
+        given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
+    if "fisher" in entry.needs:
+        side = ("remain", batches[1], plain)
+        found = diagonal(config, backend, side, precision, mask_path.parent, resume)
+        given["fisher"] = found.named
+    if "origin" in entry.needs:
+        given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
+    if "origin_net" in entry.needs:
+        given["origin_net"] = copy.deepcopy(backend.net).eval().requires_grad_(False)
+    if "new_net" in entry.needs and renew is not None:  # made only now: it is as large as the model
+        given["new_net"] = renew().eval().requires_grad_(False)
+    return {need: given[need] for need in entry.needs}
+
+
+def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
+    """What runs of diffusion models do on forget and on remain data; both hold one copy of the weights at most."""
+    held = config.forget.loss == "redirect" and config.forget.target == "frozen"
+    start = copies(net) if held or config.remain.loss == "distill" else None
+    return (
+        forget_objective(config.forget.loss, net, config.forget.target, start),
+        remain_objective(config.remain.loss, net, config.train.dropout, start),
+    )
+
+
+def make_mask(
+    config: Any,
+    backend: Backend[Any],
+    sides: Sequence[tuple[str, Sequence[Any], LossFn]],
+    precision: Precision,
+    path: Path,
+    resume: bool = False,
+) -> Mask | None:
+    """S: the mask, kept in `path` and read from there if it exists; `None` if it is off.
+
+    Args:
+        config: has `saliency`, `seed` (of timesteps and noise, the same on both sides) and `checkpoint_every`.
+        backend: the model.
+        sides: forget and remain, in this order: a name, the batches, the loss.
+        precision: of the forward passes.
+        path: where the mask is kept; Fisher sums are, beside it, until it is there.
+        resume: whether to go on with Fisher sums that are there.
+    """
+    wanted: Saliency = config.saliency
+    if wanted.kind == "none":
+        return None
+    if distributed.on_main(path.exists):
+        return load_mask(path)
+    if wanted.kind == "magnitude":
+        gradient = mean_gradient(
+            backend,
+            to_device(sides[0][1], backend),
+            draws=wanted.draws,
+            generator=seeded(precision.device, config.seed, 1),
+            loss=sides[0][2],
+            autocast=precision.autocast,
+            scale=precision.scale,
+            share=(distributed.rank(), distributed.world()),
+            total=distributed.total,
+        )
+        mask = magnitude_mask({name: g.abs_() for name, g in gradient.items()}, density=wanted.density or 0)
+    else:
+        diagonals = [diagonal(config, backend, side, precision, path.parent, resume) for side in sides]
+        mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
+    if distributed.rank() == 0:
+        save_mask(mask, path)
+        for side in sides:
+            sums_path(path.parent, side[0]).unlink(missing_ok=True)
+    return mask
+
+
+def sums_path(out: Path, side: str) -> Path:
+    """Where the Fisher sums of a side are kept."""
+    return out / f"fisher-{side}.safetensors"
+
+
+def diagonal(
+    config: Any,
+    backend: Backend[Any],
+    side: tuple[str, Sequence[Any], LossFn],
+    precision: Precision,
+    out: Path,
+    resume: bool = False,
+) -> Fisher:
+    """The Fisher diagonal of one side, with a progress bar; its sums are kept in the folder `out`."""
+    what, batches, loss = side
+    wanted: Saliency = config.saliency
+    with bar(sum(map(batch_size, batches)), f"saliency: {what}") as shown:
+        progress: Callable[[int], None] = partial(advance, shown)
+        return fisher_diagonal(
+            backend,
+            to_device(batches, backend),
+            per=wanted.per,
+            draws=wanted.draws,
+            generator=seeded(precision.device, config.seed, 1),
+            loss=loss,
+            # Gradients of single samples out of a batch need activations that checkpointing does not keep.
+            chunk=1 if getattr(config.train, "checkpointing", False) else wanted.chunk,
+            autocast=precision.autocast,
+            scale=precision.scale,
+            share=(distributed.rank(), distributed.world()),
+            total=distributed.total,
+            checkpoint=Checkpoint(sums_path(out, what), config.checkpoint_every, resume),
+            progress=progress,
+        )
+
+
+def to_device(batches: Sequence[Any], backend: Backend[Any]) -> Iterator[Any]:
+    """The batches on the network's device, moved one at a time: data are cached on the CPU."""
+    device = device_of(backend.net)
+    return (map_batch(lambda x: x.to(device), batch) for batch in batches)

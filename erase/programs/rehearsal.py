@@ -1,0 +1,97 @@
+"""A dry run: what a run would learn, hold in memory and do, in lines; nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from erase.config import Saliency, Train, TrainClassifier, arguments
+from erase.engine import distributed, memory
+from erase.engine.backend import batch_tensors, trainable
+from erase.engine.fisher import default_chunk
+from erase.engine.losses import Objective, plain
+from erase.engine.precision import Precision
+from erase.engine.updates import ClosedForm
+from erase.methods import Entry
+
+
+def rehearse(
+    config: Any,
+    backend: memory.Model,
+    entry: Entry,
+    objectives: Callable[[Any], tuple[Objective, Objective]],
+    sample: Mapping[str, Any],
+    sides: tuple[int, int],
+    precision: Precision,
+    more: Sequence[str],
+    command: str,
+) -> list[str]:
+    """What a run would learn, hold and do, in lines; nothing is computed.
+
+    Args:
+        config: has `method`, `saliency` and `train`.
+        backend: the model, its network in the mode in which it learns.
+        entry: its method.
+        objectives: of a network, what is to be done on forget and on remain data.
+        sample: a batch of one, of any values.
+        sides: how many forget and remain samples are cached.
+        precision: of the forward passes.
+        more: lines on what else would be done.
+        command: as it was typed.
+    """
+    wanted: Saliency = config.saliency
+    train: Train | TrainClassifier = config.train
+    masked = "mask" in entry.needs and wanted.kind != "none"
+    n = sum(p.numel() for p in trainable(backend.net).values())
+    every = sum(p.numel() for p in backend.net.parameters())
+    found: dict[str, dict[str, int]] = {}
+    always = memory.held(backend, sum(sides) * sum(x.nbytes for x in batch_tensors(sample)))
+    with memory.hollow(backend) as model:
+        net: Any = model.net
+        with memory.Made(memory.tensors_of(model)) as made:
+            given: dict[str, Any] = dict(zip(("forget", "remain"), objectives(net), strict=True))
+            for name in ("fisher", "origin"):
+                if name in entry.needs:
+                    given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
+            given["denoiser"] = model
+            teachers = [name for name in ("origin_net", "new_net") if name in entry.needs]
+            given |= dict.fromkeys(teachers, net)
+            needed = {name: value for name, value in given.items() if name in entry.needs}
+            method = entry.build(**arguments(config.method, entry), **needed)
+        copies = made.now + 4 * every * len(teachers)
+        checkpointing = isinstance(train, Train) and train.checkpointing
+        if checkpointing:
+            net.enable_gradient_checkpointing()
+        used = [o.loss for o in (method.forget, method.remain) if o is not None]
+        mode = net.training
+        net.eval()  # as it is while a mask is made
+        if masked or "fisher" in entry.needs:
+            sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
+            one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
+            chunk = 1 if checkpointing else wanted.chunk or default_chunk(trainable(net))
+            rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
+            losses = [given["forget"].loss, plain] if masked else [plain]
+            of: Any = "batch" if masked and wanted.kind == "magnitude" else "squares" if one or rows == 1 else "samples"
+            height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in losses)
+            found["mask"] = {**always, "sums": sums, "gradients and activations": height}
+        net.train(mode)
+        share = train.batch_size // distributed.world()
+        rows = min(train.micro_batch or share, share)
+        height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in used), default=0)
+    kept = (wanted.density or 1.0) if masked else None
+    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
+    lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
+    for what, items in found.items():
+        parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)
+        lines.append(f"memory for the {what}: {sum(items.values()) / 1e9:.3f} GB ({parts})")
+    phases = method.update.phases(train.steps)
+    forgets = train.steps if isinstance(method.update, ClosedForm) else phases["forget"] if method.forget else 0
+    remains = 0 if method.remain is None else phases["remain"]
+    samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
+    lines += [
+        f"data: {sides[0]} forget and {sides[1]} remain samples; {samples} passes for the mask",
+        f"steps: {train.steps} of {train.batch_size} samples, {forgets} fast and {remains} slow phases",
+        *more,
+        f"command: {command.replace(' --dry-run', '')}",
+    ]
+    return lines

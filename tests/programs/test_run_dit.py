@@ -20,7 +20,7 @@ from erase.diffusion.model import open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation.manifest import read_manifest
-from erase.programs import run, runs
+from erase.programs import run, training
 from erase.programs.labels.data import gather
 from erase.programs.labels.plan import make_plan
 from erase.store import delta
@@ -164,7 +164,7 @@ def test_images_of_ones_own_are_encoded(work: Path, tmp_path: Path) -> None:
 
 def test_a_stopped_run_is_resumed(start: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped before its second step."""
-    track, seen = runs.JsonlTracker.__call__, []
+    track, seen = training.JsonlTracker.__call__, []
 
     def stopped(self: Any, *args: Any) -> None:
         track(self, *args)
@@ -172,7 +172,7 @@ def test_a_stopped_run_is_resumed(start: Run, finished: Path, tmp_path: Path, mo
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.JsonlTracker, "__call__", stopped)
+        patch.setattr(training.JsonlTracker, "__call__", stopped)
         with pytest.raises(StopError):
             start(tmp_path / "out", "checkpoint_every=1")
     assert len(seen) == 1

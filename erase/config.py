@@ -367,6 +367,8 @@ class EvalLabels:
     __pydantic_config__ = _STRICT
     images: Annotated[int, Field(ge=0)] = 100
     """Per label; 0 skips the evaluation."""
+    labels: Labels = field(default_factory=list)
+    """Classes whose images are generated and judged beside the forgotten ones; by default all."""
     classifier: str | None = None
     """A `transformers` image classifier's folder, or an embedded one's name; its labels are the model's."""
     base: Path | None = None

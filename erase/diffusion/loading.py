@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from erase.diffusion.checkpoints import folders, single_file
@@ -144,6 +145,8 @@ def hollow_network(
                 net = made.from_config(files.read_json(where / "config.json"))
             else:
                 net = made(made.config_class.from_pretrained(source.folder, subfolder=name))
+        if isinstance(net, PreTrainedModel):
+            net.tie_weights()  # emptied one by one, weights that are shared would count twice
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return net.requires_grad_(False).eval().to(torch.float32 if name == "vae" else dtype)
@@ -169,7 +172,7 @@ def held_dtype(source: Source | SingleFile, precision: str) -> torch.dtype:
     if wanted is None or not tensors:
         return torch.float32
     count, half = 0, True
-    for tensor in tensors.values():
+    for _, tensor in tensors.sketches():
         count += tensor.numel()
         half = half and tensor.dtype in HALF
     return wanted if half and count >= LARGE else torch.float32

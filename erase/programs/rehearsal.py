@@ -22,6 +22,7 @@ def rehearse(
     objectives: Callable[[Any], tuple[Objective, Objective]],
     sample: Mapping[str, Any],
     sides: tuple[int, int],
+    conditions: int,
     precision: Precision,
     more: Sequence[str],
     command: str,
@@ -35,6 +36,7 @@ def rehearse(
         objectives: of a network, what is to be done on forget and on remain data.
         sample: a batch of one, of any values.
         sides: how many forget and remain samples are cached.
+        conditions: how many different conditions are.
         precision: of the forward passes.
         more: lines on what else would be done.
         command: as it was typed.
@@ -45,7 +47,9 @@ def rehearse(
     n = sum(p.numel() for p in trainable(backend.net).values())
     every = sum(p.numel() for p in backend.net.parameters())
     found: dict[str, dict[str, int]] = {}
-    always = memory.held(backend, sum(sides) * sum(x.nbytes for x in batch_tensors(sample)))
+    told = sum(x.nbytes for x in batch_tensors(sample.get("cond", {})))
+    own = sum(x.nbytes for name, part in sample.items() if name not in ("cond", "anchor") for x in batch_tensors(part))
+    always = memory.held(backend, sum(sides) * own + conditions * told)
     with memory.hollow(backend) as model:
         net: Any = model.net
         with memory.Made(memory.tensors_of(model)) as made:

@@ -618,7 +618,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unet config cut short": (lambda f: (f / "unet/config.json").write_text("{"), "config.json: not JSON"),
     "scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").write_text("{"), "not JSON"),
     "another pipeline": (of_another_kind, "holds a StableDiffusionPipeline, Stable Diffusion: .* erase run sd"),
-    "no unet in the index": (index(unet=[None, None]), "is not whole: its model_index.json names no unet"),
+    "no unet in the index": (index(unet=[None, None]), r"has no unet \(null in its model_index.json\)"),
     "a pipeline of nobody's": (
         index(unet=["diffusers", "UNet1DModel"], _class_name="DanceDiffusionPipeline"),
         "holds a DanceDiffusionPipeline; supported pipelines: .*ClassConditionalPipeline",
@@ -667,10 +667,11 @@ def test_names_that_do_not_fit_are_refused(copy: Path) -> None:
 
 
 def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> None:
-    for name in (tmp_path / "none", "none", "nobody/nothing"):  # there is no hub for these
-        refused(rf"no model '{name}': not a folder, not one of: ", lambda name=name: locate(name, "label"))
+    for name in (tmp_path / "none", "none"):
+        refused(rf"no model '{name}': not a folder, not a hub id", lambda name=name: locate(name, "label"))
+    refused("model 'nobody/nothing' is no folder here, and the hub did not", lambda: locate("nobody/nothing", "label"))
     refused(
-        "model_index.json is a file; a model is a diffusers folder, or one of",
+        "model_index.json is a file; a model is a diffusers folder, a hub id, or one of",
         lambda: locate(saved / "model_index.json", "label"),
     )
 

@@ -60,8 +60,6 @@ def locate(
     known = family(name)
     if condition is not None and condition != known.CONDITION:
         raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
-    if not any(index.get(known.TRAINED) or ()):
-        raise ValueError(f"{folder} is not whole: its model_index.json names no {known.TRAINED}")
     found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
     return replace(found, labels=tuple(labels))
 

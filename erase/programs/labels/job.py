@@ -68,6 +68,7 @@ class Job:
             partial(denoising, config),
             sample,
             self.sides(),
+            len(plan.labels),
             setting.precision,
             [f"images: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"],
             setting.command,

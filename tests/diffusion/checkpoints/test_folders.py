@@ -233,6 +233,7 @@ def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
 
 def test_a_part_that_is_missing_is_named(lone: Path, tmp_path: Path) -> None:
     shutil.copytree(lone, tmp_path / "pipe/unet")
+    (tmp_path / "pipe/model_index.json").write_text("{}")
     whole: Any = ("pipe", tmp_path / "pipe", ("unet", "scheduler"), ("unet_ema", "unet"), "ddpm")
     with pytest.raises(ValueError, match="pipe is not whole: the subfolder scheduler is missing"):
         folders.check(*whole)

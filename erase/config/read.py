@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # methods import torch, which takes seconds
 from erase.config.kinds import NEW
 
 T = TypeVar("T")
+_FINITE = ConfigDict(allow_inf_nan=False)
 ONE_OF = (("forget.fraction", "forget.labels", "forget.ids", "forget.split"),)
 """Settings that say the same in different ways: who sets one of them later takes the place of the others."""
 
@@ -144,6 +146,14 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _new_adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind) if dataclasses.is_dataclass(kind) else TypeAdapter(kind, config=_FINITE)
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(_new_adapter)
+"""One takes hundredths of a second to make, and a comparison asks for hundreds."""
+
+
 def parse(data: Mapping[str, Any], kind: type[T]) -> T:
     """A configuration of `kind` from a mapping.
 
@@ -151,9 +161,10 @@ def parse(data: Mapping[str, Any], kind: type[T]) -> T:
         ValueError: naming the first wrong key, what was got and what is allowed.
     """
     try:
-        return TypeAdapter(kind).validate_python(_numbers(data))
+        found: T = _adapter(kind).validate_python(_numbers(data))
     except ValidationError as error:
         raise ValueError(_first(error, kind)) from None
+    return found
 
 
 def _numbers(data: Any) -> Any:
@@ -192,7 +203,7 @@ def _unknown(path: str, allowed: Sequence[str]) -> str:
 
 def dump(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values."""
-    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    plain: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
     return plain
 
 
@@ -209,9 +220,8 @@ def arguments(settings: Mapping[str, Any], entry: Entry, prefix: str = "method")
             continue
         if key not in allowed:
             raise ValueError(_unknown(f"{prefix}.{key}", [*allowed]))
-        adapter: TypeAdapter[Any] = TypeAdapter(allowed[key].annotation, config=ConfigDict(allow_inf_nan=False))
         try:
-            out[key] = adapter.validate_python(_number(value))
+            out[key] = _adapter(allowed[key].annotation).validate_python(_number(value))
         except ValidationError as error:
             raise ValueError(f"{prefix}.{key}: {error.errors()[0]['msg'].lower()}; got {value!r}") from None
     for name, parameter in allowed.items():

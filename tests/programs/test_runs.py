@@ -213,7 +213,7 @@ def test_the_mask_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     net, path = toys.mlp(), tmp_path / "mask"
     mask = make(Saliency(kind=kind, density=0.3), path, net)
     assert toys.same(load_mask(path).named, mask.named)
-    monkeypatch.setattr(runs, "fisher_diagonal", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(inputs, "fisher_diagonal", lambda *_, **__: pytest.fail("made again"))
     assert toys.same(make(Saliency(kind=kind, density=0.3), path, net).named, mask.named)
 
 
@@ -382,7 +382,7 @@ def test_one_process_makes_runs_of_several_precisions() -> None:
 
 def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
-    monkeypatch.setattr(runs, "find_spec", lambda name: None)
+    monkeypatch.setattr(launching, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"adam8bit needs bitsandbytes: pip install 'erase\[adam8bit\]', or use adam"):
         launching.start(config, lambda line: None)  # type: ignore[type-var]
     made: list[Any] = []
@@ -399,8 +399,8 @@ def test_eight_bits_are_tried_on_the_device(monkeypatch: pytest.MonkeyPatch) -> 
         def step(self) -> None:
             raise NotImplementedError("no CPU kernel")
 
-    monkeypatch.setattr(runs, "find_spec", lambda name: object())
-    monkeypatch.setattr(runs, "version", lambda name: "0.43.0")
+    monkeypatch.setattr(launching, "find_spec", lambda name: object())
+    monkeypatch.setattr(training, "version", lambda name: "0.43.0")
     monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(Adam8bit=Cardless)))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))

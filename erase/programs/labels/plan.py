@@ -80,7 +80,11 @@ def find(config: DdpmConfig, model: str) -> folders.Source:
 
 
 def open_base(
-    config: DdpmConfig, source: folders.Source | None, data: LabelledImages | None, device: torch.device
+    config: DdpmConfig,
+    source: folders.Source | None,
+    data: LabelledImages | None,
+    device: torch.device,
+    hollow: bool = False,
 ) -> Model:
     """The model of the run.
 
@@ -90,7 +94,7 @@ def open_base(
     if source is not None:
         if config.architecture is not None:
             raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
-        return open_model(source, device)
+        return open_model(source, device, config.precision, hollow=hollow)
     if config.architecture is None:
         raise ValueError("model=new needs an architecture: give architecture.channels=[64,128] and so on")
     assert data is not None
@@ -225,7 +229,7 @@ def open_retrained(model: str, config: DdpmConfig, plan: Plan, device: torch.dev
     Raises:
         ValueError: if it cannot be loaded, or does not fit the run.
     """
-    found = open_model(find(config, model), device)
+    found = open_model(find(config, model), device, config.precision)
     if found.labels != plan.labels:
         raise ValueError(f"{model} has other classes ({short(found.labels)}) than {config.model}")
     class_conditional.check_guidance(found, config.draw.guidance)

@@ -22,7 +22,8 @@ import micro_pixart
 import micro_sd3
 import micro_sdxl
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erase.classification import models
@@ -33,10 +34,11 @@ from erase.programs.tracking import JsonlTracker
 
 Words = tuple[str, ...]
 NO_IMAGES: Words = ("eval.images=0",)
-SAME_FOR_ALL = {
-    "method": {"name": "sfron", "fast_rate": 1e-2},
+ADAM: Words = ("train.optimizer=adam", "train.lr=1e-3")
+SAME_FOR_ALL = {  # plain gradient steps: what differs by rounding stays so
+    "method": {"name": "sfron", "fast_rate": 1e-2, "fast_rule": "sgd"},
     "saliency": {"density": 0.3, "count": 2, "draws": 1, "batch_size": 2},
-    "train": {"steps": 4, "batch_size": 2, "lr": 1e-3},
+    "train": {"steps": 4, "batch_size": 2, "lr": 1e-2, "optimizer": "sgd"},
     "checkpoint_every": 2,
 }
 NAMES = ("car", "cat", "dog")  # as a folder of images orders them
@@ -257,6 +259,11 @@ def same(a: Path, b: Path) -> bool:
     )
 
 
+def same_file(a: Path, b: Path, name: str) -> bool:
+    """Whether two folders have the same file."""
+    return (a / name).read_bytes() == (b / name).read_bytes()
+
+
 def tree(folder: Path) -> dict[str, str]:
     """A hash of each file, by its path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -266,6 +273,26 @@ def tree(folder: Path) -> dict[str, str]:
 def images(out: Path) -> dict[str, str]:
     """A hash of each image, by its path."""
     return {name: value for name, value in tree(out / "images").items() if name.endswith(".png")}
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def with_nan(file: Path) -> None:
+    """One weight of a file is no number."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    values = load_file(file)
+    next(x for x in values.values() if x.is_floating_point()).view(-1)[-1] = torch.nan
+    save_file(values, file, metadata)
+
+
+def cut_short(file: Path) -> None:
+    """A file, as a download that was interrupted leaves it."""
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {"nan": with_nan, "cut short": cut_short, "missing": Path.unlink}
 
 
 # --- stopping -------------------------------------------------------------------------------------
@@ -305,14 +332,14 @@ def stages(case: Case) -> Sequence[Stage]:
     job = run.job_of(case.settings["pipeline"])
     found: list[Stage] = [
         ("at once", job, "measure_base", stop),
-        ("generating images of the base", Model, "sampler", stopped_sampler),
+        ("generating base", Model, "sampler", stopped_sampler),
         ("before data", job, "lesson", stop),
         ("in saliency", run_inputs(), "diagonal", stopped_at(2, run_inputs().diagonal)),
         ("before the first step", run, "run_steps", stop),
         ("between steps", JsonlTracker, "__call__", stopped_at(4, JsonlTracker.__call__)),
         ("before weights are kept", run, "write_safetensors", stop),
         ("before saving", job, "save", stop),
-        ("generating images of the erased model", Model, "sampler", stopped_sampler),
+        ("generating erased", Model, "sampler", stopped_sampler),
         ("before the report", job, "report", stop),
         ("before the page", job, "page", stop),
     ]

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,23 +34,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import micro
 import micro_ddpm
 
-from erase import cli
 from erase.config import PIPELINES, parse
 from erase.engine import fisher, loop
-from erase.programs import saving
+from erase.engine.phases import Phases
+from erase.programs import images, inputs, saving
+from erase.programs.run import main as run_program
 from erase.store.files import sha256
 from erase.store.safetensors import read_safetensors
 
 TIMES = ("seconds", "timing", "memory")
 """What differs between equal runs."""
 PHASES: dict[str, list[tuple[Any, str]]] = {
-    "saliency": [(runs, "fisher_diagonal")],
-    "fast": [(loop._Run, "_forget_phase")],
-    "slow": [(loop._Run, "_remain_phase")],
+    "saliency": [(inputs, "fisher_diagonal")],
+    "forget": [(Phases, "gradients")],
+    "remain": [(Phases, "gradients")],
     "saving": [(fisher, "save_state"), (loop, "save_state"), (saving, "save")],
-    "generating": [(runs, "generate")],
+    "generating": [(images, "generate")],
 }
-"""Functions that a phase is spent in."""
+"""Functions that a phase is spent in; `gradients` is told its side."""
 
 
 class Watch:
@@ -72,13 +72,15 @@ class Watch:
 
     def follow(self) -> None:
         """From now on this process tells where it is."""
-        for number, places in enumerate(PHASES.values()):
+        for number, (phase, places) in enumerate(PHASES.items()):
             for owner, name in places:
-                setattr(owner, name, self._told(getattr(owner, name), number))
+                setattr(owner, name, self._told(getattr(owner, name), number, phase))
 
-    def _told(self, work: Callable[..., Any], number: int) -> Callable[..., Any]:
+    def _told(self, work: Callable[..., Any], number: int, phase: str) -> Callable[..., Any]:
         @functools.wraps(work)
         def told(*args: Any, **given: Any) -> Any:
+            if work.__name__ == "gradients" and args[1] != phase:
+                return work(*args, **given)
             outer, self.shared[-1] = float(self.shared[-1]), number + 1
             self.entered[number] += 1
             began = time.perf_counter()
@@ -143,9 +145,7 @@ def small_run(pipeline: str, work: Path) -> dict[str, Any]:
     }
 
 
-def run(
-    program: ModuleType, config: Any, out: Path, watch: Watch, *, resume: bool = False, kill: Moment | None = None
-) -> bool:
+def run(config: Any, out: Path, watch: Watch, *, resume: bool = False, kill: Moment | None = None) -> bool:
     """One run in a process of its own; whether it came to its end."""
     watch.clear()
     child = os.fork()
@@ -154,7 +154,7 @@ def run(
         os.dup2(quiet, 2)
         try:
             watch.follow()
-            program.main(config, out, resume=resume, command="kill_test", say=lambda line: None)
+            run_program(config, out, resume=resume, command="kill_test", say=lambda line: None)
         except BaseException as error:  # said in the parent's terminal: stderr is off
             print(f"failed: {type(error).__name__}: {error}", flush=True)
             os._exit(1)
@@ -231,11 +231,10 @@ def main() -> None:
         settings["method"] = {"name": args.method}
         settings["forget"]["loss"] = "surrogate" if args.method == "selective_amnesia" else "redirect"
     config = parse(settings, PIPELINES[args.pipeline])
-    program = cli.program(args.pipeline)
     watch = Watch()
-    run(program, config, out / "warm", watch)
+    run(config, out / "warm", watch)
     began = time.perf_counter()
-    run(program, config, out / "whole", watch)
+    run(config, out / "whole", watch)
     entered, seconds = watch.entered.copy(), watch.seconds.copy()
     print(f"left alone: {time.perf_counter() - began:.1f} s", flush=True)
     print("entered:", dict(zip(PHASES, entered.astype(int).tolist(), strict=True)), flush=True)
@@ -254,12 +253,12 @@ def main() -> None:
             return Moment(phase, int(rng.integers(1, entered[phase] + 1)), float(rng.random() * mean))
 
         kill = moment()
-        while run(program, config, folder, watch, kill=kill):  # it came to its end first
+        while run(config, folder, watch, kill=kill):  # it came to its end first
             shutil.rmtree(folder)
             kill = moment()
         where = watch.now
         check_readable(folder)
-        run(program, config, folder, watch, resume=True)
+        run(config, folder, watch, resume=True)
         check_readable(folder)
         found = outcome(folder)
         differ = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))

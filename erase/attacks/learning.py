@@ -7,7 +7,7 @@ the user's; no words are added to the tokenizer, and no weight of the model chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +29,16 @@ WORD = "*"
 """What stands for the learned word in a prompt."""
 
 
-class Word(nn.Module):
-    """A word's embedding, `[D]`, that learns."""
+ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
+"""The text encoders that pipelines of diffusers have, and what each reads with."""
 
-    def __init__(self, vector: Tensor) -> None:
+
+class Word(nn.Module):
+    """A word's embeddings that learn, `[D]` for each text encoder."""
+
+    def __init__(self, vectors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.vector = nn.Parameter(vector)
+        self.vectors = nn.ParameterDict({name: nn.Parameter(x) for name, x in vectors.items()})
 
 
 @dataclass(frozen=True)
@@ -56,41 +60,62 @@ class WordBackend:
         return self.model.losses({**batch, "cond": cond}, generator)
 
 
-def word_token(model: Model) -> int:
-    """The token of `WORD` alone."""
-    tokenizer, _ = model.family.tokenizer(model.pipe)
-    return int(tokenizer(WORD).input_ids[1])
+def word_tokens(model: Model) -> dict[str, int]:
+    """The token of `WORD` in each text encoder that the model has."""
+    found = {}
+    for encoder, tokenizer in ENCODERS.items():
+        if getattr(model.pipe, encoder, None) is not None:
+            ids = getattr(model.pipe, tokenizer)(WORD, add_special_tokens=False).input_ids
+            found[encoder] = int(ids[-1])  # SentencePiece may put a space before it
+    return found
 
 
-def check_word(model: Model, prompt: str) -> int:
-    """The token that the learned word replaces.
+def check_word(model: Model, prompt: str) -> dict[str, int]:
+    """The token that the learned word replaces, for each text encoder.
 
     Raises:
         ValueError: unless the prompt holds it just once, as a word of its own, and is short enough.
     """
-    token = word_token(model)
-    tokenizer, _ = model.family.tokenizer(model.pipe)
-    if tokenizer(prompt).input_ids.count(token) != 1:
-        raise ValueError(
-            f"attack.inversion.prompt must hold the word {WORD} once, such as 'a photo of {WORD}'; got {prompt!r}"
-        )
+    tokens = word_tokens(model)
+    for encoder, token in tokens.items():
+        if getattr(model.pipe, ENCODERS[encoder])(prompt).input_ids.count(token) != 1:
+            raise ValueError(
+                f"attack.inversion.prompt must hold the word {WORD} once, such as 'a photo of {WORD}'; got {prompt!r}"
+            )
     text.check_prompts(model, [prompt])
-    return token
+    return tokens
 
 
 @contextmanager
-def meaning(model: Model, vector: Tensor) -> Iterator[None]:
-    """Within the context the pipeline takes `*` for a word with the embedding `vector`, `[D]`."""
-    token = word_token(model)
+def meaning(model: Model, vectors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context `*` is a word with these embeddings, `[D]` for each text encoder.
 
-    def exchange(_: nn.Module, args: tuple[Tensor, ...], found: Tensor) -> Tensor:
-        return torch.where((args[0] == token).unsqueeze(-1), vector.to(found), found)
+    The encoders of a lean model stay in memory meanwhile, and nothing that they say is remembered.
+    """
+    handles, lean = [], model.lean
+    model.ready(*vectors)
+    model.lean = False
 
-    handle = model.pipe.text_encoder.get_input_embeddings().register_forward_hook(exchange)
+    def exchange(token: int, vector: Tensor) -> Callable[..., Tensor]:
+        def exchanged(_: nn.Module, args: tuple[Tensor, ...], found: Tensor) -> Tensor:
+            return torch.where((args[0] == token).unsqueeze(-1), vector.to(found), found)
+
+        return exchanged
+
+    for name, token in word_tokens(model).items():
+        encoder = getattr(model.pipe, name)
+        table = encoder.get_input_embeddings().weight
+        for module in encoder.modules():  # T5 has the table twice, and reads the second
+            if isinstance(module, nn.Embedding) and module.weight is table:
+                handles.append(module.register_forward_hook(exchange(token, vectors[name])))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        model.lean = lean
+        if lean:
+            model.release(*vectors)
 
 
 def learn_word(
@@ -100,8 +125,8 @@ def learn_word(
     seed: int,
     accelerator: Accelerator | None = None,
     log: Log | None = None,
-) -> Tensor:
-    """Textual inversion: the word that makes a frozen model draw pictures like these, `[D]`.
+) -> dict[str, Tensor]:
+    """Textual inversion: the word that makes a frozen model generate images like these, `[D]` for each text encoder.
 
     Args:
         model: the model.
@@ -114,15 +139,16 @@ def learn_word(
     Raises:
         ValueError: for a prompt without the word.
     """
-    token = check_word(model, wanted.prompt)
-    model.ready(model.family.TRAINED)
+    tokens = check_word(model, wanted.prompt)
+    model.ready(model.family.TRAINED, *tokens)
     model.net.requires_grad_(False)
-    net = Word(model.pipe.text_encoder.get_input_embeddings().weight[token].detach().clone())
+    tables = {name: getattr(model.pipe, name).get_input_embeddings().weight for name in tokens}
+    net = Word({name: table[tokens[name]].detach().float().clone() for name, table in tables.items()})
 
     def cond() -> Condition:
         return model.family.embed(model.pipe, [wanted.prompt])
 
-    with meaning(model, net.vector):
+    with meaning(model, dict(net.vectors.items())):
         unlearn(
             WordBackend(net, model.denoiser(), cond),
             finetune(),
@@ -134,7 +160,7 @@ def learn_word(
             accelerator=accelerator,
             log=log,
         )
-    return net.vector.detach()
+    return {name: x.detach() for name, x in net.vectors.items()}
 
 
 def relearn(

@@ -18,11 +18,11 @@ from erase.store.safetensors import KINDS
 def describe(source: Source | SingleFile) -> dict[str, Any]:
     """Of a text model from configurations and headers alone; a class-conditional one is loaded."""
     known = family(source.family)
-    tensors = folders.tensors(source)
+    tensors = [tensor for _, tensor in folders.tensors(source).sketches()]
     found: dict[str, Any] = {
         "kind": f"{known.NAME} {'single file' if isinstance(source, SingleFile) else 'pipeline'}",
-        f"{known.TRAINED}_weights": sum(tensor.numel() for tensor in tensors.values()),
-        "dtype": "/".join(sorted({KINDS[tensor.dtype] for tensor in tensors.values()})),
+        f"{known.TRAINED}_weights": sum(tensor.numel() for tensor in tensors),
+        "dtype": "/".join(sorted({KINDS[tensor.dtype] for tensor in tensors})),
     }
     if known.CONDITION == "label":
         model = open_model(source)

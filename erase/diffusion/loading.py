@@ -172,7 +172,7 @@ def held_dtype(source: Source | SingleFile, precision: str) -> torch.dtype:
     if wanted is None or not tensors:
         return torch.float32
     count, half = 0, True
-    for tensor in tensors.values():
+    for _, tensor in tensors.sketches():
         count += tensor.numel()
         half = half and tensor.dtype in HALF
     return wanted if half and count >= LARGE else torch.float32

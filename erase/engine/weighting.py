@@ -119,5 +119,5 @@ class BinNormalizer:
         return {"mean": self.mean.clone(), "mass": self.mass.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self.mean, self.mass = state["mean"].clone(), state["mass"].clone()

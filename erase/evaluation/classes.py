@@ -179,7 +179,7 @@ def labels_of(classifier: Path) -> tuple[str, ...]:
 
 
 def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
-    """A classifier in eval mode, its preprocessing, and its labels.
+    """A classifier in eval mode, its preprocessing, and its labels; those that several classes have get numbers.
 
     Raises:
         ValueError: a folder that is not a whole image classifier.
@@ -189,6 +189,8 @@ def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     from safetensors import SafetensorError
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.auto.modeling_auto import AutoModelForImageClassification
+
+    from erase.store.labelled import distinct
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json there, expected the folder of a transformers image classifier")
@@ -205,10 +207,8 @@ def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random weights
         raise ValueError(f"{folder}: {len(missing)} weights are missing from the classifier, such as {missing[0]}")
-    labels = tuple(str(model.config.id2label[k]) for k in range(model.config.num_labels))
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"{folder}: labels are not distinct: {', '.join(labels)}")
-    return model.eval(), processor, labels
+    labels = distinct([str(model.config.id2label[k]) for k in range(model.config.num_labels)])
+    return model.eval(), processor, tuple(labels)
 
 
 def weights_hash(folder: Path) -> str:

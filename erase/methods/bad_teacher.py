@@ -1,4 +1,4 @@
-"""Bad Teacher: on forget data say what a network says that has learned nothing, on remain data what θ0 says.
+"""Bad Teacher: on forget data imitate a network that has learned nothing, on remain data imitate θ0.
 
 Source: Chundawat et al., "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent
 Teacher", AAAI 2023, arXiv 2205.08096.

@@ -1,4 +1,4 @@
-"""FT: go on training on the remain data alone, and let forgetting happen by itself.
+"""FT: continue training on the remain data alone, and let forgetting happen by itself.
 
 Source: Warnecke et al., "Machine Unlearning of Features and Labels", NDSS 2023, arXiv 2108.11577.
 """

@@ -1,4 +1,4 @@
-"""GA: ascend the loss of the forget data, and look at nothing else.
+"""GA: ascend the loss of the forget data, and use no other data.
 
 Source: Thudi et al., "Unrolling SGD: Understanding Factors Influencing Machine Unlearning", EuroS&P 2022,
 arXiv 2109.13398.
@@ -22,7 +22,7 @@ def gradient_ascent(
     clip_forget: float | None = None,
     forget: Objective = ASCENT,
 ) -> Method:
-    """Gradient ascent as a method; with a `redirect` objective it fits the anchors and looks at nothing else.
+    """Gradient ascent as a method; with a `redirect` objective it fits the anchors instead.
 
     Args:
         fast_rate: step size.

@@ -1,4 +1,4 @@
-"""RL: fit forget data to other labels drawn by lot, together with the remain data.
+"""RL: fit forget data to other labels that are drawn at random, together with the remain data.
 
 Source: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020, arXiv 1911.04933 (as a baseline).
 In diffusion the other label is another class's prediction: the forget objective is a `redirect` without fixed

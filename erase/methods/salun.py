@@ -1,4 +1,4 @@
-"""SalUn: random labels, learnt only by the weights with the largest gradients of the forget loss.
+"""SalUn: random labels, learned only by the weights with the largest gradients of the forget loss.
 
 Source: Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024,
 arXiv 2310.12508. The mask holds in every step, those on remain data too.

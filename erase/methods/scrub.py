@@ -1,4 +1,4 @@
-"""SCRUB: leave the teacher on forget data, obey it on remain data, in turn.
+"""SCRUB: move away from the teacher on forget data and towards it on remain data, in turn.
 
 Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv 2302.09880.
 

@@ -76,29 +76,23 @@ def sfron(
     Raises:
         ValueError: for values outside their range, and `published` with an option it fixes.
     """
+    update: Update
     if published:
-        fixed: dict[str, tuple[object, object]] = {
-            "slow_steps": (slow_steps, 1),
-            "outer_rate": (outer_rate, 1.0),
-            "ron": (ron, True),
-            "fast_rule": (fast_rule or "shared", "shared"),
-            "schedule": (schedule or "cosine", "cosine"),
-            "per_bin": (bool(per_bin), False),
-        }
-        for name, (got, allowed) in fixed.items():
-            if got != allowed:
-                raise ValueError(f"published=True fixes {name} at {allowed}; got {got}")
+        _check_published(
+            slow_steps=(slow_steps, 1),
+            outer_rate=(outer_rate, 1.0),
+            ron=(ron, True),
+            fast_rule=(fast_rule or "shared", "shared"),
+            schedule=(schedule or "cosine", "cosine"),
+            per_bin=(bool(per_bin), False),
+        )
         per_bin = False
+        update = Shared(
+            fast_rate, 1, "cosine", slow_schedule, every=every, clip_forget=clip_forget, clip_remain=clip_remain
+        )
     elif fast_rule in ("shared", "joint"):
         raise ValueError(
             f"fast_rule {fast_rule!r} is set by published=True or ron=False; allowed: sgd, normalized, adam"
-        )
-    elif not ron and slow_steps != 1:
-        raise ValueError(f"ron=False takes one step on both losses: slow_steps must be 1; got {slow_steps}")
-    update: Update
-    if published:
-        update = Shared(
-            fast_rate, 1, "cosine", slow_schedule, every=every, clip_forget=clip_forget, clip_remain=clip_remain
         )
     elif ron:
         update = FastSlow(
@@ -112,7 +106,7 @@ def sfron(
             clip_forget=clip_forget,
             clip_remain=clip_remain,
         )
-    else:
+    elif slow_steps == 1:
         update = Joint(
             forget_weight=fast_rate,
             schedule=schedule or "linear",
@@ -121,8 +115,17 @@ def sfron(
             clip=clip_remain,
             outer_rate=outer_rate,
         )
+    else:
+        raise ValueError(f"ron=False takes one step on both losses: slow_steps must be 1; got {slow_steps}")
     weights = Weights(lambd=lambd, floor=floor, per_bin=per_bin is not False)
     return Method(name="sfron", forget=forget, remain=remain, update=update, weights=weights, mask=mask)
+
+
+def _check_published(**fixed: tuple[object, object]) -> None:
+    """Refuse settings, each given as the value got and the only one allowed, that the authors' loop fixes."""
+    for name, (got, allowed) in fixed.items():
+        if got != allowed:
+            raise ValueError(f"published=True fixes {name} at {allowed}; got {got}")
 
 
 METHOD = Entry(sfron, needs=("mask", "forget", "remain"), data=("forget", "remain"))

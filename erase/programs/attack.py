@@ -191,17 +191,15 @@ def attack(
                 with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
                     advance = partial(count_step, steps)
                     word = learning.learn_word(diffuser, data, wanted.inversion, config.seed, accelerator, advance)
-                distributed.on_main(
-                    partial(write_safetensors, path, {"word": word}, {"prompt": wanted.inversion.prompt})
-                )
-            word = read_safetensors(path)[0]["word"].to(diffuser.device)
+                distributed.on_main(partial(write_safetensors, path, word, {"prompt": wanted.inversion.prompt}))
+            word = {name: x.to(diffuser.device) for name, x in read_safetensors(path)[0].items()}
             row = PromptRow(wanted.inversion.prompt, config.seed)
             with learning.meaning(diffuser, word):
                 shown = look(
                     [row],
                     wanted.inversion.images,
                     top / "inversion" / when,
-                    {**made, "word": digest({"word": word})},
+                    {**made, "word": digest(word)},
                 )
             found["inversion"] |= {**asdict(wanted.inversion), when: share(shown)}
     if "relearn" in names:

@@ -19,6 +19,7 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -124,9 +125,9 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
                 entry = find_method(str(checked.method.get("name", "")))
                 entry.build(**config.arguments(checked.method, entry))
                 runs.append(Run(name, str(target), seed, settings, begun))
-    twice = {run.folder for run in runs if sum(other.folder == run.folder for other in runs) > 1}
+    twice = [folder for folder, times in Counter(run.folder for run in runs).items() if times > 1]
     if twice:
-        raise ValueError(f"two runs of the comparison would share the folder {sorted(twice)[0]}: rename one")
+        raise ValueError(f"two runs of the comparison would share the folder {min(twice)}: rename one")
     return Spec(data["pipeline"], runs, columns=list(data.get("columns") or []))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from erase.config import Saliency, Train, TrainClassifier, arguments
+from erase.diffusion.losses import Negate, Redirect
 from erase.engine import distributed, memory
-from erase.engine.backend import batch_tensors, trainable
+from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
 from erase.engine.losses import Objective, plain
 from erase.engine.precision import Precision
@@ -22,6 +23,7 @@ def rehearse(
     objectives: Callable[[Any], tuple[Objective, Objective]],
     sample: Mapping[str, Any],
     sides: tuple[int, int],
+    conditions: int,
     precision: Precision,
     more: Sequence[str],
     command: str,
@@ -35,6 +37,7 @@ def rehearse(
         objectives: of a network, what is to be done on forget and on remain data.
         sample: a batch of one, of any values.
         sides: how many forget and remain samples are cached.
+        conditions: how many different conditions are.
         precision: of the forward passes.
         more: lines on what else would be done.
         command: as it was typed.
@@ -45,7 +48,9 @@ def rehearse(
     n = sum(p.numel() for p in trainable(backend.net).values())
     every = sum(p.numel() for p in backend.net.parameters())
     found: dict[str, dict[str, int]] = {}
-    always = memory.held(backend, sum(sides) * sum(x.nbytes for x in batch_tensors(sample)))
+    told = sum(x.nbytes for x in batch_tensors(sample.get("cond", {})))
+    own = sum(x.nbytes for name, part in sample.items() if name not in ("cond", "anchor") for x in batch_tensors(part))
+    always = memory.held(backend, sum(sides) * own + conditions * told)
     with memory.hollow(backend) as model:
         net: Any = model.net
         with memory.Made(memory.tensors_of(model)) as made:
@@ -72,12 +77,12 @@ def rehearse(
             rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
             losses = [given["forget"].loss, plain] if masked else [plain]
             of: Any = "batch" if masked and wanted.kind == "magnitude" else "squares" if one or rows == 1 else "samples"
-            height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in losses)
+            height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
         net.train(mode)
         share = train.batch_size // distributed.world()
         rows = min(train.micro_batch or share, share)
-        height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in used), default=0)
+        height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
     kept = (wanted.density or 1.0) if masked else None
     found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
@@ -95,3 +100,12 @@ def rehearse(
         f"command: {command.replace(' --dry-run', '')}",
     ]
     return lines
+
+
+def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
+    """The losses that take most memory: one that asks a second network, at least as much as those that ask none.
+
+    Following a pass of a large network takes seconds, so that no pass is followed whose height is known to be lower.
+    """
+    second = [loss for loss in losses if isinstance(loss, Redirect | Negate) or getattr(loss, "teacher", None)]
+    return second[:1] or list(losses)

@@ -32,10 +32,26 @@ KINDS = {
 
 
 class Lazy(Mapping[str, Tensor]):
-    """Tensors made anew each time they are asked for: never all in memory."""
+    """Tensors made anew each time they are asked for: never all in memory.
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
-        self.names, self.make = dict.fromkeys(names), make
+    Args:
+        names: of the tensors.
+        make: makes one.
+        sketch: makes one without data, on torch's "meta" device; by default of the tensor itself.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        make: Callable[[str], Tensor],
+        sketch: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        self.names, self.make, self.sketch = dict.fromkeys(names), make, sketch
+
+    def sketches(self) -> Iterator[tuple[str, Tensor]]:
+        """Names, and tensors with shape and dtype and no data: of a file, its header alone is read."""
+        for name in self.names:
+            yield name, self.sketch(name) if self.sketch is not None else self.make(name).to("meta")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:
@@ -62,7 +78,13 @@ def open_safetensors(path: Path) -> tuple[Lazy, dict[str, str]]:
         raise ValueError(f"no such file: {path}")
     try:
         f: Any = safe_open(path, framework="pt")  # half of its methods are unannotated
-        return Lazy(f.keys(), f.get_tensor), dict(f.metadata() or {})
+
+        def sketch(name: str) -> Tensor:
+            part = f.get_slice(name)
+            dtype = next((dtype for dtype, kind in KINDS.items() if kind == part.get_dtype()), None)
+            return f.get_tensor(name) if dtype is None else torch.empty(part.get_shape(), dtype=dtype, device="meta")
+
+        return Lazy(f.keys(), f.get_tensor, sketch), dict(f.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is cut short or no safetensors file ({error}): get it again") from error
 

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import micro_flux
+import micro_pixart
+import micro_sd3
+import micro_sdxl
 import pytest
 import torch
 from torch import Tensor
 
 from erase.attacks import learning
 from erase.config import Inversion, Relearn
-from erase.diffusion import condition
+from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import LatentSet
 from erase.diffusion.model import Model, open_model
@@ -44,7 +48,7 @@ def test_a_word_means_its_embedding_and_other_words_stay(model: Model) -> None:
     """With the embedding of `cat` a prompt is the one that says so."""
     table = model.pipe.text_encoder.get_input_embeddings().weight
     before = model.embed(["a photo of *", "a photo of cat"])["text"]
-    with learning.meaning(model, table[model.pipe.tokenizer("cat").input_ids[1]].clone()):
+    with learning.meaning(model, {"text_encoder": table[model.pipe.tokenizer("cat").input_ids[1]].clone()}):
         within = model.embed(["a photo of *", "a photo of cat"])["text"]
     assert torch.equal(within[0], before[1])
     assert torch.equal(within[1], before[1])
@@ -58,9 +62,9 @@ def test_a_word_is_learned_and_no_weight_moves(model: Model, data: LatentSet) ->
     after = weights(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert len(rows) == INVERSION.steps
-    assert torch.equal(word, learning.learn_word(model, data, INVERSION, 3))
+    assert torch.equal(word["text_encoder"], learning.learn_word(model, data, INVERSION, 3)["text_encoder"])
 
-    def loss(prompt_word: Tensor) -> float:
+    def loss(prompt_word: dict[str, Tensor]) -> float:
         backend, generator = model.denoiser(), seeded("cpu", 9)
         with learning.meaning(model, prompt_word):
             cond = condition.expand(model.embed([INVERSION.prompt]), 4)
@@ -68,7 +72,8 @@ def test_a_word_is_learned_and_no_weight_moves(model: Model, data: LatentSet) ->
         with torch.no_grad():
             return sum(float(backend.losses(batch, generator).mean()) for _ in range(20))
 
-    start = model.pipe.text_encoder.get_input_embeddings().weight[learning.check_word(model, "*")]
+    table = model.pipe.text_encoder.get_input_embeddings().weight
+    start = {name: table[token] for name, token in learning.check_word(model, "*").items()}
     assert loss(word) < loss(start)
 
 
@@ -100,3 +105,24 @@ def test_relearning_is_looked_at_on_its_way_and_not_disturbed(micro_sd: Path, da
     assert any(".attn2." in name for name in moved)
     assert any(".resnets." in name for name in moved)  # full
     assert all(name.startswith("unet.") for name in moved)
+
+
+@pytest.mark.parametrize("build", [micro_sdxl.pipeline, micro_sd3.pipeline, micro_flux.pipeline, micro_pixart.pipeline])
+@pytest.mark.parametrize("lean", [False, True])
+def test_every_encoder_of_every_family_learns_the_word(
+    build: Any, lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path).save_pretrained(tmp_path / "model")
+    if lean:
+        monkeypatch.setattr(loading, "held_dtype", lambda *_: torch.bfloat16)
+    model = open_model(locate(tmp_path / "model"))
+    assert model.lean is lean
+    latents, _ = model.family.example(model.configs)
+    mean = torch.randn((4, *latents.shape[1:]), generator=seeded("cpu", 1))
+    data = LatentSet(mean, torch.zeros(4, dtype=torch.long), model.embed(["a photo of a cat"]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=lean):
+        word = learning.learn_word(model, data, Inversion(steps=2, lr=0.1, batch_size=2), 3)
+    assert word.keys() == {name for name in model.family.ENCODERS if getattr(model.pipe, name) is not None}
+    with learning.meaning(model, word):
+        within = model.embed(["a photo of *"])
+    assert not torch.equal(within["text"], model.embed(["a photo of *"])["text"])

@@ -25,10 +25,10 @@ from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.engine.saliency import Mask, save_mask
 from erase.engine.state import save_state
-from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.generate import generate
 from erase.evaluation.image_files import list_images, read_image
 from erase.evaluation.manifest import read_manifest
+from erase.evaluation.prompt_files import PromptRow
 from erase.store.delta import write_delta
 from erase.store.files import sha256
 from erase.store.safetensors import open_safetensors

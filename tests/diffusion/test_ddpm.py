@@ -26,8 +26,8 @@ from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.losses import Denoise
 from erase.diffusion.model import open_model
 from erase.diffusion.process import Discrete
-from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.generate import generate, image_generator
+from erase.evaluation.prompt_files import PromptRow
 from erase.store.labelled import scaled
 
 FILE = "diffusion_pytorch_model.safetensors"

@@ -19,6 +19,7 @@ from erase.engine.loop import Checkpoint, NonFiniteError, Probe, unlearn
 from erase.engine.losses import ASCENT, DESCENT, Objective, plain
 from erase.engine.method import Method, Weights
 from erase.engine.saliency import Mask
+from erase.engine.state import load_state, save_state
 from erase.engine.updates import ClosedForm, Descent, FastSlow, Joint, Shared, Update
 from erase.methods.sfron import sfron
 from erase.store.safetensors import read_safetensors
@@ -469,6 +470,66 @@ def test_gradient_accumulation_is_refused() -> None:
 def test_leaves_the_precision_of_later_accelerators_open() -> None:
     go(toys.Noisy(toys.mlp()), sfron(fast_rate=0.1), steps=1)
     assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+
+
+# ------------------------------------------------------------ run states
+
+
+def interrupted(path: Path, **changes: Any) -> None:
+    """A run of four steps that saved after two, and was killed after three."""
+
+    def log(row: Any) -> None:
+        if row["step"] == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        go(toys.Noisy(toys.mlp()), changes.pop("method"), checkpoint=Checkpoint(path, 2), log=log, **changes)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        sfron(fast_rate=0.1, outer_rate=0.5, slow_steps=2, every=3),
+        sfron(fast_rate=0.1, published=True),
+        sfron(fast_rate=0.1, ron=False),
+        replace(sfron(fast_rate=0.1, fast_rule="normalized"), average=0.9),
+    ],
+    ids=["fast and slow", "shared", "joint", "average"],
+)
+def test_a_resumed_run_is_the_whole_one_to_the_bit(tmp_path: Path, method: Method) -> None:
+    whole, net, path = toys.mlp(), toys.mlp(), tmp_path / "state.safetensors"
+    go(toys.Noisy(whole), method)
+    interrupted(path, method=method)
+    rows: list[Any] = []
+    go(toys.Noisy(net), method, checkpoint=Checkpoint(path, 2, resume=True), log=rows.append)
+    assert toys.same(toys.weights(whole), toys.weights(net))
+    assert [row["step"] for row in rows] == [2, 3]
+
+
+def test_states_of_another_run_or_another_schema_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    interrupted(path, method=sfron(fast_rate=0.1))
+    resume = {"checkpoint": Checkpoint(path, 2, resume=True)}
+    before = toys.weights(toys.mlp())
+    others: list[tuple[float, dict[str, int], str]] = [
+        (0.1, {"seed": 1}, "seed"),
+        (0.1, {"steps": 5}, "steps"),
+        (0.2, {}, "settings"),
+    ]
+    for rate, changes, name in others:
+        net = toys.mlp()
+        with pytest.raises(ValueError, match=f"{path}.*{name}"):
+            go(toys.Noisy(net), sfron(fast_rate=rate), **resume, **changes)
+        assert toys.same(toys.weights(net), before)
+    net = toys.mlp()
+    net[0].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=rf"{path}.*train\.parameters"):
+        go(toys.Noisy(net), sfron(fast_rate=0.1), **resume)
+    state = load_state(path)
+    save_state(path, {**state, "schema": 1})
+    with pytest.raises(ValueError, match=r"schema 1, .* schema 2") as caught:
+        go(toys.Noisy(toys.mlp()), sfron(fast_rate=0.1), **resume)
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------ data and randomness

@@ -99,7 +99,7 @@ def test_a_share_of_the_way_and_a_mask() -> None:
 def test_what_it_cannot_do_without() -> None:
     net = Net()
     net.block["attn2"].requires_grad_(False)
-    with pytest.raises(ValueError, match=r"none of them learns: set train\.parameters=xattn"):
+    with pytest.raises(ValueError, match=r"set train\.parameters"):
         go(uce(concepts=concepts()), net)
     with pytest.raises(ValueError, match="uce needs text embeddings"):
         go(uce(), Net())

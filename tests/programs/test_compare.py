@@ -1,4 +1,4 @@
-"""`erase compare` on a program that only writes down what it was asked: specs, going on, tables."""
+"""`erase compare` where runs are only written down: specs, resuming, tables."""
 
 import csv
 import json
@@ -8,8 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,6 +17,7 @@ import yaml
 from erase import cli, resources
 from erase.config import PIPELINES, SdConfig, arguments, override, read_preset
 from erase.methods import find_method
+from erase.programs import compare as comparing
 
 PRESET: dict[str, Any] = {
     "pipeline": "sd",
@@ -42,11 +42,6 @@ class StopError(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def comparing() -> ModuleType:
-    return cli.program("compare")
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -55,11 +50,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Program:
-    """Takes the pipeline's place: runs are noted, and their reports come from `numbers`."""
+class Job:
+    """Takes the place of the pipeline's: a report is its summary."""
 
-    AXES: ClassVar[dict[str, tuple[str, float]]] = {"forget": ("still named", 1.0), "remain": ("remain accuracy", 1.0)}
-    GOALS: ClassVar[dict[str, int]] = {"forget": -1, "remain": 1, "rte_s": -1}
+    AXES = {"forget": ("still named", 1.0), "remain": ("remain accuracy", 1.0)}  # noqa: RUF012
+    GOALS = {"forget": -1, "remain": 1, "rte_s": -1}  # noqa: RUF012
+    summary = staticmethod(dict)
+
+
+class Program:
+    """Takes the place of `erase.programs.run.main`: runs are noted, and their reports come from `numbers`."""
 
     def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
         self.numbers, self.ran, self.stop_at = numbers, list[tuple[str, SdConfig, bool]](), -1
@@ -76,29 +76,27 @@ class Program:
         (out / "report.json").write_text(json.dumps(self.numbers(config)))
         return out
 
-    def summary(self, report: dict[str, Any]) -> dict[str, Any]:
-        return report
-
     @property
     def folders(self) -> list[str]:
         return [folder for folder, *_ in self.ran]
 
 
-def spec(comparing: ModuleType, *words: str, **changes: Any) -> Any:
+def spec(*words: str, **changes: Any) -> Any:
     return comparing.read_spec({**SPEC, **changes}, words)
 
 
-def compare(comparing: ModuleType, program: Any, *words: str, **changes: Any) -> Path:
-    said: list[str] = []
-    table: Path = comparing.main(spec(comparing, *words, **changes), Path("out"), program, command="x", say=said.append)
-    return table
+def compare(program: Program, *words: str, **changes: Any) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "run_one", program.main)
+        patch.setattr(comparing, "job_of", lambda pipeline: Job)
+        return comparing.main(spec(*words, **changes), Path("out"), command="x", say=lambda line: None)
 
 
 # --- specs ----------------------------------------------------------------------------------------
 
 
-def test_runs_are_methods_by_targets_by_seeds(comparing: ModuleType) -> None:
-    plan = spec(comparing)
+def test_runs_are_methods_by_targets_by_seeds() -> None:
+    plan = spec()
     assert [(run.method, run.target, run.seed) for run in plan.runs] == [
         (method, target, seed) for method in ("Fast rate 1", "plain") for target in ("cat", "car") for seed in (0, 1)
     ]
@@ -111,13 +109,12 @@ def test_runs_are_methods_by_targets_by_seeds(comparing: ModuleType) -> None:
         assert run.settings["forget"]["anchors"] == ["a dog"]
 
 
-def test_later_settings_win(comparing: ModuleType) -> None:
+def test_later_settings_win() -> None:
     """Preset, settings, method, target, words: each value is set by one layer and by all before it."""
     keys = ("steps", "batch_size", "lr", "momentum", "dropout")
     layers = [{"train": dict.fromkeys(keys[n:], value)} for n, value in enumerate((1, 2, 0.3, 0.4))]
     Path("all.yaml").write_text(yaml.safe_dump({**PRESET, **layers[0]}))
     (run,) = spec(
-        comparing,
         "train.dropout=0.6",
         preset="all.yaml",
         settings=layers[1],
@@ -129,12 +126,12 @@ def test_later_settings_win(comparing: ModuleType) -> None:
     assert run.settings["seed"] == 5
 
 
-def test_a_sweep_is_a_method_for_every_combination(comparing: ModuleType) -> None:
+def test_a_sweep_is_a_method_for_every_combination() -> None:
     methods = {
         "m": {"sweep": {"train.steps": [4, 5], "method.fast_rate": [0.1, 1e-3]}, "method": {"fast_rate": 9}},
         "n": {},
     }
-    runs = spec(comparing, "train.batch_size=7", methods=methods, targets={"t": None}, seeds=[0]).runs
+    runs = spec("train.batch_size=7", methods=methods, targets={"t": None}, seeds=[0]).runs
     found = [(run.method, run.settings["train"], run.settings["method"]["fast_rate"]) for run in runs]
     train = [{"steps": steps, "batch_size": 7} for steps in (4, 4, 5, 5, 3)]
     names = [f"m [steps={steps}, fast_rate={rate}]" for steps in (4, 5) for rate in (0.1, 0.001)]
@@ -142,14 +139,14 @@ def test_a_sweep_is_a_method_for_every_combination(comparing: ModuleType) -> Non
     assert runs[1].folder == Path("runs/m--steps-4--fast_rate-0.001-/t/0")
 
 
-def test_a_method_may_have_a_preset_of_its_own(comparing: ModuleType) -> None:
-    runs = spec(comparing, methods={"a": {"preset": "other.yaml"}, "b": {}}, targets={"t": None}, seeds=[0]).runs
+def test_a_method_may_have_a_preset_of_its_own() -> None:
+    runs = spec(methods={"a": {"preset": "other.yaml"}, "b": {}}, targets={"t": None}, seeds=[0]).runs
     assert [run.preset for run in runs] == ["other.yaml", "mine.yaml"]
     assert [run.settings["train"]["steps"] for run in runs] == [9, 3]
     assert "preset" not in runs[0].settings
 
 
-def test_without_methods_there_is_the_presets_and_without_seeds_one(comparing: ModuleType) -> None:
+def test_without_methods_there_is_the_presets_and_without_seeds_one() -> None:
     data = {key: SPEC[key] for key in ("pipeline", "preset", "targets")}
     assert [str(run.folder) for run in comparing.read_spec(data).runs] == ["runs/sfron/cat/0", "runs/sfron/car/0"]
 
@@ -183,14 +180,14 @@ def test_without_methods_there_is_the_presets_and_without_seeds_one(comparing: M
         ),
     ],
 )
-def test_a_wrong_spec_is_one_clear_line(comparing: ModuleType, changes: dict[str, Any], said: str) -> None:
+def test_a_wrong_spec_is_one_clear_line(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        spec(comparing, **changes)
+        spec(**changes)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["pipeline", "preset", "targets"])
-def test_a_missing_key_is_named(comparing: ModuleType, key: str) -> None:
+def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(ValueError, match=f"^a comparison needs the key '{key}'$"):
         comparing.read_spec({k: v for k, v in SPEC.items() if k != key})
 
@@ -200,9 +197,9 @@ def test_a_missing_key_is_named(comparing: ModuleType, key: str) -> None:
     [{"settings": ["a"]}, {"settings": "a"}, {"preset": ["mine.yaml"]}, {"pipeline": ["sd"]}, {"columns": "forget"}],
     ids=str,
 )
-def test_a_value_of_the_wrong_kind_is_refused_and_not_a_crash(comparing: ModuleType, changes: dict[str, Any]) -> None:
+def test_a_value_of_the_wrong_kind_is_refused_and_not_a_crash(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
-        spec(comparing, **changes)
+        spec(**changes)
 
 
 @pytest.mark.parametrize(
@@ -213,29 +210,27 @@ def test_a_value_of_the_wrong_kind_is_refused_and_not_a_crash(comparing: ModuleT
         ({"fast_rate": "x"}, r"method\.fast_rate: .*; got 'x'"),
     ],
 )
-def test_a_method_that_no_run_could_start_with_is_found_before_the_first_run(
-    comparing: ModuleType, method: dict[str, Any], said: str
-) -> None:
+def test_a_method_that_no_run_could_start_with_is_found_before_the_first_run(method: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        spec(comparing, methods={"plain": {}, "last": {"method": method}})
+        spec(methods={"plain": {}, "last": {"method": method}})
 
 
-def test_a_missing_classifier_is_found_before_the_first_run(comparing: ModuleType) -> None:
+def test_a_missing_classifier_is_found_before_the_first_run() -> None:
     with pytest.raises(ValueError, match=r"^no embedded model 'photos-clasifier' .did you mean 'photos-classifier'"):
-        spec(comparing, targets={"cat": {}, "car": {"eval": {"classifier": "photos-clasifier"}}})
+        spec(targets={"cat": {}, "car": {"eval": {"classifier": "photos-clasifier"}}})
 
 
-def test_a_word_does_not_make_all_seeds_the_same(comparing: ModuleType) -> None:
+def test_a_word_does_not_make_all_seeds_the_same() -> None:
     """Refused, or the one seed that is run."""
     try:
-        seeds = [(run.seed, run.settings["seed"]) for run in spec(comparing, "seed=7", targets={"cat": {}}).runs]
+        seeds = [(run.seed, run.settings["seed"]) for run in spec("seed=7", targets={"cat": {}}).runs]
     except ValueError:
         return
     assert seeds in ([(0, 0), (1, 1)] * 2, [(7, 7)] * 2)
 
 
 @pytest.mark.parametrize("name", resources.list_comparisons())
-def test_shipped_comparison_is_whole(comparing: ModuleType, name: str) -> None:
+def test_shipped_comparison_is_whole(name: str) -> None:
     data = read_preset(resources.comparison_path(name))
     plan = comparing.read_spec(data)
     assert data["note"]
@@ -251,9 +246,9 @@ def test_shipped_comparison_is_whole(comparing: ModuleType, name: str) -> None:
 # --- running --------------------------------------------------------------------------------------
 
 
-def test_every_run_is_started_once_with_its_settings(comparing: ModuleType) -> None:
+def test_every_run_is_started_once_with_its_settings() -> None:
     program = Program()
-    assert compare(comparing, program, "train.steps=4") == Path("out/table.md")
+    assert compare(program, "train.steps=4") == Path("out/table.md")
     assert program.folders == [f"{m}/{t}/{s}" for m in ("fast-rate-1", "plain") for t in ("cat", "car") for s in (0, 1)]
     for folder, config, resume in program.ran:
         method, target, seed = folder.split("/")
@@ -266,20 +261,20 @@ def test_every_run_is_started_once_with_its_settings(comparing: ModuleType) -> N
     assert record["schema"] == 1
 
 
-def test_a_comparison_that_was_stopped_goes_on_where_it_was(comparing: ModuleType) -> None:
+def test_a_comparison_that_was_stopped_goes_on_where_it_was() -> None:
     first = Program()
     first.stop_at = 2
     with pytest.raises(StopError):
-        compare(comparing, first)
+        compare(first)
     assert len(json.loads(Path("out/results.json").read_text())["runs"]) == 2  # a table after every run
     second = Program(lambda config: {**SUMMARY, "forget": 1.0})
-    compare(comparing, second)
+    compare(second)
     assert first.folders == ["fast-rate-1/cat/0", "fast-rate-1/cat/1"]
     assert len(second.ran) == 6
     # the broken one is gone on with; those that were never begun are not
     assert [resume for *_, resume in second.ran] == [True] + [False] * 5
     third = Program()
-    compare(comparing, third)
+    compare(third)
     assert third.ran == []
     found = json.loads(Path("out/results.json").read_text())["runs"]
     assert [run["forget"] for run in found] == [0.25] * 2 + [1.0] * 6
@@ -300,7 +295,7 @@ with claim(Path("out/runs/.lock"), "runs/fast-rate-1/cat/0") as mine:
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_two_processes_share_the_runs_of_one_comparison(comparing: ModuleType, finished: bool) -> None:
+def test_two_processes_share_the_runs_of_one_comparison(finished: bool) -> None:
     """A run that another process is at work on is left to it; one that it dies on is not."""
     report = [json.dumps({**SUMMARY, "forget": 1.0})] if finished else []
     Path("out").mkdir()
@@ -322,7 +317,7 @@ def test_two_processes_share_the_runs_of_one_comparison(comparing: ModuleType, f
         return run(config, out, **kwargs)
 
     program.main = watch  # type: ignore[method-assign]
-    compare(comparing, program)
+    compare(program)
     assert child.returncode == 0
     all_runs = [f"{m}/{t}/{s}" for m in ("fast-rate-1", "plain") for t in ("cat", "car") for s in (0, 1)]
     assert program.folders == all_runs[1:] + all_runs[:1] * (not finished)
@@ -334,26 +329,24 @@ def test_two_processes_share_the_runs_of_one_comparison(comparing: ModuleType, f
     ]
 
 
-def test_the_processes_of_one_launch_are_at_work_on_each_run_together(
-    comparing: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_processes_of_one_launch_are_at_work_on_each_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    compare(comparing, Program(), targets={"a": {}}, seeds=[0])
+    compare(Program(), targets={"a": {}}, seeds=[0])
     assert not Path("out/runs/.lock").exists()
 
 
-def test_runs_of_one_model_share_their_base_pictures(comparing: ModuleType) -> None:
+def test_runs_of_one_model_share_their_base_pictures() -> None:
     """One model, seed and way to draw."""
     program = Program()
     targets = {"a": {}, "b": {}, "c": {"draw": {"steps": 9}}, "d": {"model": "there"}, "e": {"eval": {"images": 0}}}
     targets["f"] = {"precision": "bf16"}
-    compare(comparing, program, methods={"m": {}}, targets=targets)
+    compare(program, methods={"m": {}}, targets=targets)
     first = {seed: Path(f"out/runs/m/a/{seed}/images/base") for seed in (0, 1)}
     for folder, config, _ in program.ran:
         assert config.eval.base == (first[config.seed] if folder.split("/")[1] in ("b", "e") else None)
 
 
-def test_runs_with_one_retrained_model_share_its_pictures(comparing: ModuleType) -> None:
+def test_runs_with_one_retrained_model_share_its_pictures() -> None:
     keys = {
         name: comparing.reusable(comparing.Run("m", "t", seed, {"model": "m", **settings}))
         for name, settings, seed in (
@@ -373,69 +366,69 @@ def test_runs_with_one_retrained_model_share_its_pictures(comparing: ModuleType)
         assert keys[name]["retrained_base"] != keys["a"]["retrained_base"]
 
 
-def test_the_base_pictures_of_a_run_that_finished_before_are_shared(comparing: ModuleType) -> None:
-    compare(comparing, Program(), methods={"m": {}}, targets={"a": {}}, seeds=[0])
+def test_the_base_pictures_of_a_run_that_finished_before_are_shared() -> None:
+    compare(Program(), methods={"m": {}}, targets={"a": {}}, seeds=[0])
     program = Program()
-    compare(comparing, program, methods={"m": {}}, targets={"a": {}, "b": {}}, seeds=[0])
+    compare(program, methods={"m": {}}, targets={"a": {}, "b": {}}, seeds=[0])
     assert [(folder, config.eval.base) for folder, config, _ in program.ran] == [
         ("m/b/0", Path("out/runs/m/a/0/images/base"))
     ]
 
 
-def test_a_folder_in_use_is_not_touched(comparing: ModuleType) -> None:
+def test_a_folder_in_use_is_not_touched() -> None:
     Path("out").mkdir()
     Path("out/thesis.tex").write_text("x")
     with pytest.raises(ValueError, match=r"^out is in use by something else than a comparison: choose another --out$"):
-        compare(comparing, Program())
+        compare(Program())
     assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
 
 
-def test_a_folder_of_another_comparison_is_not_touched(comparing: ModuleType) -> None:
+def test_a_folder_of_another_comparison_is_not_touched() -> None:
     """One with more runs goes on there."""
-    compare(comparing, Program(), methods={"a": {}, "b": {}})
+    compare(Program(), methods={"a": {}, "b": {}})
     before = Path("out/table.md").read_bytes()
     program = Program()
     with pytest.raises(
         ValueError, match=r"^out has a run that is not in this comparison, runs/b/cat/0: remove it, or c"
     ):
-        compare(comparing, program, methods={"a": {}, "c": {}})
+        compare(program, methods={"a": {}, "c": {}})
     assert Path("out/table.md").read_bytes() == before
-    compare(comparing, program, methods={"a": {}, "b": {}, "c": {}})
+    compare(program, methods={"a": {}, "b": {}, "c": {}})
     assert program.folders == ["c/cat/0", "c/cat/1", "c/car/0", "c/car/1"]
 
 
-def test_a_run_that_was_never_begun_may_change(comparing: ModuleType) -> None:
+def test_a_run_that_was_never_begun_may_change() -> None:
     first = Program()
     first.stop_at = 4
     with pytest.raises(StopError):
-        compare(comparing, first)
+        compare(first)
     shutil.rmtree("out/runs/plain")
     second = Program()
-    compare(comparing, second, methods={**SPEC["methods"], "plain": {"train": {"steps": 5}}})
+    compare(second, methods={**SPEC["methods"], "plain": {"train": {"steps": 5}}})
     assert [config.train.steps for _, config, _ in second.ran] == [5] * 4
 
 
-def test_a_file_is_no_folder_for_a_comparison(comparing: ModuleType) -> None:
+def test_a_file_is_no_folder_for_a_comparison() -> None:
     Path("out").write_text("x")
     with pytest.raises(ValueError, match=r"^out is a file: --out names a folder$"):
-        compare(comparing, Program())
+        compare(Program())
 
 
-def test_a_hidden_file_that_another_process_writes_is_not_in_the_way(comparing: ModuleType) -> None:
+def test_a_hidden_file_that_another_process_writes_is_not_in_the_way() -> None:
     Path("out").mkdir()
     Path("out/.compare.json.1.tmp").write_text("{")
     program = Program()
-    compare(comparing, program)
+    compare(program)
     assert len(program.ran) == 8
 
 
-def test_results_of_other_settings_are_not_passed_off_as_these(comparing: ModuleType) -> None:
-    compare(comparing, Program(), "train.steps=4")
+def test_results_of_other_settings_are_not_passed_off_as_these() -> None:
+    compare(Program(), "train.steps=4")
     again = Program()
     with pytest.raises(ValueError, match="settings"):
-        compare(comparing, again, "train.steps=5")
+        compare(again, "train.steps=5")
     assert again.ran == []
-    compare(comparing, Program(), "train.steps=4")
+    compare(Program(), "train.steps=4")
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -447,8 +440,8 @@ def numbers(config: SdConfig) -> dict[str, Any]:
     return {"forget": value, "remain": 1 - value, "shows": ["dog", "horse"][config.seed], "drop": None}
 
 
-def test_tables_hold_means_and_spreads(comparing: ModuleType) -> None:
-    table = compare(comparing, Program(numbers)).read_text()
+def test_tables_hold_means_and_spreads() -> None:
+    table = compare(Program(numbers)).read_text()
     # sample deviations: 0.02 / √2 over two seeds; over two targets as well, that of 0, 0.02, 0.04 and 0.06;
     # intervals: 12.706 · 0.01 (one degree of freedom), 3.182 · 0.0258 / √4, and neither below 0 nor above 1
     assert table.splitlines() == [
@@ -480,14 +473,14 @@ def test_tables_hold_means_and_spreads(comparing: ModuleType) -> None:
     assert Path("out/forgetting.svg").read_text().count("stroke-opacity") == 4  # their intervals
 
 
-def test_differences_from_the_first_method_say_whether_seeds_bear_them_out(comparing: ModuleType) -> None:
+def test_differences_from_the_first_method_say_whether_seeds_bear_them_out() -> None:
     """Of `numbers` they are the same for each seed; here 0.1, and for one seed 0.2 more."""
 
     def unsteady(config: SdConfig) -> dict[str, Any]:
         plain = config.method["fast_rate"] != 1
         return {**numbers(config), "drop": 0.1 * plain + 0.2 * plain * config.seed}
 
-    compare(comparing, Program(unsteady))
+    compare(Program(unsteady))
     lines = Path("out/differences.md").read_text().splitlines()
     assert lines[0] == "| method | target | number | difference from Fast rate 1 | 95 % interval | |"
     assert lines[2] == "| plain | cat | forget | -0.100 | – | the same each time: no interval |"
@@ -497,12 +490,12 @@ def test_differences_from_the_first_method_say_whether_seeds_bear_them_out(compa
     assert not any("shows" in line for line in lines)
 
 
-def test_one_target_and_one_seed_have_no_spread(comparing: ModuleType) -> None:
-    table = compare(comparing, Program(numbers), methods={"m": {}}, targets={"cat": {}}, seeds=[1]).read_text()
+def test_one_target_and_one_seed_have_no_spread() -> None:
+    table = compare(Program(numbers), methods={"m": {}}, targets={"cat": {}}, seeds=[1]).read_text()
     assert table.splitlines()[2:] == ["| m | cat | 0.020 | 0.980 | horse | – |"]
 
 
-def test_methods_on_the_pareto_front_are_marked(comparing: ModuleType) -> None:
+def test_methods_on_the_pareto_front_are_marked() -> None:
     """Of each target, by means over seeds: no other method is as good in all three numbers and better in one."""
     seen = {  # forget, remain, time of two seeds
         ("slow", "cat"): [(0.0, 1.0, 9.0), (0.0, 0.9, 9.0)],
@@ -520,7 +513,7 @@ def test_methods_on_the_pareto_front_are_marked(comparing: ModuleType) -> None:
         return {"forget": forget, "remain": remain, "rte_s": time}
 
     methods = {name: {"train": {"steps": step}} for step, name in enumerate(names, 1)}
-    table = compare(comparing, Program(found), methods=methods, columns=["forget"]).read_text().splitlines()
+    table = compare(Program(found), methods=methods, columns=["forget"]).read_text().splitlines()
     assert table[0] == "| method | target | forget | front |"
     marked = [line.split(" | ")[:2] for line in table[2:] if line.endswith("| ● |")]
     # over both targets "worse" lacks a time, and "slow" and "fast" are each better in something
@@ -531,28 +524,26 @@ def test_methods_on_the_pareto_front_are_marked(comparing: ModuleType) -> None:
     assert Path("out/forgetting.svg").read_text().count("<circle") == 3 + 1
 
 
-def test_numbers_that_only_some_runs_have(comparing: ModuleType) -> None:
+def test_numbers_that_only_some_runs_have() -> None:
     def some(config: SdConfig) -> dict[str, Any]:
         return {**numbers(config), "drop": 2.0 if config.seed else None}
 
-    table = compare(comparing, Program(some), methods={"m": {}}, targets={"cat": {}}, columns=["drop"])
+    table = compare(Program(some), methods={"m": {}}, targets={"cat": {}}, columns=["drop"])
     assert table.read_text().splitlines()[2:] == ["| m | cat | 2.000 |"]
 
 
-def test_columns_are_those_asked_for_in_their_order(comparing: ModuleType) -> None:
-    table = compare(comparing, Program(numbers), columns=["remain", "forget"]).read_text().splitlines()
+def test_columns_are_those_asked_for_in_their_order() -> None:
+    table = compare(Program(numbers), columns=["remain", "forget"]).read_text().splitlines()
     assert table[0] == "| method | target | remain | forget |"
     assert table[2] == "| Fast rate 1 | cat | 0.890 ± 0.014 [0.763, 1.000] | 0.110 ± 0.014 [0.000, 0.237] |"
     with pytest.raises(ValueError, match=r"^no column 'frogs'; this pipeline has: forget, remain, shows, drop$"):
-        compare(comparing, Program(numbers), columns=["forget", "frogs"])
+        compare(Program(numbers), columns=["forget", "frogs"])
 
 
 @pytest.mark.parametrize("found", [{}, {"forget": 0.5}, {"forget": 0.5, "remain": None}], ids=str)
-def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(
-    comparing: ModuleType, found: dict[str, Any]
-) -> None:
+def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(found: dict[str, Any]) -> None:
     """Counting nudity alone gives `forget`; where all prompts of a kind are forgotten `remain` is nothing."""
-    table = compare(comparing, Program(lambda config: {**found, "erase_s": 1.0}), columns=["erase_s"])
+    table = compare(Program(lambda config: {**found, "erase_s": 1.0}), columns=["erase_s"])
     assert table.read_text().splitlines()[2] == "| Fast rate 1 | cat | 1.000 ± 0.000 |"
 
 
@@ -560,29 +551,20 @@ def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(
 
 
 def test_the_command_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    program, load = Program(numbers), cli.program
-    fake = SimpleNamespace(main=program.main, summary=program.summary, AXES=program.AXES, GOALS=program.GOALS)
-    monkeypatch.setattr(cli, "program", lambda name: fake if name == "sd" else load(name))
+    """And a line for each run that is started."""
+    program = Program(numbers)
+    monkeypatch.setattr(comparing, "run_one", program.main)
+    monkeypatch.setattr(comparing, "job_of", lambda pipeline: Job)
     Path("spec.yaml").write_text(yaml.safe_dump({**SPEC, "columns": ["forget"]}, sort_keys=False))
     words = ["erase", "compare", "spec.yaml", "train.steps=4", "--out", "out"]
+    monkeypatch.setattr("sys.argv", words)
     for count in (8, 0):
         program.ran.clear()
-        monkeypatch.setattr("sys.argv", words)
         with pytest.raises(SystemExit) as end:
             cli.main()
-        assert not end.value.code
-        assert len(program.ran) == count
         lines = capsys.readouterr().out.splitlines()
-        assert (
-            lines[:count]
-            == [
-                f"run {n + 1} of 8: {method}, {target}, seed {seed}"
-                for n, (method, target, seed) in enumerate(
-                    (m, t, s) for m in SPEC["methods"] for t in SPEC["targets"] for s in SPEC["seeds"]
-                )
-            ][:count]
-        )
+        assert (end.value.code or 0, len(program.ran)) == (0, count)
         assert "\n".join(lines[count:]) + "\n" == Path("out/table.md").read_text()
-    assert (
-        json.loads(Path("out/compare.json").read_text())["command"] == "erase compare spec.yaml train.steps=4 --out out"
-    )
+        for line, (run, _, _) in zip(lines, program.ran, strict=False):
+            assert line.endswith(f"{run.split('/')[1]}, seed {run.split('/')[2]}")
+    assert json.loads(Path("out/compare.json").read_text())["command"] == " ".join(words)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from erase.store import labelled
-from erase.store.labelled import LabelledImages, read_labelled, scaled
+from erase.store.labelled import LabelledImages, class_number, distinct, read_labelled, scaled
 
 LABELS = [2, 0, 1, 1, 0, 2]
 
@@ -517,3 +517,34 @@ def test_a_broken_install_of_the_package_is_not_called_a_missing_one(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
         read_labelled("datasets:set", "train")
+
+
+# --- names of classes -----------------------------------------------------------------------------
+
+
+def test_a_class_is_found_by_name_synonym_and_number() -> None:
+    names = ("tench, Tinca tinca", "crane (1)", "missile", "crane (3)", "projectile, missile", "7")
+    found = {"tench, Tinca tinca": 0, "tench": 0, "Tinca tinca": 0, "crane (3)": 3, "missile": 2, "projectile": 4}
+    assert {label: class_number(label, names) for label in found} == found
+    assert [class_number(label, names) for label in (3, "3", "7")] == [3, 3, 5]  # a name goes before a number
+    with pytest.raises(
+        ValueError, match=r"several classes are called 'crane': 1 crane \(1\), 3 crane \(3\); give a num"
+    ):
+        class_number("crane", names)
+    for label in ("6", 6, -1, "Crane", "tinca"):
+        with pytest.raises(
+            ValueError, match=f"no class {label!r}; the model's classes are: 0 tench, Tinca tinca, 1 cr"
+        ):
+            class_number(label, names)
+
+
+def test_of_many_classes_the_closest_are_named() -> None:
+    names = ["golden retriever, goldie", *(f"class {i}" for i in range(1, 1000))]
+    said = "no class 'Golden Retriever'; the model has 1000, 0 golden retriever, goldie to 999 class 999; did you mean "
+    with pytest.raises(ValueError, match=f"{said}'golden retriever'"):
+        class_number("Golden Retriever", names)
+
+
+def test_names_that_several_classes_have_get_their_numbers() -> None:
+    assert distinct(["crane", "tench", "crane"]) == ["crane (0)", "tench", "crane (2)"]
+    assert distinct(("a", "b")) == ["a", "b"]

@@ -76,11 +76,20 @@ def read_weights(paths: Sequence[Path]) -> Lazy:
     Raises:
         ValueError: for a file that is broken, or a pickle that holds more than weights.
     """
-    found: dict[str, Mapping[str, Tensor]] = {}
+    found: dict[str, Lazy] = {}
     for path in paths:
-        tensors = read_pickle(path) if path.suffix == ".bin" else open_safetensors(path)[0]
+        if path.suffix == ".bin":
+            held = read_pickle(path)
+            tensors = Lazy(held, held.__getitem__)
+        else:
+            tensors = open_safetensors(path)[0]
         found |= dict.fromkeys(tensors, tensors)
-    return Lazy(found, lambda name: found[name][name])
+
+    def sketch(name: str) -> Tensor:
+        whole = found[name]
+        return whole.sketch(name) if whole.sketch is not None else whole[name].to("meta")
+
+    return Lazy(found, lambda name: found[name][name], sketch)
 
 
 def saved(source: Source | SingleFile, out: Path) -> Source | SingleFile:
@@ -192,7 +201,7 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
             files.read_json(config)
         for weights in place.glob("*.safetensors"):
             found = open_safetensors(weights)[0]
-            safety.check_kinds({n: t for n, t in found.items() if not n.endswith("position_ids")}, weights)
+            safety.check_kinds({n: t for n, t in found.sketches() if not n.endswith("position_ids")}, weights)
     for at in places:
         for variant in (None, *VARIANTS):
             source = Source(name, folder, at, variant, family)

@@ -74,6 +74,7 @@ def open(
     if names and sorted(names) != list(range(count)):
         raise ValueError(f"{source.folder} has {count} classes; got {len(names)} names, expected one for each")
     pipe.register_to_config(id2label={str(i): names[i] for i in sorted(names)})
+    shape(pipe)
     return pipe
 
 
@@ -84,8 +85,13 @@ def labels(pipe: Any) -> list[str]:
 
 
 def shape(pipe: Any) -> tuple[int, int, int]:
-    """Channels, height and width of an image, in pixels."""
-    return pipe.vae.config.out_channels, resolution(pipe), resolution(pipe)
+    """Channels, height and width of an image, in pixels; the pipeline remembers them when its VAE is freed."""
+    if pipe.vae is not None:
+        vae = pipe.vae.config
+        side = int(pipe.transformer.config.sample_size * 2 ** (len(vae.block_out_channels) - 1))
+        pipe.image_shape = (int(vae.out_channels), side, side)
+    found: tuple[int, int, int] = pipe.image_shape
+    return found
 
 
 def guidance(pipe: Any) -> float:
@@ -141,15 +147,15 @@ def draw(
     Raises:
         ValueError: for a size that is not the model's own.
     """
-    own = (resolution(pipe),) * 2
-    if size not in (None, own):
-        raise ValueError(f"this model generates images of {own[1]}×{own[0]} alone; got {size[1]}×{size[0]}")
+    _, high, wide = shape(pipe)
+    if size not in (None, (high, wide)):
+        raise ValueError(f"this model generates images of {wide}×{high} alone; got {size[1]}×{size[0]}")
     net, scheduler, device = pipe.transformer, pipe.scheduler, pipe.device
     scale = GUIDANCE if guidance is None else guidance
     guided = null is not None and scale > 1
     told = conditions.cat([null, condition]) if null is not None and guided else condition
-    shape = (1, net.config.in_channels, *(net.config.sample_size,) * 2)
-    x = torch.cat([torch.randn(shape, generator=g) for g in generators]).to(device)
+    side = net.config.sample_size
+    x = torch.cat([torch.randn(1, net.config.in_channels, side, side, generator=g) for g in generators]).to(device)
     takes = "generator" in inspect.signature(scheduler.step).parameters
     noise = {"generator": list(generators)} if takes else {}
     scheduler.set_timesteps(steps)
@@ -169,7 +175,7 @@ def draw(
 
 def resolution(pipe: Any) -> int:
     """The side of its images, pixels."""
-    return int(pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1))
+    return shape(pipe)[-1]
 
 
 def example(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -72,6 +72,7 @@ class Job:
             lambda net: objectives,
             sample,
             sides,
+            0,
             setting.precision,
             more,
             setting.command,

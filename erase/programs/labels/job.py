@@ -45,7 +45,7 @@ class Job:
         if self.source is None and setting.form == "delta":
             raise ValueError("--save delta needs a base; model=new has none")
         data = read_data(config, self.source)
-        self.model = open_base(config, self.source, data, setting.device)
+        self.model = open_base(config, self.source, data, setting.device, setting.dry_run)
         gone = [] if self.source is None else folders.forgotten(self.source)
         self.plan = make_plan(config, self.model, data, self.fresh, gone)
         self.chosen = self.model.choose(config.train.parameters)
@@ -68,6 +68,7 @@ class Job:
             partial(denoising, config),
             sample,
             self.sides(),
+            len(plan.labels),
             setting.precision,
             [f"images: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"],
             setting.command,
@@ -138,6 +139,7 @@ class Job:
     def lesson(self) -> Lesson:
         """Images of both sides, as the network sees them."""
         config, model, setting = self.config, self.model, self.setting
+        model.ready(model.family.TRAINED)
         forget, remain = gather(config, self.plan, model, setting.precision, self.fresh, setting.say)
         if self.fresh and self.source is not None:
             setattr(model.pipe, model.family.TRAINED, class_conditional.renew(model.net, config.seed))

@@ -38,6 +38,8 @@ class Plan:
     """Classes that were forgotten before: they do not come back."""
     among: list[int] = field(default_factory=list)
     """Classes that are drawn by lot in the place of forgotten ones, where the settings name them."""
+    shown: list[int] = field(default_factory=list)
+    """Classes that are judged beside the forgotten ones, where the settings name them."""
 
     @property
     def gone(self) -> list[str]:
@@ -51,8 +53,9 @@ class Plan:
 
     @property
     def rows(self) -> list[PromptRow]:
-        """What is drawn and counted: every class, forgotten ones first."""
-        order = (*self.forget, *self.earlier, *self.remain)
+        """What is drawn and counted, forgotten classes first: every class, or those that the settings name."""
+        kept = [i for i in self.remain if not self.shown or i in self.shown]
+        order = (*self.forget, *self.earlier, *kept)
         return [PromptRow(self.labels[i], seed=i, object=self.labels[i]) for i in order]
 
 
@@ -77,7 +80,11 @@ def find(config: DdpmConfig, model: str) -> folders.Source:
 
 
 def open_base(
-    config: DdpmConfig, source: folders.Source | None, data: LabelledImages | None, device: torch.device
+    config: DdpmConfig,
+    source: folders.Source | None,
+    data: LabelledImages | None,
+    device: torch.device,
+    hollow: bool = False,
 ) -> Model:
     """The model of the run.
 
@@ -87,7 +94,7 @@ def open_base(
     if source is not None:
         if config.architecture is not None:
             raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
-        return open_model(source, device)
+        return open_model(source, device, config.precision, hollow=hollow)
     if config.architecture is None:
         raise ValueError("model=new needs an architecture: give architecture.channels=[64,128] and so on")
     assert data is not None
@@ -159,7 +166,10 @@ def make_plan(
         raise ValueError("forget.among names a forgotten class: choose classes that stay")
     if config.forget.among != "all" and (config.forget.loss != "redirect" or anchors):
         raise ValueError("forget.among is for forget.loss=redirect without forget.anchors: take one back")
-    return Plan(labels, forget, anchors, data, earlier, among)
+    shown = [class_number(label, labels) for label in config.eval.labels]
+    if shown and not {*shown} - {*forget, *earlier}:
+        raise ValueError("eval.labels names forgotten classes alone: add classes that stay")
+    return Plan(labels, forget, anchors, data, earlier, among, shown)
 
 
 def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> None:
@@ -219,7 +229,7 @@ def open_retrained(model: str, config: DdpmConfig, plan: Plan, device: torch.dev
     Raises:
         ValueError: if it cannot be loaded, or does not fit the run.
     """
-    found = open_model(find(config, model), device)
+    found = open_model(find(config, model), device, config.precision)
     if found.labels != plan.labels:
         raise ValueError(f"{model} has other classes ({short(found.labels)}) than {config.model}")
     class_conditional.check_guidance(found, config.draw.guidance)

@@ -102,7 +102,8 @@ def reference(
     except NoSplitError:
         assert plan.data is not None
         data = plan.data
-    parts = [data.of([i]) for i in range(len(names))]
+    judged = {row.prompt for row in plan.rows}
+    parts = [data.of([i]) for i, name in enumerate(names) if name in judged]
     parts = [part.subset(min(config.eval.images, len(part)), config.seed) for part in parts]
     pixels = torch.cat([part.pixels for part in parts])
     labels = [names[i] for i in torch.cat([part.labels for part in parts]).tolist()]

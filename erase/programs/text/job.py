@@ -89,6 +89,7 @@ class Job:
             partial(denoising, config),
             sample,
             self.sides(),
+            len(plan.words) + 1,
             self.setting.precision,
             more,
             self.setting.command,

@@ -1,6 +1,5 @@
-import json
-import sys
-from dataclasses import dataclass, field
+"""What a method needs beside settings, and the mask."""
+
 from inspect import Parameter, Signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import toys
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from erase.config import Saliency, Train
@@ -20,7 +18,7 @@ from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.methods import NEEDS, Entry, find_method, list_methods
-from erase.programs import folder, inputs, launching, training
+from erase.programs import inputs
 
 ONE = Saliency(density=0.3, draws=1, count=4, batch_size=4)
 FLOAT = Precision("no", torch.device("cpu"))
@@ -35,7 +33,7 @@ FORGET, REMAIN = Objective(doubled, -1, "forget"), Objective(plain, 1, "remain")
 
 
 def settings(saliency: Saliency, seed: int = 3) -> Any:
-    return SimpleNamespace(saliency=saliency, seed=seed, checkpoint_every=1)
+    return SimpleNamespace(saliency=saliency, seed=seed, checkpoint_every=1, train=Train(steps=1))
 
 
 def mine(**needs: Any) -> Any:
@@ -213,7 +211,7 @@ def test_the_mask_is_kept_and_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     net, path = toys.mlp(), tmp_path / "mask"
     mask = make(Saliency(kind=kind, density=0.3), path, net)
     assert toys.same(load_mask(path).named, mask.named)
-    monkeypatch.setattr(runs, "fisher_diagonal", lambda *_, **__: pytest.fail("made again"))
+    monkeypatch.setattr(inputs, "fisher_diagonal", lambda *_, **__: pytest.fail("made again"))
     assert toys.same(make(Saliency(kind=kind, density=0.3), path, net).named, mask.named)
 
 
@@ -255,177 +253,8 @@ def test_settings_that_make_a_mask_are_not_refused(saliency: Saliency) -> None:
     inputs.check_saliency(saliency, find_method("sfron"))
 
 
-# ------------------------------------------------------------ the folder
-
-
-@dataclass(frozen=True)
-class Config:
-    seed: int = 0
-    steps: int = 5
-    places: list[Path] = field(default_factory=list)
-
-
-RECORD: dict[str, Any] = {"plan": {"forget": [1]}, "base": {"weights": {"a": "0"}}}
-
-
-def tree(folder: Path) -> dict[Path, int]:
-    return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-
-
-def test_run_json_holds_what_makes_the_run(tmp_path: Path) -> None:
-    for out in (tmp_path / "deep/new", tmp_path / "empty"):
-        if out.name == "empty":
-            out.mkdir()
-        folder.open_folder(Config(seed=4, places=[Path("x")]), out, RECORD, "erase run", resume=False)
-        run = json.loads((out / "run.json").read_text())
-        assert run.items() >= {**RECORD, "schema": 1, "command": "erase run", "seed": 4}.items()
-        assert run["config"] == {"seed": 4, "steps": 5, "places": ["x"]}
-        assert run["versions"].keys() == set(folder.PACKAGES)
-        assert [p.name for p in out.iterdir()] == ["run.json"]
-
-
-def test_a_run_is_gone_on_with_where_it_is_the_same(tmp_path: Path) -> None:
-    folder.open_folder(Config(), tmp_path / "out", RECORD, "first", resume=True)  # nothing there yet
-    before = tree(tmp_path)
-    folder.open_folder(Config(), tmp_path / "out", RECORD, "second", resume=True)
-    assert tree(tmp_path) == before
-    assert json.loads((tmp_path / "out/run.json").read_text())["command"] == "first"
-
-
-@pytest.mark.parametrize(
-    ("config", "record", "key"),
-    [
-        (Config(steps=6), RECORD, "config"),
-        (Config(seed=1), RECORD, "config"),
-        (Config(), {**RECORD, "plan": {"forget": [2]}}, "plan"),
-        (Config(), {**RECORD, "base": {}}, "base"),
-        (Config(), {**RECORD, "data": {"sha256": "1"}}, "data"),
-    ],
-)
-def test_another_run_is_not_gone_on_with(tmp_path: Path, config: Config, record: dict[str, Any], key: str) -> None:
-    out = tmp_path / "out"
-    folder.open_folder(Config(), out, RECORD, "", resume=False)
-    before = tree(tmp_path)
-    with pytest.raises(ValueError, match=f"out holds a run with another {key} \\(.+, now .+\\): resume with the same"):
-        folder.open_folder(config, out, record, "", resume=True)
-    with pytest.raises(ValueError, match="out is not empty: choose another --out, or --resume the run that is there"):
-        folder.open_folder(Config(), out, RECORD, "", resume=False)
-    assert tree(tmp_path) == before
-
-
-def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.tex").write_text("x")
-    before = tree(tmp_path)
-    for resume, said in (
-        (False, "is not empty: choose another --out"),
-        (True, "holds no run to go on with: choose an"),
-    ):
-        with pytest.raises(ValueError, match="file is a file: --out names a folder"):
-            folder.open_folder(Config(), tmp_path / "file", RECORD, "", resume)
-        with pytest.raises(ValueError, match=f"mine {said}"):
-            folder.open_folder(Config(), tmp_path / "mine", RECORD, "", resume)
-    assert tree(tmp_path) == before
-
-
-def test_a_broken_run_json_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"config": ')
-    with pytest.raises(ValueError, match=r"run\.json: not JSON, or cut short") as caught:
-        folder.open_folder(Config(), tmp_path, RECORD, "", resume=True)
-    assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------ the rest
-
-
-@dataclass(frozen=True)
-class Launched:
-    precision: str
-    tracker: str = "jsonl"
-    train: Train = field(default_factory=lambda: Train(steps=1, batch_size=4))
-
-
-def test_a_start_resolves_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    resolved, accelerator, precision, say = launching.start(Launched("auto"), said.append)  # type: ignore[type-var]
-    assert resolved.precision == accelerator.mixed_precision == precision.name != "auto"
-    say("heard")
-    assert said == ["heard"]
-
-
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_weights_spread_over_processes_are_refused_before_work(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(launching.Accelerator, "distributed_type", DistributedType(kind))
-    with pytest.raises(ValueError, match=f"{kind} is not supported: masks need whole weights"):
-        launching.start(Launched("no"), lambda line: None)  # type: ignore[type-var]
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
-)
-def test_optimizers(name: Any, kind: Any) -> None:
-    train = Train(steps=1, lr=0.02, optimizer=name, weight_decay=0.1, momentum=0.7)
-    made = training.make_optimizer(train, list(toys.mlp().parameters()))
-    assert type(made) is kind
-    group = made.param_groups[0]
-    assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.02, 0.1, 4)
-    assert group.get("momentum") == (0.7 if name == "sgd" else None)
-
-
-def test_one_process_makes_runs_of_several_precisions() -> None:
-    for name in ("no", "fp16", "bf16", "no"):  # as a comparison does
-        config, accelerator, precision, _ = launching.start(Launched(name), lambda line: None)  # type: ignore[type-var]
-        assert (config.precision, precision.name) == (name, name)
-        assert accelerator.mixed_precision == name
-
-
-def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
-    monkeypatch.setattr(runs, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"adam8bit needs bitsandbytes: pip install 'erase\[adam8bit\]', or use adam"):
-        launching.start(config, lambda line: None)  # type: ignore[type-var]
-    made: list[Any] = []
-    optim = SimpleNamespace(Adam8bit=lambda params, **settings: made.append(settings))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=optim))
-    training.make_optimizer(Train(steps=1, optimizer="adam8bit", lr=0.1), [])
-    assert made == [{"lr": 0.1, "weight_decay": 0.0}]
-
-
-def test_eight_bits_are_tried_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Cardless:
-        def __init__(self, params: list[torch.nn.Parameter], **settings: float) -> None: ...
-
-        def step(self) -> None:
-            raise NotImplementedError("no CPU kernel")
-
-    monkeypatch.setattr(runs, "find_spec", lambda name: object())
-    monkeypatch.setattr(runs, "version", lambda name: "0.43.0")
-    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=SimpleNamespace(Adam8bit=Cardless)))
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    config = Launched("no", train=Train(steps=1, optimizer="adam8bit"))
-    with pytest.raises(ValueError, match=r"bitsandbytes 0\.43\.0 does not run on cpu \(no CPU kernel\): update it, or"):
-        launching.start(config, lambda line: None)  # type: ignore[type-var]
-
-
-def test_eight_bits_run_and_resume() -> None:
-    pytest.importorskip("bitsandbytes")
-    training.check_adam8bit(torch.device("cpu"))
-    train = Train(steps=1, lr=0.1, optimizer="adam8bit")
-    first, second = (torch.nn.Parameter(torch.ones(64, 64)) for _ in range(2))
-    whole, stopped = training.make_optimizer(train, [first]), training.make_optimizer(train, [second])
-    for step in range(4):
-        if step == 2:
-            state, stopped = stopped.state_dict(), training.make_optimizer(train, [second])
-            stopped.load_state_dict(state)
-        for weight, optimizer in ((first, whole), (second, stopped)):
-            weight.grad = weight.detach() + step
-            optimizer.step()
-    assert {value.dtype for value in whole.state[first].values() if isinstance(value, torch.Tensor)} >= {torch.uint8}
-    assert torch.equal(first, second)
-    assert not torch.equal(first, torch.ones(64, 64))
-
-
-def test_steps_that_were_timed_speak_for_those_that_were_not() -> None:
-    assert training.Steps(10, 0.5).timing == {"erase_s": 5.0, "steps": 10, "step_s": 0.5}
-    assert training.Steps(10, None).timing == {"erase_s": None, "steps": 10, "step_s": None}
+def test_a_method_without_a_mask_needs_no_setting_of_one() -> None:
+    for name in list_methods():
+        entry = find_method(name)
+        if "mask" not in entry.needs:
+            inputs.check_saliency(Saliency(), entry)

@@ -1,0 +1,87 @@
+"""Kinds of values, and the settings that every pipeline has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+if TYPE_CHECKING:  # methods import torch, which takes seconds
+    pass
+
+
+NEW = "new"
+"""The name of a model that a run makes."""
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _method(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"name a method by method.name={value}, its settings by method.fast_rate=… and so on")
+    return value
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_method)]
+
+
+def listed(value: Any) -> Any:
+    """A lone text as a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _off(value: Any) -> Any:
+    """YAML 1.1 reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
+Precision = Annotated[Literal["no", "fp16", "bf16", "auto"], BeforeValidator(_off)]
+"""`auto`: bf16 where the device does it in hardware, else no."""
+Tracker = Literal["jsonl", "tensorboard", "wandb"]
+RemainLoss = Literal["denoise", "distill"]
+"""`denoise`: the training loss; `distill`: to the predictions of the model that the run starts from."""
+Prompts = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(listed)]
+
+
+@dataclass(frozen=True)
+class Train:
+    """The loop: T steps, the slow optimizer, and which parameters learn."""
+
+    __pydantic_config__ = STRICT
+    steps: Positive
+    batch_size: Positive = 8
+    """Over all processes."""
+    micro_batch: Positive | None = None
+    """Most samples that a process takes through the network at once; by default all of its share."""
+    checkpointing: bool = False
+    """Gradient checkpointing: activations are computed again in the backward pass instead of kept."""
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    optimizer: Literal["adam", "adamw", "sgd", "adam8bit"] = "adam"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd`; the Adams have betas 0.9 and 0.999. `adam8bit` needs bitsandbytes, and its 0.50 on a CPU."""
+    parameters: str = "xattn"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Condition dropout of the remain loss."""
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """S: how the mask is made. `kind: none` switches it off."""
+
+    __pydantic_config__ = STRICT
+    kind: Literal["fisher", "magnitude", "none"] = "fisher"
+    """`fisher`: forget over remain; `magnitude`: the largest gradients of the forget loss (SalUn)."""
+    per: Literal["sample", "batch"] = "sample"
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    density: Share | None = None
+    count: Positive = 64
+    """Samples of each side."""
+    draws: Positive = 2
+    """Timestep and noise draws per sample."""
+    batch_size: Positive = 16
+    chunk: Positive | None = None
+    """Samples whose gradients are held at once; by default what fits in 256 MB."""

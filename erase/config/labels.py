@@ -1,0 +1,150 @@
+"""Settings of `erase run ddpm`: class-conditional models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+if TYPE_CHECKING:  # methods import torch, which takes seconds
+    pass
+
+from erase.config.kinds import STRICT, Positive, Precision, RemainLoss, Saliency, Settings, Tracker, Train
+
+Labels = Annotated[list[str | int], BeforeValidator(lambda v: [v] if isinstance(v, str | int) else v)]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A new class-conditional `UNet2DModel`, for `model: new`."""
+
+    __pydantic_config__ = STRICT
+    channels: Annotated[list[Positive], Field(min_length=1)]
+    """Of each resolution, the finest first."""
+    layers: Positive = 2
+    """Residual blocks per resolution."""
+    attention: list[bool] = field(default_factory=list)
+    """For each resolution; none by default."""
+    patch: Positive = 1
+    """Space-to-depth factor of the input: half the resolution and four times the channels at 2."""
+    groups: Positive = 32
+    """Of the group normalisation; divides every number of channels."""
+    head: Positive = 8
+    """Channels of an attention head."""
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """The standard guidance scale that the model is saved with; 1 is none."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images: see `erase.store.labelled.read_labelled`."""
+
+    __pydantic_config__ = STRICT
+    source: str
+    names: list[str] = field(default_factory=list)
+    """Class names by number; by default what the source says, else the model."""
+
+
+@dataclass(frozen=True)
+class ForgetLabels:
+    """Which classes to forget."""
+
+    __pydantic_config__ = STRICT
+    labels: Labels
+    """Names or numbers."""
+    anchors: Labels = field(default_factory=list)
+    """One for each label, or one for all; for `redirect`. None: another class by lot for each image (RL, SalUn)."""
+    among: Literal["all", "far"] | Labels = "all"
+    """Without anchors, the classes of the lot: all that stay, the half of them whose predictions differ most from the
+    forgotten class's, or some by name. What lies between near classes can look like it."""
+    earlier: Labels = field(default_factory=list)
+    """Classes that were forgotten before, and are to stay so; those that the model's weight file names are added."""
+    count: Positive = 500
+    """Images per label, from the data or drawn."""
+    pictures: Literal["own", "anchor", "both"] = "own"
+    """What a redirect is learned on: pictures of the forgotten classes, of their anchors (without anchors: of all
+    classes that stay, each with its own label as the anchor), or both."""
+    loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
+    """`surrogate` fits uniform noise in the place of the forgotten images (SA)."""
+    target: Literal["online", "frozen"] = "online"
+
+
+@dataclass(frozen=True)
+class RemainLabels:
+    """How much is kept at hand of what must stay."""
+
+    __pydantic_config__ = STRICT
+    count: Positive | None = None
+    """Images per label; by default as many in all as forget images (all there are, for training)."""
+    share: Literal["even", "near"] = "even"
+    """`near`: of a class the more, the nearer its predictions are to a forgotten one's, as many in all. It is the near
+    ones that forgetting harms."""
+    loss: RemainLoss = "denoise"
+
+
+@dataclass(frozen=True)
+class DrawLabels:
+    """How the model draws."""
+
+    __pydantic_config__ = STRICT
+    sampler: Literal["ddim", "ddpm", "dpm"] | None = None
+    """By default the model's own."""
+    steps: Positive = 25
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Standard scale, 1 is none; by default the model's own."""
+    batch_size: Positive = 100
+
+
+@dataclass(frozen=True)
+class EvalLabels:
+    """What is drawn and counted before and after."""
+
+    __pydantic_config__ = STRICT
+    images: Annotated[int, Field(ge=0)] = 100
+    """Per label; 0 skips the evaluation."""
+    labels: Labels = field(default_factory=list)
+    """Classes whose images are generated and judged beside the forgotten ones; by default all."""
+    classifier: str | None = None
+    """A `transformers` image classifier's folder, or an embedded one's name; its labels are the model's."""
+    base: Path | None = None
+    """Base pictures that an earlier run with the same model and settings drew: copied, not drawn again."""
+    retrained: str | None = None
+    """A model that was trained without the forgotten classes: drawn and judged as the third."""
+    retrained_base: Path | None = None
+    """Its pictures from an earlier run, as `base`."""
+    blur: bool = True
+    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
+
+
+@dataclass(frozen=True)
+class DdpmConfig:
+    """`erase run ddpm`."""
+
+    __pydantic_config__ = STRICT
+    pipeline: Literal["ddpm"]
+    model: str
+    """An embedded model's name, a folder, or `new`."""
+    method: Settings
+    train: Train
+    forget: ForgetLabels
+    labels: list[str] = field(default_factory=list)
+    """Class names by number, for a model folder that has none."""
+    architecture: Architecture | None = None
+    data: Data | None = None
+    """Without it the model draws its own data."""
+    remain: RemainLabels = field(default_factory=RemainLabels)
+    eval: EvalLabels = field(default_factory=EvalLabels)
+    saliency: Saliency = field(default_factory=Saliency)
+    draw: DrawLabels = field(default_factory=DrawLabels)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Precision = "no"
+    checkpoint_every: Positive = 50
+    """Steps, or draws of a Fisher diagonal, between saved run states."""
+    tracker: Tracker = "jsonl"
+    """`metrics.jsonl` is written in any case."""
+    note: str = ""
+    """What the preset is and where its values come from."""

@@ -1,0 +1,230 @@
+"""Read settings: presets, layers over each other, `key=value` words; and say clearly what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from erase.store import files
+
+if TYPE_CHECKING:  # methods import torch, which takes seconds
+    from erase.methods import Entry
+
+from erase.config.kinds import NEW
+
+T = TypeVar("T")
+_FINITE = ConfigDict(allow_inf_nan=False)
+ONE_OF = (("forget.fraction", "forget.labels", "forget.ids", "forget.split"),)
+"""Settings that say the same in different ways: who sets one of them later takes the place of the others."""
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """A preset file as a mapping.
+
+    Raises:
+        ValueError: for a file that is missing or no YAML mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"no such preset file: {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; a preset is a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a YAML mapping; got {type(data).__name__}")
+    return data
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings put over each other, later ones win; a list or value is replaced as a whole."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = out.get(key)
+            if isinstance(value, Mapping):
+                out[key] = merge(below if isinstance(below, dict) else {}, value)
+            else:
+                out[key] = value
+    return out
+
+
+def over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge`, but what the layer chooses takes the place of what is below: see `superseded`."""
+    return merge(_without(below, superseded(below, files.paths(layer))), layer)
+
+
+def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
+    """Paths of what gives way to the settings that are named, by path.
+
+    The others of `ONE_OF`, another method's settings, and a new model's architecture where the model is there.
+    """
+    gone = [
+        other
+        for group in ONE_OF
+        if any(named.get(path) not in (None, []) for path in group)
+        for other in group
+        if other not in named
+    ]
+    if named.get("model", NEW) != NEW:
+        gone.append("architecture")
+    name = named.get("method.name")
+    if name is not None and name != files.paths(below).get("method.name"):
+        gone.append("method")
+    return gone
+
+
+def _without(data: Mapping[str, Any], gone: Sequence[str], before: str = "") -> dict[str, Any]:
+    """A copy of nested settings but for some paths."""
+    return {
+        k: _without(v, gone, f"{before}{k}.") if isinstance(v, Mapping) else v
+        for k, v in data.items()
+        if f"{before}{k}" not in gone
+    }
+
+
+def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with `a.b=value` words applied; what they choose takes the place of others, see `superseded`.
+
+    Values are numbers (`1e-3` too), true, false, null, `[lists]` and `{mappings}` of YAML, or text, which is
+    kept to the letter (a prompt may hold `:` and `#`).
+
+    Raises:
+        ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
+    """
+    given = []
+    for word in words:
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if not equals or not key:
+            raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
+        try:
+            given.append((key, _value(text)))
+        except yaml.YAMLError as error:
+            raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
+    out = _without(data, superseded(data, files.paths(dict(given))))
+    for key, value in given:
+        node = out
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = node.get(parent)
+            if child is None:
+                child = node[parent] = {}
+            if not isinstance(child, dict):
+                raise ValueError(f"cannot set {key}: {parent} is a value, not a group")
+            node = child
+        node[last] = value
+    return out
+
+
+def _value(text: str) -> Any:
+    if text.startswith(("[", "{", '"', "'")):
+        return yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    plain = (value is None and text in ("null", "~")) or (isinstance(value, bool | int | float) and "#" not in text)
+    return value if plain else _number(text)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as a string; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _new_adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind) if dataclasses.is_dataclass(kind) else TypeAdapter(kind, config=_FINITE)
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(_new_adapter)
+"""One takes hundredths of a second to make, and a comparison asks for hundreds."""
+
+
+def parse(data: Mapping[str, Any], kind: type[T]) -> T:
+    """A configuration of `kind` from a mapping.
+
+    Raises:
+        ValueError: naming the first wrong key, what was got and what is allowed.
+    """
+    try:
+        found: T = _adapter(kind).validate_python(_numbers(data))
+    except ValidationError as error:
+        raise ValueError(_first(error, kind)) from None
+    return found
+
+
+def _numbers(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {k: _numbers(v) for k, v in data.items()}
+    return _number(data)
+
+
+def _first(error: ValidationError, kind: type) -> str:
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        return _unknown(path, _keys(kind, first["loc"][:-1]))
+    if first["type"] in ("missing", "missing_argument"):
+        return f"the setting {path} is missing: give {path}=…"
+    message = first["msg"]
+    return f"{path}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
+
+
+def _keys(kind: Any, path: Sequence[int | str]) -> list[str]:
+    for part in path:
+        types = inspect.get_annotations(kind, eval_str=True)
+        found = types.get(str(part))
+        options = [found, *getattr(found, "__args__", ())]
+        kind = next((o for o in options if dataclasses.is_dataclass(o)), None)
+    return [f.name for f in dataclasses.fields(kind)] if kind is not None else []
+
+
+def _unknown(path: str, allowed: Sequence[str]) -> str:
+    *parents, last = path.split(".")
+    close = get_close_matches(last, allowed, n=1)
+    hint = f"; did you mean {'.'.join([*parents, close[0]])}?" if close else ""
+    return f"unknown setting {path}{hint or '.'} Allowed here: {', '.join(allowed)}"
+
+
+def dump(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    plain: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def arguments(settings: Mapping[str, Any], entry: Entry, prefix: str = "method") -> dict[str, Any]:
+    """Settings checked against those of a method, without `name`.
+
+    Raises:
+        ValueError: for an unknown key, a missing one, or a value of the wrong type.
+    """
+    allowed = entry.settings
+    out = {}
+    for key, value in settings.items():
+        if key == "name":
+            continue
+        if key not in allowed:
+            raise ValueError(_unknown(f"{prefix}.{key}", [*allowed]))
+        try:
+            out[key] = _adapter(allowed[key].annotation).validate_python(_number(value))
+        except ValidationError as error:
+            raise ValueError(f"{prefix}.{key}: {error.errors()[0]['msg'].lower()}; got {value!r}") from None
+    for name, parameter in allowed.items():
+        if parameter.default is inspect.Parameter.empty and name not in out:
+            raise ValueError(f"the setting {prefix}.{name} is missing: give {prefix}.{name}=…")
+    return out

@@ -1,0 +1,95 @@
+"""`erase attack`, and the attacks at the end of a run: the same figures, killed or not; what cannot work is refused."""
+
+from pathlib import Path
+
+import pytest
+from jobs import Runner, StopError, read, silent, stop, table
+
+from erase.attacks import learning
+from erase.evaluation import classes
+from erase.programs.attack import attack_run
+from erase.programs.text.report import summarise
+from erase.store.files import sha256
+
+ATTACKED = (  # and nothing else of a run that takes time
+    "eval.images=0",
+    "saliency={kind: none, density: null}",
+    "train.steps=1",
+    "eval.attacks=[paraphrases, inversion, relearn]",
+    "attack.count=2",
+    "attack.paraphrases={images: 1, prompts: '{work}/paraphrases.csv'}",
+    "attack.inversion={steps: 2, batch_size: 2, images: 2}",
+    "attack.relearn={at: [1, 2], batch_size: 2, images: 1}",
+)
+
+
+@pytest.fixture(scope="module")
+def attacked(text_runs: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lines = ["a cat,cat,plain,7", "cat,cat,sepia,8", "a dog,dog,plain,9", "a photo of a cat,cat,plain,3"]
+    (text_runs.work / "paraphrases.csv").write_text("\n".join(["prompt,object,style,seed", *lines]))
+    return text_runs(tmp_path_factory.mktemp("attacked") / "run", *ATTACKED)
+
+
+def test_an_erasure_is_attacked(attacked: Path) -> None:
+    robust = read(attacked / "report.json")["robustness"]
+    assert (robust["concept"], robust["seconds"] > 0) == (["cat"], True)
+    assert robust["paraphrases"]["by_prompt"].keys() == {"a cat", "cat"}  # not the dog, nor the forget prompt
+    for when in ("base", "erased"):
+        assert robust["paraphrases"][when]["n"] == robust["inversion"][when]["n"] == 2
+        one = robust["paraphrases"][when]
+        assert one["ci95"][0] <= one["rate"] == one["shown"] / 2 <= one["ci95"][1]
+        assert one["shown"] == sum(row[when]["shown"] for row in robust["paraphrases"]["by_prompt"].values())
+        paths = sorted((attacked / "attacks/inversion" / when).glob("*.png"))
+        named = classes.axis(classes.classify(paths, Path(robust["judge"])), 0).predicted
+        assert robust["inversion"][when]["shown"] == named.count("cat")
+    assert [(point["steps"], point["n"]) for point in robust["relearn"]["curve"]] == [(0, 1), (1, 1), (2, 1)]
+    summary = summarise(read(attacked / "report.json"))
+    assert summary["paraphrased"] == robust["paraphrases"]["erased"]["rate"]
+    assert summary["inverted"] == robust["inversion"]["erased"]["rate"]
+    assert summary["relearned_2"] == robust["relearn"]["curve"][-1]["rate"]
+    assert "a photo of *" in (attacked / "report.html").read_text()
+    images = {p.name: sha256(p / "00000-00.png") for p in (attacked / "attacks/relearn").iterdir()}
+    assert images.keys() == {"00000", "00001", "00002"}
+    assert len(set(images.values())) == 3
+
+
+def test_a_finished_run_is_attacked_and_resumed(
+    attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the figures that the run itself had; learned words are kept."""
+    robust, out = read(attacked / "report.json")["robustness"], tmp_path / "out"
+    words = [f"eval.classifier={robust['judge']}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "relearn", stop)
+        with pytest.raises(StopError):
+            attack_run(attacked, words, out, say=silent)
+    with monkeypatch.context() as patch:
+        patch.setattr(learning, "learn_word", stop)
+        attack_run(attacked, words, out, resume=True, say=silent)
+    found = read(out / "report.json")["robustness"]
+    assert {**found, "seconds": 0} == {**robust, "seconds": 0}
+    assert (out / "report.html").exists()
+    for run, word, named in (
+        (attacked, ["train.steps=1"], r"train\.steps"),
+        (out, [], str(out)),  # no run, and no finished one
+    ):
+        with pytest.raises(ValueError, match=named):
+            attack_run(run, word, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+REFUSED = table("""
+no judge | eval.attacks=[relearn] ; eval.classifier=null | eval.classifier
+no other words | eval.attacks=[paraphrases] | attack.paraphrases.prompts
+no learned word | eval.attacks=[inversion] ; attack.inversion.prompt=a cat | attack.inversion.prompt
+parameters | eval.attacks=[relearn] ; attack.relearn.parameters=qqqq | qqqq
+""")
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_attack_that_cannot_be_made_is_refused_before_anything(text_runs: Runner, tmp_path: Path, what: str) -> None:
+    words, named = REFUSED[what]
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        text_runs(tmp_path / "out", *words)
+    assert named in str(caught.value)
+    assert not list(tmp_path.iterdir())

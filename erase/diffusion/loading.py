@@ -116,7 +116,7 @@ def load_network(
         else:
             net = _from_folder(source, name, trained, wanted)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{source.place / name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     # Weights that their files lack: diffusers leaves them on "meta".
     missing = [weight for weight, p in net.named_parameters() if p.is_meta]
     if missing:
@@ -148,7 +148,7 @@ def hollow_network(
         if isinstance(net, PreTrainedModel):
             net.tie_weights()  # emptied one by one, weights that are shared would count twice
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{source.place / name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return net.requires_grad_(False).eval().to(torch.float32 if name == "vae" else dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,20 @@ def readers(model: Model) -> list[tuple[Any, int]]:
     """The tokenizers whose tokens are the rows of the condition `text`, in order, and how many rows each has."""
     several = getattr(model.family, "readers", None)
     return several(model.pipe) if several is not None else [model.family.tokenizer(model.pipe)]
+
+
+def check_edited(model: Model, chosen: Sequence[str]) -> None:
+    """Find out before anything is computed that a closed form has something to edit.
+
+    Raises:
+        ValueError: if none of the chosen parameters reads text embeddings.
+    """
+    weights = model.family.TEXT_KV
+    if weights is None or not any(re.search(weights, name) for name in chosen):
+        raise ValueError(
+            "closed forms edit the weights that read text, and none of them learns: set train.parameters to full"
+            + ("" if weights is None else f" or {weights}")
+        )
 
 
 def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str]) -> Concepts:

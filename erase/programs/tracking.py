@@ -31,6 +31,13 @@ class JsonlTracker:
             f.write(json.dumps(row, allow_nan=False) + "\n")
 
 
+def step_seconds(path: Path) -> list[float]:
+    """How long each step of `metrics.jsonl` took; none if there is no such file."""
+    if not path.exists():
+        return []
+    return [float(json.loads(line)["seconds"]) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def check_tracker(name: str) -> None:
     """Find out now that a tracker's package is there.
 

@@ -19,7 +19,7 @@ from erase.engine.loop import Probe, unlearn
 from erase.engine.method import Method
 from erase.engine.state import Checkpoint
 from erase.programs.progress import advance, bar, held
-from erase.programs.tracking import JsonlTracker, OtherTracker
+from erase.programs.tracking import JsonlTracker, OtherTracker, step_seconds
 
 
 def make_optimizer(train: Train | TrainClassifier, params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -115,4 +115,6 @@ def run_steps(
             until=until,
             micro_batch=config.train.micro_batch,
         )
+    if not seconds and distributed.rank() == 0:  # the last step was done before the run was interrupted
+        seconds = step_seconds(out / "metrics.jsonl")
     return Steps(result.steps, sum(seconds) / len(seconds) if seconds else None)

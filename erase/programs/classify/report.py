@@ -13,7 +13,7 @@ from erase.evaluation.stats import mcnemar_exact
 from erase.programs.classify.plan import Plan
 from erase.programs.classify.predictions import Seen, parts
 from erase.programs.classify.trained import Place
-from erase.programs.folder import new_report
+from erase.programs.folder import new_report, run_time
 
 AXES = {"FA": ("forget accuracy, %", 100.0), "TA": ("test accuracy, %", 100.0)}
 """Of a comparison's plot: what they are called, and what is most."""
@@ -41,7 +41,7 @@ def make_report(
             result[key]["metrics"] |= compare(plan, found, seen["retrained"], result[key]["metrics"], ideal)
         result["gap"] = metrics.gaps(result["after"]["metrics"], ideal)
         ideal["rte_s"] = places["retrained"].seconds
-    result["after"]["metrics"]["rte_s"] = timing.get("saliency_s", 0.0) + timing["erase_s"]
+    result["after"]["metrics"]["rte_s"] = run_time(timing)["rte_s"]
     before, after = (parts(plan, seen[key]) for key in ("before", "after"))
     for part, of in before.items():
         if len(of[1]):
@@ -103,9 +103,9 @@ def summarise(result: dict[str, Any]) -> dict[str, float | str | None]:
     `avg_d_v` is of the validation images, `rte_share` the run time over that of retraining.
     """
     found = result["after"]["metrics"]
-    whole = result.get("retrained", {}).get("metrics", {}).get("rte_s")
+    own, whole = found["rte_s"], result.get("retrained", {}).get("metrics", {}).get("rte_s")
     return {
         **{name: found.get(name) for name in COLUMNS},
         "avg_d_v": found.get("avg_d_v"),
-        "rte_share": found["rte_s"] / whole if whole else None,
+        "rte_share": own / whole if own is not None and whole else None,
     }

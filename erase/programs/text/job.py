@@ -52,6 +52,8 @@ class Job:
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
         text.check_prompts(self.model, plan.words)
         self.chosen = self.model.choose(config.train.parameters)
+        if isinstance(setting.method.update, ClosedForm):
+            text.check_edited(self.model, self.chosen)
         check_evaluators(config, plan)
         if config.eval.images and config.eval.base is not None:
             generate.check_reuse(config.eval.base)

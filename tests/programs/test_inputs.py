@@ -33,7 +33,7 @@ FORGET, REMAIN = Objective(doubled, -1, "forget"), Objective(plain, 1, "remain")
 
 
 def settings(saliency: Saliency, seed: int = 3) -> Any:
-    return SimpleNamespace(train=None, saliency=saliency, seed=seed, checkpoint_every=1, train=Train(steps=1))
+    return SimpleNamespace(saliency=saliency, seed=seed, checkpoint_every=1, train=Train(steps=1))
 
 
 def mine(**needs: Any) -> Any:

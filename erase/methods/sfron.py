@@ -61,10 +61,11 @@ def sfron(
         fast_rule: `sgd`, `normalized` or `adam` (the default: plain and normalised SGD did not forget in diffusion).
         slow_steps: K remain steps after each fast step; more steps protect more.
         outer_rate: α; 1 means no outer step and no copy of the weights.
-        schedule: s(t); `linear` by default.
+        schedule: s(t); by default `linear`, under `published` `cosine` (classifiers, DDPM; their Stable Diffusion script
+            has a `constant` forget_alpha).
         slow_schedule: of the slow learning rate.
         every: fast step at every n-th step.
-        published: the authors' loop: one optimizer, β in the loss, mask on the gradient, α = 1, K = 1, cosine.
+        published: the authors' loop: one optimizer, β s(t) in the loss, mask on the gradient, α = 1, K = 1.
         ron: False takes one joint step instead of fast and slow ones.
         per_bin: normalise losses per timestep bin before weighting; on by default.
         floor: losses are clamped here before weighting.
@@ -83,12 +84,16 @@ def sfron(
             outer_rate=(outer_rate, 1.0),
             ron=(ron, True),
             fast_rule=(fast_rule or "shared", "shared"),
-            schedule=(schedule or "cosine", "cosine"),
             per_bin=(bool(per_bin), False),
         )
         per_bin = False
         update = Shared(
-            fast_rate, 1, "cosine", slow_schedule, every=every, clip_forget=clip_forget, clip_remain=clip_remain
+            fast_rate,
+            schedule=schedule or "cosine",
+            slow_schedule=slow_schedule,
+            every=every,
+            clip_forget=clip_forget,
+            clip_remain=clip_remain,
         )
     elif fast_rule in ("shared", "joint"):
         raise ValueError(

@@ -76,6 +76,9 @@ class Saliency:
     kind: Literal["fisher", "magnitude", "none"] = "fisher"
     """`fisher`: forget over remain; `magnitude`: the largest gradients of the forget loss (SalUn)."""
     per: Literal["sample", "batch"] = "sample"
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Of `fisher`: the norm that a gradient is clipped to before it is squared; samples are then taken one by one. The
+    published DDPM script clips batch gradients to 1."""
     threshold: Annotated[float, Field(ge=0)] | None = None
     density: Share | None = None
     count: Positive = 64

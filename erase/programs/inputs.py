@@ -32,10 +32,13 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
     """Check before the Fisher diagonals are computed that a mask can be made of them.
 
     Raises:
-        ValueError: unless exactly one of threshold and density is given, for a method that takes a mask.
+        ValueError: unless exactly one of threshold and density is given, and for a clip without squares, for a method
+            that takes a mask.
     """
     if "mask" not in entry.needs:
         return
+    if wanted.kind == "magnitude" and wanted.clip is not None:
+        raise ValueError(f"saliency.clip is of saliency.kind=fisher: set it to null; got {wanted.clip}")
     if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
         raise ValueError(
             f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
@@ -190,6 +193,7 @@ def diagonal(
             draws=wanted.draws,
             generator=seeded(precision.device, config.seed, 1),
             loss=loss,
+            clip=wanted.clip,
             # Gradients of single samples out of a batch need activations that checkpointing does not keep.
             chunk=1 if getattr(config.train, "checkpointing", False) else wanted.chunk,
             autocast=precision.autocast,

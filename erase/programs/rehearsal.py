@@ -73,18 +73,20 @@ def rehearse(
         if masked or "fisher" in entry.needs:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
-            chunk = 1 if checkpointing else wanted.chunk or default_chunk(trainable(net))
+            whole = checkpointing or wanted.clip is not None
+            chunk = 1 if whole else wanted.chunk or default_chunk(trainable(net))
             rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
             losses = [given["forget"].loss, plain] if masked else [plain]
-            of: Any = "batch" if masked and wanted.kind == "magnitude" else "squares" if one or rows == 1 else "samples"
+            kept = (masked and wanted.kind == "magnitude") or wanted.clip is not None
+            of: Any = "batch" if kept else "squares" if one or rows == 1 else "samples"
             height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
         net.train(mode)
         share = train.batch_size // distributed.world()
         rows = min(train.micro_batch or share, share)
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
-    kept = (wanted.density or 1.0) if masked else None
-    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
+    density = (wanted.density or 1.0) if masked else None
+    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
     for what, items in found.items():
         parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)

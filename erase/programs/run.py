@@ -275,7 +275,9 @@ def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str,
     began = time.perf_counter()
     wanted = setting.config.saliency
     batches: Sequence[Any] = [
-        [] if side is None else some(side, wanted.count, wanted.batch_size, setting.config.seed)
+        []
+        if side is None
+        else some(side, wanted.count, wanted.batch_size, setting.config.seed, shuffled=wanted.per == "batch")
         for side in (lesson.forget, lesson.remain)
     ]
     given = resolve_inputs(

@@ -202,8 +202,8 @@ def test_fisher_is_forget_over_remain_on_the_same_draws(tmp_path: Path) -> None:
     mask = make(Saliency(threshold=1.5, draws=2), tmp_path / "mask", net)
     assert toys.same(mask.named, {name: r >= 1.5 for name, r in ratio.items()})
     assert 0 < mask.density < 1
-    batch = make(Saliency(threshold=1.5, draws=2, per="batch"), tmp_path / "other", net)
-    assert (mask.meta["per"], batch.meta["per"]) == ("sample", "batch")
+    batch = make(Saliency(threshold=1.5, draws=2, per="batch", clip=0.3), tmp_path / "other", net)
+    assert (mask.meta["per"], batch.meta["per"], batch.meta["clip"]) == ("sample", "batch", "0.3")
 
 
 @pytest.mark.parametrize("kind", ["fisher", "magnitude"])
@@ -229,6 +229,7 @@ def test_no_mask_where_it_is_off(tmp_path: Path) -> None:
             Saliency(kind="magnitude"),
             "saliency.kind=magnitude needs saliency.density, and no threshold .*None and None",
         ),
+        (Saliency(kind="magnitude", density=0.5, clip=1.0), "saliency.clip is of saliency.kind=fisher"),
         (Saliency(kind="magnitude", threshold=1), "needs saliency.density, and no threshold .*; got None and 1"),
         (Saliency(kind="magnitude", threshold=1, density=0.5), "needs saliency.density, .*; got 0.5 and 1"),
     ],
@@ -245,7 +246,7 @@ def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, 
         Saliency(kind="none"),
         Saliency(kind="none", threshold=1, density=0.5),
         Saliency(threshold=0),
-        Saliency(density=1),
+        Saliency(density=1, clip=1),
         Saliency(kind="magnitude", density=0.5),
     ],
 )

@@ -66,6 +66,12 @@ class Train:
     parameters: str = "xattn"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Condition dropout of the remain loss."""
+    times: Literal["stratified", "uniform", "antithetic"] = "stratified"
+    """How the timesteps of a batch are drawn: one in each of equal parts of the schedule, independently, or in pairs t and
+    T-1-t. Of the mask too."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Of squared errors over channels and pixels: by `sum` losses are that many times as large, for `method.clip_*` and
+    `saliency.clip` too."""
 
 
 @dataclass(frozen=True)

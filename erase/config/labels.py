@@ -71,6 +71,8 @@ class ForgetLabels:
     loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
     """`surrogate` fits uniform noise in the place of the forgotten images (SA)."""
     target: Literal["online", "frozen"] = "online"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Condition dropout of the forget loss; the published DDPM script has 0.1."""
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from erase.config import Saliency
+from erase.config import Saliency, Train
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.losses import copies, forget_objective, remain_objective
+from erase.diffusion.losses import Dropped, copies, forget_objective, remain_objective
 from erase.diffusion.text import Concepts
 from erase.engine import distributed
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
@@ -97,7 +98,8 @@ def resolve_inputs(
     check_needs(entry, [name for name, value in rare.items() if value is not None])
     given: dict[str, Any] = {"forget": forget, "remain": remain, **rare}
     if "mask" in entry.needs:
-        sides = [("forget", batches[0], forget.loss), ("remain", batches[1], plain)]
+        measured = forget.loss.loss if isinstance(forget.loss, Dropped) else forget.loss  # what the condition does
+        sides = [("forget", batches[0], measured), ("remain", batches[1], plain)]
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
     if "fisher" in entry.needs:
         side = ("remain", batches[1], plain)
@@ -117,9 +119,14 @@ def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
     held = config.forget.loss == "redirect" and config.forget.target == "frozen"
     start = copies(net) if held or config.remain.loss == "distill" else None
     return (
-        forget_objective(config.forget.loss, net, config.forget.target, start),
+        forget_objective(config.forget.loss, net, config.forget.target, start, config.forget.dropout),
         remain_objective(config.remain.loss, net, config.train.dropout, start),
     )
+
+
+def learning(train: Train, denoiser: Denoiser) -> Denoiser:
+    """A denoiser as it learns: how times are drawn, and how errors are reduced."""
+    return replace(denoiser, spread=train.times, reduction=train.reduction)
 
 
 def make_mask(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from erase.config import Saliency, Train, TrainClassifier, arguments
-from erase.diffusion.losses import Negate, Redirect
+from erase.diffusion.losses import Dropped, Negate, Redirect
 from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
@@ -109,5 +109,6 @@ def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
 
     Following a pass of a large network takes seconds, so that no pass is followed whose height is known to be lower.
     """
-    second = [loss for loss in losses if isinstance(loss, Redirect | Negate) or getattr(loss, "teacher", None)]
+    inner = [loss.loss if isinstance(loss, Dropped) else loss for loss in losses]
+    second = [loss for loss in inner if isinstance(loss, Redirect | Negate) or getattr(loss, "teacher", None)]
     return second[:1] or list(losses)

@@ -66,6 +66,8 @@ class Train:
     parameters: str = "xattn"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Condition dropout of the remain loss."""
+    network_dropout: bool = False
+    """Whether the network's own dropout is active in the steps, as far as its architecture has any."""
     times: Literal["stratified", "uniform", "antithetic"] = "stratified"
     """How the timesteps of a batch are drawn: one in each of equal parts of the schedule, independently, or in pairs t and
     T-1-t. Of the mask too."""

@@ -18,7 +18,7 @@ from erase.diffusion.text import Concepts
 from erase.engine import distributed
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.engine.fisher import Fisher, fisher_diagonal, mean_gradient
-from erase.engine.losses import Objective, plain
+from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.engine.state import Checkpoint
@@ -98,7 +98,9 @@ def resolve_inputs(
     check_needs(entry, [name for name, value in rare.items() if value is not None])
     given: dict[str, Any] = {"forget": forget, "remain": remain, **rare}
     if "mask" in entry.needs:
-        measured = forget.loss.loss if isinstance(forget.loss, Dropped) else forget.loss  # what the condition does
+        measured: Any = forget.loss
+        while isinstance(measured, Dropped | Training):  # the mask is of the whole network and its conditions
+            measured = measured.loss
         sides = [("forget", batches[0], measured), ("remain", batches[1], plain)]
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
     if "fisher" in entry.needs:
@@ -118,10 +120,11 @@ def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
     """What runs of diffusion models do on forget and on remain data; both hold one copy of the weights at most."""
     held = config.forget.loss == "redirect" and config.forget.target == "frozen"
     start = copies(net) if held or config.remain.loss == "distill" else None
-    return (
-        forget_objective(config.forget.loss, net, config.forget.target, start, config.forget.dropout),
-        remain_objective(config.remain.loss, net, config.train.dropout, start),
-    )
+    forget = forget_objective(config.forget.loss, net, config.forget.target, start, config.forget.dropout)
+    remain = remain_objective(config.remain.loss, net, config.train.dropout, start)
+    if config.train.network_dropout:
+        return replace(forget, loss=Training(forget.loss)), replace(remain, loss=Training(remain.loss))
+    return forget, remain
 
 
 def learning(train: Train, denoiser: Denoiser) -> Denoiser:

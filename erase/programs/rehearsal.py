@@ -10,7 +10,7 @@ from erase.diffusion.losses import Dropped, Negate, Redirect
 from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
-from erase.engine.losses import Objective, plain
+from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
 from erase.engine.updates import ClosedForm
 from erase.methods import Entry
@@ -109,6 +109,8 @@ def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
 
     Following a pass of a large network takes seconds, so that no pass is followed whose height is known to be lower.
     """
-    inner = [loss.loss if isinstance(loss, Dropped) else loss for loss in losses]
-    second = [loss for loss in inner if isinstance(loss, Redirect | Negate) or getattr(loss, "teacher", None)]
+    def of(loss: Any) -> Any:
+        return of(loss.loss) if isinstance(loss, Dropped | Training) else loss
+
+    second = [f for f in losses if isinstance(of(f), Redirect | Negate) or getattr(of(f), "teacher", None)]
     return second[:1] or list(losses)

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from erase.config import Saliency, Train, TrainClassifier, arguments
-from erase.diffusion.losses import Negate, Redirect
+from erase.diffusion.losses import Guided, Negate, Redirect
 from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
-from erase.engine.losses import Objective, plain
+from erase.engine.losses import Objective
 from erase.engine.precision import Precision
 from erase.engine.updates import ClosedForm
 from erase.methods import Entry
+from erase.programs.inputs import saliency_losses
 
 
 def rehearse(
@@ -75,7 +76,7 @@ def rehearse(
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
             chunk = 1 if checkpointing else wanted.chunk or default_chunk(trainable(net))
             rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
-            losses = [given["forget"].loss, plain] if masked else [plain]
+            losses = saliency_losses(wanted, given["forget"])[0 if masked else 1 :]
             of: Any = "batch" if masked and wanted.kind == "magnitude" else "squares" if one or rows == 1 else "samples"
             height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
@@ -107,5 +108,5 @@ def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
 
     Following a pass of a large network takes seconds, so that no pass is followed whose height is known to be lower.
     """
-    second = [loss for loss in losses if isinstance(loss, Redirect | Negate) or getattr(loss, "teacher", None)]
+    second = [loss for loss in losses if isinstance(loss, Guided | Redirect | Negate) or getattr(loss, "teacher", None)]
     return second[:1] or list(losses)

@@ -135,6 +135,26 @@ def denoiser(
     )
 
 
+class Small(nn.Module):
+    """A denoiser's network in float64: latents `[B, 4, 8, 8]`, times `[B]` and text `[B, 3, 8]`, nonlinear in all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.text, self.last = nn.Conv2d(4, 6, 3, padding=1), nn.Linear(8, 6), nn.Conv2d(6, 4, 1)
+        randomize(self).double()
+
+    def forward(self, noisy: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        told = self.text(text.double()).mean(1) + t.double()[:, None] / 50
+        return self.last(torch.tanh(self.first(noisy.double()) + told[:, :, None, None]))
+
+
+def small_denoiser() -> Denoiser:
+    """Predictions and losses in float64, of noise in float32."""
+    alphas = torch.linspace(0.999, 0.01, 50)
+    null = {"text": torch.full((1, 3, 8), 0.5)}
+    return Denoiser(Small(), lambda net, noisy, t, cond: net(noisy, t, cond["text"]), Discrete(alphas), null)
+
+
 def latents(seed: int = 0, size: int = 3) -> dict[str, Any]:
     g = gen(seed)
     shapes = {"mean": (4, 8, 8), "std": (4, 8, 8), "cond": (3, 8), "anchor": (3, 8)}

@@ -82,7 +82,13 @@ class Saliency:
 
     __pydantic_config__ = STRICT
     kind: Literal["fisher", "magnitude", "none"] = "fisher"
-    """`fisher`: forget over remain; `magnitude`: the largest gradients of the forget loss (SalUn)."""
+    """`fisher`: forget over remain; `magnitude`: the largest gradients of the loss on forget data (SalUn)."""
+    loss: Literal["plain", "objective"] = "plain"
+    """On forget data: the training loss on true labels or noise, as on remain data; or what the method does there (a
+    redirect, other labels), whose gradients are of another scale than those of the remain data."""
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """Standard scale of guided predictions that the training loss is then of, in diffusion; null asks the network once.
+    Published masks have `(1 + w) ε(c) - w ε(∅)`, w 7.5 (Stable Diffusion) and 2 (DDPM), which are scales 8.5 and 3."""
     per: Literal["sample", "batch"] = "sample"
     clip: Annotated[float, Field(gt=0)] | None = None
     """Of `fisher`: the norm that a gradient is clipped to before it is squared; samples are then taken one by one. The

@@ -112,6 +112,35 @@ class Redirect:
 
 
 @dataclass(frozen=True)
+class Guided:
+    """The denoising loss of the guided prediction, `MSE(ε_θ(z_t, t, ∅) + s (ε_θ(z_t, t, c) - ε_θ(z_t, t, ∅)), target)`.
+
+    Both predictions have gradients. For masks: SalUn's and SFR-on's scripts make them of it, where they write
+    `(1 + w) ε_θ(c) - w ε_θ(∅)`, and s = 1 + w. At s = 1 it is the plain loss, for twice the cost.
+    """
+
+    scale: float
+    """s"""
+
+    def __call__(self, backend: Any, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+        """Loss `[B]`.
+
+        Raises:
+            ValueError: for a model without a null condition.
+        """
+        model = as_denoiser(backend)
+        if model.null is None:
+            raise ValueError(f"guidance {self.scale} needs a null condition, which this model lacks")
+        if "t" not in batch:
+            batch = model.draw(batch, generator)
+        noisy, t = model.noisy(batch), batch["t"]
+        null = condition.expand(condition.to(model.null, noisy.device), len(noisy))
+        without, asked = (model.predict(noisy, t, c) for c in (null, batch["cond"]))
+        target = model.process.target(batch["z0"], batch["noise"], t)
+        return model.error(without + self.scale * (asked - without), target)
+
+
+@dataclass(frozen=True)
 class Negate:
     """`MSE(ε_θ(z_t, t, c), ε0(z_t, t, ∅) - η (ε0(z_t, t, c) - ε0(z_t, t, ∅)))`: the prompt means its opposite (ESD).
 

@@ -1,7 +1,15 @@
-"""SalUn: random labels, learned only by the weights with the largest gradients of the forget loss.
+"""SalUn: random labels, learned only by the weights with the largest gradients of the training loss on forget data.
 
 Source: Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency", ICLR 2024,
-arXiv 2310.12508. The mask holds in every step, those on remain data too.
+arXiv 2310.12508.
+
+    m = 1[|∇ mean_f ℓ(θ0)| among the largest half]                     ℓ on true labels, or true noise
+    θ ← θ - η m ⊙ ∇ (mean_r ℓ + β mean_f ℓ on other labels)
+
+The mask holds in every step, those on remain data too. Deliberate differences from the paper's scripts:
+
+- The gradient of the mask is of the network in eval mode; in diffusion it is of plain predictions. The scripts' are
+  guided, `(1 + w) ε(c) - w ε(∅)` with w 7.5 (Stable Diffusion) and 2 (DDPM): `saliency.guidance` 8.5 and 3.
 """
 
 from __future__ import annotations
@@ -26,7 +34,7 @@ def salun(
     """SalUn as a method.
 
     Args:
-        mask: weights that learn (`erase.engine.saliency.magnitude_mask`; half of them in the paper).
+        mask: weights that learn (`magnitude_mask` of the training loss; half of them in the paper).
         fast_rate: weight of the forget loss beside the remain loss.
         slow_schedule: of the learning rate.
         clip_remain: gradient norm limit of the joint step.

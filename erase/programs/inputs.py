@@ -13,7 +13,7 @@ from torch import nn
 
 from erase.config import Saliency, Train
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.losses import Dropped, copies, forget_objective, remain_objective
+from erase.diffusion.losses import Dropped, Guided, copies, forget_objective, remain_objective
 from erase.diffusion.text import Concepts
 from erase.engine import distributed
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
@@ -22,6 +22,7 @@ from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.engine.state import Checkpoint
+from erase.engine.updates import SIDES
 from erase.methods import NEEDS, Entry
 from erase.programs.progress import advance, bar
 
@@ -40,6 +41,10 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
         return
     if wanted.kind == "magnitude" and wanted.clip is not None:
         raise ValueError(f"saliency.clip is of saliency.kind=fisher: set it to null; got {wanted.clip}")
+    if wanted.loss == "objective" and wanted.guidance is not None:
+        raise ValueError(
+            f"saliency.guidance={wanted.guidance} guides the training loss: set saliency.loss=plain, or it to null"
+        )
     if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
         raise ValueError(
             f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
@@ -98,14 +103,14 @@ def resolve_inputs(
     check_needs(entry, [name for name, value in rare.items() if value is not None])
     given: dict[str, Any] = {"forget": forget, "remain": remain, **rare}
     if "mask" in entry.needs:
-        measured: Any = forget.loss
-        while isinstance(measured, Dropped | Training):  # the mask is of the whole network and its conditions
-            measured = measured.loss
-        sides = [("forget", batches[0], measured), ("remain", batches[1], plain)]
+        sides = [
+            (side, some, loss)
+            for side, some, loss in zip(SIDES, batches, saliency_losses(config.saliency, forget), strict=True)
+        ]
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
     if "fisher" in entry.needs:
-        side = ("remain", batches[1], plain)
-        found = diagonal(config, backend, side, precision, mask_path.parent, resume)
+        remain_side = ("remain", batches[1], saliency_losses(config.saliency, forget)[1])
+        found = diagonal(config, backend, remain_side, precision, mask_path.parent, resume)
         given["fisher"] = found.named
     if "origin" in entry.needs:
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
@@ -114,6 +119,33 @@ def resolve_inputs(
     if "new_net" in entry.needs and renew is not None:  # made only now: it is as large as the model
         given["new_net"] = renew().eval().requires_grad_(False)
     return {need: given[need] for need in entry.needs}
+
+
+def saliency_losses(wanted: Saliency, forget: Objective) -> tuple[LossFn, LossFn]:
+    """The losses on forget and on remain data that saliency is of: the same, unless the settings say otherwise.
+
+    Neither has dropout, of conditions or of the network.
+    """
+    same = plain if wanted.guidance is None else Guided(wanted.guidance)
+    if wanted.loss == "plain":
+        return same, same
+    own: Any = forget.loss
+    while isinstance(own, Dropped | Training):
+        own = own.loss
+    return own, same
+
+
+def check_guidance(wanted: Saliency, entry: Entry, has_null: bool) -> None:
+    """Find out before anything is computed that predictions cannot be guided.
+
+    Raises:
+        ValueError: for `saliency.guidance` on a model without an empty condition.
+    """
+    measures = "fisher" in entry.needs or ("mask" in entry.needs and wanted.kind != "none")
+    if measures and wanted.guidance is not None and not has_null:
+        raise ValueError(
+            f"saliency.guidance={wanted.guidance} needs an empty condition, which this model lacks: set it to null"
+        )
 
 
 def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:

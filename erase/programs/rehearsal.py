@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from erase.config import Saliency, Train, TrainClassifier, arguments
-from erase.diffusion.losses import Dropped, Negate, Redirect
+from erase.diffusion.losses import Dropped, Guided, Negate, Redirect
 from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
-from erase.engine.losses import Objective, Training, plain
+from erase.engine.losses import Objective, Training
 from erase.engine.precision import Precision
 from erase.engine.updates import ClosedForm
 from erase.methods import Entry
+from erase.programs.inputs import saliency_losses
 
 
 def rehearse(
@@ -76,7 +77,7 @@ def rehearse(
             whole = checkpointing or wanted.clip is not None
             chunk = 1 if whole else wanted.chunk or default_chunk(trainable(net))
             rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
-            losses = [given["forget"].loss, plain] if masked else [plain]
+            losses = saliency_losses(wanted, given["forget"])[0 if masked else 1 :]
             kept = (masked and wanted.kind == "magnitude") or wanted.clip is not None
             of: Any = "batch" if kept else "squares" if one or rows == 1 else "samples"
             height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
@@ -112,5 +113,5 @@ def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
     def of(loss: Any) -> Any:
         return of(loss.loss) if isinstance(loss, Dropped | Training) else loss
 
-    second = [f for f in losses if isinstance(of(f), Redirect | Negate) or getattr(of(f), "teacher", None)]
+    second = [f for f in losses if isinstance(of(f), Guided | Redirect | Negate) or getattr(of(f), "teacher", None)]
     return second[:1] or list(losses)

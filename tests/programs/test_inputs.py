@@ -11,9 +11,10 @@ import toys
 from torch import Tensor, nn
 
 from erase.config import Saliency, Train
+from erase.diffusion.losses import Dropped
 from erase.engine.backend import seeded
-from erase.engine.fisher import fisher_diagonal
-from erase.engine.losses import Objective, plain
+from erase.engine.fisher import fisher_diagonal, mean_gradient
+from erase.engine.losses import Objective, Training, plain
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
@@ -179,6 +180,78 @@ def test_magnitude_keeps_the_largest_mean_gradients(tmp_path: Path, kind: Any) -
     assert (mask.meta["source"], mask.meta["density"]) == ("magnitude", "0.3")
     fisher = make(Saliency(density=0.3, draws=1), tmp_path / "other", net, kind)
     assert not toys.same(fisher.named, expected)
+
+
+def kept(mask: Any) -> set[tuple[str, int]]:
+    return {(name, i) for name, m in mask.items() for i in m.flatten().nonzero().flatten().tolist()}
+
+
+@pytest.mark.parametrize(("loss", "of"), [("plain", plain), ("objective", doubled)])
+def test_saluns_mask_is_of_the_loss_on_true_labels(tmp_path: Path, loss: Any, of: Any) -> None:
+    """The largest gradients of the training loss, not of what the method makes of it: Jaccard 1 with them."""
+    net, batch, g = toys.mlp(), toys.batches(1, count=1)[0], seeded("cpu", 3, 1)
+    params, backend = dict(net.named_parameters()), toys.Noisy(net)
+    grads = torch.autograd.grad(of(backend, backend.draw(batch, g), g).mean(), list(params.values()))
+    expected = kept(top({n: d.abs() for n, d in zip(params, grads, strict=True)}, 0.3))
+    saliency = Saliency(kind="magnitude", density=0.3, draws=1, loss=loss)
+    found = kept(resolve(find_method("salun"), tmp_path, net, saliency)["mask"].named)
+    assert len(found & expected) / len(found | expected) == 1
+
+
+@pytest.mark.parametrize("w", [7.5, 2.0])
+def test_masks_of_guided_predictions(tmp_path: Path, w: float) -> None:
+    """As SalUn's scripts for Stable Diffusion and for the DDPM have it: `‖(1 + w) ε(c) - w ε(∅) - ε‖²`, in float64."""
+    model, data = toys.small_denoiser(), toys.latents(size=4)
+    batch = model.draw(data, seeded("cpu", 3, 1))
+    a = model.process.alphas_cumprod[batch["t"]].view(-1, 1, 1, 1)  # type: ignore[attr-defined]
+    noisy = a.sqrt() * batch["z0"] + (1 - a).sqrt() * batch["noise"]
+    null = torch.full((4, 3, 8), 0.5)
+    asked, without = (model.net(noisy, batch["t"], text) for text in (batch["cond"]["text"], null))
+    loss = ((1 + w) * asked - w * without - batch["noise"]).square().mean()
+    params = dict(model.net.named_parameters())
+    grads = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+    guided = inputs.saliency_losses(Saliency(guidance=1 + w), FORGET)[0]
+    ours = mean_gradient(model, [data], generator=seeded("cpu", 3, 1), loss=guided)
+    toys.close(ours, {name: g.float() for name, g in grads.items()}, rtol=1e-6, atol=1e-7)  # which keeps float32
+    exact = torch.autograd.grad(guided(model, batch, toys.gen()).mean(), list(params.values()))
+    toys.close(dict(zip(params, exact, strict=True)), grads)
+    saliency = Saliency(kind="magnitude", density=0.3, draws=1, guidance=1 + w)
+    given = inputs.resolve_inputs(
+        find_method("salun"), settings(saliency), model, FORGET, REMAIN, [[data], []], FLOAT, tmp_path / "mask"
+    )
+    assert toys.same(given["mask"].named, top({n: g.abs().float() for n, g in grads.items()}, 0.3))
+
+
+def test_both_fisher_diagonals_are_of_one_loss(tmp_path: Path) -> None:
+    """The training loss, so that their ratio means something; the forget objective's by a setting."""
+    remain = toys.batches(2, count=1)
+    for loss, of in (("plain", plain), ("objective", doubled)):
+        net = toys.mlp()
+        diagonals = [
+            fisher_diagonal(toys.Noisy(net), data, draws=2, generator=seeded("cpu", 3, 1), loss=f).named
+            for data, f in ((toys.batches(1, count=1), of), (remain, plain))
+        ]
+        expected = {name: f / diagonals[1][name] >= 1.5 for name, f in diagonals[0].items()}
+        saliency = Saliency(threshold=1.5, draws=2, loss=loss)
+        (tmp_path / loss).mkdir()
+        assert toys.same(resolve(find_method("sfron"), tmp_path / loss, net, saliency)["mask"].named, expected)
+
+
+def test_the_masks_loss_has_no_dropout() -> None:
+    noisy = Objective(Training(Dropped(doubled, 0.1)), -1)
+    assert inputs.saliency_losses(Saliency(loss="objective"), noisy) == (doubled, plain)
+    assert inputs.saliency_losses(Saliency(), noisy) == (plain, plain)
+
+
+def test_guidance_needs_an_empty_condition_and_the_training_loss() -> None:
+    guided, sfron = Saliency(threshold=1, guidance=3), find_method("sfron")
+    inputs.check_guidance(guided, sfron, has_null=True)
+    inputs.check_guidance(guided, find_method("scrub"), has_null=False)  # measures nothing
+    inputs.check_guidance(Saliency(threshold=1), sfron, has_null=False)
+    with pytest.raises(ValueError, match=r"saliency\.guidance=3 needs an empty condition"):
+        inputs.check_guidance(guided, sfron, has_null=False)
+    with pytest.raises(ValueError, match=r"saliency\.guidance=3 .* saliency\.loss=plain"):
+        inputs.check_saliency(Saliency(threshold=1, guidance=3, loss="objective"), sfron)
 
 
 def test_magnitude_is_of_the_mean_over_all_batches(tmp_path: Path) -> None:

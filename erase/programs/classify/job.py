@@ -20,6 +20,7 @@ from erase.programs.classify.plan import check, make_plan, num_remain, open_mode
 from erase.programs.classify.predictions import predict
 from erase.programs.classify.report import AXES, GOALS, make_report, summarise, table
 from erase.programs.classify.trained import Comparison, Place, classifier, copy, kept, loop_of, num_steps
+from erase.programs.inputs import check_guidance
 from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 
@@ -42,6 +43,7 @@ class Job:
         self.plan = make_plan(config, self.fresh)
         self.model = open_model(config, self.plan, setting.device)
         check(config, self.plan, self.model, self.fresh)
+        check_guidance(config.saliency, setting.entry, False)
         self.compared = Comparison(config, self.plan, self.model, setting.accelerator, setting.say)
         self.places: dict[str, Place] = {}
         """Models that are compared, by the report's keys."""

@@ -20,7 +20,7 @@ from erase.engine import distributed
 from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
 from erase.programs.images import draw_pictures
-from erase.programs.inputs import denoising, learning
+from erase.programs.inputs import check_guidance, denoising, learning
 from erase.programs.labels.data import gather, with_sampler
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
 from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise
@@ -50,6 +50,7 @@ class Job:
         self.plan = make_plan(config, self.model, data, self.fresh, gone)
         self.chosen = self.model.choose(config.train.parameters)
         check(config, self.plan, self.model, setting.method)
+        check_guidance(config.saliency, setting.entry, self.model.has_null)
         self.weights: dict[str, dict[str, str]] = {}
         """Hashes of the models whose images are judged, by the images' folder."""
 

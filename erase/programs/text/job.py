@@ -19,7 +19,7 @@ from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
-from erase.programs.inputs import denoising, learning
+from erase.programs.inputs import check_guidance, denoising, learning
 from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.data import cache, sides_read
@@ -55,6 +55,7 @@ class Job:
         if isinstance(setting.method.update, ClosedForm):
             text.check_edited(self.model, self.chosen)
         check_evaluators(config, plan)
+        check_guidance(config.saliency, setting.entry, self.model.has_null)
         if config.eval.images and config.eval.base is not None:
             generate.check_reuse(config.eval.base)
         if config.eval.attacks:

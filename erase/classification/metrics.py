@@ -87,8 +87,8 @@ def membership_svc(
 ) -> float:
     """`MIA_SVC`: percent of the forgotten images that an attacker does *not* take for training images.
 
-    The attacker is a support vector classifier (radial kernel with γ = 1, C = 3) on the probability of the label, fitted
-    to as many training images that remain (members) as test images (others), the larger set cut by lot.
+    The attacker is a support vector classifier (radial kernel with γ = 1, C = 3) on the probability of the label,
+    fitted to as many training images that remain (members) as test images (others), the larger set cut by lot.
 
     Args:
         forget: logits and labels of the forgotten images.

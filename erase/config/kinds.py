@@ -69,8 +69,8 @@ class Train:
     network_dropout: bool = False
     """Whether the network's own dropout is active in the steps, as far as its architecture has any."""
     times: Literal["stratified", "uniform", "antithetic"] = "stratified"
-    """How the timesteps of a batch are drawn: one in each of equal parts of the schedule, independently, or in pairs t and
-    T-1-t. Of the mask too."""
+    """How the timesteps of a batch are drawn, of the mask too: one in each of equal parts of the schedule, independently,
+    or in pairs t and T-1-t."""
     reduction: Literal["mean", "sum"] = "mean"
     """Of squared errors over channels and pixels: by `sum` losses are that many times as large, for `method.clip_*` and
     `saliency.clip` too."""
@@ -100,5 +100,7 @@ class Saliency:
     draws: Positive = 2
     """Timestep and noise draws per sample."""
     batch_size: Positive = 16
+    augment: bool = False
+    """For `classify`: of images as they are varied in training, as in the published scripts; else as they are."""
     chunk: Positive | None = None
     """Samples whose gradients are held at once; by default what fits in 256 MB."""

@@ -1,4 +1,4 @@
-"""Losses of diffusion models. All return `[B]`, the mean over C, H, W or by `Denoiser.reduction`, at the batch's times."""
+"""Losses of diffusion models. All return `[B]`, by `Denoiser.reduction` over C, H, W, at timesteps the batch drew."""
 
 from __future__ import annotations
 

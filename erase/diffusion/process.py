@@ -5,8 +5,8 @@ as the process says on its own; how those of a batch go together is a `Spread`:
 
 - `stratified`: one in each of B equal parts of the distribution, in random order: a batch covers the whole range.
 - `uniform`: independent of each other.
-- `antithetic`: ⌊B/2⌋ + 1 independent ones and then their mirror images, of a discrete schedule T-1-t, B in all (the DDPM
-  scripts published with arXiv 2409.19732, after those of arXiv 2010.02502).
+- `antithetic`: ⌊B/2⌋ + 1 independent ones and then their mirror images, of a discrete schedule T-1-t, B in all (the
+  DDPM scripts published with arXiv 2409.19732, after those of arXiv 2010.02502).
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def drawn_from(seed: int, device: torch.device | None = None) -> Iterator[None]:
         seed: of the CPU's generator, and of those of accelerators.
         device: whose generator is put back besides the CPU's.
     """
-    beside = device is not None and device.type != "cpu"
-    with torch.random.fork_rng(devices=[device] if beside else [], device_type=device.type if beside else "cuda"):
+    other = None if device is None or device.type == "cpu" else device
+    with torch.random.fork_rng(devices=[other] if other else [], device_type=other.type if other else "cuda"):
         torch.manual_seed(seed)  # noqa: TID251
         yield
 

@@ -278,8 +278,8 @@ class _ClippedSquares:
         self.params, self.sums, self.scale, self.clip = params, sums, scale, clip
 
     def __call__(self, value: Tensor) -> None:
-        found = torch.autograd.grad(value, list(self.params.values()), allow_unused=True)
-        grads = {name: g for name, g in zip(self.params, found, strict=True) if g is not None}
+        found: Any = torch.autograd.grad(value, list(self.params.values()), allow_unused=True)
+        grads: dict[str, Tensor] = {name: g for name, g in zip(self.params, found, strict=True) if g is not None}
         norm = torch.nn.utils.get_total_norm(list(grads.values())).double() / self.scale
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grad_norm_`
         for name, g in grads.items():

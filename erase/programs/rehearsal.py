@@ -110,6 +110,7 @@ def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
 
     Following a pass of a large network takes seconds, so that no pass is followed whose height is known to be lower.
     """
+
     def of(loss: Any) -> Any:
         return of(loss.loss) if isinstance(loss, Dropped | Training) else loss
 

@@ -196,6 +196,8 @@ def main(
     entry = find_method(str(config.method.get("name", "")))
     method = entry.build(**arguments(config.method, entry))  # refuses values out of range now, not after the saliency
     check_saliency(config.saliency, entry)
+    if config.saliency.augment and config.pipeline != "classify":
+        raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
     setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
     job = job_of(config.pipeline)(setting)
     if dry_run:

@@ -77,7 +77,7 @@ def test_redirect_of_a_concept_to_itself_is_zero() -> None:
 
 @pytest.mark.parametrize("name", ["ascent", "redirect"])
 def test_a_forget_loss_drops_the_condition_of_a_share(name: str) -> None:
-    """By hand: where the draw is below the dropout, the network is told the null condition; a redirect's target stays."""
+    """By hand: where the draw is below the dropout, the network is told the null condition; a target stays."""
     model = toys.denoiser()
     objective, plain = (forget_objective(name, model.net, dropout=dropout) for dropout in (0.6, 0.0))
     assert (objective.sense, objective.name) == (plain.sense, plain.name)

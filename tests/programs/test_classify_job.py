@@ -145,7 +145,10 @@ def test_a_comparison_has_the_fields_table(
         cli.main()
     assert not end.value.code
     header, _, ideal, _ = (tmp_path / "out/table.md").read_text().splitlines()
-    assert header == "| method | target | FA | RA | TA | MIA | MIA_SVC | avg_d | kl | rte_s | avg_d_v | rte_share | front |"
+    assert (
+        header
+        == "| method | target | FA | RA | TA | MIA | MIA_SVC | avg_d | kl | rte_s | avg_d_v | rte_share | front |"
+    )
     assert ideal.startswith("| RT | random 25 % | ")
     first, second = read(tmp_path / "out/results.json")["runs"]
     assert (first["avg_d"], first["rte_share"]) == (0, 1)

@@ -62,7 +62,9 @@ def measure(config: ClassifyConfig, plan: Plan, seen: Seen) -> dict[str, float |
         found[name] = metrics.membership(of["forget"][0], of["remain"][0], of[part][0]) if whole else None
     if config.eval.svc:
         whole = len(of["forget"][0]) and len(of["test"][0])
-        found["MIA_SVC"] = metrics.membership_svc(of["forget"], of["remain"], of["test"], config.seed) if whole else None
+        found["MIA_SVC"] = (
+            metrics.membership_svc(of["forget"], of["remain"], of["test"], config.seed) if whole else None
+        )
     return found
 
 

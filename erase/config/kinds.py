@@ -69,8 +69,8 @@ class Train:
     network_dropout: bool = False
     """Whether the network's own dropout is active in the steps, as far as its architecture has any."""
     times: Literal["stratified", "uniform", "antithetic"] = "stratified"
-    """How the timesteps of a batch are drawn, of the mask too: one in each of equal parts of the schedule, independently,
-    or in pairs t and T-1-t."""
+    """How the timesteps of a batch are drawn, of the mask too: one in each of equal parts of the schedule,
+    independently, or in pairs t and T-1-t."""
     reduction: Literal["mean", "sum"] = "mean"
     """Of squared errors over channels and pixels: by `sum` losses are that many times as large, for `method.clip_*` and
     `saliency.clip` too."""

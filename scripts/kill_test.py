@@ -35,8 +35,10 @@ import micro
 import micro_ddpm
 
 from erase.config import PIPELINES, parse
+from erase.diffusion import class_conditional
 from erase.engine import fisher, loop
 from erase.engine.phases import Phases
+from erase.evaluation.manifest import read_manifest
 from erase.programs import images, inputs, saving
 from erase.programs.run import main as run_program
 from erase.store.files import sha256
@@ -48,7 +50,7 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
     "saliency": [(inputs, "fisher_diagonal")],
     "forget": [(Phases, "gradients")],
     "remain": [(Phases, "gradients")],
-    "saving": [(fisher, "save_state"), (loop, "save_state"), (saving, "save")],
+    "saving": [(fisher, "save_state"), (loop, "save_run"), (saving, "save")],
     "generating": [(images, "generate")],
 }
 """Functions that a phase is spent in; `gradients` is told its side."""
@@ -117,7 +119,7 @@ def small_run(pipeline: str, work: Path) -> dict[str, Any]:
         micro_ddpm.write_images(work / "data/train")
         micro_ddpm.write_images(work / "data/test", seed=1)
         micro_ddpm.write_classifier(work / "judge")
-        micro_ddpm.ddpm.save_new(micro_ddpm.model(), work / "model")
+        class_conditional.save_new(micro_ddpm.model(), work / "model")
         return {
             **common,
             "model": str(work / "model"),
@@ -191,7 +193,7 @@ def check_readable(out: Path) -> None:
         elif path.suffix == ".png":
             Image.open(path).verify()
     for manifest in out.rglob("manifest.jsonl"):
-        for row in manifest.read_manifest(manifest.parent) if manifest.stat().st_size else []:
+        for row in read_manifest(manifest.parent) if manifest.stat().st_size else []:
             assert sha256(manifest.parent / row.file) == row.sha256, f"{manifest}: {row.file}"
 
 

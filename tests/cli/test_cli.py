@@ -263,7 +263,7 @@ def test_generate_and_go_on_and_grid(
 ) -> None:
     words = ["generate", micro_sd, prompts, "--images", 2, "--steps", 2, "--batch-size", 4]
     done = erase(*words, "--out", tmp_path / "a")
-    assert (done.code, done.out) == (0, f"6 pictures in {tmp_path / 'a'}\n")
+    assert (done.code, done.out) == (0, f"6 images in {tmp_path / 'a'}\n")
     first = read_manifest(tmp_path / "a")
     assert [(row.prompt, row.seed, row.index) for row in first] == [
         (prompt, seed, index)
@@ -341,8 +341,8 @@ def test_a_picture_depends_on_its_row_alone(
     monkeypatch.setattr("sys.argv", [*map(str, words), "--out", str(tmp_path / "two")])
     ended = launched.two(cli.main, tmp_path / "log")
     assert ended == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
-    assert "11 pictures in " in (tmp_path / "log.0").read_text()
-    assert "pictures" not in (tmp_path / "log.1").read_text()
+    assert "11 images in " in (tmp_path / "log.0").read_text()
+    assert not any(word in (tmp_path / "log.1").read_text() for word in ("pictures", "images"))
     for name in ("manifest.jsonl", "settings.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

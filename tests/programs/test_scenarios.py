@@ -272,8 +272,7 @@ def check_close(case: Case, out: Path, whole: Path) -> None:
     changed = [name for name in base if not torch.equal(base[name], expected[name])]
     moved = sum(float((expected[name].double() - base[name].double()).square().sum()) for name in changed)
     apart = sum(float((expected[name].double() - found[name].double()).square().sum()) for name in base)
-    rounding = 0.1 if case.family.dtype == torch.float16 else 0.01  # of what is stored, or of a mask's last weights
-    assert apart**0.5 < rounding * moved**0.5
+    assert apart**0.5 < 0.01 * moved**0.5  # a mask's last weights may be others; another batch size gives over 0.3
     for mine, theirs in zip(rows(out), rows(whole), strict=True):
         for key in ("forget_loss", "remain_loss"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-4)

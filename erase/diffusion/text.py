@@ -30,32 +30,10 @@ class Concepts:
     """The matrices that read them, as an expression over names."""
 
 
-def token_count(model: Model, prompt: str) -> int:
-    """Tokens of a prompt, begin and end included."""
-    tokenizer, _ = model.family.tokenizer(model.pipe)
-    return len(tokenizer(prompt, truncation=False).input_ids)
-
-
-def check_prompts(model: Model, prompts: Sequence[str]) -> None:
-    """Refuse prompts that would be cut.
-
-    Raises:
-        ValueError: for a prompt longer than the tokenizer allows.
-    """
-    _, allowed = model.family.tokenizer(model.pipe)
-    for prompt in prompts:
-        count = token_count(model, prompt)
-        if count > allowed:
-            raise ValueError(
-                f"the prompt {prompt[:60]!r}{'…' if len(prompt) > 60 else ''} has {count} tokens, this model takes "
-                f"{allowed}: shorten it"
-            )
-
-
 def cut_prompts(model: Model, prompts: Sequence[str]) -> list[dict[str, Any]]:
     """The prompts that this model reads the beginning of only: ``row`` (from 0), ``tokens`` and ``prompt`` of each."""
     _, allowed = model.family.tokenizer(model.pipe)
-    counts = [token_count(model, prompt) for prompt in prompts]
+    counts = [model.count_tokens(prompt) for prompt in prompts]
     return [
         {"row": row, "tokens": count, "prompt": prompts[row]} for row, count in enumerate(counts) if count > allowed
     ]

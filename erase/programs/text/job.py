@@ -50,6 +50,8 @@ class Job:
         self.gone = folders.forgotten(self.source)
         self.plan = plan = make_plan(config, self.gone)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
+        if "concepts" in setting.entry.needs:
+            text.text_weights(self.model)
         text.check_prompts(self.model, plan.words)
         self.chosen = self.model.choose(config.train.parameters)
         check_evaluators(config, plan)

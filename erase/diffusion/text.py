@@ -66,17 +66,32 @@ def readers(model: Model) -> list[tuple[Any, int]]:
     return several(model.pipe) if several is not None else [model.family.tokenizer(model.pipe)]
 
 
+def text_weights(model: Model) -> str:
+    """The matrices that read the text embeddings themselves, as an expression over names.
+
+    Raises:
+        ValueError: for a family that has none.
+    """
+    found = model.family.TEXT_KV
+    if found is None:
+        raise ValueError(
+            f"closed forms edit linear maps of the text embeddings, and {model.family.NAME} has none: choose a method "
+            "that trains"
+        )
+    return found
+
+
 def check_edited(model: Model, chosen: Sequence[str]) -> None:
     """Find out before anything is computed that a closed form has something to edit.
 
     Raises:
         ValueError: if none of the chosen parameters reads text embeddings.
     """
-    weights = model.family.TEXT_KV
-    if weights is None or not any(re.search(weights, name) for name in chosen):
+    weights = text_weights(model)
+    if not any(re.search(weights, name) for name in chosen):
         raise ValueError(
-            "closed forms edit the weights that read text, and none of them learns: set train.parameters to full"
-            + ("" if weights is None else f" or {weights}")
+            "closed forms edit the weights that read text, and none of them learns: set train.parameters to full or "
+            f"{weights}"
         )
 
 
@@ -93,8 +108,9 @@ def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: 
         kept: prompts that stay.
 
     Raises:
-        ValueError: for a prompt that is its own anchor, or too long.
+        ValueError: for a prompt that is its own anchor, or too long; and for a family that has no such matrix.
     """
+    weights = text_weights(model)
     words = [*forget, *anchors, *kept]
     embedded = model.embed(words)
     rows = embedded["text"].shape[1]
@@ -117,9 +133,8 @@ def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: 
         start += length
     if told_apart != set(zip(forget, anchors, strict=True)):
         raise ValueError(OWN_ANCHOR)
-    assert model.family.TEXT_KV is not None
     kept_tokens = torch.cat([table[text] for text in kept])
-    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, model.family.TEXT_KV)
+    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, weights)
 
 
 def paired_tokens(prompt: Sequence[int], anchor: Sequence[int], length: int) -> list[tuple[int, int]]:

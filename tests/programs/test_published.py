@@ -248,6 +248,8 @@ def test_ddpm(tmp_path: Path, guard: float, rtol: float) -> None:
         "saliency.batch_size=5",
         "checkpoint_every=50",
     )
+    if guard == 0:  # in a dry run nothing has values
+        assert "memory for the mask" in "\n".join(run.job_of("ddpm")(replace(setting, dry_run=True)).rehearse())
     lesson, start = learn(setting)
     assert len(lesson.forget or []) == 8  # all there are
     assert len(lesson.remain or []) == 16

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erase.diffusion import condition, loading, text
+from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
@@ -131,6 +131,26 @@ class Model:
                 found[name] = config if isinstance(config, Mapping) else config.to_dict()
         return found
 
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, begin and end included; of text families alone."""
+        tokenizer, _ = self.family.tokenizer(self.pipe)
+        return len(tokenizer(prompt, truncation=False).input_ids)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that would be cut.
+
+        Raises:
+            ValueError: for a prompt with more tokens than the model reads.
+        """
+        _, allowed = self.family.tokenizer(self.pipe)
+        for prompt in prompts:
+            count = self.count_tokens(prompt)
+            if count > allowed:
+                raise ValueError(
+                    f"the prompt {prompt[:60]!r}{'…' if len(prompt) > 60 else ''} has {count} tokens, this model takes "
+                    f"{allowed}: shorten it"
+                )
+
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], batch_size: int = 32) -> dict[str, Tensor]:
         """Conditions of prompts, leaves `[P, …]`, float32, on the CPU.
@@ -139,7 +159,7 @@ class Model:
             ValueError: for a prompt longer than the tokenizer allows.
         """
         if self.family.CONDITION == "text":
-            text.check_prompts(self, prompts)
+            self.check_prompts(prompts)
         if self.lean:
             return self._recall(prompts)
         parts = []

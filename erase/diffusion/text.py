@@ -33,32 +33,10 @@ class Concepts:
     """The matrices that read them, as an expression over names."""
 
 
-def token_count(model: Model, prompt: str) -> int:
-    """Tokens of a prompt, begin and end included."""
-    tokenizer, _ = model.family.tokenizer(model.pipe)
-    return len(tokenizer(prompt, truncation=False).input_ids)
-
-
-def check_prompts(model: Model, prompts: Sequence[str]) -> None:
-    """Refuse prompts that would be cut.
-
-    Raises:
-        ValueError: for a prompt longer than the tokenizer allows.
-    """
-    _, allowed = model.family.tokenizer(model.pipe)
-    for prompt in prompts:
-        count = token_count(model, prompt)
-        if count > allowed:
-            raise ValueError(
-                f"the prompt {prompt[:60]!r}{'…' if len(prompt) > 60 else ''} has {count} tokens, this model takes "
-                f"{allowed}: shorten it"
-            )
-
-
 def cut_prompts(model: Model, prompts: Sequence[str]) -> list[dict[str, Any]]:
     """The prompts that this model reads the beginning of only: ``row`` (from 0), ``tokens`` and ``prompt`` of each."""
     _, allowed = model.family.tokenizer(model.pipe)
-    counts = [token_count(model, prompt) for prompt in prompts]
+    counts = [model.count_tokens(prompt) for prompt in prompts]
     return [
         {"row": row, "tokens": count, "prompt": prompts[row]} for row, count in enumerate(counts) if count > allowed
     ]
@@ -91,17 +69,32 @@ def readers(model: Model) -> list[tuple[Any, int]]:
     return several(model.pipe) if several is not None else [model.family.tokenizer(model.pipe)]
 
 
+def text_weights(model: Model) -> str:
+    """The matrices that read the text embeddings themselves, as an expression over names.
+
+    Raises:
+        ValueError: for a family that has none.
+    """
+    found = model.family.TEXT_KV
+    if found is None:
+        raise ValueError(
+            f"closed forms edit linear maps of the text embeddings, and {model.family.NAME} has none: choose a method "
+            "that trains"
+        )
+    return found
+
+
 def check_edited(model: Model, chosen: Sequence[str]) -> None:
     """Find out before anything is computed that a closed form has something to edit.
 
     Raises:
         ValueError: if none of the chosen parameters reads text embeddings.
     """
-    weights = model.family.TEXT_KV
-    if weights is None or not any(re.search(weights, name) for name in chosen):
+    weights = text_weights(model)
+    if not any(re.search(weights, name) for name in chosen):
         raise ValueError(
-            "closed forms edit the weights that read text, and none of them learns: set train.parameters to full"
-            + ("" if weights is None else f" or {weights}")
+            "closed forms edit the weights that read text, and none of them learns: set train.parameters to full or "
+            f"{weights}"
         )
 
 
@@ -124,8 +117,10 @@ def concepts(
         tokens: which of them.
 
     Raises:
-        ValueError: for a prompt that is its own anchor, or too long, and tokens that the network does not read.
+        ValueError: for a prompt that is its own anchor, or too long, and tokens that the network does not read; and for a
+            family that has no such matrix.
     """
+    weights = text_weights(model)
     words = [*forget, *anchors, *kept]
     embedded = model.embed(words)
     rows = embedded["text"].shape[1]
@@ -162,9 +157,8 @@ def concepts(
         raise ValueError(
             f"method.tokens={tokens}: the network reads no such token of the forget prompts; set it to all"
         )
-    assert model.family.TEXT_KV is not None
     kept_tokens = torch.cat([table[text] for text in kept] if tokens == "all" else stay)
-    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, model.family.TEXT_KV)
+    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, weights)
 
 
 def last_token(ids: Sequence[int]) -> int:

@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from erase.engine.backend import Backend, Drawing, LossFn, batch_tensors, device_of, map_batch, trainable
@@ -69,10 +69,22 @@ def peak() -> dict[str, int]:
 
 @contextmanager
 def hollow(backend: Model) -> Iterator[Model]:
-    """A copy of the model without data: within the context everything has a size and a device, and no values."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    """A copy of the model without data: within the context what weights touch has a size and a device, no values."""
+    known = _Known()  # type: ignore[no-untyped-call]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, known:
         memo: dict[int, Any] = {id(x): _fake(mode, x) for x in tensors_of(backend)}
         yield copy.deepcopy(backend, memo)
+
+
+class _Known(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes what no weight has part in: a network may ask a mask how long the text is, or keep tables."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if any(issubclass(kind, FakeTensor) for kind in types):
+            return func(*args, **given)
+        with _disable_current_modes():
+            return func(*args, **given)
 
 
 def _fake(mode: FakeTensorMode, x: Tensor) -> Tensor:

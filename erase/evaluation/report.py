@@ -13,6 +13,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,6 @@ def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
             is not in ``blur``, or pictures are not those that the counts are of: of other weights (base and
             erased swapped), or of other prompts or seeds in base and erased.
     """
-    import jinja2
-
     run_dir = Path(run_dir)
     report = read_report(run_dir)
     run = read_mapping(run_dir / "run.json") if (run_dir / "run.json").is_file() else {}
@@ -52,8 +51,7 @@ def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
     values = _page_values(run_dir, report, run, blur)
     folder = Path(__file__).with_name("page")
     script = (folder / "page.js").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string((folder / "page.html").read_text(encoding="utf-8")).render(
+    page = _template(folder / "page.html").render(
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
@@ -62,6 +60,15 @@ def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
     path = run_dir / "report.html"
     write_text(path, page)
     return path
+
+
+@cache
+def _template(path: Path) -> Any:
+    """A compiled template: compiling takes as long as all the rest of a page."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any], blur: Blur | None) -> dict[str, Any]:

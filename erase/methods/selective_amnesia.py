@@ -9,9 +9,9 @@ The surrogate is uniform noise, as in the paper (`forget.loss=surrogate`); the p
 Deliberate differences:
 
 - λ/2 is the paper's; its scripts pull with λ: `pull: script`.
-- F is a Fisher diagonal, the mean over samples and timesteps of squared gradients of the mean loss, of remain data. The
-  DDPM script's is the mean over images of all classes of *(Σ_t g_t)²*, the square of the sum over all 1,000 timesteps of
-  the gradients g_t of the loss that sums over channels and pixels: as a scale alone, of independent gradients, 1,000 ·
+- F is a Fisher diagonal, the mean over samples and timesteps of squared gradients of the mean loss, of remain data.
+  The DDPM script's is the mean over images of all classes of `(Σ_t g_t)²`: the gradients g_t of the loss that sums over
+  channels and pixels are summed over all 1,000 timesteps, then squared. Were they independent, it would be 1,000 ·
   (C·H·W)² times ours. So its λ and ours cannot be compared, whichever `pull` is. This F is not offered.
 - Remain and surrogate losses are means over channels and pixels, the script's are sums.
 """

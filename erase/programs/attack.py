@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from erase.attacks import learning
+from erase.attacks import inversion, relearning
 from erase.config import AttackName, SdConfig, override, parse
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
@@ -107,7 +107,7 @@ def check_attacks(config: SdConfig, plan: Plan, diffuser: Model) -> None:
     if "paraphrases" in names:
         other_words(config, plan)
     if "inversion" in names:
-        learning.check_word(diffuser, wanted.inversion.prompt)
+        inversion.check_word(diffuser, wanted.inversion.prompt)
     if "relearn" in names:
         chosen = [name for name, p in diffuser.net.named_parameters() if p.requires_grad]
         select(diffuser.net, wanted.relearn.parameters, diffuser.family.PARAMETERS)
@@ -190,11 +190,11 @@ def attack(
             if not (resume and distributed.on_main(path.exists)):
                 with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
                     advance = partial(count_step, steps)
-                    word = learning.learn_word(diffuser, data, wanted.inversion, config.seed, accelerator, advance)
+                    word = inversion.learn_word(diffuser, data, wanted.inversion, config.seed, accelerator, advance)
                 distributed.on_main(partial(write_safetensors, path, word, {"prompt": wanted.inversion.prompt}))
             word = {name: x.to(diffuser.device) for name, x in read_safetensors(path)[0].items()}
             row = PromptRow(wanted.inversion.prompt, config.seed)
-            with learning.meaning(diffuser, word):
+            with inversion.meaning(diffuser, word):
                 shown = look(
                     [row],
                     wanted.inversion.images,
@@ -212,7 +212,7 @@ def attack(
             shown = look(asked, wanted.relearn.images, top / "relearn" / f"{done:05d}", made_so)
             curve.append({"steps": done, **share(shown)})
 
-        learning.relearn(diffuser, data, wanted.relearn, config.seed, after, accelerator)
+        relearning.relearn(diffuser, data, wanted.relearn, config.seed, after, accelerator)
         found["relearn"] = {**asdict(wanted.relearn), "curve": curve}
     return {**found, "seconds": time.perf_counter() - began}
 

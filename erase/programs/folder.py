@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safete
 
 def versions() -> dict[str, str]:
     """Of the packages that results depend on."""
-    return {name: version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+_version = cache(version)  # it reads and parses a file, and a run asks several times
 
 
 def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, resume: bool) -> None:

@@ -18,6 +18,7 @@ import micro
 import micro_ddpm
 import micro_dit
 import micro_flux
+import micro_lumina2
 import micro_pixart
 import micro_sd3
 import micro_sdxl
@@ -69,6 +70,11 @@ FLUX: dict[str, Any] = {
     "prediction": micro_flux.unpacked,
     "guidance": 1.0,
 }
+LUMINA2: dict[str, Any] = {  # time and velocity run the other way
+    "clock": lambda t: 1000 * (1 - t.double()),
+    "prediction": lambda x: -x,
+    "guidance": 1.0,  # conditions in passes of their own; `test_lumina2` asks for the null one's
+}
 ROWS = {  # by family, and after a dash a variant
     "sd": Row(micro.pipeline),
     "sdxl": Row(micro_sdxl.pipeline),
@@ -78,6 +84,7 @@ ROWS = {  # by family, and after a dash a variant
     "flux-schnell": Row(partial(micro_flux.pipeline, schnell=True), **FLUX, given={"max_sequence_length": 256}),
     "pixart": Row(micro_pixart.pipeline, **PIXART),
     "pixart-alpha": Row(micro_pixart.alpha, **PIXART),
+    "lumina2": Row(micro_lumina2.pipeline, **LUMINA2),
     "ddpm": Row(micro_ddpm.pipeline, prompts=("cat", "dog")),
     "dit": Row(micro_dit.pipeline, prompts=("Tinca tinca", "corn, maize"), prediction=lambda x: x[:, :4]),
 }

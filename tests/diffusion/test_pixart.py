@@ -65,7 +65,7 @@ def test_a_prompts_case_and_ends_do_not_matter(model: Model) -> None:
     prompts = ["  A Photo of a CAT ", "a photo of a cat"]
     found = model.embed(prompts)
     assert torch.equal(found["text"][0], found["text"][1])
-    assert text.token_count(model, prompts[0]) == text.token_count(model, prompts[1]) == 6
+    assert model.count_tokens(prompts[0]) == model.count_tokens(prompts[1]) == 6
 
 
 def test_concepts_leave_padding_out(model: Model) -> None:

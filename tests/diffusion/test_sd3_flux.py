@@ -24,7 +24,7 @@ from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import flux, sd3
 from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
-from erase.diffusion.text import check_prompts, concepts
+from erase.diffusion.text import concepts
 from erase.programs import saving
 
 LONG = "a photo of a cat " * 4  # more tokens than CLIP reads, fewer than T5
@@ -126,18 +126,18 @@ def test_every_encoder_changes_the_prediction(models: dict[str, Model], name: st
 def test_a_prompt_too_long_for_clip_is_read_by_t5(models: dict[str, Model], name: str) -> None:
     model = models[name]
     prompts = [LONG + "dog", LONG + "car"]
-    check_prompts(model, prompts)
+    model.check_prompts(prompts)
     one, two = model.embed(prompts)["text"]
     assert not torch.allclose(one, two)
     pooled = model.embed(prompts)["pooled"]
     assert torch.equal(pooled[0], pooled[1])  # CLIP reads the same of both
     with pytest.raises(ValueError, match="512" if name == "dev" else "256"):
-        check_prompts(model, [LONG * 40])
+        model.check_prompts([LONG * 40])
 
 
 def test_without_t5_clip_is_the_limit(models: dict[str, Model]) -> None:
     with pytest.raises(ValueError, match="16"):
-        check_prompts(models["without_t5"], [LONG])
+        models["without_t5"].check_prompts([LONG])
 
 
 def test_concepts_are_the_tokens_of_every_tokenizer(models: dict[str, Model]) -> None:

@@ -348,13 +348,13 @@ def test_embeddings_are_those_of_the_text_encoder(model: Model, pipe: StableDiff
 
 def test_long_prompts_are_refused_with_their_length(model: Model) -> None:
     longest = "a " * (micro.MAX_TOKENS - 2)  # begin and end are tokens too
-    text.check_prompts(model, ["a cat", longest])
-    assert text.token_count(model, longest) == micro.MAX_TOKENS
-    for refuse in (text.check_prompts, Model.embed):
+    model.check_prompts(["a cat", longest])
+    assert model.count_tokens(longest) == micro.MAX_TOKENS
+    for refuse in (Model.check_prompts, Model.embed):
         with pytest.raises(ValueError, match=r"the prompt 'a a .*' has 17 tokens, this model takes 16: shorten it"):
             refuse(model, ["a cat", longest + "cat"])
     with pytest.raises(ValueError, match=r"'x{60}'… has 92 tokens"):
-        text.check_prompts(model, ["x" * 90])
+        model.check_prompts(["x" * 90])
 
 
 def test_encode_is_the_scaled_posterior(model: Model, pipe: StableDiffusionPipeline) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import micro_ddpm
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from erase.diffusion.losses import forget_objective
 from erase.engine.backend import batch_tensors, map_batch, seeded
@@ -62,6 +63,34 @@ def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
         assert passes(model, loss, SAMPLE, 4, nullcontext, "samples") == passes(
             model, plain, SAMPLE, 1, nullcontext, "squares"
         )
+
+
+class Asking:
+    """A backend whose network keeps a table that is no buffer, and asks how long a text is."""
+
+    def __init__(self) -> None:
+        self.net: Any = torch.nn.Linear(4, 4)
+        self.net.table = [torch.ones(64, 4)]
+
+    def draw(self, batch: Any, generator: torch.Generator) -> Any:
+        return batch
+
+    def losses(self, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        lengths = batch["cond"]["mask"].sum(1).tolist()
+        rows = [self.net(self.net.table[0][:length]).sum() for length in lengths]
+        return torch.stack(rows)
+
+
+def test_a_network_may_ask_for_what_no_weight_has_part_in() -> None:
+    """Its memory depends on the answer."""
+    backend: Any = Asking()
+    with hollow(backend) as model:
+        few, many = (
+            passes(model, plain, {"cond": {"mask": torch.arange(64)[None] < length}}, 2, nullcontext)
+            for length in (2, 64)
+        )
+        assert isinstance(model.net(torch.ones(1, 4)), FakeTensor)
+    assert 0 < few < many
 
 
 def test_copies_of_a_hollow_model_count() -> None:

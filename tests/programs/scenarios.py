@@ -1,7 +1,7 @@
 """What the scenarios of `erase run` know of each kind of model: how to make a tiny one, and how it is run.
 
 A row of `FAMILIES` is a family of diffusion models or the classifiers. Sizes are the least with which every part of a
-run has something to do: four steps, saved every second one, and images in two batches.
+run has something to do: three steps, saved after the second one, and images in two batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from erase.classification import models
 from erase.config import PIPELINES, override, parse
 from erase.diffusion.model import Model
-from erase.programs import run
+from erase.programs import inputs, run
 from erase.programs.tracking import JsonlTracker
 
 Words = tuple[str, ...]
@@ -38,7 +38,7 @@ ADAM: Words = ("train.optimizer=adam", "train.lr=1e-3")
 SAME_FOR_ALL = {  # plain gradient steps: what differs by rounding stays so
     "method": {"name": "sfron", "fast_rate": 1e-2, "fast_rule": "sgd"},
     "saliency": {"density": 0.3, "count": 2, "draws": 1, "batch_size": 2},
-    "train": {"steps": 4, "batch_size": 2, "lr": 1e-2, "optimizer": "sgd"},
+    "train": {"steps": 3, "batch_size": 2, "lr": 1e-2, "optimizer": "sgd"},
     "checkpoint_every": 2,
 }
 NAMES = ("car", "cat", "dog")  # as a folder of images orders them
@@ -331,23 +331,13 @@ def stages(case: Case) -> Sequence[Stage]:
     """Where a run can be killed, in its order."""
     job = run.job_of(case.settings["pipeline"])
     found: list[Stage] = [
-        ("at once", job, "measure_base", stop),
         ("generating base", Model, "sampler", stopped_sampler),
         ("before data", job, "lesson", stop),
-        ("in saliency", run_inputs(), "diagonal", stopped_at(2, run_inputs().diagonal)),
-        ("before the first step", run, "run_steps", stop),
-        ("between steps", JsonlTracker, "__call__", stopped_at(4, JsonlTracker.__call__)),
-        ("before weights are kept", run, "write_safetensors", stop),
+        ("in saliency", inputs, "diagonal", stopped_at(2, inputs.diagonal)),
+        ("between steps", JsonlTracker, "__call__", stopped_at(3, JsonlTracker.__call__)),
+        ("after the last step", run, "write_safetensors", stop),
         ("before saving", job, "save", stop),
         ("generating erased", Model, "sampler", stopped_sampler),
-        ("before the report", job, "report", stop),
         ("before the page", job, "page", stop),
     ]
     return [stage for stage in found if case.family.kind != "classify" or stage[2] != "sampler"]
-
-
-def run_inputs() -> Any:
-    """Where saliency is measured."""
-    from erase.programs import inputs
-
-    return inputs

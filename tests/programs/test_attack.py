@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jobs import Runner, StopError, read, silent, stop, table
 
-from erase.attacks import learning
+from erase.attacks import inversion, relearning
 from erase.evaluation import classes
 from erase.programs.attack import attack_run
 from erase.programs.text.report import summarise
@@ -60,11 +60,11 @@ def test_a_finished_run_is_attacked_and_resumed(
     robust, out = read(attacked / "report.json")["robustness"], tmp_path / "out"
     words = [f"eval.classifier={robust['judge']}"]
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "relearn", stop)
+        patch.setattr(relearning, "relearn", stop)
         with pytest.raises(StopError):
             attack_run(attacked, words, out, say=silent)
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "learn_word", stop)
+        patch.setattr(inversion, "learn_word", stop)
         attack_run(attacked, words, out, resume=True, say=silent)
     found = read(out / "report.json")["robustness"]
     assert {**found, "seconds": 0} == {**robust, "seconds": 0}

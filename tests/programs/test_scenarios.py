@@ -118,11 +118,11 @@ def check_metrics(out: Path, method: str, steps: int) -> None:
 def test_a_run_leaves_the_folder_that_is_promised(case: Case, finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == case.folder
     check_weights(case, finished, case.family.learns)
-    check_metrics(finished, "sfron", 4)
+    check_metrics(finished, "sfron", 3)
     mask, report = load_mask(finished / "saliency.safetensors"), read(finished / "report.json")
     assert mask.density == pytest.approx(0.3, abs=0.01)
     assert all(re.search(case.family.learns, name) for name in mask.named)
-    assert (report["method"]["name"], report["timing"]["steps"]) == ("sfron", 4)
+    assert (report["method"]["name"], report["timing"]["steps"]) == ("sfron", 3)
     assert report["mask"]["density"] == mask.density
     assert read(finished / "run.json")["config"]["seed"] == 0
     assert {path.name for path in (finished / "model").rglob("*")} == {
@@ -192,13 +192,13 @@ def check_stopped(out: Path, what: str) -> None:
     """What a run leaves that was killed there."""
     names = {path.name for path in out.iterdir()}
     assert ("metrics.jsonl" in names) == ("state.safetensors" in names or run.TRAINED in names or "model" in names)
-    if what == "at once":
-        assert names == {"run.json"}
+    if what == "before data":
+        assert names <= {"run.json", "split.json", "images"}
     elif what == "in saliency":
         assert "fisher-forget.safetensors" in names
         assert "saliency.safetensors" not in names
     elif what == "between steps":
-        assert [row["step"] for row in rows(out)] == [0, 1, 2]
+        assert [row["step"] for row in rows(out)] == [0, 1]
     elif what.startswith("generating "):
         assert len(list((out / "images" / what.rpartition(" ")[2]).glob("*.png"))) == 2
 
@@ -232,13 +232,12 @@ def test_a_finished_run_that_is_resumed_says_so_and_changes_nothing(
     assert tree(finished) == before
 
 
-@pytest.mark.parametrize("word", ["train.steps=3", "seed=1", "method.lambd=0", "forget.{}"])
-def test_another_run_is_not_resumed(case: Case, finished: Path, word: str) -> None:
+def test_another_run_is_not_resumed(case: Case, finished: Path) -> None:
     other = {"text": "prompts=a photo of a car", "labels": "labels=[car]", "classify": "fraction=0.5"}
-    before, word = tree(finished), word.format(other[case.family.kind])
-    for resume in (True, False):  # nor is a folder in use begun anew
+    before = tree(finished)
+    for words in (("seed=1",), (f"forget.{other[case.family.kind]}",), ()):  # nor is a folder in use begun anew
         with pytest.raises(ValueError, match=re.escape(str(finished))):
-            case.start(finished, word, resume=resume)
+            case.start(finished, *words, resume=bool(words))
     assert tree(finished) == before
 
 
@@ -273,8 +272,7 @@ def check_close(case: Case, out: Path, whole: Path) -> None:
     changed = [name for name in base if not torch.equal(base[name], expected[name])]
     moved = sum(float((expected[name].double() - base[name].double()).square().sum()) for name in changed)
     apart = sum(float((expected[name].double() - found[name].double()).square().sum()) for name in base)
-    rounding = 0.1 if case.family.dtype == torch.float16 else 0.01  # of what is stored, or of a mask's last weights
-    assert apart**0.5 < rounding * moved**0.5
+    assert apart**0.5 < 0.01 * moved**0.5  # a mask's last weights may be others; another batch size gives over 0.3
     for mine, theirs in zip(rows(out), rows(whole), strict=True):
         for key in ("forget_loss", "remain_loss"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-4)
@@ -387,9 +385,10 @@ def test_a_closed_form_without_weights_to_edit_is_refused_before_anything(case: 
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_damaged_model_is_refused_in_a_line_before_anything(case: Case, tmp_path: Path, what: str) -> None:
-    """Whichever of its networks it is."""
-    for number, file in enumerate(case.weights):
-        model = Path(shutil.copytree(case.base, tmp_path / str(number)))
+    """Whether what learns is damaged or what helps it; the others of these take turns."""
+    first, *others = case.weights
+    for file in (first, *others[list(DAMAGE).index(what) :: len(DAMAGE)]):
+        model = Path(shutil.copytree(case.base, tmp_path / f"model-{file.parent.name}"))
         DAMAGE[what](model / file)
         with pytest.raises(ValueError, match=re.escape(str((model / file).parent))) as refused:
             case.start(tmp_path / "out", f"model={model}")

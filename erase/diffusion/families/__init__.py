@@ -23,6 +23,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "sd3": ("StableDiffusion3Pipeline",),
     "flux": ("FluxPipeline",),
     "pixart": ("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
+    "lumina2": ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
     "ddpm": ("ClassConditionalPipeline",),
     "dit": ("DiTPipeline",),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase.attacks import learning
+from erase.attacks import inversion, relearning
 from erase.config import Inversion, Relearn
 from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints.locate import locate
@@ -48,7 +48,7 @@ def test_a_word_means_its_embedding_and_other_words_stay(model: Model) -> None:
     """With the embedding of `cat` a prompt is the one that says so."""
     table = model.pipe.text_encoder.get_input_embeddings().weight
     before = model.embed(["a photo of *", "a photo of cat"])["text"]
-    with learning.meaning(model, {"text_encoder": table[model.pipe.tokenizer("cat").input_ids[1]].clone()}):
+    with inversion.meaning(model, {"text_encoder": table[model.pipe.tokenizer("cat").input_ids[1]].clone()}):
         within = model.embed(["a photo of *", "a photo of cat"])["text"]
     assert torch.equal(within[0], before[1])
     assert torch.equal(within[1], before[1])
@@ -58,32 +58,32 @@ def test_a_word_means_its_embedding_and_other_words_stay(model: Model) -> None:
 
 def test_a_word_is_learned_and_no_weight_moves(model: Model, data: LatentSet) -> None:
     before, rows = weights(model), list[Any]()
-    word = learning.learn_word(model, data, INVERSION, 3, log=rows.append)
+    word = inversion.learn_word(model, data, INVERSION, 3, log=rows.append)
     after = weights(model)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert len(rows) == INVERSION.steps
-    assert torch.equal(word["text_encoder"], learning.learn_word(model, data, INVERSION, 3)["text_encoder"])
+    assert torch.equal(word["text_encoder"], inversion.learn_word(model, data, INVERSION, 3)["text_encoder"])
 
     def loss(prompt_word: dict[str, Tensor]) -> float:
         backend, generator = model.denoiser(), seeded("cpu", 9)
-        with learning.meaning(model, prompt_word):
+        with inversion.meaning(model, prompt_word):
             cond = condition.expand(model.embed([INVERSION.prompt]), 4)
         batch = {**data.gather(torch.arange(4)), "cond": cond}
         with torch.no_grad():
             return sum(float(backend.losses(batch, generator).mean()) for _ in range(20))
 
     table = model.pipe.text_encoder.get_input_embeddings().weight
-    start = {name: table[token] for name, token in learning.check_word(model, "*").items()}
+    start = {name: table[token] for name, token in inversion.check_word(model, "*").items()}
     assert loss(word) < loss(start)
 
 
 @pytest.mark.parametrize("prompt", ["a photo of a cat", "* of *", "a photo*of"])
 def test_a_prompt_holds_the_word_once(model: Model, prompt: str) -> None:
     if prompt == "a photo*of":  # a word of its own for byte-level BPE all the same
-        learning.check_word(model, prompt)
+        inversion.check_word(model, prompt)
         return
     with pytest.raises(ValueError, match=r"must hold the word \* once, such as 'a photo of \*'; got"):
-        learning.check_word(model, prompt)
+        inversion.check_word(model, prompt)
 
 
 def test_relearning_is_looked_at_on_its_way_and_not_disturbed(micro_sd: Path, data: LatentSet) -> None:
@@ -96,7 +96,7 @@ def test_relearning_is_looked_at_on_its_way_and_not_disturbed(micro_sd: Path, da
             seen[done] = weights(model)
             torch.rand(done + 1)  # as drawing may
 
-        learning.relearn(model, data, Relearn(at=list(at), lr=1e-2, batch_size=2), 0, look)
+        relearning.relearn(model, data, Relearn(at=list(at), lr=1e-2, batch_size=2), 0, look)
         found[at] = seen
     assert [list(seen) for seen in found.values()] == [[0, 3], [0, 1, 3]]
     start, end = found[3,][0], found[3,][3]
@@ -121,8 +121,8 @@ def test_every_encoder_of_every_family_learns_the_word(
     mean = torch.randn((4, *latents.shape[1:]), generator=seeded("cpu", 1))
     data = LatentSet(mean, torch.zeros(4, dtype=torch.long), model.embed(["a photo of a cat"]))
     with torch.autocast("cpu", torch.bfloat16, enabled=lean):
-        word = learning.learn_word(model, data, Inversion(steps=2, lr=0.1, batch_size=2), 3)
+        word = inversion.learn_word(model, data, Inversion(steps=2, lr=0.1, batch_size=2), 3)
     assert word.keys() == {name for name in model.family.ENCODERS if getattr(model.pipe, name) is not None}
-    with learning.meaning(model, word):
+    with inversion.meaning(model, word):
         within = model.embed(["a photo of *"])
     assert not torch.equal(within["text"], model.embed(["a photo of *"])["text"])

@@ -1,4 +1,4 @@
-"""Attacks on an erased Stable Diffusion model: a learned word for the concept, and a few steps of training on it.
+"""Textual inversion: a word for the concept is learned, and no weight of the model changes.
 
 Sources: textual inversion, Gal et al., ICLR 2023, arXiv 2208.01618, turned on erased models by Pham et al., ICLR 2024,
 arXiv 2308.01508. Differences: the word takes the place of the token `*`, whose embedding it starts from, in a prompt of
@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from erase.config import Inversion, Relearn
-from erase.diffusion import condition, text
+from erase.config import Inversion
+from erase.diffusion import condition
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.model import Model
@@ -82,7 +82,7 @@ def check_word(model: Model, prompt: str) -> dict[str, int]:
             raise ValueError(
                 f"attack.inversion.prompt must hold the word {WORD} once, such as 'a photo of {WORD}'; got {prompt!r}"
             )
-    text.check_prompts(model, [prompt])
+    model.check_prompts([prompt])
     return tokens
 
 
@@ -161,43 +161,3 @@ def learn_word(
             log=log,
         )
     return {name: x.detach() for name, x in net.vectors.items()}
-
-
-def relearn(
-    model: Model,
-    data: Samples,
-    wanted: Relearn,
-    seed: int,
-    look: Callable[[int], None],
-    accelerator: Accelerator | None = None,
-    log: Log | None = None,
-) -> None:
-    """Train a model, in place, on pictures of the concept and their prompts.
-
-    Args:
-        model: the model.
-        data: latents and prompts of the pictures.
-        wanted: which weights, the rate, batch size and steps.
-        seed: of order, timesteps and noise.
-        look: called with the number of steps done, at 0 and at each of `wanted.at`.
-        accelerator: as that of `unlearn`.
-        log: as that of `unlearn`.
-
-    Raises:
-        ValueError: for parameters that the model has not.
-    """
-    model.ready(model.family.TRAINED)
-    model.choose(wanted.parameters)
-    look(0)
-    unlearn(
-        model.denoiser(),
-        finetune(),
-        None,
-        Batches(data, wanted.batch_size, seed),
-        steps=max(wanted.at),
-        optimizer=lambda params: torch.optim.Adam(params, lr=wanted.lr),
-        seed=seed,
-        accelerator=accelerator,
-        log=log,
-        until=lambda done: look(done) if done in wanted.at else None,
-    )

@@ -1,0 +1,54 @@
+"""Relearning: a few steps of training on images of the concept, under its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+
+from erase.config import Relearn
+from erase.diffusion.model import Model
+from erase.engine.batches import Batches, Samples
+from erase.engine.loop import Log, unlearn
+from erase.methods.finetune import finetune
+
+
+def relearn(
+    model: Model,
+    data: Samples,
+    wanted: Relearn,
+    seed: int,
+    look: Callable[[int], None],
+    accelerator: Accelerator | None = None,
+    log: Log | None = None,
+) -> None:
+    """Train a model, in place, on pictures of the concept and their prompts.
+
+    Args:
+        model: the model.
+        data: latents and prompts of the pictures.
+        wanted: which weights, the rate, batch size and steps.
+        seed: of order, timesteps and noise.
+        look: called with the number of steps done, at 0 and at each of `wanted.at`.
+        accelerator: as that of `unlearn`.
+        log: as that of `unlearn`.
+
+    Raises:
+        ValueError: for parameters that the model has not.
+    """
+    model.ready(model.family.TRAINED)
+    model.choose(wanted.parameters)
+    look(0)
+    unlearn(
+        model.denoiser(),
+        finetune(),
+        None,
+        Batches(data, wanted.batch_size, seed),
+        steps=max(wanted.at),
+        optimizer=lambda params: torch.optim.Adam(params, lr=wanted.lr),
+        seed=seed,
+        accelerator=accelerator,
+        log=log,
+        until=lambda done: look(done) if done in wanted.at else None,
+    )

@@ -117,7 +117,7 @@ def concepts(
         tokens: which of them.
 
     Raises:
-        ValueError: for a prompt that is its own anchor, or too long, and tokens that the network does not read; and for a
+        ValueError: for a prompt that is its own anchor, or too long, tokens that the network does not read, and a
             family that has no such matrix.
     """
     weights = text_weights(model)

@@ -1,7 +1,7 @@
 """An image classifier as a backend: cross entropy per sample, augmentation drawn apart from the loss.
 
 Batches are dicts with `x`, pixels `[B, C, H, W]`, uint8, and `y`, labels `[B]`. `draw` makes of `x` what the network
-takes, and adds `other`, another class by lot for each image.
+takes, and adds `other`, a class by lot for each image.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from erase.engine import distributed
 from erase.engine.backend import LossFn
 from erase.engine.losses import Objective
 from erase.engine.method import Method
+
+Relabel = Literal["other", "any"]
+"""Labels by lot: never the true one, or from all classes (SalUn's scripts)."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +95,28 @@ class Classifier:
     """K"""
     prepare: Prepare = Prepare()
     augment: Augment = Augment()
+    relabel: Relabel = "other"
+    """What the lot gives: another class than the true one, or any."""
 
     def __post_init__(self) -> None:
         """Check values.
 
         Raises:
-            ValueError: for fewer than two classes.
+            ValueError: for fewer than two classes, or an unknown lot.
         """
+        if self.relabel not in get_args(Relabel):
+            raise ValueError(f"unknown relabel {self.relabel!r}; allowed: {', '.join(get_args(Relabel))}")
         if self.num_classes < 2:
             raise ValueError(f"a classifier needs two classes or more; got {self.num_classes}")
 
     def draw(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Prepared and augmented images, labels, and another label by lot; a drawn batch as it is."""
+        """Prepared and augmented images, labels, and `other`, a label by lot; a drawn batch as it is."""
         if "other" in batch:
             return batch
         x, y = batch["x"], batch["y"]
-        lot = torch.randint(1, self.num_classes, y.shape, generator=generator, device=y.device)
+        lot = torch.randint(
+            1 if self.relabel == "other" else 0, self.num_classes, y.shape, generator=generator, device=y.device
+        )
         return {"x": self.prepare(self.augment(x, generator)), "y": y, "other": (y + lot) % self.num_classes}
 
     def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -132,7 +141,7 @@ def logits(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def other_label(backend: Classifier, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-    """Cross entropy with another label, drawn anew each time, `[B]`."""
+    """Cross entropy with a label by lot, drawn anew each time, `[B]`."""
     batch = backend.draw(batch, generator)
     return backend.losses({**batch, "y": batch["other"]}, generator)
 

@@ -79,6 +79,8 @@ class ForgetImages:
     """A file that an earlier run wrote; its validation images are taken too."""
     seed: Seed | None = None
     """Of the split; by default the run's."""
+    relabel: Literal["other", "any"] = "other"
+    """Labels that a method fits in the place of the true ones: never the true one, or by lot from all classes."""
     statistics: Literal["batch", "running", "update"] = "batch"
     """What batch normalisation goes by in passes over forget data: the batch's own mean and variance, or the running
     ones, as in use. Images of one class have others than those of all. None but `update` (the batch's own) moves the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from erase.diffusion.model import Model
 
+Tokens = Literal["all", "last", "padding"]
+"""Which tokens of a prompt closed forms edit: from the first that differs from the anchor on, the last token of the
+last word, or those from the end of text on."""
 OWN_ANCHOR = "a forget prompt is its own anchor: choose another anchor"
 
 
@@ -95,20 +98,27 @@ def check_edited(model: Model, chosen: Sequence[str]) -> None:
         )
 
 
-def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str]) -> Concepts:
+def concepts(
+    model: Model, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str], tokens: Tokens = "all"
+) -> Concepts:
     """Text embeddings, token by token: of forget prompts from where they leave their anchors, and of whole others.
 
     The beginning that a forget prompt shares with one that stays means the same in both, and stays. Padding that the
     network does not read (the condition's `mask`) is left out.
+
+    With `tokens` of `last` or `padding` these alone are erased, and these alone of the prompts that stay are kept. The
+    last token of the empty prompt is that of the beginning, where there is one.
 
     Args:
         model: the model, with its text encoder.
         forget: prompts whose words are to mean something else.
         anchors: what they are to mean, one for each.
         kept: prompts that stay.
+        tokens: which of them.
 
     Raises:
-        ValueError: for a prompt that is its own anchor, or too long; and for a family that has no such matrix.
+        ValueError: for a prompt that is its own anchor, or too long, tokens that the network does not read, and a
+            family that has no such matrix.
     """
     weights = text_weights(model)
     words = [*forget, *anchors, *kept]
@@ -117,6 +127,7 @@ def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: 
     counts = embedded["mask"].sum(1).tolist() if "mask" in embedded else [rows] * len(words)
     table = {word: x[:count] for word, x, count in zip(words, embedded["text"], counts, strict=True)}
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    stay: list[Tensor] = []
     start, told_apart = 0, set()
     for tokenizer, length in readers(model):
         ids = {text: list(tokenizer(text, truncation=True, max_length=length).input_ids) for text in table}
@@ -125,16 +136,34 @@ def concepts(model: Model, forget: Sequence[str], anchors: Sequence[str], kept: 
             if ids[prompt] == ids[anchor]:
                 continue  # where they differ is beyond what this tokenizer reads, and another may read it
             told_apart.add((prompt, anchor))
-            for at, other in paired_tokens(ids[prompt], ids[anchor], length):
-                read = start + at < len(table[prompt]) and start + other < len(table[anchor])
-                if read and tuple(ids[prompt][: at + 1]) not in shared:
+            if tokens == "last":
+                pairs = [(last_token(ids[prompt]), last_token(ids[anchor]))]
+            else:
+                pairs = paired_tokens(ids[prompt], ids[anchor], length)
+                least = len(ids[prompt]) - 1 if tokens == "padding" else 0
+                pairs = [(i, j) for i, j in pairs if i >= least and tuple(ids[prompt][: i + 1]) not in shared]
+            for at, other in pairs:
+                if start + at < len(table[prompt]) and start + other < len(table[anchor]):
                     sides[0].append(table[prompt][start + at])
                     sides[1].append(table[anchor][start + other])
+        for text in kept:
+            end, last = len(ids[text]) - 1, last_token(ids[text])
+            own = slice(last, last + 1) if tokens == "last" else slice(end, length)
+            stay.append(table[text][start : start + length][own])
         start += length
     if told_apart != set(zip(forget, anchors, strict=True)):
         raise ValueError(OWN_ANCHOR)
-    kept_tokens = torch.cat([table[text] for text in kept])
+    if not sides[0]:
+        raise ValueError(
+            f"method.tokens={tokens}: the network reads no such token of the forget prompts; set it to all"
+        )
+    kept_tokens = torch.cat([table[text] for text in kept] if tokens == "all" else stay)
     return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, weights)
+
+
+def last_token(ids: Sequence[int]) -> int:
+    """The place of the last token before the end, from ids with begin and end; the first where there is none."""
+    return max(0, len(ids) - 2)
 
 
 def paired_tokens(prompt: Sequence[int], anchor: Sequence[int], length: int) -> list[tuple[int, int]]:

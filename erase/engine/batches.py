@@ -24,25 +24,33 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Batches:
-    """Endless shuffled batches of exactly `batch_size`; epoch e's order depends on `seed` and e alone."""
+    """Endless shuffled batches of `batch_size`; epoch e's order depends on `seed` and e alone."""
 
     data: Samples
     batch_size: int
     seed: int
+    whole: bool = False
+    """Whether epochs end on their own, with a smaller batch where the set does not divide; else they run on into each
+    other, and all batches are full."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches of the set, epochs run on into each other."""
+        """Batches of the set."""
         if self.batch_size < 1 or len(self.data) == 0:
             raise ValueError(f"needs batch_size ≥ 1 and data; got {self.batch_size} and {len(self.data)} samples")
         waiting = torch.zeros(0, dtype=torch.long)
         epoch = 0
         while True:
-            while len(waiting) < self.batch_size:
+            while len(waiting) < (1 if self.whole else self.batch_size):
                 order = torch.randperm(len(self.data), generator=seeded("cpu", self.seed, epoch))
                 waiting = torch.cat([waiting, order])
                 epoch += 1
             yield self.data.gather(waiting[: self.batch_size])
             waiting = waiting[self.batch_size :]
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch that ends on its own."""
+        return -(-len(self.data) // self.batch_size)
 
 
 def once(data: Samples, batch_size: int) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def unlearn(
         max_skips: how many phases in a row may be skipped because a loss or gradient is not finite; the last gives up.
 
     Raises:
-        ValueError: for settings, data, launches or mask and weight decay that do not go together.
+        ValueError: for settings, data or launches that do not go together.
         KeyError: for a trainable parameter that the mask does not know.
         NonFiniteError: after `max_skips` skipped phases in a row.
         StoppedError: when `stop` said yes.

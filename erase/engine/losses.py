@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from erase.engine.backend import Backend, Comparing, LossFn, drawn_from, trainable
+
+Reduction = Literal["sum", "mean"]
 
 
 def plain(backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
@@ -58,16 +60,32 @@ class Distance:
     """In eval mode; it gets no gradients."""
     strength: float = 1.0
     beside: LossFn | None = None
+    reduction: Reduction = "sum"
+    """Of a classifier's KL over its K classes: the divergence itself, or divided by K (torch's default)."""
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for an unknown reduction.
+        """
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(f"unknown reduction {self.reduction!r}; allowed: {', '.join(get_args(Reduction))}")
 
     def __call__(self, backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
         """Losses `[B]`.
 
         Raises:
-            ValueError: for a backend without `distances`.
+            ValueError: for a backend without `distances`, or one without classes to take the mean over.
         """
         if not isinstance(backend, Comparing):
             raise ValueError(f"{type(backend).__name__} has no distances(batch, teacher, generator): no teacher for it")
         apart = self.strength * backend.distances(batch, self.teacher, generator)
+        if self.reduction == "mean":
+            classes = getattr(backend, "num_classes", None)
+            if classes is None:
+                raise ValueError(f"reduction=mean is over classes, and {type(backend).__name__} has none: use sum")
+            apart = apart / classes
         return apart if self.beside is None else self.beside(backend, batch, generator) + apart
 
 

@@ -98,6 +98,11 @@ class Steps:
         if self.trained.keep is not None:
             mask_gradients(self.params, self.trained.keep)
 
+    def step_within_mask(self) -> None:
+        """A step of the slow optimizer that leaves masked weights as they are, whatever its weight decay."""
+        self.slow.step()
+        self.trained.restore_masked()
+
     def masked(self, name: str, new: Tensor) -> Tensor:
         """The new values of one weight where it is kept, and its present ones where it is masked."""
         keep = self.trained.keep

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erase.engine.backend import trainable
 from erase.engine.fast_step import FastStep, like, mask_of
 from erase.engine.method import Method
-from erase.engine.updates import Joint
+from erase.engine.updates import InTurn, Joint
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -26,18 +26,15 @@ class Trained:
         self.params = list(self.named.values())
         self.slow = optimizer(self.params)
         self.base_rates = [float(g["lr"]) for g in self.slow.param_groups]
-        if (
-            isinstance(update, Joint)
-            and update.mask_all
-            and any(group.get("weight_decay") for group in self.slow.param_groups)
-        ):
-            raise ValueError(
-                f"method {method.name!r} never moves masked weights, and weight decay would: set train.weight_decay=0"
-            )
         self.fast = None if update.own_rule is None else FastStep(self.named, method.mask, update.own_rule)
         self.keep: dict[str, Tensor] | None = None
         if method.mask is not None and update.whole_mask:
             self.keep = {name: mask_of(method.mask, name, p) for name, p in self.named.items()}
+        self.held: dict[str, Tensor] = {}
+        """Values of the masked weights that weight decay moves and `restore_masked` restores, `[masked]` of each."""
+        decays = any(group.get("weight_decay") for group in self.slow.param_groups)
+        if decays and isinstance(update, Joint | InTurn) and update.mask_all:
+            self.held = {name: self.named[name].detach()[~keep] for name, keep in (self.keep or {}).items()}
         self.decay = method.average
         self.anchor = self._copy() if update.outer_rate < 1 else None
         """φ"""
@@ -50,6 +47,17 @@ class Trained:
         """Set the slow optimizer's learning rate to a multiple of what it began with."""
         for group, base in zip(self.slow.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
+
+    @torch.no_grad()
+    def restore_masked(self) -> None:
+        """Undo what weight decay did to masked weights: their values are restored, their moments are 0."""
+        for name, values in self.held.items():
+            assert self.keep is not None
+            p, masked = self.named[name], ~self.keep[name]
+            p[masked] = values
+            for key, moment in self.slow.state.get(p, {}).items():
+                if key != "step" and isinstance(moment, Tensor) and moment.is_floating_point():
+                    moment.masked_fill_(masked, 0)
 
     @torch.no_grad()
     def follow(self, t: int) -> None:

@@ -3,6 +3,7 @@
 - `FastSlow`: a fast step with a rule of its own, slow steps, an outer step. R-on, and the plain baselines.
 - `Shared`: one optimizer for both phases, as published with arXiv 2409.19732; SCRUB too.
 - `Joint`: one step on both losses. SFR-on without R-on, random labels, SalUn, Selective Amnesia, Bad Teacher.
+- `InTurn`: steps on all forget batches, then on all remain batches. Random labels and SalUn as classifiers' scripts do.
 - `Descent`: steps on the remain loss alone. Fine-tuning and retraining.
 - `ClosedForm`: new weights that are computed instead of stepped to. UCE.
 
@@ -25,6 +26,8 @@ from erase.engine.weighting import Schedule
 
 Side = Literal["forget", "remain"]
 SIDES: tuple[Side, ...] = get_args(Side)
+Order = Literal["joint", "turn"]
+"""`joint`: one step on both losses (`Joint`); `turn`: steps on one side's batches, then on the other's (`InTurn`)."""
 Edit = Callable[[nn.Module], Mapping[str, Tensor]]
 """A closed form: new values of some trainable weights of a network, by name."""
 
@@ -58,6 +61,9 @@ class Run(Protocol):
 
     def mask_gradients(self) -> None:
         """Zero the gradients of masked weights, for rules with a `whole_mask`."""
+
+    def step_within_mask(self) -> None:
+        """A step of the slow optimizer that leaves masked weights as they are, for rules with a `whole_mask`."""
 
     def finish(self, side: Side, step: Callable[[], Any], clip: float | None) -> None:
         """End a phase: average over processes, check, clip, `step`, clear. What is not finite is skipped."""
@@ -196,7 +202,7 @@ class Joint:
     clip: float | None = None
     """Limit of the norm of the sum (the setting `clip_remain`)."""
     mask_all: bool = False
-    """Mask the whole gradient instead of its forget part: weights outside the mask never learn (SalUn)."""
+    """Mask the whole step instead of the forget part of its gradient: weights outside the mask never learn (SalUn)."""
     outer_rate: float = 1.0
     """α, as in `FastSlow`."""
 
@@ -228,8 +234,63 @@ class Joint:
         run.gradients("remain")
         if self.mask_all:
             run.mask_gradients()
-        run.finish("remain", run.slow.step, self.clip)
+        run.finish("remain", run.step_within_mask if self.mask_all else run.slow.step, self.clip)
         run.outer_step(self.outer_rate)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How many batches one pass over the data has."""
+
+    forget: int
+    remain: int
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """One step of the slow optimizer on one loss: in each epoch on all forget batches, then on all remain batches."""
+
+    forget_weight: float
+    """β: the factor on the forget loss."""
+    epoch: Epoch
+    slow_schedule: Schedule = "constant"
+    clip: float | None = None
+    """Limit of the norm of each gradient (the setting `clip_remain`)."""
+    mask_all: bool = False
+    """Weights outside the mask never learn (SalUn)."""
+
+    NEEDS: ClassVar[tuple[Side, ...]] = SIDES
+    TAKES: ClassVar[tuple[Side, ...]] = SIDES
+    own_rule: ClassVar[FastRule | None] = None
+    whole_mask: ClassVar[bool] = True
+    outer_rate: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: with the value got and the values allowed.
+        """
+        _check(self, "forget_weight")
+        if self.epoch.forget < 1 or self.epoch.remain < 1:
+            raise ValueError(f"an epoch needs a batch of each side; got {self.epoch}")
+
+    def phases(self, steps: int) -> dict[Side, int]:
+        """How many batches of each side the first steps take."""
+        epochs, more = divmod(steps, self.epoch.forget + self.epoch.remain)
+        forget = epochs * self.epoch.forget + min(more, self.epoch.forget)
+        return {"forget": forget, "remain": steps - forget}
+
+    def step(self, run: Run, t: int) -> None:
+        """Take step t."""
+        run.set_learning_rate(self.slow_schedule)
+        side: Side = "forget" if t % (self.epoch.forget + self.epoch.remain) < self.epoch.forget else "remain"
+        if side == "forget":
+            run.row["fast_rate"] = self.forget_weight
+        run.gradients(side, factor=self.forget_weight if side == "forget" else 1.0)
+        if self.mask_all:
+            run.mask_gradients()
+        run.finish(side, run.step_within_mask if self.mask_all else run.slow.step, self.clip)
 
 
 @dataclass(frozen=True)
@@ -310,7 +371,7 @@ class ClosedForm:
             run.params[name].copy_(x)
 
 
-Update = FastSlow | Shared | Joint | Descent | ClosedForm
+Update = FastSlow | Shared | Joint | InTurn | Descent | ClosedForm
 
 
 class NonFiniteError(RuntimeError):

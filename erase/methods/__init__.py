@@ -28,6 +28,7 @@ NEEDS = {
     "new_net": "a network with new weights",
     "concepts": "text embeddings",
     "denoiser": "a diffusion model",
+    "epoch": "the numbers of batches in an epoch",
 }
 """What a program can give a builder, each under the keyword argument of that name."""
 

@@ -4,10 +4,17 @@ Source: Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023, a
 
     min over θ of  mean_i ‖ε_θ(z_t, c, t) - (ε0(z_t, ∅, t) - η (ε0(z_t, c, t) - ε0(z_t, ∅, t)))‖²
 
-ε0 is the model at the start. ESD-x learns cross-attention (`train.parameters: xattn`), ESD-u the rest (`noxattn`).
-Deliberate differences: z_t are pictures that the first model drew of the prompt, noised; the paper's are drawn anew
-in each step, by the model as it is then, down to t. MSE is the mean over C, H, W. `noxattn` has all weights but
-cross-attention's; the published script leaves out those of the time embedding and the last layer too.
+ε0 is the model at the start. η is the paper's: 0 makes the prompt mean nothing, and the target is the guided prediction
+of scale -η. The authors' current script writes `ε0(c) - n (ε0(c) - ε0(∅))`, which is this at η = n - 1: its default
+`negative_guidance` 2 is the paper's η 1.
+
+ESD-x learns cross-attention (`train.parameters: xattn`), ESD-u the rest. Of that the current script learns weights and
+biases of all Linear and Conv2d layers, time embedding and last layer too, and no normalisation: `esd_u`. The first
+script leaves out time embedding and last layer, and has normalisations; `noxattn` has all of these.
+
+Deliberate differences: z_t are pictures that the first model drew of the prompt, noised; the paper's are sampled anew
+in each step down to t, by the model as it is then (the first script) or by the first model (the current one). MSE is
+the mean over C, H, W, as theirs.
 """
 
 from __future__ import annotations
@@ -35,7 +42,8 @@ def esd(
 
     Args:
         fast_rate: step size.
-        eta: η, how far beyond the empty prompt; 0 makes the prompt mean nothing.
+        eta: η of the paper, how far beyond the empty prompt; 0 makes the prompt mean nothing. In the authors' current
+            script it is `negative_guidance` - 1.
         fast_rule: `adam` (the paper), `sgd` or `normalized`.
         schedule: of the step size.
         clip_forget: gradient norm limit.

@@ -6,10 +6,12 @@ arXiv 2310.12508.
     m = 1[|∇ mean_f ℓ(θ0)| among the largest half]                     ℓ on true labels, or true noise
     θ ← θ - η m ⊙ ∇ (mean_r ℓ + β mean_f ℓ on other labels)
 
-The mask holds in every step, those on remain data too. Deliberate differences from the paper's scripts:
+The mask holds in every step, those on remain data too: masked weights are restored after weight decay, and their
+momentum is 0, as in the scripts. Deliberate differences from the paper's scripts:
 
 - The gradient of the mask is of the network in eval mode; in diffusion it is of plain predictions. The scripts' are
   guided, `(1 + w) ε(c) - w ε(∅)` with w 7.5 (Stable Diffusion) and 2 (DDPM): `saliency.guidance` 8.5 and 3.
+- Order of batches, labels and statistics are those of `erase.methods.random_label`, with the same settings.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from __future__ import annotations
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
-from erase.engine.updates import Joint
+from erase.engine.updates import Epoch, Order
 from erase.engine.weighting import Schedule
 from erase.methods import Entry
+from erase.methods.random_label import relabelling
 
 
 def salun(
@@ -28,6 +31,8 @@ def salun(
     fast_rate: float = 1.0,
     slow_schedule: Schedule = "constant",
     clip_remain: float | None = None,
+    order: Order = "joint",
+    epoch: Epoch | None = None,
     forget: Objective = DESCENT,
     remain: Objective = DESCENT,
 ) -> Method:
@@ -37,12 +42,18 @@ def salun(
         mask: weights that learn (`magnitude_mask` of the training loss; half of them in the paper).
         fast_rate: weight of the forget loss beside the remain loss.
         slow_schedule: of the learning rate.
-        clip_remain: gradient norm limit of the joint step.
+        clip_remain: gradient norm limit of the joint step, or of every one in turn.
+        order: `joint`: one step on both losses; `turn`: steps on all forget batches, then on all remain batches (the
+            published scripts for classifiers).
+        epoch: how many batches `turn` has of each side.
         forget: forget objective, descended.
         remain: remain objective.
+
+    Raises:
+        ValueError: for an unknown order.
     """
-    update = Joint(fast_rate, slow_schedule=slow_schedule, clip=clip_remain, mask_all=True)
+    update = relabelling(order, epoch, fast_rate, slow_schedule, clip_remain, mask_all=True)
     return Method(name="salun", forget=forget, remain=remain, update=update, mask=mask)
 
 
-METHOD = Entry(salun, needs=("mask", "forget", "remain"), data=("forget", "remain"))
+METHOD = Entry(salun, needs=("mask", "forget", "remain", "epoch"), data=("forget", "remain"))

@@ -4,24 +4,31 @@ Source: Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 20
 
     min over W of  Σ_E ‖W c_i - W0 c*_i‖² + p Σ_P ‖W c_j - W0 c_j‖² + λ ‖W - W0‖²
 
-for every key and value matrix W of cross-attention, over the tokens c_i of all forget prompts at once, those c*_i of
+for every key and value matrix W of cross-attention, over tokens c_i of all forget prompts at once, those c*_i of
 their anchors, and those c_j of prompts that stay. The normal equations give the same change for all of them:
 
     W = W0 M,   M = (Σ_E c*_i c_iᵀ + p Σ_P c_j c_jᵀ + λ I) (Σ_E c_i c_iᵀ + p Σ_P c_j c_jᵀ + λ I)⁻¹
 
-Deliberate differences: tokens are paired from the first that differs, with the last words on each other, and a
-beginning that a prompt that stays has too is left to it; the empty prompt stays, for guidance has it in every step.
+Which tokens: the authors' first scripts edit those of whole prompts, with λ .1 (`tokens: all`, `lambd: 0.1`, the
+defaults); their current one edits the last token of the last word alone, with λ .5 (`tokens: last`, `lambd: 0.5`).
+`tokens: padding` is ours: the end of text and the padding after it, where a text encoder without CLIP's habits may keep
+a concept. The encoder of the embedded model does: there `last` erases nothing, and `all` is flattered.
+
+Deliberate differences: with `all`, tokens are paired from the first that differs, with the last words on each other,
+and a beginning that a prompt that stays has too is left to it; the empty prompt stays, for guidance has it in every
+step (with `last` that is the token of the beginning); sums are in float64.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from erase.diffusion.text import Concepts
+from erase.diffusion.text import Concepts, Tokens
 from erase.engine.backend import trainable
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
@@ -38,6 +45,8 @@ class Reading:
     """p"""
     lambd: float
     """λ"""
+    tokens: Tokens = "all"
+    """Those that the concepts are of."""
 
     def __call__(self, net: nn.Module) -> dict[str, Tensor]:
         """`W0 M` for every key and value matrix that learns, computed in float64.
@@ -69,6 +78,7 @@ def uce(
     *,
     preserve: float = 1.0,
     lambd: float = 0.1,
+    tokens: Tokens = "all",
     fast_rate: float = 1.0,
     mask: Mask | None = None,
     concepts: Concepts | None = None,
@@ -78,16 +88,20 @@ def uce(
     Args:
         preserve: p, weight of the tokens that stay beside those that are erased.
         lambd: λ > 0, of the distance to the first weights.
+        tokens: what is edited of a prompt: `all` from where it leaves its anchor on, the `last` word's last token, or
+            the `padding`, the end of text included.
         fast_rate: share of the way to the solution; 1 is the paper's.
         mask: weights that may change; the others keep their values, which the solution does not know.
         concepts: text embeddings of forget prompts, anchors and prompts that stay.
 
     Raises:
-        ValueError: for a negative p, or a λ that is not positive.
+        ValueError: for a negative p, a λ that is not positive, or unknown tokens.
     """
+    if tokens not in get_args(Tokens):
+        raise ValueError(f"unknown tokens {tokens!r}; allowed: {', '.join(get_args(Tokens))}")
     if preserve < 0 or lambd <= 0:
         raise ValueError(f"needs preserve ≥ 0 and lambd > 0; got {preserve} and {lambd}")
-    update = ClosedForm(Reading(concepts, preserve, lambd), share=fast_rate)
+    update = ClosedForm(Reading(concepts, preserve, lambd, tokens), share=fast_rate)
     return Method(name="uce", forget=None, remain=None, update=update, mask=mask)
 
 

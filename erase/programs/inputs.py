@@ -22,11 +22,11 @@ from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.engine.state import Checkpoint
-from erase.engine.updates import SIDES
+from erase.engine.updates import SIDES, Epoch
 from erase.methods import NEEDS, Entry
 from erase.programs.progress import advance, bar
 
-COMMON = frozenset({"forget", "remain", "mask", "fisher", "origin", "origin_net"})
+COMMON = frozenset({"forget", "remain", "mask", "fisher", "origin", "origin_net", "epoch"})
 """What every program can give a method, of `erase.methods.NEEDS`."""
 
 
@@ -80,6 +80,7 @@ def resolve_inputs(
     resume: bool = False,
     renew: Callable[[], nn.Module] | None = None,
     concepts: Concepts | None = None,
+    epoch: Epoch | None = None,
 ) -> dict[str, Any]:
     """Compute what a method's builder takes besides settings: objectives, a mask, a Fisher diagonal, and so on.
 
@@ -95,13 +96,14 @@ def resolve_inputs(
         resume: whether to resume from Fisher sums that are there.
         renew: makes the network anew, with new weights.
         concepts: text embeddings, for closed forms.
+        epoch: how many batches an epoch has.
 
     Raises:
         ValueError: for a method that needs something else; nothing is computed then.
     """
     rare = {"new_net": renew, "concepts": concepts, "denoiser": backend if isinstance(backend, Denoiser) else None}
     check_needs(entry, [name for name, value in rare.items() if value is not None])
-    given: dict[str, Any] = {"forget": forget, "remain": remain, **rare}
+    given: dict[str, Any] = {"forget": forget, "remain": remain, "epoch": epoch, **rare}
     if "mask" in entry.needs:
         sides = [
             (side, some, loss)

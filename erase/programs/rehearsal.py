@@ -12,7 +12,7 @@ from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
 from erase.engine.losses import Objective, Training
 from erase.engine.precision import Precision
-from erase.engine.updates import ClosedForm
+from erase.engine.updates import ClosedForm, Epoch
 from erase.methods import Entry
 from erase.programs.inputs import saliency_losses
 
@@ -60,6 +60,7 @@ def rehearse(
                 if name in entry.needs:
                     given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
             given["denoiser"] = model
+            given["epoch"] = Epoch(*(max(1, -(-side // train.batch_size)) for side in sides))
             teachers = [name for name in ("origin_net", "new_net") if name in entry.needs]
             given |= dict.fromkeys(teachers, net)
             needed = {name: value for name, value in given.items() if name in entry.needs}
@@ -86,8 +87,10 @@ def rehearse(
         share = train.batch_size // distributed.world()
         rows = min(train.micro_batch or share, share)
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
-    density = (wanted.density or 1.0) if masked else None
-    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
+    kept = (wanted.density or 1.0) if masked else None
+    if kept is not None and train.weight_decay and getattr(method.update, "mask_all", False):
+        copies += round(4 * n * (1 - kept))  # masked weights, which are restored
+    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
     for what, items in found.items():
         parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)

@@ -31,6 +31,7 @@ from erase.engine.losses import Objective
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
+from erase.engine.updates import Epoch, InTurn
 from erase.methods import Entry, find_method
 from erase.programs import saving
 from erase.programs.folder import STATE, TIMING, drop, open_folder
@@ -238,7 +239,8 @@ def learn(setting: Setting, job: Job) -> Learned:
     lesson = job.lesson()
     timing: dict[str, Any] = {"data_s": time.perf_counter() - began}
     config = setting.config
-    given = resolve(setting, lesson, mask_path, timing)
+    sides = make_batches(setting, lesson)
+    given = resolve(setting, lesson, mask_path, timing, epoch_of(sides))
     mask = given.get("mask")
     timing = distributed.on_main(partial(first_timing, setting.out / TIMING, timing))
     method = lesson.before_steps(setting.entry.build(**arguments(config.method, setting.entry), **given))
@@ -246,8 +248,7 @@ def learn(setting: Setting, job: Job) -> Learned:
         config,
         lesson.backend,
         method,
-        None if lesson.forget is None else Batches(lesson.forget, config.train.batch_size, config.seed),
-        None if lesson.remain is None else Batches(lesson.remain, config.train.batch_size, config.seed + 1),
+        *sides,
         setting.accelerator,
         setting.out,
         setting.resume,
@@ -262,6 +263,31 @@ def learn(setting: Setting, job: Job) -> Learned:
     return Learned(found, mask, timing)
 
 
+def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batches | None]:
+    """Batches of forget and of remain data; whole epochs for a method that takes both sides in turn.
+
+    Raises:
+        ValueError: for the last batch of a whole epoch that does not divide over the processes.
+    """
+    train, seed, whole = setting.config.train, setting.config.seed, isinstance(setting.method.update, InTurn)
+    found: list[Batches | None] = []
+    for number, data in enumerate((lesson.forget, lesson.remain)):
+        found.append(None if data is None else Batches(data, train.batch_size, seed + number, whole))
+        last = 0 if data is None or not whole else len(data) % train.batch_size
+        if last % distributed.world():
+            raise ValueError(
+                f"method.order=turn ends an epoch with a batch of {last}, which does not divide over "
+                f"{distributed.world()} processes: choose another train.batch_size, or order=joint"
+            )
+    return found[0], found[1]
+
+
+def epoch_of(sides: tuple[Batches | None, Batches | None]) -> Epoch | None:
+    """How many batches of each side an epoch has; `None` where there is one side alone."""
+    forget, remain = sides
+    return None if forget is None or remain is None else Epoch(forget.per_epoch, remain.per_epoch)
+
+
 def first_timing(path: Path, timing: dict[str, Any]) -> dict[str, Any]:
     """Of a run that is resumed, the times that its data and its mask took the first time."""
     if path.exists():
@@ -270,7 +296,9 @@ def first_timing(path: Path, timing: dict[str, Any]) -> dict[str, Any]:
     return timing
 
 
-def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str, Any]) -> dict[str, Any]:
+def resolve(
+    setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str, Any], epoch: Epoch | None
+) -> dict[str, Any]:
     """What the method's builder takes besides settings; `timing` gets the seconds of saliency."""
     if setting.entry.fresh:
         return {"remain": lesson.remain_objective}
@@ -292,6 +320,7 @@ def resolve(setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str,
         setting.precision,
         mask_path,
         setting.resume,
+        epoch=epoch,
         **lesson.resources,
     )
     timing["saliency_s"] = time.perf_counter() - began

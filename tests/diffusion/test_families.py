@@ -29,7 +29,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints.folders import Source
@@ -308,6 +308,14 @@ def test_parameter_sets_choose_something(case: Case) -> None:
         assert chosen["xattn"] < chosen["full"]
         assert chosen["noxattn"] == chosen["full"] - chosen["xattn"]
         assert chosen["kv"] < chosen["xattn"]
+    if "esd_u" in sets:  # dense layers and convolutions outside cross-attention, and nothing else
+        own = {
+            f"{name}.{key}"
+            for name, module in case.model.net.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and "attn2" not in name
+            for key, _ in module.named_parameters(recurse=False)
+        }
+        assert chosen["esd_u"] == own < chosen["noxattn"]
 
 
 def test_losses_have_gradients(case: Case) -> None:

@@ -31,7 +31,7 @@ def test_exactly_the_chosen_are_trainable(which: str) -> None:
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("(", r"'\(' is neither full, xattn, kv, noxattn nor a regular expression"),
+        ("(", r"'\(' is neither full, xattn, kv, noxattn, esd_u nor a regular expression"),
         ("attn9", "'attn9' matches no parameter of UNet2DConditionModel; allowed: .* such as conv_in.weight"),
     ],
 )

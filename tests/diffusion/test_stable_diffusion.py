@@ -2,6 +2,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.describe import describe
 from erase.diffusion.model import Model, open_model
+from erase.diffusion.parameters import select
 from erase.diffusion.process import Discrete
 from erase.evaluation.generate import image_generator
+from erase.methods.uce import Reading
 from erase.store import weights
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -73,6 +76,40 @@ def test_concepts_are_the_tokens_that_differ(model: Model) -> None:
     # begin, a photo of a, cat; begin, sepia, cat: the second sepia is the third that stays
     assert torch.equal(found.erased, torch.cat([cat[5:], sepia[2:]]))
     assert torch.equal(found.targets, torch.cat([dog[5:], alone[1:-1]]))
+
+
+@pytest.mark.parametrize("tokens", ["all", "last", "padding"])
+def test_closed_forms_against_a_plain_solve(model: Model, tokens: Any) -> None:
+    """`(λ W + Σ v* cᵀ + p Σ v cᵀ) (λ I + Σ c cᵀ + p Σ c cᵀ)⁻¹`, a matrix and a token after the other, in float64."""
+    forget, anchors, kept, p, lambd = (
+        ["a photo of a cat", "sepia cat"],
+        ["a photo of a dog", ""],
+        ["", "a boat"],
+        0.7,
+        0.5,
+    )
+    net = deepcopy(model.net).double()
+    select(net, "kv", model.family.PARAMETERS)
+    found = text.concepts(model, forget, anchors, kept, tokens)
+    ours = Reading(found, p, lambd, tokens)(net)
+
+    cat, sepia, dog, empty, boat = (model.embed([x])["text"][0].double() for x in (*forget, *anchors, "a boat"))
+    # begin, a photo of a cat, end; begin, sepia cat, end: what is more than the anchor has becomes its end
+    pairs = {
+        "all": [*zip(cat[5:], dog[5:], strict=True), *zip(sepia[1:], [empty[1], empty[1], *empty[1:-2]], strict=True)],
+        "last": [(cat[5], dog[5]), (sepia[2], empty[0])],
+        "padding": [*zip(cat[6:], dog[6:], strict=True), *zip(sepia[3:], empty[1:-2], strict=True)],
+    }[tokens]
+    stay = {"all": [*empty, *boat], "last": [empty[0], boat[2]], "padding": [*empty[1:], *boat[3:]]}[tokens]
+    for name, weight in net.named_parameters():
+        if not weight.requires_grad:
+            continue
+        W = weight.detach()
+        left, right = lambd * W, lambd * torch.eye(W.shape[1], dtype=torch.float64)
+        for factor, c, target in [*((1.0, *pair) for pair in pairs), *((p, c, c) for c in stay)]:
+            left = left + factor * torch.outer(W @ target, c)
+            right = right + factor * torch.outer(c, c)
+        torch.testing.assert_close(ours[name], left @ torch.linalg.inv(right), rtol=1e-9, atol=1e-11)
 
 
 def edit(path: Path, **values: Any) -> None:

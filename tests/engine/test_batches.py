@@ -64,3 +64,12 @@ def test_bad_batches() -> None:
     for data, size in ((Numbers(0), 2), (Numbers(3), 0)):
         with pytest.raises(ValueError, match=f"needs batch_size ≥ 1 and data; got {size} and {len(data)} samples"):
             next(iter(Batches(data, size, 0)))
+
+
+@pytest.mark.parametrize(("n", "size"), [(6, 2), (5, 2), (2, 5)])
+def test_whole_epochs_end_with_a_smaller_batch(n: int, size: int) -> None:
+    batches = Batches(Numbers(n), size, 4, whole=True)
+    seen = order(batches, 2 * batches.per_epoch)
+    for epoch in (seen[: batches.per_epoch], seen[batches.per_epoch :]):
+        assert [len(batch) for batch in epoch] == [size] * (n // size) + [n % size] * (n % size > 0)
+        assert sorted(functools.reduce(operator.iadd, epoch, [])) == list(range(n))

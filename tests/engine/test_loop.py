@@ -20,7 +20,8 @@ from erase.engine.losses import ASCENT, DESCENT, Objective, plain
 from erase.engine.method import Method, Weights
 from erase.engine.saliency import Mask
 from erase.engine.state import load_state, save_state
-from erase.engine.updates import ClosedForm, Descent, FastSlow, Joint, Shared, Update
+from erase.engine.updates import ClosedForm, Descent, Epoch, FastSlow, Joint, Shared, Update
+from erase.methods.salun import salun
 from erase.methods.sfron import sfron
 from erase.store.safetensors import read_safetensors
 
@@ -493,8 +494,9 @@ def interrupted(path: Path, **changes: Any) -> None:
         sfron(fast_rate=0.1, published=True),
         sfron(fast_rate=0.1, ron=False),
         replace(sfron(fast_rate=0.1, fast_rule="normalized"), average=0.9),
+        salun(mask=toys.some_mask(toys.mlp()), order="turn", epoch=Epoch(1, 2)),
     ],
-    ids=["fast and slow", "shared", "joint", "average"],
+    ids=["fast and slow", "shared", "joint", "average", "in turn"],
 )
 def test_a_resumed_run_is_the_whole_one_to_the_bit(tmp_path: Path, method: Method) -> None:
     whole, net, path = toys.mlp(), toys.mlp(), tmp_path / "state.safetensors"

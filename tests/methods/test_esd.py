@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 import toys
+from torch import nn
 
 from erase.diffusion.denoiser import mse
 from erase.engine.backend import seeded
@@ -32,6 +33,26 @@ def test_a_step_is_toward_the_opposite_of_what_the_first_model_said(eta: float) 
     far = max(float(x.abs().max()) for x in moved.values())
     assert far > 1e-4
     toys.close({name: after[name] - before[name] for name in before}, moved, rtol=1e-3, atol=1e-3 * far)  # float32
+
+
+@pytest.mark.parametrize(("current", "scale"), [(False, 1.0), (False, 0.0), (True, 2.0), (True, 1.0)])
+def test_both_conventions_in_float64(current: bool, scale: float) -> None:
+    """`ε0(∅) - η (ε0(c) - ε0(∅))` of the paper, and `ε0(c) - n (ε0(c) - ε0(∅))`, n = η + 1, of the script; Adam."""
+    model, other, first = (toys.small_denoiser() for _ in range(3))
+    method = esd(fast_rate=0.01, eta=scale - 1 if current else scale, denoiser=model)
+    unlearn(model, method, [toys.latents()], None, steps=5, optimizer=lambda p: torch.optim.SGD(p, lr=9.0), seed=0)
+    optimizer = torch.optim.Adam(other.net.parameters(), lr=0.01)
+    for step in range(5):
+        batch = first.draw(toys.latents(), seeded("cpu", 0, step, 0, 0))
+        a = torch.linspace(0.999, 0.01, 50)[batch["t"]].view(-1, 1, 1, 1)
+        noisy, t, text = a.sqrt() * batch["z0"] + (1 - a).sqrt() * batch["noise"], batch["t"], batch["cond"]["text"]
+        with torch.no_grad():
+            asked, without = first.net(noisy, t, text), first.net(noisy, t, torch.full((3, 3, 8), 0.5))
+            target = (asked if current else without) - scale * (asked - without)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(other.net(noisy, t, text), target).backward()
+        optimizer.step()
+    toys.close(toys.weights(model.net), toys.weights(other.net), rtol=1e-9)
 
 
 def test_weights_that_do_not_learn_are_those_of_the_target_too() -> None:

@@ -1,14 +1,20 @@
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import toys
+from torch import Tensor, nn
 
+from erase.classification.backend import RELABEL, Classifier
+from erase.engine.backend import seeded
+from erase.engine.batches import Batches
 from erase.engine.loop import unlearn
 from erase.engine.losses import DESCENT, Objective, plain
-from erase.engine.updates import Joint
+from erase.engine.updates import Epoch, InTurn, Joint
 from erase.methods.finetune import finetune
 from erase.methods.random_label import random_label
+from erase.methods.salun import salun
 
 
 @pytest.mark.parametrize("clip", [None, 0.3])
@@ -48,6 +54,80 @@ def test_a_step_is_one_joint_step_on_both_losses(clip: float | None) -> None:
     assert clip is None or min(norms) > clip
     assert [row["fast_rate"] for row in rows] == [0.7] * 4  # the weight of the forget loss does not fade
     assert all(row["forget_loss"] > 0 and row["remain_loss"] > 0 for row in rows)
+
+
+class Pixels(nn.Module):
+    """A classifier of 2 × 2 pixels into three classes, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = toys.randomize(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.double().flatten(1))
+
+
+@dataclass(frozen=True)
+class Images:
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def gather(self, index: Tensor) -> dict[str, Tensor]:
+        return {"x": self.x[index], "y": self.y[index]}
+
+
+def images(count: int, seed: int) -> Images:
+    g = toys.gen(seed)
+    return Images(
+        torch.randint(256, (count, 1, 2, 2), generator=g, dtype=torch.uint8), torch.randint(3, (count,), generator=g)
+    )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("relabel", ["other", "any"])
+def test_in_turn_is_the_published_loop_of_classifiers(relabel: Any, masked: bool) -> None:
+    """Each epoch all forget batches with labels by lot, then all remain batches; SalUn masks every gradient."""
+    net, other, lr = Pixels(), Pixels(), 0.3
+    forget, remain, mask = images(10, 1), images(7, 2), toys.some_mask(net)  # batches of 4, 4, 2 and of 4, 3
+    sides = [Batches(data, 4, seed, whole=True) for seed, data in enumerate((forget, remain))]
+    settings = {"order": "turn", "epoch": Epoch(*(side.per_epoch for side in sides)), "forget": RELABEL}
+    method = salun(mask=mask, **settings) if masked else random_label(**settings)  # type: ignore[arg-type]
+    backend = Classifier(net, 3, relabel=relabel)
+    rows: list[Any] = []
+
+    def momentum(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=lr, momentum=0.9)
+
+    unlearn(backend, method, *sides, steps=13, optimizer=momentum, seed=5, log=rows.append)
+    optimizer, t, drawn = momentum(other.parameters()), 0, []
+    for epoch in range(3):
+        for number, data in enumerate((forget, remain)):
+            order = torch.randperm(len(data), generator=seeded("cpu", number, epoch))
+            for start in range(0, len(data), 4):
+                if t == 13:
+                    break
+                index = order[start : start + 4]
+                target = data.y[index]
+                lot = torch.randint(int(relabel == "other"), 3, target.shape, generator=seeded("cpu", 5, t, number, 0))
+                if number == 0:
+                    target = (target + lot) % 3
+                    drawn += (target == data.y[index]).tolist()
+                x = (data.x[index].float() / 255 - 0.5) / 0.5
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(other(x), target).backward()
+                for name, p in other.named_parameters():
+                    p.grad = p.grad * mask[name] if masked else p.grad  # type: ignore[operator]
+                optimizer.step()
+                t += 1
+    assert any(drawn) == (relabel == "any")
+    toys.close(toys.weights(net), toys.weights(other), rtol=1e-9)
+    assert [("forget_loss" in row, "remain_loss" in row) for row in rows[:6]] == [(True, False)] * 3 + [
+        (False, True)
+    ] * 2 + [(True, False)]
+    assert method.update.phases(13) == {"forget": 9, "remain": 4}
 
 
 def test_weight_0_is_training_on_the_remain_data() -> None:
@@ -95,3 +175,8 @@ def test_settings() -> None:
     assert random_label(forget=mine, remain=mine).forget is mine
     with pytest.raises(ValueError, match="fast_rate"):
         random_label(fast_rate=float("nan"))
+    assert random_label(order="turn").update == InTurn(1.0, Epoch(1, 1))
+    with pytest.raises(ValueError, match="unknown order 'alternate'; allowed: joint, turn"):
+        random_label(order="alternate")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="an epoch needs a batch of each side"):
+        random_label(order="turn", epoch=Epoch(0, 2))

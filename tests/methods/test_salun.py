@@ -8,6 +8,7 @@ import toys
 from erase.engine.loop import unlearn
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
+from erase.engine.updates import Epoch
 from erase.methods.random_label import random_label
 from erase.methods.salun import salun
 from erase.methods.sfron import sfron
@@ -51,11 +52,41 @@ def test_layouts_other_than_row_major(optimizer: Any) -> None:
     assert outside_stands(before, after, mask)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
-def test_weight_decay_which_would_move_masked_weights_is_refused(kind: Any) -> None:
-    mask = toys.some_mask(toys.mlp())
-    with pytest.raises(ValueError, match=r"weight decay would: set train\.weight_decay=0"):
-        go(salun(mask=mask), optimizer=lambda p: kind(p, lr=0.01, weight_decay=0.1))
+@pytest.mark.parametrize("order", ["joint", "turn"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_weight_decay_and_then_masked_weights_and_momentum_are_restored(name: str, order: Any) -> None:
+    """As published: a step of the optimizer on the masked gradient, then masked weights as before, without momentum."""
+
+    def decaying(params: Any) -> torch.optim.Optimizer:
+        if name == "sgd":
+            return torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1)
+        return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(params, lr=0.01, weight_decay=0.1)
+
+    net, other = toys.mlp(), toys.mlp()
+    before, mask = toys.weights(net), toys.some_mask(net)
+    forget, remain = toys.drawn(toys.Noisy(net), 1), toys.drawn(toys.Noisy(net), 2)
+    method = salun(mask=mask, order=order, epoch=Epoch(3, 3))
+    ours, _ = go(method, net, forget=forget, remain=remain, optimizer=decaying, steps=7)
+    assert outside_stands(before, ours, mask)
+    optimizer = decaying(other.parameters())
+    order_of = [forget[0], forget[1], forget[2], remain[0], remain[1], remain[2], forget[0]]
+    for t in range(7):
+        optimizer.zero_grad()
+        for batch in (forget[t % 3], remain[t % 3]) if order == "joint" else (order_of[t],):
+            toys.Noisy(other).losses(batch, toys.gen()).mean().backward()
+        for key, p in other.named_parameters():
+            assert p.grad is not None
+            p.grad *= mask[key]
+        optimizer.step()
+        with torch.no_grad():
+            for key, p in other.named_parameters():
+                p.copy_(torch.where(mask[key], p, before[key]))
+                for moment in optimizer.state[p].values():
+                    if moment is not None and moment.shape == p.shape:
+                        moment *= mask[key]
+    toys.close(ours, toys.weights(other), rtol=1e-9)
+    bare, _ = go(method, forget=forget, remain=remain, optimizer=lambda p: type(optimizer)(p, lr=0.01), steps=7)
+    assert not toys.same(ours, bare)  # kept weights do decay
 
 
 @pytest.mark.parametrize("clip", [None, 0.3])

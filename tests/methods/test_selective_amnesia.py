@@ -78,11 +78,12 @@ def test_the_loss_under_the_pull_gets_batch_and_generator() -> None:
 # ------------------------------------------------------------ the method
 
 
-def test_is_surrogate_plus_replay_plus_pull_by_hand() -> None:
-    """θ ← θ - η (β ∇ surrogate + ∇ replay + λ F (θ - θ0))."""
+@pytest.mark.parametrize(("pull", "factor"), [("paper", 0.5), ("script", 1.0)])
+def test_is_surrogate_plus_replay_plus_pull_by_hand(pull: Any, factor: float) -> None:
+    """θ ← θ - η (β ∇ surrogate + ∇ replay + ∇ (λ/2 or λ) F (θ - θ0)²)."""
     net, other = toys.mlp(), toys.mlp()
     forget, remain, fisher, origin = toys.batches(1), toys.batches(2), importance(net), toys.weights(net)
-    method = selective_amnesia(strength=2.0, fast_rate=0.7, fisher=fisher, origin=origin)
+    method = selective_amnesia(strength=2.0, pull=pull, fast_rate=0.7, fisher=fisher, origin=origin)
     ours = go(net, method)
     backend, params = toys.Plain(other), dict(other.named_parameters())
     for t in range(4):
@@ -92,7 +93,7 @@ def test_is_surrogate_plus_replay_plus_pull_by_hand() -> None:
         )
         with torch.no_grad():
             for (name, p), a, b in zip(params.items(), f, r, strict=True):
-                p.sub_(0.1 * (0.7 * a + b + 2.0 * fisher[name] * (p - origin[name])))
+                p.sub_(0.1 * (0.7 * a + b + 2 * factor * 2.0 * fisher[name] * (p - origin[name])))
     toys.close(ours, toys.weights(other))
 
 
@@ -128,3 +129,5 @@ def test_settings() -> None:
     assert (method.remain.name, method.remain.sense) == ("mine", 1)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"strength must be ≥ 0; got -1"):
         selective_amnesia(strength=-1)
+    with pytest.raises(ValueError, match=r"unknown pull 'half'; allowed: paper, script"):
+        selective_amnesia(pull="half")  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ class Family(Protocol):
     ENCODERS: tuple[str, ...]
     """The components that turn prompts into conditions: needed no more once all prompts are embedded."""
     PARAMETERS: Mapping[str, str]
-    """Names for sets of parameters (`full`, `xattn`, `kv`, `noxattn`): expressions searched in parameter names."""
+    """Names for sets of parameters (`full`, `xattn`, `kv`, `noxattn`, `esd_u`): expressions searched in their names."""
     TEXT_KV: str | None
     """Linear weights that read the text embeddings themselves, as an expression over names: what closed forms edit."""
     STRIDE: int

@@ -26,6 +26,7 @@ PARAMETERS: Mapping[str, str] = {
     "xattn": r"\.attn2\.",
     "kv": r"\.attn2\.to_[kv]\.",
     "noxattn": r"^(?!.*\.attn2\.)",
+    "esd_u": r"^(?!.*(\.attn2\.|norm))",  # all Linear and Conv2d outside cross-attention, as ESD's current script
 }
 TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
 STRIDE = 8

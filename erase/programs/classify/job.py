@@ -119,7 +119,7 @@ class Job:
         config, plan = self.config, self.plan
         assert config.train is not None
         model = models.open_model(self.places["before"].source.folder, self.setting.device)
-        backend = classifier(config, model)
+        backend = replace(classifier(config, model), relabel=config.forget.relabel)
         remain = plan.data.take(plan.split.remain)
         if config.remain.count != "all":
             remain = remain.subset(num_remain(config, plan), config.seed)

@@ -17,6 +17,7 @@ from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
+from erase.methods.uce import Reading
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.inputs import check_guidance, denoising, learning
@@ -155,7 +156,9 @@ class Job:
         resources: dict[str, Any] = {}
         if isinstance(setting.method.update, ClosedForm):
             anchors = plan.anchors or [""] * len(plan.forget)
-            resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain])
+            edit = setting.method.update.edit
+            tokens = edit.tokens if isinstance(edit, Reading) else "all"
+            resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens)
         used = sides_read(config, setting.entry)
         forget, remain, null = cache(config, plan, model, setting.precision, used)
         if config.until is None:

@@ -87,10 +87,10 @@ def rehearse(
         share = train.batch_size // distributed.world()
         rows = min(train.micro_batch or share, share)
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
-    kept = (wanted.density or 1.0) if masked else None
-    if kept is not None and train.weight_decay and getattr(method.update, "mask_all", False):
-        copies += round(4 * n * (1 - kept))  # masked weights, which are restored
-    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
+    density = (wanted.density or 1.0) if masked else None
+    if density is not None and train.weight_decay and getattr(method.update, "mask_all", False):
+        copies += round(4 * n * (1 - density))  # masked weights, which are restored
+    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
     for what, items in found.items():
         parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)

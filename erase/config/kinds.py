@@ -66,6 +66,14 @@ class Train:
     parameters: str = "xattn"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Condition dropout of the remain loss."""
+    network_dropout: bool = False
+    """Whether the network's own dropout is active in the steps, as far as its architecture has any."""
+    times: Literal["stratified", "uniform", "antithetic"] = "stratified"
+    """How the timesteps of a batch are drawn, of the mask too: one in each of equal parts of the schedule,
+    independently, or in pairs t and T-1-t."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Of squared errors over channels and pixels: by `sum` losses are that many times as large, for `method.clip_*` and
+    `saliency.clip` too."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,9 @@ class Saliency:
     """Standard scale of guided predictions that the training loss is then of, in diffusion; null asks the network once.
     Published masks have `(1 + w) ε(c) - w ε(∅)`, w 7.5 (Stable Diffusion) and 2 (DDPM), which are scales 8.5 and 3."""
     per: Literal["sample", "batch"] = "sample"
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Of `fisher`: the norm that a gradient is clipped to before it is squared; samples are then taken one by one. The
+    published DDPM script clips batch gradients to 1."""
     threshold: Annotated[float, Field(ge=0)] | None = None
     density: Share | None = None
     count: Positive = 64
@@ -89,5 +100,7 @@ class Saliency:
     draws: Positive = 2
     """Timestep and noise draws per sample."""
     batch_size: Positive = 16
+    augment: bool = False
+    """For `classify`: of images as they are varied in training, as in the published scripts; else as they are."""
     chunk: Positive | None = None
     """Samples whose gradients are held at once; by default what fits in 256 MB."""

@@ -37,6 +37,8 @@ class Architecture:
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """The standard guidance scale that the model is saved with; 1 is none."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of features within residual blocks; active where `train.network_dropout` is."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Data:
     source: str
     names: list[str] = field(default_factory=list)
     """Class names by number; by default what the source says, else the model."""
+    flip: bool = False
+    """Whether each image is mirrored with probability 1/2, once and for the whole run (as the scripts published with
+    arXiv 2409.19732 do)."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class ForgetLabels:
     loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
     """`surrogate` fits uniform noise in the place of the forgotten images (SA)."""
     target: Literal["online", "frozen"] = "online"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Condition dropout of the forget loss; the published DDPM script has 0.1."""
 
 
 @dataclass(frozen=True)

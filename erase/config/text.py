@@ -46,6 +46,8 @@ class Forget:
     loss: Literal["redirect", "ascent", "surrogate"] = "redirect"
     """`surrogate` fits the forget prompts to pictures of their anchors (SA). Some methods bring a loss of their own."""
     target: Literal["online", "frozen"] = "online"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Condition dropout of the forget loss; the published DDPM script has 0.1."""
     axis: Literal["object", "style"] | None = None
     """The column of labelled prompt sets that tells the concept: all rows with its label count as forgotten."""
 

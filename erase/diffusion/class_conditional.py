@@ -179,6 +179,7 @@ def new(
     schedule: str,
     guidance: float,
     seed: int,
+    dropout: float = 0.0,
 ) -> ClassConditionalPipeline:
     """A model with new weights, for images of `shape` (C, H, W), and a null class.
 
@@ -209,6 +210,7 @@ def new(
             attention_head_dim=head,
             norm_num_groups=groups,
             num_class_embeds=len(labels) + 1,
+            dropout=dropout,
         )
     scheduler = DDIMScheduler(beta_schedule=schedule, prediction_type=prediction, timestep_spacing="trailing")
     return ClassConditionalPipeline(unet.eval(), scheduler, dict(enumerate(labels)), guidance, patch)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from erase.diffusion.condition import Condition
-from erase.diffusion.process import Process
+from erase.diffusion.process import Process, Spread
 
 Call = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
 """`(net, noisy [B, C, H, W], clock [B], condition) -> [B, C, H, W]`: see `erase.diffusion.families.Family.call`."""
+Reduction = Literal["mean", "sum"]
+"""Of squared errors over C, H, W."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,26 @@ class Denoiser:
     """The empty condition, leaves `[1, …]`: what dropout (`erase.diffusion.losses.Denoise`) puts in the place of
     `cond`."""
     num_bins: int = 20
+    spread: Spread = "stratified"
+    """How the times of a batch are drawn."""
+    reduction: Reduction = "mean"
+    """Of every loss. By `sum` losses and gradients are C·H·W times as large, which an optimizer like Adam does not see
+    and a limit of the gradient norm does (the DDPM scripts published with arXiv 2409.19732)."""
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for an unknown reduction.
+        """
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(f"unknown reduction {self.reduction!r}; allowed: {', '.join(get_args(Reduction))}")
 
     def draw(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Add the data sample `z0`, stratified times `t` `[B]`, `noise`, and `drop_draw` `[B]`, uniform in [0, 1)."""
+        """Add the data sample `z0`, times `t` `[B]`, `noise`, and `drop_draw` `[B]`, uniform in [0, 1)."""
         mean = batch["mean"]
         size, device = len(mean), mean.device
-        t = self.process.times(size, generator, device)
+        t = self.process.times(size, generator, device, self.spread)
         noise = torch.randn(mean.shape, generator=generator, device=device)
         z0 = mean
         if "std" in batch:
@@ -58,21 +74,26 @@ class Denoiser:
         return self.call(self.net if net is None else net, noisy, self.process.clock(t), cond)
 
     def losses(self, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
-        """Denoising MSE, mean over C, H, W: `[B]`. Draws first if the batch is not drawn yet."""
+        """Squared denoising error: `[B]`. Draws first if the batch is not drawn yet."""
         if "t" not in batch:
             batch = self.draw(batch, generator)
         target = self.process.target(batch["z0"], batch["noise"], batch["t"])
-        return mse(self.predict(self.noisy(batch), batch["t"], batch["cond"]), target)
+        return self.error(self.predict(self.noisy(batch), batch["t"], batch["cond"]), target)
 
     def distances(self, batch: dict[str, Any], teacher: nn.Module, generator: torch.Generator) -> Tensor:
-        """MSE between the network's prediction and a teacher's, mean over C, H, W: `[B]`."""
+        """Squared error between the network's prediction and a teacher's: `[B]`."""
         if "t" not in batch:
             batch = self.draw(batch, generator)
         noisy = self.noisy(batch)
         prediction = self.predict(noisy, batch["t"], batch["cond"])
         with torch.no_grad():
             target = self.predict(noisy, batch["t"], batch["cond"], teacher)
-        return mse(prediction, target)
+        return self.error(prediction, target)
+
+    def error(self, a: Tensor, b: Tensor) -> Tensor:
+        """Squared error over C, H, W by the reduction, `[B]`, in float32 or better."""
+        found = mse(a, b)
+        return found * a[0].numel() if self.reduction == "sum" else found
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Forget losses of diffusion models. All return `[B]`, mean over C, H, W, at timesteps the batch drew."""
+"""Losses of diffusion models. All return `[B]`, by `Denoiser.reduction` over C, H, W, at timesteps the batch drew."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from erase.diffusion import condition
 from erase.diffusion.condition import Condition
-from erase.diffusion.denoiser import Denoiser, as_denoiser, mse
-from erase.engine.backend import trainable
+from erase.diffusion.denoiser import Denoiser, as_denoiser
+from erase.engine.backend import LossFn, trainable
 from erase.engine.losses import ASCENT, DESCENT, Objective
 
 Target = Literal["online", "frozen"]
@@ -22,7 +22,7 @@ Target = Literal["online", "frozen"]
 class Denoise:
     """The denoising loss with condition dropout, as in training with classifier-free guidance: for remain data.
 
-    Forget data get none: a dropped condition would turn the ascent on the unconditional model.
+    Forget data get none by default (see `Dropped`): a dropped condition turns the ascent on the unconditional model.
 
     With `teacher` weights the target is what they predict, `MSE(ε_θ(z_t, t, c), ε_θ0(z_t, t, c))`, not the noise: at θ0
     loss and gradient are 0, and no variance of the noise is in either. Costs a forward pass and a copy of the weights.
@@ -45,14 +45,50 @@ class Denoise:
         model = as_denoiser(backend)
         if "t" not in batch:
             batch = model.draw(batch, generator)
-        if self.dropout > 0:
-            if model.null is None:
-                raise ValueError(f"dropout {self.dropout} needs a null condition, which this model lacks: set it to 0")
-            drop = batch["drop_draw"] < self.dropout
-            batch = {**batch, "cond": condition.where(drop, model.null, batch["cond"])}
+        batch = dropped(model, batch, self.dropout)
         if self.teacher is None:
             return model.losses(batch, generator)
         return model.distances(batch, Exchanged(model.net, self.teacher), generator)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A loss with condition dropout: the network is told the null condition in the place of a sample's own.
+
+    For forget data, as in the DDPM scripts published with arXiv 2409.19732. A redirect's anchor stays.
+    """
+
+    loss: LossFn
+    dropout: float
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for a dropout outside [0, 1).
+        """
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1); got {self.dropout}")
+
+    def __call__(self, backend: Any, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+        """Loss `[B]`."""
+        model = as_denoiser(backend)
+        if "t" not in batch:
+            batch = model.draw(batch, generator)
+        return self.loss(backend, dropped(model, batch, self.dropout), generator)
+
+
+def dropped(model: Denoiser, batch: dict[str, Any], dropout: float) -> dict[str, Any]:
+    """A drawn batch, in which a share of the samples has the null condition.
+
+    Raises:
+        ValueError: for dropout on a model without a null condition.
+    """
+    if dropout == 0:
+        return batch
+    if model.null is None:
+        raise ValueError(f"dropout {dropout} needs a null condition, which this model lacks: set it to 0")
+    return {**batch, "cond": condition.where(batch["drop_draw"] < dropout, model.null, batch["cond"])}
 
 
 @dataclass(frozen=True)
@@ -72,7 +108,7 @@ class Redirect:
             batch = model.draw(batch, generator)
         noisy, t = model.noisy(batch), batch["t"]
         prediction = model.predict(noisy, t, batch["cond"])
-        return mse(prediction, _predicted(model, self.frozen or {}, noisy, t, batch["anchor"]))
+        return model.error(prediction, _predicted(model, self.frozen or {}, noisy, t, batch["anchor"]))
 
 
 @dataclass(frozen=True)
@@ -101,7 +137,7 @@ class Guided:
         null = condition.expand(condition.to(model.null, noisy.device), len(noisy))
         without, asked = (model.predict(noisy, t, c) for c in (null, batch["cond"]))
         target = model.process.target(batch["z0"], batch["noise"], t)
-        return mse(without + self.scale * (asked - without), target)
+        return model.error(without + self.scale * (asked - without), target)
 
 
 @dataclass(frozen=True)
@@ -130,7 +166,7 @@ class Negate:
         prediction = model.predict(noisy, t, cond)
         null = condition.expand(condition.to(model.null, noisy.device), len(noisy))
         without, asked = (_predicted(model, self.frozen, noisy, t, c) for c in (null, cond))
-        return mse(prediction, without - self.eta * (asked - without))
+        return model.error(prediction, without - self.eta * (asked - without))
 
 
 @torch.no_grad()
@@ -156,16 +192,19 @@ class Exchanged(nn.Module):
 
 
 def forget_objective(
-    name: str, net: nn.Module, target: str = "online", start: dict[str, Tensor] | None = None
+    name: str, net: nn.Module, target: str = "online", start: dict[str, Tensor] | None = None, dropout: float = 0.0
 ) -> Objective:
-    """The forget loss of a name, and whether it is descended.
+    """The forget loss of a name, and whether it is descended; with condition `dropout`.
 
     `redirect` descends the distance to the anchor's prediction, `ascent` ascends the denoising loss, `surrogate`
     descends it, on data that were exchanged. `start` holds the weights of a `frozen` target, by default the present.
 
     Raises:
-        ValueError: for another name or target.
+        ValueError: for another name or target, or a dropout outside [0, 1).
     """
+    if dropout != 0:
+        found = forget_objective(name, net, target, start)
+        return replace(found, loss=Dropped(found.loss, dropout))
     if target not in get_args(Target):
         raise ValueError(f"unknown target {target!r}; allowed: {', '.join(get_args(Target))}")
     if name == "ascent":

@@ -1,8 +1,12 @@
 """Noising processes: how data become noise, and what a network is to say of it. No network is in here.
 
-Times are a process's own: steps of a discrete schedule (long), or noise levels σ of a flow (float). They are drawn
-stratified, one in each of B equal parts of their distribution, in random order: each is distributed as the process
-says on its own, and a batch covers the whole range.
+Times are a process's own: steps of a discrete schedule (long), or noise levels σ of a flow (float). Each is distributed
+as the process says on its own; how those of a batch go together is a `Spread`:
+
+- `stratified`: one in each of B equal parts of the distribution, in random order: a batch covers the whole range.
+- `uniform`: independent of each other.
+- `antithetic`: ⌊B/2⌋ + 1 independent ones and then their mirror images, of a discrete schedule T-1-t, B in all (the
+  DDPM scripts published with arXiv 2409.19732, after those of arXiv 2010.02502).
 """
 
 from __future__ import annotations
@@ -17,13 +21,16 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Density = Literal["logit_normal", "uniform"]
+Spread = Literal["stratified", "uniform", "antithetic"]
 
 
 class Process(Protocol):
     """A noising process. B is the batch size; `z0` and `noise` are `[B, C, H, W]`, times `[B]`."""
 
-    def times(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """`count` stratified times, `[B]`."""
+    def times(
+        self, count: int, generator: torch.Generator, device: torch.device, spread: Spread = "stratified"
+    ) -> Tensor:
+        """`count` times, `[B]`."""
 
     def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """`z_t`, `[B, C, H, W]`."""
@@ -44,6 +51,17 @@ def _strata(count: int, generator: torch.Generator, device: torch.device) -> Ten
     return part + torch.rand(count, generator=generator, device=device)
 
 
+def _independent(count: int, spread: Spread) -> int:
+    """How many times of a batch are drawn independently; the others mirror them.
+
+    Raises:
+        ValueError: for an unknown spread.
+    """
+    if spread not in get_args(Spread):
+        raise ValueError(f"unknown spread of times {spread!r}; allowed: {', '.join(get_args(Spread))}")
+    return count // 2 + 1 if spread == "antithetic" else count
+
+
 @dataclass(frozen=True)
 class Discrete:
     """`z_t = √ᾱ_t z0 + √(1-ᾱ_t) noise` at integer steps t (DDPM, Ho et al., arXiv 2006.11239)."""
@@ -61,10 +79,15 @@ class Discrete:
         if self.prediction not in get_args(Prediction):
             raise ValueError(f"unknown prediction type {self.prediction!r}; allowed: {', '.join(get_args(Prediction))}")
 
-    def times(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    def times(
+        self, count: int, generator: torch.Generator, device: torch.device, spread: Spread = "stratified"
+    ) -> Tensor:
         """Steps, uniform over the schedule, `[B]` long."""
-        steps = len(self.alphas_cumprod)
-        return (_strata(count, generator, device) * (steps / count)).long().clamp_(max=steps - 1)
+        steps, alone = len(self.alphas_cumprod), _independent(count, spread)
+        if spread == "stratified":
+            return (_strata(count, generator, device) * (steps / count)).long().clamp_(max=steps - 1)
+        t = torch.randint(steps, (alone,), generator=generator, device=device)
+        return torch.cat([t, steps - 1 - t])[:count]
 
     def levels(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1-ᾱ_t), `[B, 1, …]`."""
@@ -117,9 +140,17 @@ class Flow:
         if self.density not in get_args(Density):
             raise ValueError(f"unknown density {self.density!r}; allowed: {', '.join(get_args(Density))}")
 
-    def times(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    def times(
+        self, count: int, generator: torch.Generator, device: torch.device, spread: Spread = "stratified"
+    ) -> Tensor:
         """Noise levels σ in (0, 1), `[B]` float32."""
-        share = (_strata(count, generator, device) / count).clamp(1e-5, 1 - 1e-5)
+        alone = _independent(count, spread)
+        if spread == "stratified":
+            share = _strata(count, generator, device) / count
+        else:
+            drawn = torch.rand(alone, generator=generator, device=device)
+            share = torch.cat([drawn, 1 - drawn])[:count]
+        share = share.clamp(1e-5, 1 - 1e-5)
         sigma = torch.special.ndtri(share).sigmoid() if self.density == "logit_normal" else share
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 

@@ -95,9 +95,15 @@ def seeded(device: torch.device | str, *key: int) -> torch.Generator:
 
 
 @contextmanager
-def drawn_from(seed: int) -> Iterator[None]:
-    """New networks take their weights from torch's global generator: seed it, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
+def drawn_from(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """New networks and dropout draw from torch's global generators: seed them, and put them back afterwards.
+
+    Args:
+        seed: of the CPU's generator, and of those of accelerators.
+        device: whose generator is put back besides the CPU's.
+    """
+    other = None if device is None or device.type == "cpu" else device
+    with torch.random.fork_rng(devices=[other] if other else [], device_type=other.type if other else "cuda"):
         torch.manual_seed(seed)  # noqa: TID251
         yield
 

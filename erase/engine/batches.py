@@ -58,10 +58,13 @@ def once(data: Samples, batch_size: int) -> list[dict[str, Any]]:
     return _parts(data, torch.arange(len(data)), batch_size)
 
 
-def some(data: Samples, count: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
-    """`count` samples (at most N), drawn without replacement, once, in batches: for Fisher diagonals."""
-    index = torch.randperm(len(data), generator=seeded("cpu", seed))[:count].sort().values
-    return _parts(data, index, batch_size)
+def some(data: Samples, count: int, batch_size: int, seed: int, *, shuffled: bool = False) -> list[dict[str, Any]]:
+    """`count` samples (at most N), drawn without replacement, once, in batches: for Fisher diagonals.
+
+    They come in the data's order, or shuffled: where batches count, not samples, classes should be mixed in them.
+    """
+    index = torch.randperm(len(data), generator=seeded("cpu", seed))[:count]
+    return _parts(data, index if shuffled else index.sort().values, batch_size)
 
 
 def _parts(data: Samples, index: Tensor, batch_size: int) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Definition: `F_j = mean_i (∂ℓ_i/∂θ_j)²`: per sample, then squared, then averaged. The scripts published with
 arXiv 2409.19732 square the gradient of the batch mean instead, a different and smaller quantity (by up to the
-batch size); it is offered as `per="batch"`, recorded in the result, and never mixed with the other.
+batch size); it is offered as `per="batch"`, recorded in the result, and never mixed with the other. So is `clip`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Fisher:
     count: int
     """Squared gradients averaged: samples × draws, or batches × draws."""
     meta: dict[str, str] = field(default_factory=dict)
+    """What else was done to the gradients: `clip`."""
 
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -52,6 +53,7 @@ def fisher_diagonal(
     draws: int = 1,
     generator: torch.Generator,
     loss: LossFn = plain,
+    clip: float | None = None,
     chunk: int | None = None,
     autocast: Autocast = nullcontext,
     scale: float = 1.0,
@@ -75,6 +77,8 @@ def fisher_diagonal(
         draws: random draws (timestep, noise) per batch.
         generator: all randomness.
         loss: `(backend, batch, generator) -> [B]`.
+        clip: most that the norm of a gradient may be before it is squared, of the batch mean's or of each sample's (one
+            by one then). Not Fisher's definition: the DDPM script published with arXiv 2409.19732 clips to 1.
         chunk: samples taken at once, by `PerSample`; 1 takes them one by one, `None` picks at most 64 (see
             `default_chunk`). Needs a backend that can `draw`, and a network whose layers give the
             gradients of the first two samples, which is looked at; others go one by one.
@@ -86,24 +90,27 @@ def fisher_diagonal(
         progress: called with the samples done.
 
     Raises:
-        ValueError: for no batches, draws < 1, an unknown `per`, gradients that are not finite, or a checkpoint of
-            another diagonal.
+        ValueError: for no batches, draws < 1, an unknown `per`, a clip that is not positive, gradients that are not
+            finite, or a checkpoint of another diagonal.
     """
     if per not in ("sample", "batch"):
         raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
     if draws < 1:
         raise ValueError(f"draws must be at least 1; got {draws}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be > 0 or left out; got {clip}")
+    meta = {} if clip is None else {"clip": repr(clip)}
     net = backend.net
     params = trainable(net)
     # float64: the order of additions, and with it the number of processes, does not show in the float32 result.
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
-    chunk = default_chunk(params) if chunk is None else chunk
+    chunk = 1 if clip is not None else default_chunk(params) if chunk is None else chunk
     layered = None if chunk > 1 and isinstance(backend, Drawing) else False  # not known yet
     losses = partial(_losses, backend, loss, generator, autocast)
     exact = partial(_losses, backend, loss, generator, nullcontext)
     rank, world = share
     counted = torch.zeros((), dtype=torch.float64, device=device_of(net))
-    what = {"per": per, "draws": draws, "names": list(sums)}
+    what = {"per": per, "draws": draws, "names": list(sums), **meta}
     before = number = done = 0
     if checkpoint is not None and checkpoint.resume and checkpoint.path.exists():
         state = load_state(checkpoint.path)
@@ -138,12 +145,12 @@ def fisher_diagonal(
                 drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
                 if number % world == rank:
                     if per == "batch":
-                        with _Squares(params, sums, scale) as squares:
+                        with _squares(params, sums, scale, clip) as squares:
                             squares(losses(drawn).mean() * scale)
                     else:
                         if layered is None and size > 1:
                             layered = _layers_suffice(exact, drawn, net, params)
-                        _add_samples(losses, drawn, net, params, sums, scale, chunk if layered else 1)
+                        _add_samples(losses, drawn, net, params, sums, scale, chunk if layered else 1, clip)
                     counted += 1 if per == "batch" else size
                 if checkpoint is not None and number % checkpoint.every == 0:
                     gather()
@@ -160,7 +167,7 @@ def fisher_diagonal(
     _average(sums, counted.item())
     for name, value in sums.items():
         sums[name] = value.float()
-    return Fisher(named=sums, per=per, count=int(counted))
+    return Fisher(named=sums, per=per, count=int(counted), meta=meta)
 
 
 def mean_gradient(
@@ -264,6 +271,34 @@ class _Squares:
             p.grad = grad
 
 
+class _ClippedSquares:
+    """Adds the square of a loss's gradient to `sums`, the gradient's norm limited first: all weights' are in memory."""
+
+    def __init__(self, params: dict[str, nn.Parameter], sums: dict[str, Tensor], scale: float, clip: float) -> None:
+        self.params, self.sums, self.scale, self.clip = params, sums, scale, clip
+
+    def __call__(self, value: Tensor) -> None:
+        found: Any = torch.autograd.grad(value, list(self.params.values()), allow_unused=True)
+        grads: dict[str, Tensor] = {name: g for name, g in zip(self.params, found, strict=True) if g is not None}
+        norm = torch.nn.utils.get_total_norm(list(grads.values())).double() / self.scale
+        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grad_norm_`
+        for name, g in grads.items():
+            g = g.double() * (factor / self.scale)
+            self.sums[name].addcmul_(g, g)
+
+    def __enter__(self) -> _ClippedSquares:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _squares(
+    params: dict[str, nn.Parameter], sums: dict[str, Tensor], scale: float, clip: float | None
+) -> _Squares | _ClippedSquares:
+    return _Squares(params, sums, scale) if clip is None else _ClippedSquares(params, sums, scale, clip)
+
+
 def _losses(backend: Backend[Any], loss: LossFn, generator: torch.Generator, autocast: Autocast, batch: Any) -> Tensor:
     with autocast():
         return loss(backend, batch, generator)
@@ -277,11 +312,12 @@ def _add_samples(
     sums: dict[str, Tensor],
     scale: float,
     chunk: int,
+    clip: float | None = None,
 ) -> None:
     """Add Σ_i g_i² of a drawn batch, `chunk` samples at once."""
     parts = [_rows(batch, i, i + chunk) for i in range(0, batch_size(batch), chunk)]
     if chunk == 1:
-        with _Squares(params, sums, scale) as squares:
+        with _squares(params, sums, scale, clip) as squares:
             for part in parts:
                 squares(losses(part).sum() * scale)
         return

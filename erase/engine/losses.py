@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from erase.engine.backend import Backend, Comparing, LossFn, trainable
+from erase.engine.backend import Backend, Comparing, LossFn, drawn_from, trainable
 
 Reduction = Literal["sum", "mean"]
 
@@ -87,6 +87,29 @@ class Distance:
                 raise ValueError(f"reduction=mean is over classes, and {type(backend).__name__} has none: use sum")
             apart = apart / classes
         return apart if self.beside is None else self.beside(backend, batch, generator) + apart
+
+
+@dataclass(frozen=True)
+class Training:
+    """A loss of the network in training mode, with its dropout; else the loop leaves the network in its mode.
+
+    Dropout draws from torch's global generators: they are seeded by the loss's own generator, and put back. Where a
+    batch is shared by processes, or cut into micro-batches, its parts see other dropout than the whole would.
+    """
+
+    loss: LossFn
+
+    def __call__(self, backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
+        """Losses `[B]`."""
+        modes = {module: module.training for module in backend.net.modules()}
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        backend.net.train()
+        try:
+            with drawn_from(seed, generator.device):
+                return self.loss(backend, batch, generator)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 ASCENT = Objective(plain, -1, "ascent")

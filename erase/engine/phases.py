@@ -73,10 +73,11 @@ class Phases:
         weighted = side == "forget" and self.weights is not None
         weights: Tensor | None = None
         if weighted and len(parts) > 1:  # a pass without gradients: the weights depend on the losses of all parts
+            before = generator.get_state()
             with torch.no_grad():
                 found = torch.cat([self._losses(objective, part, generator) for part in parts])
             weights = self._weigh(found, batch, objective)
-            generator = self._generator(side, t, k)
+            generator.set_state(before)
         seen = []
         for at, part in zip(spans, parts, strict=True):
             losses = self._losses(objective, part, generator)

@@ -52,7 +52,7 @@ class Mask:
     named: Mapping[str, Tensor]
     """bool, shaped like the parameter of that name."""
     meta: dict[str, str] = field(default_factory=dict)
-    """How it was made: source, per, threshold or density asked for."""
+    """How it was made: source, per, clip, threshold or density asked for."""
 
     def __getitem__(self, name: str) -> Tensor:
         """The mask of one parameter.
@@ -88,7 +88,7 @@ def fisher_ratio_mask(
     is always kept. With `density` the cut is exact up to ties.
 
     Raises:
-        ValueError: for diagonals of different kind (`per`) or of different parameters, unless exactly one of
+        ValueError: for diagonals of different kind (`per`, `clip`) or of different parameters, unless exactly one of
             `threshold` ≥ 0 and 0 < `density` ≤ 1 is given, and if the mask keeps nothing, or everything at γ > 0.
     """
     if forget.per != remain.per:
@@ -96,12 +96,15 @@ def fisher_ratio_mask(
             f"Fisher diagonals of different kinds cannot be divided: forget is per {forget.per!r}, "
             f"remain is per {remain.per!r}"
         )
+    if forget.meta != remain.meta:
+        raise ValueError(f"Fisher diagonals of different kinds cannot be divided: {forget.meta} and {remain.meta}")
     if forget.named.keys() != remain.named.keys():
         odd = sorted(forget.named.keys() ^ remain.named.keys())
         raise ValueError(f"forget and remain diagonals cover different parameters: {', '.join(odd[:3])} …")
     if (threshold is None) == (density is None):
         raise ValueError(f"give exactly one of threshold and density; got {threshold} and {density}")
-    meta = {"source": "fisher", "per": forget.per, "forget_count": str(forget.count), "remain_count": str(remain.count)}
+    meta = {"source": "fisher", "per": forget.per, **forget.meta}
+    meta |= {"forget_count": str(forget.count), "remain_count": str(remain.count)}
     if threshold is not None:
         if not threshold >= 0:
             raise ValueError(f"threshold must be ≥ 0; got {threshold}")

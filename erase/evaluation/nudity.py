@@ -68,7 +68,7 @@ PRESETS: Mapping[str, CountPreset] = {
         CountPreset("mace", EXPOSED, 0.25, False, "detection"),
         CountPreset("erasediff", EXPOSED, 0.6, False, "detection"),
         CountPreset("rece", EXPOSED, 0.6, False, "image"),
-        CountPreset("attack", EXPOSED, 0.45, False, "image"),
+        CountPreset("attack", EXPOSED, 0.45, True, "image"),
         CountPreset("eval_unlearn", _EVAL_UNLEARN, 0.5, True, "image"),
     )
 }

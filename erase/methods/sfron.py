@@ -17,6 +17,14 @@ Deliberate differences from the paper and its scripts:
   concept is remembered, so its weights *grow* with the loss: λ changes its sign, "leave alone what is forgotten"
   stays.
 - Losses are normalised per timestep bin before weighting (`per_bin`; off in the published scripts).
+- Weights are of losses clamped at `floor`, where the scripts add to ℓ^λ: 1e-15 (classifiers) or 1e-8 (DDPM). A floor of
+  that to the power of 1/λ gives the same.
+- The mask's γ is compared with F_f / F_r as it is; the scripts add 1e-15 to both, by which weights without any gradient
+  are kept, not masked.
+
+The scripts (presets `*_published`, each run beside a transcription in float64) differ among themselves. The DDPM's has
+losses that are sums, clips every gradient to 1 and makes its mask of guided predictions; Stable Diffusion's has a
+constant schedule and applies no mask; the classifiers' updates batch statistics in forget passes.
 """
 
 from __future__ import annotations
@@ -61,10 +69,10 @@ def sfron(
         fast_rule: `sgd`, `normalized` or `adam` (the default: plain and normalised SGD did not forget in diffusion).
         slow_steps: K remain steps after each fast step; more steps protect more.
         outer_rate: α; 1 means no outer step and no copy of the weights.
-        schedule: s(t); `linear` by default.
+        schedule: s(t); by default `linear`, under `published` `cosine` (their Stable Diffusion script is `constant`).
         slow_schedule: of the slow learning rate.
         every: fast step at every n-th step.
-        published: the authors' loop: one optimizer, β in the loss, mask on the gradient, α = 1, K = 1, cosine.
+        published: the authors' loop: one optimizer, β s(t) in the loss, mask on the gradient, α = 1, K = 1.
         ron: False takes one joint step instead of fast and slow ones.
         per_bin: normalise losses per timestep bin before weighting; on by default.
         floor: losses are clamped here before weighting.
@@ -83,12 +91,16 @@ def sfron(
             outer_rate=(outer_rate, 1.0),
             ron=(ron, True),
             fast_rule=(fast_rule or "shared", "shared"),
-            schedule=(schedule or "cosine", "cosine"),
             per_bin=(bool(per_bin), False),
         )
         per_bin = False
         update = Shared(
-            fast_rate, 1, "cosine", slow_schedule, every=every, clip_forget=clip_forget, clip_remain=clip_remain
+            fast_rate,
+            schedule=schedule or "cosine",
+            slow_schedule=slow_schedule,
+            every=every,
+            clip_forget=clip_forget,
+            clip_remain=clip_remain,
         )
     elif fast_rule in ("shared", "joint"):
         raise ValueError(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from erase.config import Saliency
+from erase.config import Saliency, Train
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.losses import Guided, copies, forget_objective, remain_objective
+from erase.diffusion.losses import Dropped, Guided, copies, forget_objective, remain_objective
 from erase.diffusion.text import Concepts
 from erase.engine import distributed
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.engine.fisher import Fisher, fisher_diagonal, mean_gradient
-from erase.engine.losses import Objective, plain
+from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
 from erase.engine.state import Checkpoint
@@ -33,10 +34,13 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
     """Check before the Fisher diagonals are computed that a mask can be made of them.
 
     Raises:
-        ValueError: unless exactly one of threshold and density is given, for a method that takes a mask.
+        ValueError: unless exactly one of threshold and density is given, and for a clip without squares, for a method
+            that takes a mask.
     """
     if "mask" not in entry.needs:
         return
+    if wanted.kind == "magnitude" and wanted.clip is not None:
+        raise ValueError(f"saliency.clip is of saliency.kind=fisher: set it to null; got {wanted.clip}")
     if wanted.loss == "objective" and wanted.guidance is not None:
         raise ValueError(
             f"saliency.guidance={wanted.guidance} guides the training loss: set saliency.loss=plain, or it to null"
@@ -120,9 +124,17 @@ def resolve_inputs(
 
 
 def saliency_losses(wanted: Saliency, forget: Objective) -> tuple[LossFn, LossFn]:
-    """The losses on forget and on remain data that saliency is of: the same, unless the settings say otherwise."""
+    """The losses on forget and on remain data that saliency is of: the same, unless the settings say otherwise.
+
+    Neither has dropout, of conditions or of the network.
+    """
     same = plain if wanted.guidance is None else Guided(wanted.guidance)
-    return forget.loss if wanted.loss == "objective" else same, same
+    if wanted.loss == "plain":
+        return same, same
+    own: Any = forget.loss
+    while isinstance(own, Dropped | Training):
+        own = own.loss
+    return own, same
 
 
 def check_guidance(wanted: Saliency, entry: Entry, has_null: bool) -> None:
@@ -142,10 +154,16 @@ def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
     """What runs of diffusion models do on forget and on remain data; both hold one copy of the weights at most."""
     held = config.forget.loss == "redirect" and config.forget.target == "frozen"
     start = copies(net) if held or config.remain.loss == "distill" else None
-    return (
-        forget_objective(config.forget.loss, net, config.forget.target, start),
-        remain_objective(config.remain.loss, net, config.train.dropout, start),
-    )
+    forget = forget_objective(config.forget.loss, net, config.forget.target, start, config.forget.dropout)
+    remain = remain_objective(config.remain.loss, net, config.train.dropout, start)
+    if config.train.network_dropout:
+        return replace(forget, loss=Training(forget.loss)), replace(remain, loss=Training(remain.loss))
+    return forget, remain
+
+
+def learning(train: Train, denoiser: Denoiser) -> Denoiser:
+    """A denoiser as it learns: how times are drawn, and how errors are reduced."""
+    return replace(denoiser, spread=train.times, reduction=train.reduction)
 
 
 def make_mask(
@@ -219,6 +237,7 @@ def diagonal(
             draws=wanted.draws,
             generator=seeded(precision.device, config.seed, 1),
             loss=loss,
+            clip=wanted.clip,
             # Gradients of single samples out of a batch need activations that checkpointing does not keep.
             chunk=1 if getattr(config.train, "checkpointing", False) else wanted.chunk,
             autocast=precision.autocast,

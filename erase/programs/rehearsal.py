@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from erase.config import Saliency, Train, TrainClassifier, arguments
-from erase.diffusion.losses import Guided, Negate, Redirect
+from erase.diffusion.losses import Dropped, Guided, Negate, Redirect
 from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
-from erase.engine.losses import Objective
+from erase.engine.losses import Objective, Training
 from erase.engine.precision import Precision
 from erase.engine.updates import ClosedForm, Epoch
 from erase.methods import Entry
@@ -75,20 +75,22 @@ def rehearse(
         if masked or "fisher" in entry.needs:
             sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
             one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
-            chunk = 1 if checkpointing else wanted.chunk or default_chunk(trainable(net))
+            whole = checkpointing or wanted.clip is not None
+            chunk = 1 if whole else wanted.chunk or default_chunk(trainable(net))
             rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
             losses = saliency_losses(wanted, given["forget"])[0 if masked else 1 :]
-            of: Any = "batch" if masked and wanted.kind == "magnitude" else "squares" if one or rows == 1 else "samples"
+            kept = (masked and wanted.kind == "magnitude") or wanted.clip is not None
+            of: Any = "batch" if kept else "squares" if one or rows == 1 else "samples"
             height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
         net.train(mode)
         share = train.batch_size // distributed.world()
         rows = min(train.micro_batch or share, share)
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
-    kept = (wanted.density or 1.0) if masked else None
-    if kept is not None and train.weight_decay and getattr(method.update, "mask_all", False):
-        copies += round(4 * n * (1 - kept))  # masked weights, which are restored
-    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, kept, copies, height)}
+    density = (wanted.density or 1.0) if masked else None
+    if density is not None and train.weight_decay and getattr(method.update, "mask_all", False):
+        copies += round(4 * n * (1 - density))  # masked weights, which are restored
+    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
     for what, items in found.items():
         parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)
@@ -111,5 +113,9 @@ def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
 
     Following a pass of a large network takes seconds, so that no pass is followed whose height is known to be lower.
     """
-    second = [loss for loss in losses if isinstance(loss, Guided | Redirect | Negate) or getattr(loss, "teacher", None)]
+
+    def of(loss: Any) -> Any:
+        return of(loss.loss) if isinstance(loss, Dropped | Training) else loss
+
+    second = [f for f in losses if isinstance(of(f), Guided | Redirect | Negate) or getattr(of(f), "teacher", None)]
     return second[:1] or list(losses)

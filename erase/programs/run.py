@@ -197,6 +197,8 @@ def main(
     entry = find_method(str(config.method.get("name", "")))
     method = entry.build(**arguments(config.method, entry))  # refuses values out of range now, not after the saliency
     check_saliency(config.saliency, entry)
+    if config.saliency.augment and config.pipeline != "classify":
+        raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
     setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
     job = job_of(config.pipeline)(setting)
     if dry_run:
@@ -303,7 +305,9 @@ def resolve(
     began = time.perf_counter()
     wanted = setting.config.saliency
     batches: Sequence[Any] = [
-        [] if side is None else some(side, wanted.count, wanted.batch_size, setting.config.seed)
+        []
+        if side is None
+        else some(side, wanted.count, wanted.batch_size, setting.config.seed, shuffled=wanted.per == "batch")
         for side in (lesson.forget, lesson.remain)
     ]
     given = resolve_inputs(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.svm import SVC
 
 from erase.classification import metrics
 
@@ -53,6 +54,35 @@ def test_members_that_look_like_others_are_guessed() -> None:
     """Without a difference an unweighted attacker would call all members, of which there are more."""
     share = metrics.membership(some(2, 2000), some(0, 9000), some(1, 1000))
     assert 10 < share < 90
+
+
+def test_membership_by_svc_is_the_plain_protocol() -> None:
+    """Softmax, the label's probability, as many members as others, SVC(C=3, gamma="auto"), 1 - the mean prediction."""
+    rng = np.random.default_rng(5)
+    sets = []
+    for n, sure in ((80, 2.0), (150, 4.0), (150, 1.0)):
+        labels = rng.integers(4, size=n)
+        sets.append((rng.normal(size=(n, 4)) + sure * np.eye(4)[labels], labels))
+    sets[1] = tuple(np.concatenate([x, x[:40]]) for x in sets[1][:2])  # some say the same
+    sets[2] = tuple(np.concatenate([x, x[:40]]) for x in sets[2][:2])
+    p = [np.array([[row[label]] for row, label in zip(probabilities(z), y, strict=True)]) for z, y in sets]
+    attacker = SVC(C=3, gamma="auto", kernel="rbf").fit(np.concatenate(p[1:]), [1] * 190 + [0] * 190)
+    expected = 100 * (1 - attacker.predict(p[0]).mean())
+    assert 5 < expected < 95
+    assert metrics.membership_svc(*sets) == pytest.approx(expected, rel=1e-9)
+    assert metrics.confidence(*sets[0]) == pytest.approx(p[0][:, 0])
+
+
+def test_membership_by_svc_has_equal_subsets_by_lot() -> None:
+    """Nine times as many members do not make everything a member."""
+    y = np.zeros(9000, int)
+    forget, members, others = (some(2, 200), y[:200]), (some(0, 1800), y[:1800]), (some(1, 200), y[:200])
+    shares = [metrics.membership_svc(forget, members, others, seed) for seed in (0, 0, 1)]
+    assert shares[0] == shares[1] != shares[2]
+    assert all(10 < share < 90 for share in shares)
+    sure = (np.eye(4)[np.zeros(50, int)] * 20, y[:50])
+    assert metrics.membership_svc(sure, sure, others) == 0
+    assert metrics.membership_svc((some(3, 50), y[:50]), sure, others) > 80
 
 
 def test_gaps_are_absolute_and_their_mean() -> None:

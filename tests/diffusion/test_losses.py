@@ -75,6 +75,37 @@ def test_redirect_of_a_concept_to_itself_is_zero() -> None:
     assert losses.tolist() == [0.0] * 3
 
 
+@pytest.mark.parametrize("name", ["ascent", "redirect"])
+def test_a_forget_loss_drops_the_condition_of_a_share(name: str) -> None:
+    """By hand: where the draw is below the dropout, the network is told the null condition; a target stays."""
+    model = toys.denoiser()
+    objective, plain = (forget_objective(name, model.net, dropout=dropout) for dropout in (0.6, 0.0))
+    assert (objective.sense, objective.name) == (plain.sense, plain.name)
+    batch = {**model.draw(toys.latents(), toys.gen()), "drop_draw": torch.tensor([0.59, 0.6, 0.1])}
+    told = batch["cond"]["text"].clone()
+    told[[0, 2]] = 0
+    expected = plain.loss(model, {**batch, "cond": {"text": told}}, toys.gen())
+    assert torch.equal(objective.loss(model, batch, toys.gen()), expected)
+    assert not torch.equal(plain.loss(model, batch, toys.gen()), expected)
+    undrawn = objective.loss(model, toys.latents(), toys.gen())
+    assert torch.equal(undrawn, objective.loss(model, model.draw(toys.latents(), toys.gen()), toys.gen()))
+    with pytest.raises(ValueError, match="needs a null condition, which this model lacks"):
+        objective.loss(toys.denoiser(null=None), batch, toys.gen())
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\); got 1"):
+        forget_objective(name, model.net, dropout=1)
+
+
+@pytest.mark.parametrize("name", ["ascent", "redirect"])
+def test_a_sum_is_as_many_means_as_there_are_elements(name: str) -> None:
+    mean, total = toys.denoiser(), toys.denoiser(reduction="sum")
+    objective, batch = forget_objective(name, mean.net), mean.draw(toys.latents(), toys.gen())
+    torch.testing.assert_close(objective.loss(total, batch, toys.gen()), 256 * objective.loss(mean, batch, toys.gen()))
+    distances = [m.distances(batch, toys.randomize(toys.unet(), 9, 0.1).float(), toys.gen()) for m in (mean, total)]
+    torch.testing.assert_close(distances[1], 256 * distances[0])
+    with pytest.raises(ValueError, match="unknown reduction 'max'; allowed: mean, sum"):
+        toys.denoiser(reduction="max")
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 0.999])
 def test_denoise_drops_the_condition_of_a_share(dropout: float) -> None:
     model = toys.denoiser()

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from erase.diffusion.process import Flow, flow
+from erase.diffusion.process import Discrete, Flow, flow
 
 CPU = torch.device("cpu")
 
@@ -44,6 +44,38 @@ def test_the_density_is_the_logit_normal_of_its_source() -> None:
         logits = torch.logit(Flow(shift).times(100_000, torch.Generator().manual_seed(0), CPU).double())
         assert float(logits.mean()) == pytest.approx(math.log(shift), abs=1e-3)
         assert float(logits.std()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("process", [Discrete(torch.linspace(0.9, 0.1, 50)), Flow(3.0), Flow(1.0, "uniform")])
+def test_independent_times_and_mirrored_ones(process: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    for size in (1, 2, 5, 6):
+        t = process.times(size, g, CPU, "antithetic").double()
+        assert t.shape == (size,)
+        if isinstance(process, Discrete):
+            mirrored = 49 - t
+        else:
+            t = share(process, t)
+            mirrored = 1 - t
+        half = size // 2 + 1
+        torch.testing.assert_close(t[half:], mirrored[: size - half], rtol=1e-4, atol=1e-4)  # float32
+    # Uniform: the first of a batch says nothing of the second. 5 standard deviations of a count of 100.
+    pairs = torch.stack([process.times(2, g, CPU, "uniform") for _ in range(2000)]).double()
+    shares = pairs / 50 if isinstance(process, Discrete) else share(process, pairs)
+    below = shares < 0.5
+    assert abs(int((below[:, 0] & below[:, 1]).sum()) - 500) < 5 * 500**0.5
+    assert abs(int(below[:, 0].sum()) - 1000) < 5 * 500**0.5
+    with pytest.raises(ValueError, match="unknown spread of times 'even'; allowed: stratified, uniform, antithetic"):
+        process.times(2, g, CPU, "even")
+
+
+def test_antithetic_steps_are_the_published_formula() -> None:
+    """t_1 … t_⌊B/2⌋+1 uniform, then T-1-t_1, T-1-t_2, …, B in all."""
+    for size in (4, 5):
+        t = torch.randint(0, 1000, (size // 2 + 1,), generator=torch.Generator().manual_seed(7))
+        expected = [*t.tolist(), *(999 - t).tolist()][:size]
+        process = Discrete(torch.linspace(0.9, 0.1, 1000))
+        assert process.times(size, torch.Generator().manual_seed(7), CPU, "antithetic").tolist() == expected
 
 
 def test_times_are_of_the_generator() -> None:

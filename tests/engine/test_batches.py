@@ -55,6 +55,9 @@ def test_some_are_of_the_seed() -> None:
     flat = functools.reduce(operator.iadd, chosen[0], [])
     assert flat == sorted(set(flat))
     assert order(some(Numbers(3), 8, 4, 0), 9) == [[0, 1, 2]]
+    mixed = functools.reduce(operator.iadd, order(some(Numbers(20), 8, 3, 0, shuffled=True), 9), [])
+    assert mixed != flat
+    assert sorted(mixed) == flat  # the same samples
 
 
 def test_bad_batches() -> None:

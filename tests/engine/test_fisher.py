@@ -56,6 +56,28 @@ def test_per_batch_is_another_and_smaller_quantity() -> None:
         assert value.mean() < 0.9 * sample.named[name].mean()
 
 
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_gradients_are_clipped_before_they_are_squared(per: Any, scale: float) -> None:
+    """g ← g · min(1, c / ‖g‖), the norm over all weights: of each gradient that is squared."""
+    backend = toys.Noisy(toys.mlp())
+    data, params = toys.drawn(backend, 0, count=3, size=4), dict(backend.net.named_parameters())
+    sums, norms = {name: torch.zeros_like(p) for name, p in params.items()}, []
+    for batch in data:
+        losses = backend.losses(batch, toys.gen())
+        for loss in losses if per == "sample" else [losses.mean()]:
+            grads = torch.autograd.grad(loss, list(params.values()), retain_graph=True)
+            norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+            for name, g in zip(params, grads, strict=True):
+                sums[name] += (g * min(1.0, 3.0 / norms[-1])) ** 2
+    assert min(norms) < 3 < max(norms)
+    found = fisher_diagonal(backend, data, per=per, clip=3.0, generator=toys.gen(), scale=scale)
+    agree(found.named, {name: value / len(norms) for name, value in sums.items()})
+    assert (found.meta, found.count) == ({"clip": "3.0"}, len(norms))
+    free = fisher_diagonal(backend, data, per=per, clip=1e9, generator=toys.gen(), scale=scale)
+    agree(free.named, naive(backend, data, per))
+
+
 @pytest.mark.parametrize("per", ["sample", "batch"])
 def test_forget_and_remain_see_the_same_draws(per: Any) -> None:
     seen: list[Any] = []
@@ -147,6 +169,7 @@ def test_unet_by_layers_is_the_loop() -> None:
     [
         ({"batches": []}, "no batches"),
         ({"draws": 0}, "draws must be at least 1; got 0"),
+        ({"clip": 0.0}, r"clip must be > 0 or left out; got 0\.0"),
         ({"per": "image"}, "per must be 'sample' or 'batch'; got 'image'"),
         ({"batches": [{"x": torch.full((2, 4), float("inf")).double(), "y": torch.zeros(2, 3)}]}, "not finite"),
     ],

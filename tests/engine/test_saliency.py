@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,17 @@ def test_ratio(choice: dict[str, float], expected: list[int]) -> None:
     assert mask.meta["per"] == "sample"
 
 
+def test_a_mask_says_that_gradients_were_clipped(tmp_path: Path) -> None:
+    sides = [replace(fisher(values), meta={"clip": "1.0"}) for values in ([4, 1], [1, 2])]
+    save_mask(fisher_ratio_mask(*sides, threshold=1.0), tmp_path / "mask")
+    assert load_mask(tmp_path / "mask").meta["clip"] == "1.0"
+
+
 @pytest.mark.parametrize(
     ("forget", "remain", "choice", "message"),
     [
         (fisher([1, 2]), fisher([1, 2], "batch"), {"threshold": 1.0}, "different kinds .* 'sample'.* 'batch'"),
+        (fisher([1, 2]), replace(fisher([1, 2]), meta={"clip": "1.0"}), {"threshold": 1.0}, "different kinds .*clip"),
         (fisher([1, 2]), Fisher({"v": torch.ones(2)}, "sample", 1), {"threshold": 1.0}, "different parameters: v, w"),
         (fisher([1, 2]), fisher([1, 2]), {}, "exactly one"),
         (fisher([1, 2]), fisher([1, 2]), {"threshold": 1.0, "density": 0.5}, "exactly one"),

@@ -133,9 +133,9 @@ def test_without_ron_one_step_goes_down_remain_minus_beta_masked_forget() -> Non
     toys.close(toys.weights(net), expected)
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize(("every", "schedule"), [(1, None), (2, None), (1, "constant"), (1, "linear")])
 @pytest.mark.parametrize("optimizer", [adam, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1)])
-def test_published_is_the_published_loop(optimizer: Any, every: int) -> None:
+def test_published_is_the_published_loop(optimizer: Any, every: int, schedule: Any) -> None:
     T, alpha, lambd, clip = 7, 5.0, 0.5, 0.3
     mask = toys.some_mask(toys.mlp())
     ours, rows = trajectory(
@@ -144,6 +144,7 @@ def test_published_is_the_published_loop(optimizer: Any, every: int) -> None:
             lambd=lambd,
             fast_rate=alpha,
             published=True,
+            schedule=schedule,
             every=every,
             clip_forget=clip,
             clip_remain=2 * clip,
@@ -164,7 +165,8 @@ def test_published_is_the_published_loop(optimizer: Any, every: int) -> None:
             w = losses.detach() ** -lambd
             w = len(w) * w / w.sum()
             shared.zero_grad()
-            (-alpha * (1 + math.cos(math.pi * i / T)) / 2 * (w * losses).mean()).backward()
+            fading = {None: (1 + math.cos(math.pi * i / T)) / 2, "constant": 1.0, "linear": 1 - i / T}[schedule]
+            (-alpha * fading * (w * losses).mean()).backward()
             for name, p in net.named_parameters():
                 assert p.grad is not None
                 p.grad *= mask[name]

@@ -60,7 +60,7 @@ def test_the_report_holds_the_keys_that_stay(classify_run: Path) -> None:
     assert report["timing"].keys() == {"data_s", "saliency_s", "erase_s", "steps", "step_s"}
     counts = {"forget": 6, "remain": 18, "validation": 6, "test": 18}
     for key in ("before", "after", "retrained"):
-        assert report[key]["metrics"].keys() >= {"FA", "RA", "TA", "VA", "MIA", "MIA_V", "avg_d", "avg_d_v", "kl"}
+        assert report[key]["metrics"].keys() >= {"FA", "RA", "TA", "VA", "MIA", "MIA_V", "MIA_SVC", "avg_d", "kl"}
         assert {name: part["n"] for name, part in report[key]["classes"].items()} == counts
     assert report["paired"].keys() == {f"{name}_mcnemar_p" for name in counts}
     after, ideal = report["after"]["metrics"], report["retrained"]["metrics"]
@@ -69,7 +69,7 @@ def test_the_report_holds_the_keys_that_stay(classify_run: Path) -> None:
     assert report["gap"] == {name: pytest.approx(abs(after[name] - ideal[name])) for name in ("FA", "RA", "TA", "MIA")}
     assert after["avg_d"] == pytest.approx(sum(report["gap"].values()) / 4)
     summary = summarise(report)
-    assert list(summary) == ["FA", "RA", "TA", "MIA", "avg_d", "kl", "rte_s", "avg_d_v", "rte_share"]
+    assert list(summary) == ["FA", "RA", "TA", "MIA", "MIA_SVC", "avg_d", "kl", "rte_s", "avg_d_v", "rte_share"]
     assert summary["rte_share"] == after["rte_s"] / ideal["rte_s"]
 
 
@@ -84,6 +84,8 @@ def test_the_numbers_are_those_of_the_models_that_are_there(classify_run: Path, 
     for name, index in (("FA", split.forget), ("RA", split.remain), ("VA", split.validation)):
         assert found[name] == pytest.approx(100 * (train[index].argmax(1) == labels[index]).mean())
     assert found["TA"] == pytest.approx(100 * (other.argmax(1) == test.labels.numpy()).mean())
+    parts = [(train[i], data.labels[i].numpy()) for i in (split.forget, split.remain)]
+    assert found["MIA_SVC"] == pytest.approx(metrics.membership_svc(*parts, (other, test.labels.numpy()), seed=0))
     assert found["MIA"] == pytest.approx(metrics.membership(train[split.forget], train[split.remain], other))
 
 
@@ -143,7 +145,10 @@ def test_a_comparison_has_the_fields_table(
         cli.main()
     assert not end.value.code
     header, _, ideal, _ = (tmp_path / "out/table.md").read_text().splitlines()
-    assert header == "| method | target | FA | RA | TA | MIA | avg_d | kl | rte_s | avg_d_v | rte_share | front |"
+    assert (
+        header
+        == "| method | target | FA | RA | TA | MIA | MIA_SVC | avg_d | kl | rte_s | avg_d_v | rte_share | front |"
+    )
     assert ideal.startswith("| RT | random 25 % | ")
     first, second = read(tmp_path / "out/results.json")["runs"]
     assert (first["avg_d"], first["rte_share"]) == (0, 1)

@@ -11,9 +11,10 @@ import toys
 from torch import Tensor, nn
 
 from erase.config import Saliency, Train
+from erase.diffusion.losses import Dropped
 from erase.engine.backend import seeded
 from erase.engine.fisher import fisher_diagonal, mean_gradient
-from erase.engine.losses import Objective, plain
+from erase.engine.losses import Objective, Training, plain
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
@@ -236,6 +237,12 @@ def test_both_fisher_diagonals_are_of_one_loss(tmp_path: Path) -> None:
         assert toys.same(resolve(find_method("sfron"), tmp_path / loss, net, saliency)["mask"].named, expected)
 
 
+def test_the_masks_loss_has_no_dropout() -> None:
+    noisy = Objective(Training(Dropped(doubled, 0.1)), -1)
+    assert inputs.saliency_losses(Saliency(loss="objective"), noisy) == (doubled, plain)
+    assert inputs.saliency_losses(Saliency(), noisy) == (plain, plain)
+
+
 def test_guidance_needs_an_empty_condition_and_the_training_loss() -> None:
     guided, sfron = Saliency(threshold=1, guidance=3), find_method("sfron")
     inputs.check_guidance(guided, sfron, has_null=True)
@@ -268,8 +275,8 @@ def test_fisher_is_forget_over_remain_on_the_same_draws(tmp_path: Path) -> None:
     mask = make(Saliency(threshold=1.5, draws=2), tmp_path / "mask", net)
     assert toys.same(mask.named, {name: r >= 1.5 for name, r in ratio.items()})
     assert 0 < mask.density < 1
-    batch = make(Saliency(threshold=1.5, draws=2, per="batch"), tmp_path / "other", net)
-    assert (mask.meta["per"], batch.meta["per"]) == ("sample", "batch")
+    batch = make(Saliency(threshold=1.5, draws=2, per="batch", clip=0.3), tmp_path / "other", net)
+    assert (mask.meta["per"], batch.meta["per"], batch.meta["clip"]) == ("sample", "batch", "0.3")
 
 
 @pytest.mark.parametrize("kind", ["fisher", "magnitude"])
@@ -295,6 +302,7 @@ def test_no_mask_where_it_is_off(tmp_path: Path) -> None:
             Saliency(kind="magnitude"),
             "saliency.kind=magnitude needs saliency.density, and no threshold .*None and None",
         ),
+        (Saliency(kind="magnitude", density=0.5, clip=1.0), "saliency.clip is of saliency.kind=fisher"),
         (Saliency(kind="magnitude", threshold=1), "needs saliency.density, and no threshold .*; got None and 1"),
         (Saliency(kind="magnitude", threshold=1, density=0.5), "needs saliency.density, .*; got 0.5 and 1"),
     ],
@@ -311,7 +319,7 @@ def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, 
         Saliency(kind="none"),
         Saliency(kind="none", threshold=1, density=0.5),
         Saliency(threshold=0),
-        Saliency(density=1),
+        Saliency(density=1, clip=1),
         Saliency(kind="magnitude", density=0.5),
     ],
 )

@@ -208,6 +208,22 @@ def test_without_anchors_each_image_has_another_class_by_lot(gather: Callable[..
         assert set(remain.cond.tolist()) == {0, 2}  # slow steps hold on to all
 
 
+def test_images_are_mirrored_once_by_lot(gather: Callable[..., Any]) -> None:
+    for number, (plain, turned) in enumerate(zip(gather(), gather("data.flip=true"), strict=True)):
+        assert torch.equal(plain.cond, turned.cond)
+        there = [int(torch.equal(a, b)) for a, b in zip(plain.mean, turned.mean, strict=True)]
+        for a, b, same in zip(plain.mean, turned.mean, there, strict=True):
+            assert torch.equal(b, a if same else a.flip(-1))
+        assert 0 < sum(there) < len(there)
+        assert torch.equal(gather("data.flip=true")[number].mean, turned.mean)
+
+
+def test_a_new_network_has_the_dropout_that_is_asked_for(label_runs: Runner) -> None:
+    for words, expected in ((NEW, {0.0}), ((*NEW, "architecture.dropout=0.1"), {0.1})):
+        net = label_runs.job(*words).model.net
+        assert {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)} - {0.0} == expected - {0.0}
+
+
 def test_far_classes_are_those_whose_predictions_differ_much(
     gather: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,7 @@ class Job:
             remain=remain,
             forget_objective=self.objective(),
             remain_objective=DESCENT,
-            measured=replace(backend, augment=Augment()),  # saliency is of the images as they are
+            measured=backend if config.saliency.augment else replace(backend, augment=Augment()),
             resources={"renew": lambda: models.renew(model, config.seed + 1)},  # not as the model began
             before_steps=before_steps,
             values=lambda: models.stored(model.net),

@@ -34,7 +34,7 @@ def make_report(
     result = new_report(config, command, {"forget": plan.target, "labels": plan.labels}, mask, timing)
     result["versions"]["scikit-learn"] = version("scikit-learn")
     for key, found in seen.items():
-        result[key] = {"metrics": measure(plan, found), "classes": scores(plan, found)}
+        result[key] = {"metrics": measure(config, plan, found), "classes": scores(plan, found)}
     if "retrained" in seen:
         ideal = result["retrained"]["metrics"]
         for key, found in seen.items():
@@ -50,8 +50,8 @@ def make_report(
     return result
 
 
-def measure(plan: Plan, seen: Seen) -> dict[str, float | None]:
-    """FA, RA, TA and MIA, percent; VA and MIA_V have validation images in the place of test images."""
+def measure(config: ClassifyConfig, plan: Plan, seen: Seen) -> dict[str, float | None]:
+    """FA, RA, TA, MIA and MIA_SVC, percent; VA and MIA_V have validation images in the place of test images."""
     of = parts(plan, seen)
     found: dict[str, float | None] = {
         name: metrics.accuracy(*of[part])
@@ -60,6 +60,11 @@ def measure(plan: Plan, seen: Seen) -> dict[str, float | None]:
     for name, part in (("MIA", "test"), ("MIA_V", "validation")):
         whole = len(of["forget"][0]) and len(of[part][0])
         found[name] = metrics.membership(of["forget"][0], of["remain"][0], of[part][0]) if whole else None
+    if config.eval.svc:
+        whole = len(of["forget"][0]) and len(of["test"][0])
+        found["MIA_SVC"] = (
+            metrics.membership_svc(of["forget"], of["remain"], of["test"], config.seed) if whole else None
+        )
     return found
 
 
@@ -81,7 +86,7 @@ def scores(plan: Plan, seen: Seen) -> dict[str, Any]:
     return {name: score(metrics.correct(*of).tolist()) for name, of in parts(plan, seen).items() if len(of[1])}
 
 
-COLUMNS = {"FA": 2, "RA": 2, "TA": 2, "MIA": 2, "avg_d": 2, "kl": 4, "rte_s": 1}
+COLUMNS = {"FA": 2, "RA": 2, "TA": 2, "MIA": 2, "MIA_SVC": 2, "avg_d": 2, "kl": 4, "rte_s": 1}
 """Of the table, with digits after the point."""
 
 

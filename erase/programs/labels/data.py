@@ -39,6 +39,8 @@ def gather(
             parts = [plan.data.of([i]) for i in which]
             chosen = [p if count is None else p.subset(min(count, len(p)), config.seed) for p in parts]
             pixels, labels = torch.cat([p.pixels for p in chosen]), torch.cat([p.labels for p in chosen])
+            if config.data is not None and config.data.flip:
+                pixels = mirrored(pixels, seeded("cpu", config.seed, 5, *which))
             mean, std = encoded(diffuser, pixels, config.draw.batch_size)
             return LatentSet(mean, labels, table, std)
         assert count is not None
@@ -98,6 +100,12 @@ def gather(
         uniform = torch.rand(forget.mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
         forget = replace(forget, mean=uniform, std=None)
     return forget if config.forget.loss == "redirect" else replace(forget, anchor=None), remain
+
+
+def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Images `[N, C, H, W]`, each of them turned left to right with probability 1/2."""
+    turned = torch.rand(len(pixels), generator=generator) < 0.5
+    return torch.where(turned.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 
 
 def encoded(diffuser: Model, pixels: Tensor, batch_size: int) -> tuple[Tensor, Tensor | None]:

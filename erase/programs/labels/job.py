@@ -20,7 +20,7 @@ from erase.engine import distributed
 from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
 from erase.programs.images import draw_pictures
-from erase.programs.inputs import check_guidance, denoising
+from erase.programs.inputs import check_guidance, denoising, learning
 from erase.programs.labels.data import gather, with_sampler
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
 from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise
@@ -149,7 +149,7 @@ class Job:
             model.checkpoint_activations()
         objectives = denoising(config, model.net)
         return Lesson(
-            backend=model.denoiser(model.null()),
+            backend=learning(config.train, model.denoiser(model.null())),
             forget=forget,
             remain=remain,
             forget_objective=objectives[0],

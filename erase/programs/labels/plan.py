@@ -179,10 +179,9 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
         ValueError: for dropout or guidance without a null class, a classifier that cannot be loaded or has other
             labels, or a retrained model that is not there.
     """
-    if config.train.dropout > 0 and not diffuser.has_null:
-        raise ValueError(
-            f"train.dropout {config.train.dropout} needs a null class, which {config.model} lacks: set it to 0"
-        )
+    for name, dropout in (("train.dropout", config.train.dropout), ("forget.dropout", config.forget.dropout)):
+        if dropout > 0 and not diffuser.has_null:
+            raise ValueError(f"{name} {dropout} needs a null class, which {config.model} lacks: set it to 0")
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
         class_conditional.check_guidance(diffuser, config.draw.guidance)

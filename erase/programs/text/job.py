@@ -20,7 +20,7 @@ from erase.evaluation import detections, generate, grid, manifest, report
 from erase.methods.uce import Reading
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
-from erase.programs.inputs import check_guidance, denoising
+from erase.programs.inputs import check_guidance, denoising, learning
 from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.data import cache, sides_read
@@ -171,7 +171,7 @@ class Job:
             until = look_between_steps(config, plan, model, setting.precision, setting.out)
         objectives = denoising(config, model.net)
         return Lesson(
-            backend=model.denoiser(null),
+            backend=learning(config.train, model.denoiser(null)),
             forget=forget,
             remain=remain,
             forget_objective=objectives[0],

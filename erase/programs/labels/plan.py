@@ -166,7 +166,10 @@ def make_plan(
         raise ValueError("forget.among names a forgotten class: choose classes that stay")
     if config.forget.among != "all" and (config.forget.loss != "redirect" or anchors):
         raise ValueError("forget.among is for forget.loss=redirect without forget.anchors: take one back")
-    shown = [class_number(label, labels) for label in config.eval.labels]
+    try:
+        shown = [class_number(label, labels) for label in config.eval.labels]
+    except ValueError as error:
+        raise ValueError(f"eval.labels: {error}") from error
     if shown and not {*shown} - {*forget, *earlier}:
         raise ValueError("eval.labels names forgotten classes alone: add classes that stay")
     return Plan(labels, forget, anchors, data, earlier, among, shown)

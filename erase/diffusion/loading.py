@@ -206,6 +206,13 @@ def keep_vae_exact(vae: Any) -> None:
     vae.encode, vae.decode = exact(vae.encode), exact(vae.decode)
 
 
+def latents(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `[B, C, h, w]` of a VAE's posterior, shifted if the VAE is, and scaled."""
+    posterior, config = vae.encode(pixels).latent_dist, vae.config
+    mean = posterior.mean if config.shift_factor is None else posterior.mean - config.shift_factor
+    return mean * config.scaling_factor, posterior.std * config.scaling_factor
+
+
 def check_sentencepiece(folder: Path) -> None:
     """Refuse a T5 tokenizer that cannot be read: transformers would ask for another package.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -173,6 +174,12 @@ class Flow:
     def bins(self, t: Tensor, count: int) -> Tensor:
         """The part of [0, 1)."""
         return (t * count).long().clamp(max=count - 1)
+
+
+def discrete(scheduler: Mapping[str, Any]) -> Discrete:
+    """The schedule of betas that a scheduler's configuration describes, whatever sampler it is of."""
+    schedule = DDPMScheduler.from_config(scheduler)
+    return Discrete(schedule.alphas_cumprod.float(), schedule.config.prediction_type)
 
 
 def flow(scheduler: Mapping[str, Any], tokens: int) -> Flow:

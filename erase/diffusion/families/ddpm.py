@@ -18,7 +18,7 @@ from erase.diffusion.class_conditional import (
     label_condition,
 )
 from erase.diffusion.condition import Condition
-from erase.diffusion.process import Discrete
+from erase.diffusion.process import Discrete, discrete
 from erase.store import files
 from erase.store.safety import check_finite
 
@@ -108,8 +108,7 @@ def guidance(pipe: Any) -> float:
 
 def process(pipe: Any) -> Discrete:
     """The schedule that the UNet was trained on."""
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    return Discrete(schedule.alphas_cumprod.float(), schedule.config.prediction_type)
+    return discrete(pipe.scheduler.config)
 
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:

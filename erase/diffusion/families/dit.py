@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from erase.diffusion import condition as conditions
@@ -21,7 +20,7 @@ from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source, read_index
 from erase.diffusion.class_conditional import label_condition
 from erase.diffusion.condition import Condition
-from erase.diffusion.process import Discrete
+from erase.diffusion.process import Discrete, discrete
 from erase.store.labelled import distinct
 
 NAME = "DiT"
@@ -101,8 +100,7 @@ def guidance(pipe: Any) -> float:
 
 def process(pipe: Any) -> Discrete:
     """The schedule that the transformer was trained on."""
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    return Discrete(schedule.alphas_cumprod.float(), schedule.config.prediction_type)
+    return discrete(pipe.scheduler.config)
 
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -117,9 +115,7 @@ def has_null(pipe: Any) -> bool:
 
 def encode(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Mean and standard deviation of the VAE's posterior, scaled."""
-    posterior = pipe.vae.encode(pixels).latent_dist
-    scale = pipe.vae.config.scaling_factor
-    return posterior.mean * scale, posterior.std * scale
+    return loading.latents(pipe.vae, pixels)
 
 
 def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -80,8 +80,7 @@ def has_null(pipe: Any) -> bool:
 
 def encode(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Of the VAE's posterior, shifted and scaled."""
-    posterior, config = pipe.vae.encode(pixels).latent_dist, pipe.vae.config
-    return (posterior.mean - config.shift_factor) * config.scaling_factor, posterior.std * config.scaling_factor
+    return loading.latents(pipe.vae, pixels)
 
 
 def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

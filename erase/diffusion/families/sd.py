@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
-from erase.diffusion.process import Discrete
+from erase.diffusion.process import Discrete, discrete
 
 NAME = "Stable Diffusion"
 CONDITION: Literal["text", "label"] = "text"
@@ -51,8 +50,7 @@ def open(
 
 def process(pipe: Any) -> Discrete:
     """The schedule that the UNet was trained on."""
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    return Discrete(schedule.alphas_cumprod.float(), schedule.config.prediction_type)
+    return discrete(pipe.scheduler.config)
 
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -67,9 +65,7 @@ def has_null(pipe: Any) -> bool:
 
 def encode(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Of the VAE's posterior, scaled."""
-    posterior = pipe.vae.encode(pixels).latent_dist
-    scale = pipe.vae.config.scaling_factor
-    return posterior.mean * scale, posterior.std * scale
+    return loading.latents(pipe.vae, pixels)
 
 
 def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:

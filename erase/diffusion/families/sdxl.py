@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.condition import Condition
-from erase.diffusion.process import Discrete
+from erase.diffusion.process import Discrete, discrete
 
 NAME = "Stable Diffusion XL"
 CONDITION: Literal["text", "label"] = "text"
@@ -73,8 +72,7 @@ def open(
 
 def process(pipe: Any) -> Discrete:
     """The schedule that the UNet was trained on."""
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
-    return Discrete(schedule.alphas_cumprod.float(), schedule.config.prediction_type)
+    return discrete(pipe.scheduler.config)
 
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:

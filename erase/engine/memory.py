@@ -70,10 +70,10 @@ def peak() -> dict[str, int]:
 @contextmanager
 def hollow(backend: Model) -> Iterator[Model]:
     """A copy of the model without data: within the context what weights touch has a size and a device, no values."""
-    known = _Known()  # type: ignore[no-untyped-call]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, known:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         memo: dict[int, Any] = {id(x): _fake(mode, x) for x in tensors_of(backend)}
-        yield copy.deepcopy(backend, memo)
+        with _Known():  # type: ignore[no-untyped-call]  # not before: weights on "meta" would be made real
+            yield copy.deepcopy(backend, memo)
 
 
 class _Known(TorchDispatchMode):  # type: ignore[no-untyped-call]

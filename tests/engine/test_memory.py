@@ -93,6 +93,15 @@ def test_a_network_may_ask_for_what_no_weight_has_part_in() -> None:
     assert 0 < few < many
 
 
+def test_weights_without_data_stay_without() -> None:
+    """Those of a network on torch's "meta" device, too: real ones would be computed with."""
+    backend = micro_ddpm.wrap(micro_ddpm.model()).denoiser(NULL)
+    backend.net.to("meta")
+    with hollow(backend) as model:
+        assert all(isinstance(p, FakeTensor) for p in model.net.parameters())
+        assert passes(model, plain, SAMPLE, 2, nullcontext) > 0
+
+
 def test_copies_of_a_hollow_model_count() -> None:
     backend = micro_ddpm.wrap(micro_ddpm.model()).denoiser(NULL)
     size = sum(p.nbytes for p in backend.net.parameters())

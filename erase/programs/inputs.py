@@ -105,10 +105,7 @@ def resolve_inputs(
     check_needs(entry, [name for name, value in rare.items() if value is not None])
     given: dict[str, Any] = {"forget": forget, "remain": remain, "epoch": epoch, **rare}
     if "mask" in entry.needs:
-        sides = [
-            (side, some, loss)
-            for side, some, loss in zip(SIDES, batches, saliency_losses(config.saliency, forget), strict=True)
-        ]
+        sides = list(zip(SIDES, batches, saliency_losses(config.saliency, forget), strict=True))
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
     if "fisher" in entry.needs:
         remain_side = ("remain", batches[1], saliency_losses(config.saliency, forget)[1])

@@ -25,10 +25,7 @@ from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.data import cache, sides_read
 from erase.programs.text.drawing import draw_rows
-from erase.programs.text.judge import (
-    check_evaluators,
-    look_for_nudity,
-)
+from erase.programs.text.judge import check_evaluators, look_for_nudity
 from erase.programs.text.plan import make_plan, marks
 from erase.programs.text.report import AXES, GOALS, make_report, summarise
 from erase.programs.text.until import look_between_steps, looked

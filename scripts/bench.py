@@ -19,7 +19,8 @@ Peak memory (RSS) is that of a process of its own that makes the mask and takes 
   encodes its pictures and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
   timed too.
 - `sdxl`, `sd3`, `flux`: the full-size SDXL UNet (2.57 B), the SD3-medium transformer (2.03 B), and Flux.1 at full width
-  with 2 of 19 double and 4 of 38 single blocks; random weights, frozen ones in bf16, for images of `--side` pixels.
+  with 2 of 19 double and 4 of 38 single blocks; random weights, frozen ones in bf16 where the CPU has it, for images
+  of `--side` pixels.
 - `cifar10`: a class-conditional UNet of 128 channels (35.8 M random weights, 32×32, batch 32); the published loop
   (one optimizer, float32) is timed too.
 
@@ -174,7 +175,7 @@ def diffusion_bench(model: Model, batch: int) -> Bench:
 
 
 def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
-    """A full-size network of random weights in bf16."""
+    """A full-size network of random weights, in bf16 where steps are."""
     from accelerate import init_empty_weights
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -183,7 +184,7 @@ def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
     kinds: dict[str, Any] = {"sdxl": UNet2DConditionModel, "sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
     with init_empty_weights():
         net: Any = kinds[name].from_config(LARGE[name])
-    net.to(torch.bfloat16).to_empty(device="cpu")
+    net.to(torch.bfloat16 if NAME == "bf16" else torch.float32).to_empty(device="cpu")
     for key, p in net.named_parameters():
         p.requires_grad_(False)
         p.fill_(1.0) if "norm" in key and p.ndim == 1 else p.normal_(std=0.02)

@@ -9,14 +9,15 @@ import resource
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import is_dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
@@ -35,6 +36,8 @@ LARGE = 2 * 2**20
 (each new page costs a fault); from 32 MiB on, a CIFAR-10 DDPM holds a quarter more."""
 HELD = 128 * 2**20
 """Bytes of freed smaller tensors from which on these are given back."""
+LONG = 8
+"""Equal blocks in a run up to which all are followed."""
 
 
 class Model(Backend[Any], Drawing, Protocol):
@@ -105,6 +108,8 @@ def passes(
 ) -> int:
     """Bytes of all that a forward and a backward pass make at their height, gradients of the weights among them.
 
+    Of a long run of equal blocks three are followed; what the middle one does counts for all that are left out.
+
     Args:
         backend: a hollow model.
         loss: what is computed.
@@ -128,25 +133,91 @@ def passes(
     if of == "samples":
         try:
             layers = PerSample(backend.net, params, lambda name, grads: None)
-            with Made([*tensors_of(backend), *batch_tensors(batch)]) as made, layers:
+            there = [*tensors_of(backend), *batch_tensors(batch)]
+            with Made(there) as made, _shortened(backend.net, made), layers:
                 layers.backward(losses())
         except Exception:  # as in `fisher_diagonal`
             return passes(backend, loss, sample, 1, autocast, "squares")
         return int(made.peak)
     register: Any = torch.nn.Parameter.register_post_accumulate_grad_hook
     hooks = [register(p, drop) for p in params.values()] if of == "squares" else []
-    with Made([*tensors_of(backend), *batch_tensors(batch)]) as made:
+    with Made([*tensors_of(backend), *batch_tensors(batch)]) as made, _shortened(backend.net, made):
         torch.autograd.backward(losses().mean())
     for hook in hooks:
         hook.remove()
     for p in params.values():
         p.grad = None
-    peak: int = made.peak
-    return peak
+    return int(made.peak)
+
+
+class _Shortened(nn.ModuleList):
+    """A list of blocks, only some of which a forward pass takes; parameters and their names stay.
+
+    It marks in `made` where each of them begins, forward and, by hooks on what they give, backward.
+    """
+
+    made: Made
+    seen: dict[int, tuple[int, Any]]
+    """By a block's place, how many blocks it stands for, and its run."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        for place, block in enumerate(self._modules.values()):
+            if place in self.seen and block is not None:
+                self.made.mark(*self.seen[place])
+                yield block
+        self.made.mark(1)
+
+    def hook(self, block: nn.Module, args: Any, out: Any) -> None:
+        """Mark where the block's backward pass will begin."""
+        marked = next(self.seen[place] for place, each in enumerate(self._modules.values()) if each is block)
+        given = out if isinstance(out, Tensor) else out[0]
+        if given.requires_grad:
+            given.register_hook(lambda grad: self.made.mark(*marked))
+
+
+@contextmanager
+def _shortened(net: nn.Module, made: Made) -> Iterator[None]:
+    """Have forward passes take three blocks of each long run of equal ones that the network itself holds."""
+    with ExitStack() as stack:
+        for blocks in net.children():
+            seen = _standing(blocks) if type(blocks) is nn.ModuleList else {}
+            if any(times > 1 for times, _ in seen.values()):
+                blocks.__class__ = _Shortened
+                blocks.made, blocks.seen = made, seen  # type: ignore[assignment]
+                stack.callback(_restore, blocks)
+                for place in seen:
+                    stack.callback(blocks[place].register_forward_hook(blocks.hook).remove)  # type: ignore[index]
+        yield
+
+
+def _restore(blocks: nn.Module) -> None:
+    del blocks.made, blocks.seen
+    blocks.__class__ = nn.ModuleList
+
+
+def _standing(blocks: nn.ModuleList) -> dict[int, tuple[int, Any]]:
+    """Which blocks of a list are followed, by place, how many each stands for and which run it is of."""
+    found: dict[int, tuple[int, Any]] = {}
+    start = 0
+    for _, run in groupby(blocks, _kind):
+        length, key = len(list(run)), (id(blocks), start)
+        if length > LONG:
+            found |= {start: (1, key), start + 1: (length - 2, key), start + length - 1: (1, key)}
+        else:
+            found |= dict.fromkeys(range(start, start + length), (1, key))
+        start += length
+    return found
+
+
+def _kind(block: nn.Module) -> Any:
+    """What equal blocks have in common."""
+    return type(block), [(name, p.shape, p.dtype, p.requires_grad) for name, p in block.named_parameters()]
 
 
 class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of tensors made in the context and still held (`now`), and the most there were at once (`peak`).
+
+    What happens between two marks can count several times.
 
     Args:
         there: tensors made before, views of which do not count.
@@ -154,7 +225,10 @@ class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self._begin = self._top = 0
+        self._times = 1
+        self._run: object = None
+        self._parts: list[tuple[int, int, int]] = []
         self.known = weakref.WeakSet[Any](x.untyped_storage() for x in there)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,11 +242,31 @@ class Made(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storage not in self.known:
             self.known.add(storage)
             self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, storage.nbytes())
+            self._top = max(self._top, self.now)
+            weakref.finalize(storage, self._drop, storage.nbytes(), self._run, self._times)
 
-    def _drop(self, size: int) -> None:
-        self.now -= size
+    def _drop(self, size: int, run: object, times: int) -> None:
+        """A tensor is gone: in the run that made it each block lets go of one, elsewhere all go at once."""
+        self.now -= size if run == self._run else size * times // self._times
+
+    def _part(self) -> tuple[int, int, int]:
+        """Since the last mark: how many times it counts, its height, and what it left behind."""
+        return self._times, self._top - self._begin, self.now - self._begin
+
+    def mark(self, times: int, run: object = None) -> None:
+        """What comes now, until the next mark, counts so many times: a block of a run of equal ones."""
+        self._parts.append(self._part())
+        self._begin = self._top = self.now
+        self._times, self._run = times, run
+
+    @property
+    def peak(self) -> int:
+        """The most bytes at once."""
+        now = peak = 0
+        for times, height, change in [*self._parts, self._part()]:
+            peak = max(peak, now + height, now + (times - 1) * change + height)
+            now += times * change
+        return peak
 
 
 def held(backend: Model, data: int) -> dict[str, int]:

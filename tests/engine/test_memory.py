@@ -9,8 +9,10 @@ import micro_ddpm
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.checkpoint import checkpoint
 
 from erase.diffusion.losses import forget_objective
+from erase.engine import memory
 from erase.engine.backend import batch_tensors, map_batch, seeded
 from erase.engine.losses import plain
 from erase.engine.memory import Made, hollow, in_step, passes, tensors_of
@@ -63,6 +65,69 @@ def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
         assert passes(model, loss, SAMPLE, 4, nullcontext, "samples") == passes(
             model, plain, SAMPLE, 1, nullcontext, "squares"
         )
+
+
+class Deep:
+    """A backend whose network has two long runs of equal blocks, and two other blocks."""
+
+    def __init__(self, blocks: type[torch.nn.Module]) -> None:
+        self.net: Any = Blocks(blocks)
+
+    def draw(self, batch: Any, generator: torch.Generator) -> Any:
+        return batch
+
+    def losses(self, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        with torch.no_grad():
+            target = self.net(batch["x"] + 1)
+        loss: torch.Tensor = ((self.net(batch["x"]) - target) ** 2).mean((1, 2))
+        return loss
+
+
+class Blocks(torch.nn.Module):
+    def __init__(self, blocks: Any) -> None:
+        super().__init__()
+        self.first = torch.nn.ModuleList([blocks(48), *[blocks(32) for _ in range(12)], blocks(16)])
+        self.second = torch.nn.ModuleList([blocks(64) for _ in range(20)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for blocks in (self.first, self.second):
+            for block in blocks:
+                x = block(x)
+        return x
+
+
+class Block(torch.nn.Module):
+    """A residual block of one width inside, whose input alone is kept for its backward pass if `AGAIN`."""
+
+    AGAIN = False
+
+    def __init__(self, inside: int) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(8, inside), torch.nn.GELU(), torch.nn.Linear(inside, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        again = self.AGAIN and torch.is_grad_enabled()
+        more: torch.Tensor = checkpoint(self.layers, x, use_reentrant=False) if again else self.layers(x)
+        return x + more
+
+
+class Again(Block):
+    AGAIN = True
+
+
+@pytest.mark.parametrize("precision", [nullcontext, partial(torch.autocast, "cpu", torch.bfloat16)])
+@pytest.mark.parametrize("of", ["batch", "squares"])
+@pytest.mark.parametrize("blocks", [Block, Again])
+def test_equal_blocks_are_counted_and_not_all_followed(blocks: Any, of: Any, precision: Any, monkeypatch: Any) -> None:
+    calls = []
+    monkeypatch.setattr(Block, "forward", lambda self, x, real=Block.forward: calls.append(self) or real(self, x))
+    with hollow(Deep(blocks)) as model:
+        few = passes(model, plain, {"x": torch.zeros(1, 64, 8)}, 4, precision, of)
+        assert len(calls) == 2 * (1 + 3 + 1 + 3)
+        assert type(model.net.first) is torch.nn.ModuleList
+        monkeypatch.setattr(memory, "LONG", 100)
+        assert passes(model, plain, {"x": torch.zeros(1, 64, 8)}, 4, precision, of) == few
+        assert len(calls) == 2 * (8 + 34)
 
 
 class Asking:

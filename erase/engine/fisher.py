@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from erase.engine.backend import Backend, Drawing, LossFn, batch_size, device_of, map_batch, trainable
+from erase.engine.backend import Backend, Drawing, LossFn, batch_size, map_batch, trainable
 from erase.engine.losses import plain
 from erase.engine.per_sample import PerSample
 from erase.engine.state import Checkpoint, load_state, save_state
@@ -102,72 +102,99 @@ def fisher_diagonal(
     meta = {} if clip is None else {"clip": repr(clip)}
     net = backend.net
     params = trainable(net)
-    # float64: the order of additions, and with it the number of processes, does not show in the float32 result.
-    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     chunk = 1 if clip is not None else default_chunk(params) if chunk is None else chunk
     layered = None if chunk > 1 and isinstance(backend, Drawing) else False  # not known yet
     losses = partial(_losses, backend, loss, generator, autocast)
     exact = partial(_losses, backend, loss, generator, nullcontext)
     rank, world = share
-    counted = torch.zeros((), dtype=torch.float64, device=device_of(net))
-    what = {"per": per, "draws": draws, "names": list(sums), **meta}
-    before = number = done = 0
-    if checkpoint is not None and checkpoint.resume and checkpoint.path.exists():
-        state = load_state(checkpoint.path)
-        if state["what"] != what:
-            raise ValueError(f"{checkpoint.path} holds sums of another Fisher diagonal: remove it")
-        before = int(state["draws"])
-        generator.set_state(state["generator"])
-        if rank == 0:
-            counted.copy_(state["count"])
-            for name, value in sums.items():
-                value.copy_(state["sums"][name])
-
-    def gather() -> None:
-        """Sums over processes, into the file too."""
-        nonlocal before
-        if total is not None:
-            counted.copy_(total(counted))
-            for value in sums.values():
-                value.copy_(total(value))
-        if checkpoint is not None and rank == 0 and number > before:
-            state = {"what": what, "draws": number, "count": counted, "sums": sums}
-            save_state(checkpoint.path, {**state, "generator": generator.get_state()})
-            before = number
-
+    sums = _Sums(
+        params, {"per": per, "draws": draws, "names": list(params), **meta}, generator, rank, total, checkpoint
+    )
+    done = 0
     with _evaluating(net):
         for batch in batches:
             size = batch_size(batch)
             for _ in range(draws):
-                number += 1
-                if number <= before:
+                sums.number += 1
+                if sums.number <= sums.saved:
                     continue
                 drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
-                if number % world == rank:
+                if sums.number % world == rank:
                     if per == "batch":
-                        with _squares(params, sums, scale, clip) as squares:
+                        with _squares(params, sums.named, scale, clip) as squares:
                             squares(losses(drawn).mean() * scale)
                     else:
                         if layered is None and size > 1:
                             layered = _layers_suffice(exact, drawn, net, params)
-                        _add_samples(losses, drawn, net, params, sums, scale, chunk if layered else 1, clip)
-                    counted += 1 if per == "batch" else size
-                if checkpoint is not None and number % checkpoint.every == 0:
-                    gather()
-                    if rank:  # the first one goes on with all that there is
-                        counted.zero_()
-                        for value in sums.values():
-                            value.zero_()
+                        _add_samples(losses, drawn, net, params, sums.named, scale, chunk if layered else 1, clip)
+                    sums.count += 1 if per == "batch" else size
+                if checkpoint is not None and sums.number % checkpoint.every == 0:
+                    sums.gather()
             done += size
             if progress is not None:
                 progress(done)
-    gather()
-    if counted == 0:
+    sums.gather(last=True)
+    if sums.count == 0:
         raise ValueError("fisher_diagonal got no batches")
-    _average(sums, counted.item())
-    for name, value in sums.items():
-        sums[name] = value.float()
-    return Fisher(named=sums, per=per, count=int(counted), meta=meta)
+    _average(sums.named, sums.count.item())
+    for name, value in sums.named.items():
+        sums.named[name] = value.float()
+    return Fisher(named=sums.named, per=per, count=int(sums.count), meta=meta)
+
+
+class _Sums:
+    """Sums of squared gradients of this process, which a checkpoint keeps.
+
+    They are float64: the order of additions, and with it the number of processes, does not show in a float32 result.
+
+    Raises:
+        ValueError: for a checkpoint of another diagonal.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        what: Mapping[str, Any],
+        generator: torch.Generator,
+        rank: int,
+        total: Callable[[Tensor], Tensor] | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.named = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
+        self.count = torch.zeros((), dtype=torch.float64, device=next(iter(params.values())).device)
+        self.number = self.saved = 0
+        """Draws so far, and those that the checkpoint has."""
+        self._what, self._generator, self._rank, self._total, self._checkpoint = (
+            what,
+            generator,
+            rank,
+            total,
+            checkpoint,
+        )
+        if checkpoint is not None and checkpoint.resume and checkpoint.path.exists():
+            state = load_state(checkpoint.path)
+            if state["what"] != what:
+                raise ValueError(f"{checkpoint.path} holds sums of another Fisher diagonal: remove it")
+            self.saved = int(state["draws"])
+            generator.set_state(state["generator"])
+            if rank == 0:
+                self.count.copy_(state["count"])
+                for name, value in self.named.items():
+                    value.copy_(state["sums"][name])
+
+    def gather(self, last: bool = False) -> None:
+        """Sums over processes, into the file too; until the last time the first process goes on with all there is."""
+        parts = [self.count, *self.named.values()]
+        if self._total is not None:
+            for part in parts:
+                part.copy_(self._total(part))
+        if self._checkpoint is not None and self._rank == 0 and self.number > self.saved:
+            state = {"what": self._what, "draws": self.number, "count": self.count, "sums": self.named}
+            save_state(self._checkpoint.path, {**state, "generator": self._generator.get_state()})
+            self.saved = self.number
+        if self._rank and not last:
+            for part in parts:
+                part.zero_()
 
 
 def mean_gradient(

@@ -72,9 +72,9 @@ def peak() -> dict[str, int]:
 
 @contextmanager
 def hollow(backend: Model) -> Iterator[Model]:
-    """A copy of the model without data: within the context what weights touch has a size and a device, no values."""
+    """A copy of the model whose network has no data: within the context what weights touch has a size, no values."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        memo: dict[int, Any] = {id(x): _fake(mode, x) for x in tensors_of(backend)}
+        memo: dict[int, Any] = {id(x): _fake(mode, x) for x in (*backend.net.parameters(), *backend.net.buffers())}
         with _Known():  # type: ignore[no-untyped-call]  # not before: weights on "meta" would be made real
             yield copy.deepcopy(backend, memo)
 

@@ -18,6 +18,7 @@ import micro_classify
 import micro_ddpm
 import micro_dit
 import micro_flux
+import micro_lumina2
 import micro_pixart
 import micro_sd3
 import micro_sdxl
@@ -121,6 +122,12 @@ FAMILIES = {
         r"\.attn2\.",
         some(TEXT, "esd", "salun", "uce", "selective_amnesia"),
         text_weights=r"^caption_projection\.linear_1\.weight$",
+    ),
+    "lumina2": Family(
+        "text",
+        micro_lumina2.pipeline,
+        r"^(time_caption_embed\.caption_embedder|context_refiner)\.",
+        some(TEXT, "esd", "salun", "scrub"),
     ),
     "ddpm": Family(
         "labels",

@@ -31,7 +31,7 @@ class Forget:
     """What to erase, and into what."""
 
     __pydantic_config__ = STRICT
-    prompts: Prompts
+    prompts: Annotated[Prompts, Field(min_length=1)]
     anchors: Prompts = field(default_factory=list)
     """One for each prompt, or one for all; `redirect` and `surrogate` need them."""
     earlier: Prompts = field(default_factory=list)
@@ -57,7 +57,7 @@ class Remain:
     """What must stay."""
 
     __pydantic_config__ = STRICT
-    prompts: Prompts
+    prompts: Annotated[Prompts, Field(min_length=1)]
     """Prompts, or names of prompt sets (their forgotten rows are left out)."""
     images: Path | None = None
     count: Positive = 4
@@ -164,7 +164,7 @@ class Eval:
 
     __pydantic_config__ = STRICT
     prompts: Prompts
-    """Prompts, or names of prompt sets; the forget prompts are always drawn too."""
+    """Prompts, or names of prompt sets; the forget prompts are always drawn too, and alone where the list is empty."""
     images: Annotated[int, Field(ge=0)] = 10
     """Per prompt; 0 skips the evaluation."""
     base: Path | None = None
@@ -175,7 +175,7 @@ class Eval:
     blur: bool = True
     """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
     attacks: list[AttackName] = field(default_factory=list)
-    """How the erased model is put to the proof; see `Attack`."""
+    """How the erased model is put to the proof; see `attack.*`."""
 
 
 @dataclass(frozen=True)

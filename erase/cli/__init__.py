@@ -21,7 +21,7 @@ def main() -> None:
     A signal's status is 143 (SIGTERM) or 130 (SIGINT).
     """
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="erase")
     except Stopped as stopped:
         if speaks():
             sys.stderr.write(f"erase: stopped by {stopped.name}; go on with: {stopped.again}\n")
@@ -46,5 +46,5 @@ def main() -> None:
 def _usage(error: Any) -> str:
     """What is wrong with the words of a command, and where to read of the right ones."""
     said = " ".join(error.format_message().split()).rstrip(".")
-    where = "erase" if error.ctx is None else " ".join(["erase", *error.ctx.command_path.split(" ")[1:]])
+    where = "erase" if error.ctx is None else error.ctx.command_path
     return f"{said[:1].lower()}{said[1:]}; see {where} -h"

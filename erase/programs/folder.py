@@ -66,7 +66,7 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     Raises:
         ValueError: for a folder in use, or one of another run.
     """
-    if resume and out.is_dir():
+    if out.is_dir() and (resume or not files.in_use(out)):
         files.sweep(out)
     whole = {
         "schema": 1,

@@ -136,12 +136,11 @@ def test_version(erase: Erase) -> None:
         ("ls pre", {"presets"}),
     ],
 )
-def test_completion(words: str, offered: set[str], monkeypatch: pytest.MonkeyPatch, erase: Erase) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+def test_completion(erase: Erase, monkeypatch: pytest.MonkeyPatch, words: str, offered: set[str]) -> None:
+    """As bash asks for it."""
     monkeypatch.setenv("_ERASE_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", f"erase {words}")
     monkeypatch.setenv("COMP_CWORD", str(len(f"erase {words}".split(" ")) - 1))
-    monkeypatch.setattr("typer._click.utils._detect_program_name", lambda: "erase", raising=False)
     found = {line for line in erase().out.split() if line}
     assert found >= offered
     assert offered or not found

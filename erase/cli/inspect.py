@@ -80,10 +80,17 @@ def _describe_folder(path: Path) -> dict[str, Any]:
 def _describe_pipeline(path: Path) -> dict[str, Any]:
     """A diffusers folder of any class; of one that erase opens, what it holds."""
     from erase.diffusion import describe
+    from erase.diffusion.families import FAMILIES
 
     found = describe.describe_pipeline(path)
-    whole = {name: found[name] for name in ("class", "erase")}
-    return {**_describe_model(path), **whole} if found["erase"].startswith("supported") else found
+    if not found["erase"].startswith("supported"):
+        return found
+    try:
+        return {**_describe_model(path), "class": found["class"], "erase": found["erase"]}
+    except ValueError as error:
+        if any(found["class"] in kinds for kinds in FAMILIES.values()):
+            raise
+        return {**found, "erase": f"not supported: {error}"}
 
 
 def _describe_images(folder: Path, paths: Sequence[Path]) -> dict[str, Any]:

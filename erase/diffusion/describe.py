@@ -10,7 +10,7 @@ from typing import Any
 
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import Source, read_index
-from erase.diffusion.checkpoints.locate import COMMANDS
+from erase.diffusion.checkpoints.locate import COMMANDS, name_family
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.families import FAMILIES, family
 from erase.diffusion.model import open_model
@@ -67,7 +67,7 @@ def describe_pipeline(folder: Path) -> dict[str, Any]:
         "kind": "pipeline of diffusers" if kind in dir(known) else "pipeline of a class that diffusers does not have",
         "class": kind,
         "parts": {name: _part(folder / name, value) for name, value in parts.items()},
-        "erase": support(kind),
+        "erase": support(index, folder),
     }
 
 
@@ -78,17 +78,17 @@ def _part(folder: Path, value: list[Any]) -> dict[str, Any]:
     return {"class": ".".join(str(word) for word in value), "bytes": size if there else "missing"}
 
 
-def support(kind: str) -> str:
-    """What erase can do with pipelines of a class."""
-    for name, kinds in FAMILIES.items():
-        if kind in kinds:
-            return f"supported as {family(name).NAME}: {COMMANDS[family(name).CONDITION]}"
-    every = {name: family(name).CONDITION for name in FAMILIES}
-    told = "; ".join(
-        f"{command} takes {', '.join(kind for name in FAMILIES if every[name] == condition for kind in FAMILIES[name])}"
-        for condition, command in COMMANDS.items()
-    )
-    return f"not supported: {told}"
+def support(index: Mapping[str, Any], folder: Path) -> str:
+    """What erase can do with a pipeline."""
+    try:
+        known = family(name_family(index, folder))
+    except ValueError:
+        taken = []
+        for condition, command in COMMANDS.items():
+            names = [name for name in FAMILIES if family(name).CONDITION == condition]
+            taken.append(f"{command} takes {', '.join(kind for name in names for kind in FAMILIES[name])}")
+        return f"not supported: {'; '.join(taken)}"
+    return f"supported as {known.NAME}: {COMMANDS[known.CONDITION]}"
 
 
 def _config(source: Source | SingleFile, file: str) -> Mapping[str, Any]:

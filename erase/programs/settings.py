@@ -29,7 +29,7 @@ def read_method(config: Any) -> tuple[Entry, Method]:
         raise ValueError(f"{entry.name} trains new weights, which erase run sd does not do")
     if not entry.fresh and config.pipeline == "ddpm" and not config.forget.labels:
         raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
-    if getattr(config.eval, "classifier", None) is not None:
+    if judges(config) and config.eval.classifier is not None:
         resources.tiny_path(config.eval.classifier)
     if (
         config.pipeline == "sd"
@@ -42,6 +42,13 @@ def read_method(config: Any) -> tuple[Entry, Method]:
             "set, or set eval.classifier=null"
         )
     return entry, method
+
+
+def judges(config: Any) -> bool:
+    """Whether a run on a diffusion model generates images that are judged."""
+    if config.pipeline == "classify":
+        return False
+    return bool(config.eval.images or (config.pipeline == "sd" and (config.until or config.eval.attacks)))
 
 
 def notices(config: Any) -> list[str]:
@@ -147,9 +154,8 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
         Use(("remain.loss",), "remain" in needs, f"method {name} has no such loss on remain data"),
     ]
     if sd:
-        judged = bool(config.eval.images or config.until or config.eval.attacks)
         found += [
             Use(("attack.",), bool(config.eval.attacks), "eval.attacks is empty"),
-            Use(("eval.nudity", "eval.nudity.", "eval.classifier"), judged, "eval.images=0 judges nothing"),
+            Use(("eval.nudity", "eval.nudity.", "eval.classifier"), judges(config), "eval.images=0 judges nothing"),
         ]
     return found

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -57,15 +57,25 @@ def locate(
             return replace(_lone_network(model, folder, condition), labels=tuple(labels))
         _refuse_folder(folder)
     index = read_index(folder)
-    kind = index["_class_name"]
-    unet = index.get("unet")
-    # A pipeline of anybody's around a UNet2DModel is a DDPM, whatever it calls itself.
-    name = "ddpm" if isinstance(unet, list) and unet[-1] == "UNet2DModel" else family_of(kind, folder)
+    kind, name = index["_class_name"], name_family(index, folder)
     known = family(name)
     if condition is not None and condition != known.CONDITION:
         raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
     found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
     return replace(found, labels=tuple(labels))
+
+
+def name_family(index: Mapping[str, Any], folder: Path) -> str:
+    """The family that opens a pipeline, by its `model_index.json`.
+
+    Raises:
+        ValueError: for a class that no family opens.
+    """
+    unet = index.get("unet")
+    # A pipeline of anybody's around a UNet2DModel is a DDPM, whatever it calls itself.
+    if isinstance(unet, list) and unet[-1] == "UNet2DModel":
+        return "ddpm"
+    return family_of(index["_class_name"], folder)
 
 
 def _refuse_folder(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -73,9 +75,12 @@ def generate(
     quiet()
     from dataclasses import replace
 
+    from erase import resources
+
     stoppable(out)
     check_out(out, resume, "settings.json")
-    file = prompt_files.find_set(prompts)
+    named = prompts not in resources.list_prompts() and os.path.exists(prompts)
+    file = Path(prompts) if named else prompt_files.find_set(prompts)
     rows = _rows(prompts, seed) if file is None else prompt_files.read_prompts(file, default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and guidance < 0):
         raise ValueError(

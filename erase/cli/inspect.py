@@ -83,14 +83,14 @@ def _describe_pipeline(path: Path) -> dict[str, Any]:
     from erase.diffusion.families import FAMILIES
 
     found = describe.describe_pipeline(path)
-    if not found["erase"].startswith("supported"):
+    if not found["support"].startswith("supported"):
         return found
     try:
-        return {**_describe_model(path), "class": found["class"], "erase": found["erase"]}
+        return {**_describe_model(path), "class": found["class"], "support": found["support"]}
     except ValueError as error:
         if any(found["class"] in kinds for kinds in FAMILIES.values()):
             raise
-        return {**found, "erase": f"not supported: {error}"}
+        return {**found, "support": f"not supported: {error}"}
 
 
 def _describe_images(folder: Path, paths: Sequence[Path]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class _Pipelines(TyperGroup):
         found = super().get_command(ctx, cmd_name)
         if found is None and not ctx.resilient_parsing:
             close = get_close_matches(cmd_name, self.commands, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; did you mean {close[0]}?" if close else ";"
             raise ValueError(f"no pipeline {cmd_name!r}{hint} pipelines: {', '.join(self.commands)}")
         return found
 
@@ -92,10 +92,13 @@ def demo(out: OutDir = Path("runs/demo")) -> None:
 
 Preset = Annotated[
     str,
-    typer.Argument(help="A preset's name (erase ls presets) or a YAML file.", autocompletion=complete.presets),
+    typer.Argument(
+        metavar="PRESET", help="A preset's name (erase ls presets) or a YAML file.", autocompletion=complete.presets
+    ),
 ]
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", autocompletion=complete.settings, show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings over the preset's.", autocompletion=complete.settings),
 ]
 RunDir = Annotated[
     Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Needed but for --dry-run.")

@@ -39,7 +39,7 @@ class Setting:
         return "\n".join([head, *textwrap.wrap(self.text, 112, initial_indent="    ", subsequent_indent="    ")])
 
 
-def listed(kind: type, before: str = "") -> Iterator[Setting]:
+def listed(kind: Any, before: str = "") -> Iterator[Setting]:
     """The settings of a configuration, in the order of its dataclasses."""
     texts, types = _attribute_texts(kind), inspect.get_annotations(kind, eval_str=True)
     for field in dataclasses.fields(kind):
@@ -107,8 +107,9 @@ def _attribute_texts(kind: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     found = {}
     for field, text in zip(tree.body, tree.body[1:], strict=False):
-        named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             found[field.target.id] = " ".join(str(text.value.value).split())
     return found
 

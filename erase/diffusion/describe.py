@@ -67,7 +67,7 @@ def describe_pipeline(folder: Path) -> dict[str, Any]:
         "kind": "pipeline of diffusers" if kind in dir(known) else "pipeline of a class that diffusers does not have",
         "class": kind,
         "parts": {name: _part(folder / name, value) for name, value in parts.items()},
-        "erase": support(index, folder),
+        "support": support(index, folder),
     }
 
 
@@ -85,7 +85,7 @@ def support(index: Mapping[str, Any], folder: Path) -> str:
     except ValueError:
         taken = []
         for condition, command in COMMANDS.items():
-            names = [name for name in FAMILIES if family(name).CONDITION == condition]
+            names = [name for name in FAMILIES if condition == family(name).CONDITION]
             taken.append(f"{command} takes {', '.join(kind for name in names for kind in FAMILIES[name])}")
         return f"not supported: {'; '.join(taken)}"
     return f"supported as {known.NAME}: {COMMANDS[known.CONDITION]}"

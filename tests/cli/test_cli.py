@@ -692,7 +692,7 @@ def test_comparisons_refuse(
     base, erased = before_and_after
     out = ("--out", tmp_path / "out.json")
     assert "no such manifest" in erase("eval", "clip", pictures, "--model", "x", *out).said
-    assert "a CLIP score needs a CLIP model" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
+    assert "'nobody/none' is no folder here" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
     known = ("--classifier", micro_classifier)
     said = erase("eval", "change", base, erased, *known, "--without", "a bird", *out).said
     assert (
@@ -878,11 +878,11 @@ def test_inspect_a_pipeline_of_any_class(erase: Erase, tmp_path: Path) -> None:
         assert (found["kind"], found["class"]) == ("pipeline of diffusers", name)
         assert found["parts"] == {"unet": {"class": "diffusers.UNet2DConditionModel", "bytes": "missing"}}
         known = any(name in kinds for kinds in FAMILIES.values())
-        assert found["erase"].startswith("supported" if known else "not supported")
+        assert found["support"].startswith("supported" if known else "not supported")
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionInpaintPipeline"}')
     found = described(erase("inspect", tmp_path))
     assert found["class"] == "StableDiffusionInpaintPipeline"
-    assert all(kind in found["erase"] for kinds in FAMILIES.values() for kind in kinds)
+    assert all(kind in found["support"] for kinds in FAMILIES.values() for kind in kinds)
     (tmp_path / "model_index.json").write_text('{"_class_name": "Mine"}')
     assert "does not have" in described(erase("inspect", tmp_path))["kind"]
 

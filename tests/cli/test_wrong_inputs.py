@@ -23,7 +23,7 @@ demo --out taken.png | taken.png
 demo --out full | full
 demo --bogus | --bogus
 run ddmp ddpm_fashion_sfron {OUT} | did you mean ddpm
-run sd | preset
+run sd | PRESET
 run sd sd_photo_sfron {OUT} | sd_photos_sfron
 run sd ddpm_fashion_sfron {OUT} | erase run ddpm
 run sd none.yaml {OUT} | none.yaml
@@ -184,20 +184,12 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
 
 
-@pytest.fixture(scope="module")
-def before(work: Path) -> dict[str, tuple[int, int]]:
-    return tree(work)
-
-
 @pytest.mark.parametrize("case", CASES.strip().splitlines())
 def test_a_wrong_input_is_one_line(
-    case: str,
-    work: Path,
-    before: dict[str, tuple[int, int]],
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    case: str, work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words, _, named = case.rpartition(" | ")
+    before = tree(work)
     monkeypatch.chdir(work)
     monkeypatch.setattr("sys.argv", ["erase", *shlex.split(words)])
     with pytest.raises(SystemExit) as end:

@@ -42,7 +42,7 @@ def unused(preset: str, *words: str) -> list[str]:
         ("sd_photos_uce", ["forget.anchors=a", "train.parameters=kv", "train.batch_size=3"], ["train.batch_size"]),
         ("ddpm_fashion_sfron", ["forget.anchors=bag", "forget.labels=trouser"], []),
         ("ddpm_fashion_train", ["forget.count=3", "saliency.density=0.5"], ["forget.count", "saliency.density"]),
-        ("classify_fashion_sfron", ["saliency.density=0.5", "train.lr=1"], []),
+        ("classify_fashion_sfron", ["saliency.threshold=0.5", "train.lr=1"], []),
         ("classify_fashion_finetune", ["saliency.density=0.5"], ["saliency.density"]),
     ],
 )

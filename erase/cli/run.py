@@ -20,6 +20,7 @@ from erase.cli.common import (
     command_line,
     no_loading_bars,
     quiet,
+    speaks,
     stoppable,
 )
 
@@ -72,7 +73,8 @@ def _run(
     from erase.programs.settings import read_method, unused
 
     for line in unused(checked, *read_method(checked), paths(dict(config.read_words(settings)))):
-        typer.echo(f"note: {line}", err=True)
+        if speaks():
+            typer.echo(f"note: {line}", err=True)
     from erase.programs.run import main
 
     no_loading_bars()

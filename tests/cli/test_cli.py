@@ -243,6 +243,19 @@ def test_run_refuses(
     assert not Path("out").exists()
 
 
+def test_a_dry_run_needs_no_folder_and_names_settings_without_use(
+    erase: Erase, micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"model={micro_sd}", "eval.prompts=[]", "eval.classifier=null", "eval.images=1", "train.lr=1"]
+    done = erase("run", "sd", "sd_photos_uce", *words, "--dry-run")
+    assert done.code == 0
+    notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    assert [line.split()[1] for line in notes] == ["train.lr"]
+    assert "eval.prompts" in done.out.splitlines()[0]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_attack_refuses_what_is_no_run(erase: Erase, tmp_path: Path) -> None:
     for run in (tmp_path / "none", tmp_path):
         assert f"{run} is no finished run of erase run sd" in erase("attack", run, "--out", tmp_path / "out").said

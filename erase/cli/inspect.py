@@ -190,7 +190,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
         return {
             "kind": "run state of erase" if state else "safetensors file",
             **({} if state else {"holds": single_file.kind_of(tensors)}),
-            **({"use": lora.FUSE} if lora.is_lora(path) else {}),
+            **({"use": single_file.FUSE} if lora.is_lora(path) else {}),
             "tensors": len(tensors),
             "first": list(tensors)[:5],
             "metadata": _told({k: v for k, v in meta.items() if k not in ("tree", "shapes")}, path),

@@ -46,7 +46,6 @@ def locate(
         lone = condition is None and (path / "config.json").exists()
         path = alone[0] if len(alone) == 1 and not lone else path
     if path.is_file() and condition != "label":
-        lora.refuse_instead(path)
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
         return single_file.find(str(model), path, networks.shapes, prediction=prediction, trusted=trusted)

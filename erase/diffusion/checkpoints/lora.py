@@ -1,13 +1,11 @@
-"""LoRA files, by their tensors' names: they change a model and are none, so that they are named and not loaded."""
+"""LoRA files beside a model, by their tensors' names: they change it, so that they are not left out without a word."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from erase.diffusion.checkpoints.single_file import kind_of
+from erase.diffusion.checkpoints.single_file import FUSE, LORA, kind_of
 from erase.store.safetensors import open_safetensors
-
-FUSE = "fuse it into its model with diffusers (load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained)"
 
 
 def is_lora(path: Path) -> bool:
@@ -18,17 +16,7 @@ def is_lora(path: Path) -> bool:
     """
     if path.suffix == ".bin":
         return path.stem in ("pytorch_lora_weights", "adapter_model")
-    return path.suffix == ".safetensors" and kind_of(open_safetensors(path)[0]) == "a LoRA"
-
-
-def refuse_instead(path: Path) -> None:
-    """Refuse a LoRA in the place of a model.
-
-    Raises:
-        ValueError: for one.
-    """
-    if is_lora(path):
-        raise ValueError(f"{path} is a LoRA, which changes a model and is none: {FUSE}, and name the folder it writes")
+    return path.suffix == ".safetensors" and kind_of(open_safetensors(path)[0]) == LORA
 
 
 def refuse_beside(folder: Path) -> None:

@@ -247,7 +247,7 @@ def test_a_dry_run_needs_no_folder_and_names_settings_without_use(
     erase: Erase, micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [f"model={micro_sd}", "eval.prompts=[]", "eval.classifier=null", "eval.images=1", "train.lr=1"]
+    words = [f"model={micro_sd}", "remain.prompts=a dog", "eval.prompts=[]", "eval.classifier=null", "train.lr=1"]
     done = erase("run", "sd", "sd_photos_uce", *words, "--dry-run")
     assert done.code == 0
     notes = [line for line in done.err.splitlines() if line.startswith("note: ")]

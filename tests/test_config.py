@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from erase import resources
-from erase.config import PIPELINES, SdConfig, arguments, dump, merge, override, parse, read_preset
-from erase.methods import find_method
+from erase.config import PIPELINES, SdConfig, arguments, dump, listing, merge, override, parse, read_preset
+from erase.methods import find_method, list_methods
 from erase.store.files import differences, paths
 
 SMALL: dict[str, Any] = {
@@ -292,3 +292,16 @@ def test_wrong_method_settings_are_one_clear_line(settings: dict[str, Any], said
     with pytest.raises(ValueError, match=f"^{said}") as caught:
         arguments({"name": "sfron", **settings}, find_method("sfron"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_setting_is_explained(pipeline: str) -> None:
+    """What `erase settings` prints."""
+    found = list(listing.listed(PIPELINES[pipeline]))
+    assert len({setting.path for setting in found}) == len(found)
+    assert [setting.path for setting in found if not setting.text] == []
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_setting_of_a_method_is_explained(method: str) -> None:
+    assert [setting.path for setting in listing.listed_method(find_method(method)) if not setting.text] == []

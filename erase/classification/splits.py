@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,18 +134,40 @@ def read(path: Path, data: LabelledImages) -> Split:
     Raises:
         ValueError: for a file that is no split, was changed by hand, or is of another data set.
     """
-    found = files.read_json(path)
-    if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise ValueError(f"{path} is no split file: give the split.json of a run")
-    if _digest({k: v for k, v in found.items() if k != "sha256"}) != found.get("sha256"):
-        raise ValueError(f"{path} was changed after it was written (its hash does not fit): draw a new split instead")
+    found = _stored(path)
     if (found["count"], found["data"]) != (len(data), data.digest):
         raise ValueError(
             f"{path} is a split of another data set ({found['count']} images, sha256 {found['data'][:12]}…) than this "
             f"one ({len(data)} images, {data.digest[:12]}…)"
         )
+    return check(_split(found))
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a split file says, as numbers of images.
+
+    Raises:
+        ValueError: for a file that is no split, or was changed by hand.
+    """
+    split = _split(_stored(path))
+    parts = {"forget": split.forget, "validation": split.validation, "remain": split.remain}
+    counts = {name: len(part) for name, part in parts.items()}
+    return {"images": split.count, **counts, "how": split.how, "seed": split.seed, "data_sha256": split.data}
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """A split file, if it is as it was written."""
+    found = files.read_json(path)
+    if not isinstance(found, dict) or found.get("kind") != KIND:
+        raise ValueError(f"{path} is no split file: give the split.json of a run")
+    if _digest({k: v for k, v in found.items() if k != "sha256"}) != found.get("sha256"):
+        raise ValueError(f"{path} was changed after it was written (its hash does not fit): draw a new split instead")
+    return found
+
+
+def _split(found: Mapping[str, Any]) -> Split:
     forget, held = (torch.tensor(found[name], dtype=torch.long) for name in ("forget", "validation"))
-    return check(Split(forget, held, found["count"], found["seed"], found["how"], found["data"]))
+    return Split(forget, held, found["count"], found["seed"], found["how"], found["data"])
 
 
 def _plain(split: Split) -> dict[str, Any]:

@@ -6,18 +6,13 @@ import os
 import sys
 from typing import Any
 
+import typer
+
 from erase.cli import evaluate, files, generate, inspect, listing, pages, run  # noqa: F401  # they name their commands
 from erase.cli.common import Stopped, app, let_the_first_speak, speaks
 
-ORDER = ["demo", "run", "compare", "attack", "generate", "grid", "report", "ls", "show", "inspect", "convert", "apply"]
-"""Of `erase --help`."""
-
-
-def _place(command: Any) -> int:
-    return ORDER.index(command.name or command.callback.__name__)
-
-
-app.registered_commands.sort(key=_place)
+_USAGE: Any = typer.BadParameter.__base__
+"""What is wrong with the words of a command: of click, or of typer's own copy of it."""
 
 
 def main() -> None:
@@ -26,12 +21,18 @@ def main() -> None:
     A signal's status is 143 (SIGTERM) or 130 (SIGINT).
     """
     try:
-        app(standalone_mode=True)
+        status = app(standalone_mode=False, prog_name="erase")
     except Stopped as stopped:
         if speaks():
             sys.stderr.write(f"erase: stopped by {stopped.name}; go on with: {stopped.again}\n")
         raise
-    except (ValueError, KeyError, OSError, ImportError, RuntimeError) as error:
+    except _USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            sys.stderr.write(f"erase: {_usage(error)}\n")
+        raise SystemExit(2) from None
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError, typer.Abort) as error:
         if os.environ.get("ERASE_DEBUG"):
             raise
         let_the_first_speak(error)
@@ -39,3 +40,11 @@ def main() -> None:
         line = " ".join(text.split()) or type(error).__name__
         sys.stderr.write(f"erase: {line}\n")
         raise SystemExit(2) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the words of a command, and where to read of the right ones."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    where = "erase" if error.ctx is None else error.ctx.command_path
+    return f"{said[:1].lower()}{said[1:]}; see {where} -h"

@@ -12,15 +12,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+ORDER = ["demo", "run", "compare", "attack", "generate", "eval", "grid", "report", "ls", "show", "settings", "inspect"]
+"""Of `erase --help`; the rest follows."""
+
+
+class _Commands(TyperGroup):
+    """The commands in the order in which a user meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = [str(name) for name in super().list_commands(ctx)]
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
 
 app = typer.Typer(
-    help="Erase concepts from diffusion models, and measure that they are gone and the rest is not.",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 evaluate = typer.Typer(help="Count what pictures show.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate, name="eval")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"erase {version('erase')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _erase(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Erase concepts from diffusion models, and measure that they are gone and the rest is not."""
 
 
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to write; must be new or empty.")]
@@ -57,16 +88,20 @@ class Stopped(SystemExit):
         self.name, self.again = signal.Signals(number).name, again
 
 
-def stoppable(again: str | None = None) -> None:
+def stoppable(out: Path | None = None, resume: str | None = None) -> None:
     """SIGTERM and SIGINT end a command that can be gone on with; its files are whole at any time.
 
     Args:
-        again: the command that goes on; by default this one, with --resume.
+        out: the folder that it writes, if it takes `--resume`.
+        resume: the command that goes on once that folder holds something; by default this one, with `--resume`.
     """
-    said = again or command_line() + ("" if "--resume" in sys.argv else " --resume")
+    from erase.store.files import in_use
+
+    same = command_line()
 
     def end(number: int, _: Any) -> None:
-        raise Stopped(number, said)
+        again = resume or same + ("" if "--resume" in sys.argv else " --resume")
+        raise Stopped(number, again if out is not None and in_use(out) else same)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
@@ -86,6 +121,28 @@ def let_the_first_speak(error: Exception) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (lost or not speaks()):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(60 if lost else 10)
+
+
+def check_out(out: Path, resume: bool, holds: str) -> None:
+    """Refuse, before anything is loaded, a folder that cannot be written or resumed.
+
+    Args:
+        out: the folder.
+        resume: whether it is to be resumed.
+        holds: a file that a folder has from the beginning on.
+
+    Raises:
+        ValueError: for a file, a folder that holds something, or one that holds nothing to resume.
+    """
+    from erase.store.files import in_use
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: --out names a folder")
+    if resume and not (out / holds).is_file():
+        why = "is not there" if not out.exists() else f"has no {holds}" if in_use(out) else "is empty"
+        raise ValueError(f"--resume: {out} {why}: leave --resume out to start anew, or name another --out")
+    if not resume and in_use(out):
+        raise ValueError(f"{out} is not empty: choose another --out, or --resume what is there")
 
 
 def command_line() -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from erase.cli import complete
 from erase.cli.common import (
     app,
     locate_any,
@@ -16,7 +17,12 @@ from erase.cli.common import (
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="IN", help="A diffusers folder, hub id, .safetensors or .ckpt.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN", help="A diffusers folder, hub id, .safetensors or .ckpt.", autocompletion=complete.models
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or else a folder.")],
     *,
     prediction: Annotated[
@@ -61,7 +67,10 @@ def convert(
 
 @app.command()
 def apply(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The model that the delta was made from.")],
+    base: Annotated[
+        str,
+        typer.Argument(metavar="BASE", help="The model that the delta was made from.", autocompletion=complete.models),
+    ],
     delta: Annotated[Path, typer.Argument(metavar="DELTA", help="What erase run --save delta left.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],

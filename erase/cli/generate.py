@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
+from erase.cli import complete
 from erase.cli.common import (
     OutDir,
     Resume,
     app,
+    check_out,
     no_loading_bars,
     quiet,
     speaks,
@@ -22,10 +26,18 @@ from erase.evaluation import prompt_files
 @app.command()
 def generate(
     model: Annotated[
-        str, typer.Argument(help="An embedded model's name, a diffusers folder, a single file or a hub id.")
+        str,
+        typer.Argument(
+            help="An embedded model's name, a diffusers folder, a single file or a hub id.",
+            autocompletion=complete.models,
+        ),
     ],
     prompts: Annotated[
-        str, typer.Argument(help="A prompt set's name, or a CSV or text file; of class names for a model of classes.")
+        str,
+        typer.Argument(
+            help="A prompt, a prompt set's name, or a CSV or text file; class names for a model of classes.",
+            autocompletion=complete.prompts,
+        ),
     ],
     *,
     out: OutDir,
@@ -36,7 +48,7 @@ def generate(
         typer.Option(help="Guidance scale of rows that name none. Default: 7.5, or the own one of a model of classes."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images at once.")] = 8,
-    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Of the forward passes.")] = "no",
     seed: Annotated[int, typer.Option(help="First seed of rows that have none.")] = 0,
     threads: Annotated[
         int | None,
@@ -56,24 +68,25 @@ def generate(
     A CSV's rows may have a seed, guidance, width and height (I2P's names are known). Several processes share the
     work: accelerate launch --multi_gpu --num_processes 2 -m erase.cli generate ...
 
+    Example: erase generate photos-sd 'a photo of a cat' --out runs/cats --images 4 --steps 20 --guidance 3
+
     Example: erase generate photos-sd photos-plain --out runs/pictures --images 4 --steps 20 --guidance 3
     """
     quiet()
     from dataclasses import replace
 
     from erase import resources
-    from erase.evaluation import generate as drawing
 
-    stoppable()
-    file = resources.prompt_path(prompts)
-    rows = prompt_files.read_prompts(file, default_seed=seed)
+    stoppable(out)
+    check_out(out, resume, "settings.json")
+    named = prompts not in resources.list_prompts() and os.path.exists(prompts)
+    file = Path(prompts) if named else prompt_files.find_set(prompts)
+    rows = _rows(prompts, seed) if file is None else prompt_files.read_prompts(file, default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and guidance < 0):
         raise ValueError(
             f"--steps, --images and --batch-size must be at least 1 and --guidance at least 0; "
             f"got {steps}, {images}, {batch_size}, {guidance}"
         )
-    if speaks():
-        drawing.begun(out, resume)  # before the model is loaded
     if alike:
         rows = [replace(row, guidance=None, width=None, height=None) for row in rows]
     from erase.programs import generating
@@ -83,3 +96,16 @@ def generate(
     generating.generate(model, file, rows, out, wanted, resume=resume, say=partial(typer.echo, err=True))
     if speaks():
         typer.echo(f"{len(rows) * images} images in {out}")
+
+
+def _rows(prompt: str, seed: int) -> list[prompt_files.PromptRow]:
+    """A prompt that is typed instead of a file.
+
+    Raises:
+        ValueError: for an empty one, or a seed out of range.
+    """
+    if not prompt.strip():
+        raise ValueError("PROMPTS is empty: give a prompt, a prompt set's name or a file")
+    if not 0 <= seed <= prompt_files.MAX_SEED:
+        raise ValueError(f"--seed must be from 0 to {prompt_files.MAX_SEED}; got {seed}")
+    return [prompt_files.PromptRow(prompt, seed)]

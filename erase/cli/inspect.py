@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from erase.cli import complete
 from erase.cli.common import (
     app,
     is_classifier,
@@ -19,7 +20,13 @@ from erase.cli.common import (
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A model (folder or file), mask, delta, run folder or any other file.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A model (folder or file), mask, delta, run, comparison, folder of images, or any other file.",
+            autocompletion=complete.models,
+        ),
+    ],
 ) -> None:
     """Say what a file or folder is, and how it was made if erase made it.
 
@@ -44,17 +51,76 @@ def _describe(path: Path) -> dict[str, Any]:
 def _describe_folder(path: Path) -> dict[str, Any]:
     alone = list(path.glob("*.safetensors")) if not (path / "config.json").exists() else []
     if (path / "model_index.json").exists():
-        return _describe_model(path)
+        return _describe_pipeline(path)
     if (path / "run.json").exists():
         return {"kind": "run of erase", **_describe_run(path)}
+    if (path / "compare.json").exists():
+        runs = mapping(path / "compare.json", "command", "runs")
+        done = sum((path / name / "report.json").exists() for name in runs["runs"])
+        return {"kind": "comparison of erase", "command": runs["command"], "runs": len(runs["runs"]), "finished": done}
     if len(alone) == 1:
         return _describe_file(alone[0])
     if (path / "config.json").exists():
         config = mapping(path / "config.json")
         if config.get("_class_name") == "UNet2DModel" or is_classifier(config):
             return _describe_model(path)
+        if "_class_name" in config:
+            return {"kind": "network of diffusers, without a pipeline", "class": config["_class_name"]}
         return {"kind": "transformers model", "architectures": config.get("architectures")}
-    raise ValueError(f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json")
+    from erase.evaluation.image_files import SUFFIXES
+
+    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if images:
+        return _describe_images(path, images)
+    raise ValueError(
+        f"{path} is a folder that erase does not know: no model_index.json, config.json or run.json, and no images"
+    )
+
+
+def _describe_pipeline(path: Path) -> dict[str, Any]:
+    """A diffusers folder of any class; of one that erase opens, what it holds."""
+    from erase.diffusion import describe
+    from erase.diffusion.families import FAMILIES
+
+    found = describe.describe_pipeline(path)
+    if not found["support"].startswith("supported"):
+        return found
+    try:
+        return {**_describe_model(path), "class": found["class"], "support": found["support"]}
+    except ValueError as error:
+        if any(found["class"] in kinds for kinds in FAMILIES.values()):
+            raise
+        return {**found, "support": f"not supported: {error}"}
+
+
+def _describe_images(folder: Path, paths: Sequence[Path]) -> dict[str, Any]:
+    """A folder of images: how many of which size, in which folders, and what says what they show."""
+    from collections import Counter
+
+    from PIL import Image
+
+    from erase.evaluation import manifest
+
+    sizes: Counter[str] = Counter()
+    broken = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes[f"{image.width} × {image.height}, {image.mode}"] += 1
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            broken.append(str(path.relative_to(folder)))
+    found: dict[str, Any] = {"kind": "folder of images", "images": len(paths), "sizes": dict(sizes.most_common())}
+    places = Counter(path.parent.relative_to(folder).as_posix() for path in paths)
+    if list(places) != ["."]:
+        found["folders"] = dict(sorted(places.items()))
+    if broken:
+        found["not_images"] = broken
+    captions = [name for name in ("metadata.jsonl", manifest.MANIFEST, "metadata.csv") if (folder / name).exists()]
+    found["captions"] = captions[0] if captions else None
+    if (folder / manifest.MANIFEST).exists():
+        rows = manifest.read_manifest(folder)
+        found |= {"prompts": len({row.prompt for row in rows}), "drawn_by": manifest.drawn_by(folder)}
+    return found
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:
@@ -104,7 +170,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
     from erase.store import files
 
     if path.suffix == ".safetensors":
-        from erase.diffusion.checkpoints import single_file
+        from erase.diffusion.checkpoints import lora, single_file
         from erase.store.safetensors import open_safetensors
 
         tensors, meta = open_safetensors(path)
@@ -124,6 +190,7 @@ def _describe_file(path: Path) -> dict[str, Any]:
         return {
             "kind": "run state of erase" if state else "safetensors file",
             **({} if state else {"holds": single_file.kind_of(tensors)}),
+            **({"use": single_file.FUSE} if lora.is_lora(path) else {}),
             "tensors": len(tensors),
             "first": list(tensors)[:5],
             "metadata": _told({k: v for k, v in meta.items() if k not in ("tree", "shapes")}, path),
@@ -133,6 +200,10 @@ def _describe_file(path: Path) -> dict[str, Any]:
         return _describe_model(path)
     if path.name == "run.json":
         return {"kind": "settings of a run of erase", "run": str(path.parent), **_describe_run(path.parent)}
+    if path.name == "split.json":
+        from erase.classification import splits
+
+        return {"kind": "split of training images", **splits.describe(path)}
     what = files.guess_kind(path)
     return {
         "kind": f"a file that erase does not know: {what}",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
 
+from erase.cli import complete
 from erase.cli.common import (
     app,
 )
@@ -13,7 +15,9 @@ from erase.cli.common import (
 
 @app.command(name="ls")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, presets, comparisons, prompts or models")] = "",
+    what: Annotated[
+        str, typer.Argument(help="methods, presets, comparisons, prompts or models", autocompletion=complete.kinds)
+    ] = "",
 ) -> None:
     """List what comes with erase.
 
@@ -40,8 +44,45 @@ def list_(
         typer.echo("\n".join(names) if what else f"{kind}: {', '.join(names)}")
 
 
+@app.command(name="settings")
+def settings_(
+    what: Annotated[str, typer.Argument(help="sd, ddpm, classify, or a method", autocompletion=complete.explained)],
+    key: Annotated[str, typer.Argument(help="Only settings whose key begins so, such as train.")] = "",
+) -> None:
+    """Explain the settings of a pipeline or of a method: allowed values, default, meaning.
+
+    Example: erase settings sd saliency
+    """
+    from erase import config
+    from erase.config.listing import listed, listed_method
+
+    if what in config.PIPELINES:
+        found = list(listed(config.PIPELINES[what]))
+    else:
+        from erase.methods import find_method, list_methods
+
+        if what not in list_methods():
+            close = get_close_matches(what, [*config.PIPELINES, *list_methods()], n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            pipelines, methods = ", ".join(config.PIPELINES), ", ".join(list_methods())
+            raise ValueError(f"no pipeline or method {what!r}{hint} Pipelines: {pipelines}; methods: {methods}")
+        found = list(listed_method(find_method(what)))
+    shown = [setting for setting in found if setting.path.startswith(key)]
+    if not shown:
+        close = get_close_matches(key, [setting.path for setting in found], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{what} has no setting that begins with {key!r}{hint}")
+    typer.echo("\n".join(setting.lines() for setting in shown))
+    if what in config.PIPELINES and "method".startswith(key):
+        typer.echo("method.*: settings of the method; see erase settings METHOD, such as erase settings sfron")
+
+
 @app.command()
-def show(preset: Annotated[str, typer.Argument(help="A preset's or a comparison's name or file.")]) -> None:
+def show(
+    preset: Annotated[
+        str, typer.Argument(help="A preset's or a comparison's name or file.", autocompletion=complete.specs)
+    ],
+) -> None:
     """Print a preset or a comparison: every value, and where it comes from.
 
     Example: erase show sd_photos_sfron

@@ -4,27 +4,53 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
+from erase.cli import complete
 from erase.cli.common import (
     OutDir,
     Resume,
     app,
+    check_out,
     command_line,
     no_loading_bars,
     quiet,
+    speaks,
     stoppable,
 )
+
+
+class _Pipelines(TyperGroup):
+    """The pipelines of `erase run`."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and not ctx.resilient_parsing:
+            close = get_close_matches(cmd_name, self.commands, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ";"
+            raise ValueError(f"no pipeline {cmd_name!r}{hint} pipelines: {', '.join(self.commands)}")
+        return found
+
+
+runs = typer.Typer(
+    cls=_Pipelines,
+    help="Unlearn: measure, mask, erase, save, measure again, report.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(runs, name="run")
 
 
 def _run(
     pipeline: str,
     preset: str,
     settings: Sequence[str],
-    out: Path,
+    out: Path | None,
     resume: bool,
     form: Literal["full", "delta"] = "full",
     dry_run: bool = False,
@@ -32,18 +58,28 @@ def _run(
 ) -> None:
     quiet()
     from erase import config, resources
+    from erase.store.files import paths
 
-    stoppable(again)
+    stoppable(None if dry_run else out, again)
     data = config.read_preset(resources.preset_path(preset))
     if data.get("pipeline") != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
-    # Checked here, before the libraries are loaded: they take seconds.
+    # All that can be checked without a model is checked before the libraries are loaded: they take seconds.
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
+    if out is None and not dry_run:
+        raise ValueError("--out is missing: name a new folder, such as --out runs/first; only --dry-run needs none")
+    if out is not None and not dry_run:
+        check_out(out, resume, "run.json")
+    from erase.programs.settings import read_method, unused
+
+    for line in unused(checked, *read_method(checked), paths(dict(config.read_words(settings)))):
+        if speaks():
+            typer.echo(f"note: {line}", err=True)
     from erase.programs.run import main
 
     no_loading_bars()
     options: dict[str, Any] = {"resume": resume, "command": command_line(), "preset": preset, "form": form}
-    main(checked, out, say=typer.echo, dry_run=dry_run, **options)
+    main(checked, out or Path(), say=typer.echo, dry_run=dry_run, **options)
 
 
 @app.command()
@@ -56,37 +92,66 @@ def demo(out: OutDir = Path("runs/demo")) -> None:
     _run("sd", "sd_photos_sfron", [], out, resume=False, again=again)
 
 
-@app.command()
-def run(
-    pipeline: Annotated[str, typer.Argument(help="sd, ddpm or classify")],
-    preset: Annotated[str, typer.Argument(help="A preset's name (erase ls presets) or a YAML file.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    *,
-    out: OutDir,
-    resume: Resume = False,
-    save: Annotated[
-        Literal["full", "delta"], typer.Option(help="Keep the whole model, or only what changed (see erase apply).")
-    ] = "full",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would learn, be in memory and be done; write nothing.")
-    ] = False,
-) -> None:
-    """Unlearn: measure, mask, erase, save, measure again, report.
+Preset = Annotated[
+    str,
+    typer.Argument(
+        metavar="PRESET", help="A preset's name (erase ls presets) or a YAML file.", autocompletion=complete.presets
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings over the preset's.", autocompletion=complete.settings),
+]
+RunDir = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Needed but for --dry-run.")
+]
+Save = Annotated[
+    Literal["full", "delta"], typer.Option(help="Keep the whole model, or only what changed (see erase apply).")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would learn, be in memory and be done; write nothing.")
+]
 
-    Example: erase run sd sd_photos_sfron forget.prompts='a photo of a cat' --out runs/cat
-    """
-    from erase import config
 
-    if pipeline not in config.PIPELINES:
-        raise ValueError(f"no pipeline {pipeline!r}; pipelines: {', '.join(config.PIPELINES)}")
-    again = command_line() if dry_run else None
-    _run(pipeline, preset, settings or [], out, resume, save, dry_run, again)
+def _add(pipeline: str, what: str, example: str) -> None:
+    """A command of `erase run`."""
+
+    def command(
+        preset: Preset,
+        settings: Settings = None,
+        *,
+        out: RunDir = None,
+        resume: Resume = False,
+        save: Save = "full",
+        dry_run: DryRun = False,
+    ) -> None:
+        _run(pipeline, preset, settings or [], out, resume, save, dry_run)
+
+    listed = f"All settings: erase settings {pipeline}. Values of a preset: erase show PRESET."
+    runs.command(name=pipeline, help=f"{what}\n\n{listed}\n\nExample: erase run {pipeline} {example}")(command)
+
+
+_add(
+    "sd",
+    "Erase concepts from a text-to-image model.",
+    "sd_photos_sfron forget.prompts='a photo of a cat' --out runs/cat",
+)
+_add(
+    "ddpm",
+    "Erase classes from a class-conditional model, train one, or retrain it without classes.",
+    "ddpm_fashion_sfron forget.labels=[bag] --out runs/bag",
+)
+_add(
+    "classify",
+    "Erase training images from an image classifier, train one, or retrain it without images.",
+    "classify_fashion_sfron forget.fraction=0.1 --out runs/tenth",
+)
 
 
 @app.command()
 def attack(
     run: Annotated[Path, typer.Argument(help="Folder of a finished erase run sd.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    settings: Settings = None,
     *,
     out: OutDir,
     resume: Resume = False,
@@ -96,7 +161,8 @@ def attack(
     Example: erase attack runs/demo eval.attacks=[inversion,relearn] attack.inversion.steps=100 --out runs/attacked
     """
     quiet()
-    stoppable()
+    stoppable(out)
+    check_out(out, resume, "run.json")
     from erase.programs.attack import attack_run
 
     no_loading_bars()
@@ -105,8 +171,13 @@ def attack(
 
 @app.command()
 def compare(
-    spec: Annotated[str, typer.Argument(help="A comparison's name (erase ls comparisons) or a YAML file.")],
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    spec: Annotated[
+        str,
+        typer.Argument(
+            help="A comparison's name (erase ls comparisons) or a YAML file.", autocompletion=complete.comparisons
+        ),
+    ],
+    settings: Settings = None,
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; one of the same comparison is gone on with.")],
 ) -> None:
@@ -117,7 +188,7 @@ def compare(
     quiet()
     from erase import config, resources
 
-    stoppable(command_line())
+    stoppable()
     from erase.programs import compare as comparing
 
     plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings or [])

@@ -21,10 +21,15 @@ class TrainClassifier:
 
     __pydantic_config__ = STRICT
     steps: Positive
+    """T, the number of steps."""
     batch_size: Positive = 128
+    """Over all processes."""
     lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate of the slow optimizer."""
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    """Of the slow steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of the slow optimizer."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of `sgd`; the Adams have betas 0.9 and 0.999."""
     micro_batch: None = None
@@ -37,11 +42,17 @@ class Recipe:
 
     __pydantic_config__ = STRICT
     epochs: Positive
+    """Passes over the training images."""
     batch_size: Positive = 128
+    """Over all processes."""
     lr: Annotated[float, Field(gt=0)] = 0.1
+    """The first learning rate."""
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    """Of training."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Of training."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd`."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Of the learning rate."""
     seed: Seed | None = None
@@ -54,6 +65,7 @@ class ClassifyData:
 
     __pydantic_config__ = STRICT
     source: str
+    """A folder with a subfolder a class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
     names: list[str] = field(default_factory=list)
     """Class names by number; by default what the source says."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -104,6 +116,7 @@ class EvalClassifier:
     retrained: bool | str = True
     """`true`: a model that the recipe trains without the forgotten images; a folder of one; `false`: nothing."""
     batch_size: Positive = 500
+    """Images that are classified at once."""
     svc: bool = True
     """Whether membership inference is done SalUn's way too (`MIA_SVC`): up to 20 s a model with 10,000 test images."""
 
@@ -114,10 +127,12 @@ class ClassifyConfig:
 
     __pydantic_config__ = STRICT
     pipeline: Literal["classify"]
+    """The command that the preset is for: `erase run` and this word."""
     model: str
     """An embedded model's name, a folder, or `new`: trained by the recipe."""
     data: ClassifyData
     method: Settings
+    """Its `name` and its settings: see `erase settings NAME`."""
     train: TrainClassifier | None = None
     """Of unlearning; training and retraining go by the recipe."""
     recipe: Recipe | None = None
@@ -132,6 +147,7 @@ class ClassifyConfig:
     seed: Seed = 0
     """Of unlearning; of training and split too, where they have none of their own."""
     precision: Precision = "no"
+    """Of forward passes. `auto` is bf16 where the device does it in hardware, else no."""
     checkpoint_every: Positive = 500
     """Steps between saved run states."""
     tracker: Tracker = "jsonl"

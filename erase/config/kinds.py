@@ -52,6 +52,7 @@ class Train:
 
     __pydantic_config__ = STRICT
     steps: Positive
+    """T, the number of steps."""
     batch_size: Positive = 8
     """Over all processes."""
     micro_batch: Positive | None = None
@@ -59,11 +60,16 @@ class Train:
     checkpointing: bool = False
     """Gradient checkpointing: activations are computed again in the backward pass instead of kept."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
+    """Learning rate of the slow optimizer."""
     optimizer: Literal["adam", "adamw", "sgd", "adam8bit"] = "adam"
+    """Of the slow steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of the slow optimizer."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of `sgd`; the Adams have betas 0.9 and 0.999. `adam8bit` needs bitsandbytes, and its 0.50 on a CPU."""
     parameters: str = "xattn"
+    """The weights that learn: `full`, `xattn`, `kv`, `noxattn`, `esd_u`, as far as the model has them, or an expression
+    that is searched in their names."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Condition dropout of the remain loss."""
     network_dropout: bool = False
@@ -90,16 +96,20 @@ class Saliency:
     """Standard scale of guided predictions that the training loss is then of, in diffusion; null asks the network once.
     Published masks have `(1 + w) ε(c) - w ε(∅)`, w 7.5 (Stable Diffusion) and 2 (DDPM), which are scales 8.5 and 3."""
     per: Literal["sample", "batch"] = "sample"
+    """Squares are of each sample's gradient, or of each batch's, as in the published scripts."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Of `fisher`: the norm that a gradient is clipped to before it is squared; samples are then taken one by one. The
     published DDPM script clips batch gradients to 1."""
     threshold: Annotated[float, Field(ge=0)] | None = None
+    """The mask keeps weights whose ratio of Fisher diagonals is above it."""
     density: Share | None = None
+    """The mask keeps this share of the weights, those of the largest ratios or gradients."""
     count: Positive = 64
     """Samples of each side."""
     draws: Positive = 2
     """Timestep and noise draws per sample."""
     batch_size: Positive = 16
+    """Samples that pass through the network at once."""
     augment: bool = False
     """For `classify`: of images as they are varied in training, as in the published scripts; else as they are."""
     chunk: Positive | None = None

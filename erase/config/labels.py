@@ -34,7 +34,9 @@ class Architecture:
     head: Positive = 8
     """Channels of an attention head."""
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the network predicts."""
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    """Of the noise: betas."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """The standard guidance scale that the model is saved with; 1 is none."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -47,6 +49,7 @@ class Data:
 
     __pydantic_config__ = STRICT
     source: str
+    """A folder with a subfolder a class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
     names: list[str] = field(default_factory=list)
     """Class names by number; by default what the source says, else the model."""
     flip: bool = False
@@ -76,6 +79,8 @@ class ForgetLabels:
     loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
     """`surrogate` fits uniform noise in the place of the forgotten images (SA)."""
     target: Literal["online", "frozen"] = "online"
+    """A redirect leads to what the network itself predicts for the anchor: as it is while it learns (`online`), or as
+    the run found it (`frozen`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Condition dropout of the forget loss; the published DDPM script has 0.1."""
 
@@ -91,6 +96,7 @@ class RemainLabels:
     """`near`: of a class the more, the nearer its predictions are to a forgotten one's, as many in all. It is the near
     ones that forgetting harms."""
     loss: RemainLoss = "denoise"
+    """`denoise` is the training loss; `distill` keeps to the predictions of the model that the run starts from."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,11 @@ class DrawLabels:
     sampler: Literal["ddim", "ddpm", "dpm"] | None = None
     """By default the model's own."""
     steps: Positive = 25
+    """Sampler steps of every generated image."""
     guidance: Annotated[float, Field(ge=0)] | None = None
     """Standard scale, 1 is none; by default the model's own."""
     batch_size: Positive = 100
+    """Images that are generated at once."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +141,11 @@ class DdpmConfig:
 
     __pydantic_config__ = STRICT
     pipeline: Literal["ddpm"]
+    """The command that the preset is for: `erase run` and this word."""
     model: str
     """An embedded model's name, a folder, or `new`."""
     method: Settings
+    """Its `name` and its settings: see `erase settings NAME`."""
     train: Train
     forget: ForgetLabels
     labels: list[str] = field(default_factory=list)
@@ -148,7 +158,9 @@ class DdpmConfig:
     saliency: Saliency = field(default_factory=Saliency)
     draw: DrawLabels = field(default_factory=DrawLabels)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the whole run: data, noise, timesteps, batches and generated images."""
     precision: Precision = "no"
+    """Of forward passes. `auto` is bf16 where the device does it in hardware, else no."""
     checkpoint_every: Positive = 50
     """Steps, or draws of a Fisher diagonal, between saved run states."""
     tracker: Tracker = "jsonl"

@@ -101,15 +101,7 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
     """
-    given = []
-    for word in words:
-        key, equals, text = (part.strip() for part in word.partition("="))
-        if not equals or not key:
-            raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
-        try:
-            given.append((key, _value(text)))
-        except yaml.YAMLError as error:
-            raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
+    given = read_words(words)
     out = _without(data, superseded(data, files.paths(dict(given))))
     for key, value in given:
         node = out
@@ -123,6 +115,24 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             node = child
         node[last] = value
     return out
+
+
+def read_words(words: Sequence[str]) -> list[tuple[str, Any]]:
+    """Keys and values of `a.b=value` words.
+
+    Raises:
+        ValueError: for a word without `=`, or a broken list.
+    """
+    given = []
+    for word in words:
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if not equals or not key:
+            raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
+        try:
+            given.append((key, _value(text)))
+        except yaml.YAMLError as error:
+            raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
+    return given
 
 
 def _value(text: str) -> Any:
@@ -181,6 +191,8 @@ def _first(error: ValidationError, kind: type) -> str:
         return _unknown(path, _keys(kind, first["loc"][:-1]))
     if first["type"] in ("missing", "missing_argument"):
         return f"the setting {path} is missing: give {path}=…"
+    if first["type"] == "too_short":
+        return f"{path} is empty: name at least {first['ctx']['min_length']}"
     message = first["msg"]
     return f"{path}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
 

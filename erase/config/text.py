@@ -31,7 +31,8 @@ class Forget:
     """What to erase, and into what."""
 
     __pydantic_config__ = STRICT
-    prompts: Prompts
+    prompts: Annotated[Prompts, Field(min_length=1)]
+    """Prompts of what to erase."""
     anchors: Prompts = field(default_factory=list)
     """One for each prompt, or one for all; `redirect` and `surrogate` need them."""
     earlier: Prompts = field(default_factory=list)
@@ -46,6 +47,8 @@ class Forget:
     loss: Literal["redirect", "ascent", "surrogate"] = "redirect"
     """`surrogate` fits the forget prompts to pictures of their anchors (SA). Some methods bring a loss of their own."""
     target: Literal["online", "frozen"] = "online"
+    """A redirect leads to what the network itself predicts for the anchor: as it is while it learns (`online`), or as
+    the run found it (`frozen`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Condition dropout of the forget loss; the published DDPM script has 0.1."""
     axis: Literal["object", "style"] | None = None
@@ -57,12 +60,14 @@ class Remain:
     """What must stay."""
 
     __pydantic_config__ = STRICT
-    prompts: Prompts
+    prompts: Annotated[Prompts, Field(min_length=1)]
     """Prompts, or names of prompt sets (their forgotten rows are left out)."""
     images: Path | None = None
+    """A folder of images instead of generated ones."""
     count: Positive = 4
     """Images drawn per prompt."""
     loss: RemainLoss = "denoise"
+    """`denoise` is the training loss; `distill` keeps to the predictions of the model that the run starts from."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,11 @@ class Draw:
 
     __pydantic_config__ = STRICT
     steps: Positive = 50
+    """Sampler steps of every generated image."""
     guidance: Annotated[float, Field(ge=0)] = 7.5
+    """Guidance scale, as the model's own pipeline counts it."""
     batch_size: Positive = 4
+    """Images that are generated at once."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,13 @@ class Nudity:
 
     __pydantic_config__ = STRICT
     preset: str | None = None
+    """A counting preset of the field: see `erase eval nudity`."""
     classes: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
+    """NudeNet's classes that count, without a preset."""
     threshold: Share | None = None
+    """The least score that counts, without a preset."""
     channels: Literal["corrected", "as_shipped"] = "corrected"
+    """`corrected` gives NudeNet the colours that it was trained on; `as_shipped` swaps them, as its package does."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +135,11 @@ class Inversion:
     prompt: str = "a photo of *"
     """Where the learned word stands in what is asked for."""
     steps: Positive = 200
+    """Steps of learning the word."""
     lr: Annotated[float, Field(gt=0)] = 5e-3
+    """Learning rate of the word."""
     batch_size: Positive = 8
+    """Images in a step."""
     images: Positive = 32
     """Drawn with the learned word, and judged."""
 
@@ -137,9 +152,11 @@ class Relearn:
     at: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [5, 10, 20])
     """Steps after which pictures are drawn and judged; the last is the end."""
     parameters: str = "full"
+    """The weights that the attacker trains: see `train.parameters`."""
     lr: Annotated[float, Field(gt=0)] = 1e-5
     """Of Adam."""
     batch_size: Positive = 8
+    """Images in a step."""
     images: Positive = 8
     """Per forget prompt."""
 
@@ -164,7 +181,7 @@ class Eval:
 
     __pydantic_config__ = STRICT
     prompts: Prompts
-    """Prompts, or names of prompt sets; the forget prompts are always drawn too."""
+    """Prompts, or names of prompt sets; the forget prompts are always drawn too, and alone where the list is empty."""
     images: Annotated[int, Field(ge=0)] = 10
     """Per prompt; 0 skips the evaluation."""
     base: Path | None = None
@@ -175,7 +192,7 @@ class Eval:
     blur: bool = True
     """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
     attacks: list[AttackName] = field(default_factory=list)
-    """How the erased model is put to the proof; see `Attack`."""
+    """How the erased model is put to the proof; see `attack.*`."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +201,11 @@ class SdConfig:
 
     __pydantic_config__ = STRICT
     pipeline: Literal["sd"]
+    """The command that the preset is for: `erase run` and this word."""
     model: str
+    """An embedded model's name, a diffusers folder, a single file or a hub id."""
     method: Settings
+    """Its `name` and its settings: see `erase settings NAME`."""
     train: Train
     forget: Forget
     remain: Remain
@@ -196,7 +216,9 @@ class SdConfig:
     """When to end before `train.steps`; by default never."""
     attack: Attack = field(default_factory=Attack)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the whole run: data, noise, timesteps, batches and generated images."""
     precision: Precision = "no"
+    """Of forward passes. `auto` is bf16 where the device does it in hardware, else no."""
     checkpoint_every: Positive = 50
     """Steps, or draws of a Fisher diagonal, between saved run states."""
     tracker: Tracker = "jsonl"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from erase.diffusion.checkpoints import folders
-from erase.diffusion.checkpoints.folders import Source
+from erase.diffusion.checkpoints.folders import Source, read_index
+from erase.diffusion.checkpoints.locate import COMMANDS, name_family
 from erase.diffusion.checkpoints.single_file import SingleFile
-from erase.diffusion.families import family
+from erase.diffusion.families import FAMILIES, family
 from erase.diffusion.model import open_model
 from erase.store import files
 from erase.store.safetensors import KINDS
@@ -48,6 +51,44 @@ def describe(source: Source | SingleFile) -> dict[str, Any]:
         "ema": isinstance(source, Source) and source.trained.endswith("_ema"),
         "index": index,
     }
+
+
+def describe_pipeline(folder: Path) -> dict[str, Any]:
+    """Of a folder of any pipeline, from its `model_index.json` and the sizes of its files alone.
+
+    Raises:
+        ValueError: for a folder without one.
+    """
+    index = read_index(folder)
+    kind = str(index["_class_name"])
+    known: Any = importlib.import_module("diffusers")
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and value != [None, None]}
+    return {
+        "kind": "pipeline of diffusers" if kind in dir(known) else "pipeline of a class that diffusers does not have",
+        "class": kind,
+        "parts": {name: _part(folder / name, value) for name, value in parts.items()},
+        "support": support(index, folder),
+    }
+
+
+def _part(folder: Path, value: list[Any]) -> dict[str, Any]:
+    """Class and size of a component."""
+    there = folder.is_dir()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if there else None
+    return {"class": ".".join(str(word) for word in value), "bytes": size if there else "missing"}
+
+
+def support(index: Mapping[str, Any], folder: Path) -> str:
+    """What erase can do with a pipeline."""
+    try:
+        known = family(name_family(index, folder))
+    except ValueError:
+        taken = []
+        for condition, command in COMMANDS.items():
+            names = [name for name in FAMILIES if condition == family(name).CONDITION]
+            taken.append(f"{command} takes {', '.join(kind for name in names for kind in FAMILIES[name])}")
+        return f"not supported: {'; '.join(taken)}"
+    return f"supported as {known.NAME}: {COMMANDS[known.CONDITION]}"
 
 
 def _config(source: Source | SingleFile, file: str) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from erase.evaluation.classes import Floats, weights_hash
 from erase.evaluation.image_files import read_image
 from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+from erase.store import hub
 
 SCALE = "100 × cosine"
 
@@ -66,15 +67,22 @@ def open_clip(model: str | Path, device: str = "cpu") -> Clip:
     tokenizer_class: Any = transformers.AutoTokenizer
     reader: Any = CLIPModel
     pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    if not Path(name).exists() and not hub.is_id(name):
+        raise ValueError(f"no CLIP model {name!r}: not a folder, not a hub id (owner/name)")
+    cached = not Path(name).exists() and not hub.reachable(name)
+    local: Any = {"local_files_only": cached}
     try:
-        found: Any = cached_file(name, "config.json")
-        kind = transformers.AutoConfig.from_pretrained(name).model_type
+        found: Any = cached_file(name, "config.json", **local)
+        kind = transformers.AutoConfig.from_pretrained(name, **local).model_type
         if kind != "clip":
             raise ValueError(f"it is a model of type {kind!r}, expected 'clip'")
-        net, info = reader.from_pretrained(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-        tokenizer = tokenizer_class.from_pretrained(name)
-        processor = processor_class.from_pretrained(name, **pil)
+        how: Any = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True, **local}
+        net, info = reader.from_pretrained(name, **how)
+        tokenizer = tokenizer_class.from_pretrained(name, **local)
+        processor = processor_class.from_pretrained(name, **pil, **local)
     except (OSError, ValueError, SafetensorError) as error:
+        if cached and isinstance(error, OSError):
+            raise hub.refusal(name, error, cached) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"a CLIP score needs a CLIP model of transformers in safetensors, a folder or a hub id; {name}: {reason}"

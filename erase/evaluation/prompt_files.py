@@ -7,7 +7,10 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+
+from erase import resources
 
 MAX_SEED = 2**32 - 1
 # Column names, in order of preference: ours, I2P as published, I2P as on the hub, captions of COCO.
@@ -37,6 +40,20 @@ class PromptRow:
     """What the prompt shows, in labelled sets: the first part of a classifier's "object/style"."""
     style: str | None = None
     """How it shows it: the second part."""
+
+
+def find_set(text: str) -> Path | None:
+    """The file of a prompt set, where a text is its name or path; ``None`` where it is a prompt.
+
+    Raises:
+        ValueError: the file is missing, or the text is likely a set's name with a slip, such as ``photo-plain``.
+    """
+    known = resources.list_prompts()
+    if text in known or text.endswith((".csv", ".txt")):
+        return resources.prompt_path(text)
+    if "-" in text and " " not in text and (near := get_close_matches(text, known, 1, 0.8)):
+        raise ValueError(f"there is no prompt set {text!r}; did you mean {near[0]}?")
+    return None
 
 
 def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
@@ -74,7 +91,8 @@ def _lines(text: str) -> Iterator[dict[str, str]]:
 
 
 def _table(path: Path, text: str) -> Iterator[dict[str, str]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    begun = 1
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         column = next((name for name in _PROMPT if name in header), None)
@@ -84,7 +102,9 @@ def _table(path: Path, text: str) -> Iterator[dict[str, str]]:
             )
         header[header.index(column)] = "prompt"
         number = 0
+        begun = reader.line_num + 1
         for cells in reader:
+            begun = reader.line_num + 1
             if not cells:  # a blank line, as many editors leave at the end
                 continue
             number += 1
@@ -95,7 +115,13 @@ def _table(path: Path, text: str) -> Iterator[dict[str, str]]:
                 )
             yield dict(zip(header, cells, strict=False))
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
+        if "end of data" in str(error):
+            raise ValueError(
+                f"{path}: the quote that line {begun} opens is never closed: close it, or remove it"
+            ) from error
+        raise ValueError(
+            f"{path}: line {begun} is not CSV ({error}): close each quote, and double one that is part of a prompt"
+        ) from error
 
 
 def _row(path: Path, number: int, values: Mapping[str, str], default_seed: int) -> PromptRow:

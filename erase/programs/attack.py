@@ -28,7 +28,7 @@ from erase.engine.precision import Precision
 from erase.evaluation import report
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs import saving
-from erase.programs.folder import new_report, open_folder
+from erase.programs.folder import new_report, open_folder, working_in
 from erase.programs.launching import start
 from erase.programs.progress import bar
 from erase.programs.text.drawing import draw_rows, drawn_latents
@@ -83,11 +83,12 @@ def attack_run(
     check_evaluators(config, plan)
     check_attacks(config, plan, open_model(source))
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
-    distributed.on_main(lambda: open_folder(config, out, about, command, resume))
     target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
-    result = new_report(config, command, target, None, {})
-    result["robustness"] = attack(config, plan, erased, out, accelerator, precision, resume)
-    distributed.on_main(lambda: files.write_json(out / "report.json", result))
+    with working_in(out):
+        distributed.on_main(lambda: open_folder(config, out, about, command, resume))
+        result = new_report(config, command, target, None, {})
+        result["robustness"] = attack(config, plan, erased, out, accelerator, precision, resume)
+        distributed.on_main(lambda: files.write_json(out / "report.json", result))
     for line in report.robustness_lines(result["robustness"]):
         say(line)
     say(f"report: {distributed.on_main(lambda: report.write_html(out))}")

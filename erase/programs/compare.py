@@ -29,9 +29,9 @@ from typing import Any
 from erase import config, resources
 from erase.evaluation.plot import scatter
 from erase.evaluation.stats import pareto_front, t_interval
-from erase.methods import find_method
 from erase.programs.run import job_of
 from erase.programs.run import main as run_one
+from erase.programs.settings import read_method
 from erase.store import files
 
 
@@ -120,10 +120,7 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
             for seed in seeds or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 checked: Any = config.parse(settings, kind)
-                if getattr(checked.eval, "classifier", None) is not None:
-                    resources.tiny_path(checked.eval.classifier)  # found now, not when the run's turn comes
-                entry = find_method(str(checked.method.get("name", "")))
-                entry.build(**config.arguments(checked.method, entry))
+                read_method(checked)
                 runs.append(Run(name, str(target), seed, settings, begun))
     twice = [folder for folder, times in Counter(run.folder for run in runs).items() if times > 1]
     if twice:

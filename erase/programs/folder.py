@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,8 @@ from erase.store import files
 TIMING = "timing.json"
 STATE = ("state.safetensors", "fisher-forget.safetensors", "fisher-remain.safetensors", TIMING)
 """Files of a run that is not trained yet."""
+LOCK = ".lock"
+"""A file of a run's folder that is there, and locked, while a process is at work."""
 PACKAGES = ("erase", "torch", "diffusers", "transformers", "accelerate", "safetensors", "nudenet", "pillow")
 
 
@@ -28,6 +31,26 @@ def versions() -> dict[str, str]:
 
 
 _version = cache(version)  # it reads and parses a file, and a run asks several times
+
+
+@contextmanager
+def working_in(out: Path) -> Iterator[None]:
+    """Keep other launches out of a run's folder until the context ends, or this launch does.
+
+    Raises:
+        ValueError: if another is at work there.
+    """
+
+    def claim() -> bool:
+        mine = stack.enter_context(files.claim(out / LOCK, "run"))
+        if mine:
+            stack.callback((out / LOCK).unlink, missing_ok=True)
+        return mine
+
+    with ExitStack() as stack:
+        if not distributed.on_main(claim):
+            raise ValueError(f"{out} is in use by another process: wait until it has ended, or choose another --out")
+        yield
 
 
 def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, resume: bool) -> None:
@@ -43,7 +66,7 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     Raises:
         ValueError: for a folder in use, or one of another run.
     """
-    if resume and out.is_dir():
+    if out.is_dir() and (resume or not files.in_use(out)):
         files.sweep(out)
     whole = {
         "schema": 1,
@@ -67,7 +90,7 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
         return
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out names a folder")
-    if out.exists() and any(out.iterdir()):
+    if files.in_use(out):
         raise ValueError(
             f"{out} holds no run to go on with: choose another --out"
             if resume

@@ -45,7 +45,7 @@ class Wanted:
 
 def generate(
     model: str,
-    file: Path,
+    file: Path | None,
     rows: Sequence[PromptRow],
     out: Path,
     wanted: Wanted,
@@ -53,7 +53,7 @@ def generate(
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Generate the images of a prompt file's rows into a folder.
+    """Generate the images of rows into a folder; they are of a prompt file, or typed.
 
     Raises:
         ValueError: for a model that cannot be loaded, a size that it does not have, or a label that it does not know.
@@ -62,13 +62,14 @@ def generate(
     source = locate(model)
     known = family(source.family)
     reads_text = known.CONDITION == "text"
+    named = file or "PROMPTS"
     if reads_text:  # before the model is loaded
         for number, row in enumerate(rows, 1):
-            text.check_size(row.width, row.height, f"{file}: row {number}", known.STRIDE)
+            text.check_size(row.width, row.height, f"{named}: row {number}", known.STRIDE)
     found = open_model(source, device, wanted.precision)
     if not reads_text:
         for number, row in enumerate(rows, 1):
-            class_conditional.check_row(found, row.prompt, row.width, row.height, f"{file}: row {number}")
+            class_conditional.check_row(found, row.prompt, row.width, row.height, f"{named}: row {number}")
     cut = text.cut_prompts(found, [row.prompt for row in rows]) if reads_text else []
     if cut and distributed.rank() == 0:
         say(text.say_cut(found, cut, len(rows)))
@@ -83,7 +84,7 @@ def generate(
         "precision": wanted.precision,
         "draw": {"steps": wanted.steps, "guidance": guidance},
         **scheduler_of(found),
-        "prompt_file": {"name": file.name, "sha256": files.sha256(file)},
+        "prompt_file": None if file is None else {"name": file.name, "sha256": files.sha256(file)},
         "truncated_prompts": cut,
         "versions": {name: value for name, value in versions().items() if name in MADE_BY},
     }

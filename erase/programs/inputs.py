@@ -30,33 +30,6 @@ COMMON = frozenset({"forget", "remain", "mask", "fisher", "origin", "origin_net"
 """What every program can give a method, of `erase.methods.NEEDS`."""
 
 
-def check_saliency(wanted: Saliency, entry: Entry) -> None:
-    """Check before the Fisher diagonals are computed that a mask can be made of them.
-
-    Raises:
-        ValueError: unless exactly one of threshold and density is given, and for a clip without squares, for a method
-            that takes a mask.
-    """
-    if "mask" not in entry.needs:
-        return
-    if wanted.kind == "magnitude" and wanted.clip is not None:
-        raise ValueError(f"saliency.clip is of saliency.kind=fisher: set it to null; got {wanted.clip}")
-    if wanted.loss == "objective" and wanted.guidance is not None:
-        raise ValueError(
-            f"saliency.guidance={wanted.guidance} guides the training loss: set saliency.loss=plain, or it to null"
-        )
-    if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
-        raise ValueError(
-            f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
-            f"{wanted.density} and {wanted.threshold}"
-        )
-    if wanted.kind == "fisher" and (wanted.threshold is None) == (wanted.density is None):
-        raise ValueError(
-            f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
-            f"got {wanted.threshold} and {wanted.density}"
-        )
-
-
 def check_needs(entry: Entry, rare: Collection[str]) -> None:
     """Check that a program, which has some `rare` needs besides the `COMMON` ones, has what a method needs.
 

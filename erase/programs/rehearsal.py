@@ -11,6 +11,7 @@ from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk
 from erase.engine.losses import Objective, Training
+from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.updates import ClosedForm, Epoch
 from erase.methods import Entry
@@ -93,19 +94,35 @@ def rehearse(
     found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
     for what, items in found.items():
-        parts = ", ".join(f"{name} {value / 1e9:.3f}" for name, value in items.items() if value)
-        lines.append(f"memory for the {what}: {sum(items.values()) / 1e9:.3f} GB ({parts})")
-    phases = method.update.phases(train.steps)
-    forgets = train.steps if isinstance(method.update, ClosedForm) else phases["forget"] if method.forget else 0
-    remains = 0 if method.remain is None else phases["remain"]
+        parts = ", ".join(f"{name} {in_bytes(value)}" for name, value in items.items() if value)
+        lines.append(f"memory for the {what}: {in_bytes(sum(items.values()))} ({parts})")
     samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
+    seen = f"data: {sides[0]} forget and {sides[1]} remain samples" if any(sides) else "data: none are needed"
     lines += [
-        f"data: {sides[0]} forget and {sides[1]} remain samples; {samples} passes for the mask",
-        f"steps: {train.steps} of {train.batch_size} samples, {forgets} fast and {remains} slow phases",
+        f"{seen}; {samples} passes for the mask" if samples else seen,
+        steps_line(method, train.steps, train.batch_size),
         *more,
         f"command: {command.replace(' --dry-run', '')}",
     ]
     return lines
+
+
+def in_bytes(count: float) -> str:
+    """Bytes in GB, or of small models in MB."""
+    return f"{count / 1e9:.3f} GB" if count >= 1e8 else f"{count / 1e6:.3f} MB"
+
+
+def steps_line(method: Method, steps: int, batch: int) -> str:
+    """How often a run computes what."""
+    if isinstance(method.update, ClosedForm):
+        return f"steps: {steps}, computed in closed form without batches"
+    phases = method.update.phases(steps)
+    done = {
+        "fast": phases["forget"] if method.forget is not None else 0,
+        "slow": phases["remain"] if method.remain is not None else 0,
+    }
+    told = " and ".join(f"{count} {name}" for name, count in done.items() if count)
+    return f"steps: {steps}, in them {told} phases with a batch of {batch} each"
 
 
 def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:

@@ -32,11 +32,12 @@ from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
 from erase.engine.updates import Epoch, InTurn
-from erase.methods import Entry, find_method
+from erase.methods import Entry
 from erase.programs import saving
-from erase.programs.folder import STATE, TIMING, drop, open_folder
-from erase.programs.inputs import check_needs, check_saliency, resolve_inputs
+from erase.programs.folder import STATE, TIMING, drop, open_folder, working_in
+from erase.programs.inputs import check_needs, resolve_inputs
 from erase.programs.launching import start
+from erase.programs.settings import notices, read_method
 from erase.programs.training import run_steps
 from erase.store import files
 from erase.store.safetensors import read_safetensors, write_safetensors
@@ -194,23 +195,29 @@ def main(
         ValueError: for settings, prompts, labels, models or data that cannot be used.
     """
     config, accelerator, precision, say = start(config, say)
-    entry = find_method(str(config.method.get("name", "")))
-    method = entry.build(**arguments(config.method, entry))  # refuses values out of range now, not after the saliency
-    check_saliency(config.saliency, entry)
-    if config.saliency.augment and config.pipeline != "classify":
-        raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
+    entry, method = read_method(config)
+    for line in notices(config):
+        say(line)
     setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
     job = job_of(config.pipeline)(setting)
     if dry_run:
         say("\n".join(job.rehearse()))
         return out / "report.html"
     record = job.record()
-    distributed.on_main(lambda: open_folder(config, out, record, command, resume))
-    if resume and distributed.on_main(lambda: saving.finished(out)):
+    with working_in(out):
+        distributed.on_main(lambda: open_folder(config, out, record, command, resume))
+        _work(setting, job)
+    return out / "report.html"
+
+
+def _work(setting: Setting, job: Job) -> None:
+    """All of a run that computes and writes."""
+    out, say, form = setting.out, setting.say, setting.form
+    if setting.resume and distributed.on_main(lambda: saving.finished(out)):
         drop(out, *STATE, TRAINED)
         distributed.on_main(lambda: saving.settle(out, form))
         say(f"finished before: {job.page()}")
-        return out / "report.html"
+        return
     say(job.announcement())
     job.measure_base()
     learned = learn(setting, job)
@@ -225,7 +232,6 @@ def main(
     for line in job.verdict(result):
         say(line)
     say(f"report: {job.page()}")
-    return out / "report.html"
 
 
 def learn(setting: Setting, job: Job) -> Learned:

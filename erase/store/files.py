@@ -96,8 +96,8 @@ def claim(file: Path, name: str) -> Iterator[bool]:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
         except BlockingIOError:
             yield False
-        else:
-            yield True
+        else:  # unless the file was removed, by who had the right, since it was opened
+            yield file.exists() and os.path.samestat(os.fstat(handle), file.stat())
     finally:
         os.close(handle)
 

@@ -1,5 +1,7 @@
 """The commands, by their arguments: what they write, and what they say to bad input."""
 
+import dataclasses
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -21,16 +23,22 @@ from safetensors.torch import load_file, save_file
 from toys import same
 
 from erase import cli, resources
+from erase.classification import splits
+from erase.config import PIPELINES
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.describe import describe_pipeline
+from erase.diffusion.families import FAMILIES
 from erase.engine.saliency import Mask, save_mask
 from erase.engine.state import save_state
 from erase.evaluation.generate import generate
 from erase.evaluation.image_files import list_images, read_image
 from erase.evaluation.manifest import read_manifest
 from erase.evaluation.prompt_files import PromptRow
+from erase.methods import find_method, list_methods
 from erase.store.delta import write_delta
 from erase.store.files import sha256
+from erase.store.labelled import LabelledImages
 from erase.store.safetensors import open_safetensors
 
 
@@ -102,6 +110,42 @@ def test_every_command_shows_an_example_that_is_its_own(erase: Erase, words: tup
     assert f"Example: erase {' '.join(words)} " in text
 
 
+@pytest.mark.parametrize("pipeline", ["sd", "ddpm", "classify"])
+def test_help_on_a_pipeline_says_where_its_settings_are(erase: Erase, pipeline: str) -> None:
+    done = erase("run", pipeline, "-h")
+    assert done.code == 0
+    assert f"erase settings {pipeline}" in " ".join(done.out.split())
+
+
+def test_version(erase: Erase) -> None:
+    done = erase("--version")
+    assert (done.code, done.out) == (0, f"erase {importlib.metadata.version('erase')}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("run ", {"sd", "ddpm", "classify"}),
+        ("run ddpm ddpm_fashion_sf", {"ddpm_fashion_sfron"}),
+        ("run classify sd_", set()),  # presets of another pipeline
+        ("run sd sd_photos_sfron train.st", {"train.steps="}),
+        ("generate photos-s", {"photos-sd"}),
+        ("generate photos-sd photos-pl", {"photos-plain"}),
+        ("compare photos-obj", {"photos-objects"}),
+        ("settings sfr", {"sfron"}),
+        ("ls pre", {"presets"}),
+    ],
+)
+def test_completion(erase: Erase, monkeypatch: pytest.MonkeyPatch, words: str, offered: set[str]) -> None:
+    """As bash asks for it."""
+    monkeypatch.setenv("_ERASE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"erase {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(f"erase {words}".split(" ")) - 1))
+    found = {line for line in erase().out.split() if line}
+    assert found >= offered
+    assert offered or not found
+
+
 def test_no_arguments_show_the_commands(erase: Erase) -> None:
     done = erase()
     assert {words[0] for words in commands()} <= set((done.out + done.err).split())
@@ -146,13 +190,31 @@ def test_show(erase: Erase, tmp_path: Path) -> None:
     assert str(tmp_path) in erase("show", tmp_path).said
 
 
+def test_settings(erase: Erase) -> None:
+    """Every setting of every pipeline and method, each with its values and its default."""
+    for pipeline, kind in PIPELINES.items():
+        heads = [line for line in erase("settings", pipeline).out.splitlines() if not line.startswith(" ")]
+        paths = {line.partition(":")[0] for line in heads}
+        assert {f"{f.name}" for f in dataclasses.fields(kind)} <= {path.partition(".")[0] for path in paths}
+    lines = erase("settings", "sd", "train.").out.splitlines()
+    assert "train.steps: whole number ≥ 1; required" in lines
+    assert "train.optimizer: adam, adamw, sgd, adam8bit; default adam" in lines
+    assert lines[lines.index("train.batch_size: whole number ≥ 1; default 8") + 1].startswith("    ")
+    for name in list_methods():
+        said = erase("settings", name).out
+        assert [line.partition(":")[0] for line in said.splitlines() if line[:1] != " "] == [
+            f"method.{key}" for key in find_method(name).settings
+        ]
+    assert "method.lambd: number; default" in erase("settings", "sfron").out
+
+
 # --- run ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["ddpmm", "sd_photos_sfron"], "no pipeline 'ddpmm'; pipelines: "),
+        (["ddpmm", "sd_photos_sfron"], "no pipeline 'ddpmm'; did you mean ddpm? pipelines: "),
         (["compare", "sd_photos_sfron"], "no pipeline 'compare'; pipelines: "),  # a program, but none that unlearns
         (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron' (did you mean 'sd_photos_sfron'?); presets: "),
         (["sd", "none.yaml"], "no preset file 'none.yaml'"),
@@ -181,6 +243,19 @@ def test_run_refuses(
     assert not Path("out").exists()
 
 
+def test_a_dry_run_needs_no_folder_and_names_settings_without_use(
+    erase: Erase, micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"model={micro_sd}", "remain.prompts=a dog", "eval.prompts=[]", "eval.classifier=null", "train.lr=1"]
+    done = erase("run", "sd", "sd_photos_uce", *words, "--dry-run")
+    assert done.code == 0
+    notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    assert [line.split()[1] for line in notes] == ["train.lr"]
+    assert "eval.prompts" in done.out.splitlines()[0]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_attack_refuses_what_is_no_run(erase: Erase, tmp_path: Path) -> None:
     for run in (tmp_path / "none", tmp_path):
         assert f"{run} is no finished run of erase run sd" in erase("attack", run, "--out", tmp_path / "out").said
@@ -188,11 +263,13 @@ def test_attack_refuses_what_is_no_run(erase: Erase, tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_refused(erase: Erase) -> None:
-    for words in (["run", "sd", "sd_photos_sfron"], ["run"], ["nothing"], ["ls", "--qqqq"], ["eval", "beauty"]):
-        done = erase(*words)
-        assert done.code == 2
-        assert "Error" in done.err
-        assert "Traceback" not in done.err
+    for words, where in (
+        (["run", "sd"], "erase run sd -h"),
+        (["nothing"], "erase -h"),
+        (["ls", "--qqqq"], "erase ls -h"),
+        (["eval", "beauty"], "erase eval -h"),
+    ):
+        assert erase(*words).said.endswith(where)
 
 
 def test_a_fault_of_ours_is_shown_whole_on_request(erase: Erase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +365,7 @@ def test_generate_and_go_on_and_grid(
     (tmp_path / "a" / first[3].file).unlink()
     with monkeypatch.context() as patch:
         patch.setattr("erase.diffusion.model.open_model", None)  # refused before the model is loaded
-        assert "not empty; resume, or give another folder" in erase(*words, "--out", tmp_path / "a").said
+        assert "is not empty: choose another --out, or --resume" in erase(*words, "--out", tmp_path / "a").said
     assert erase(*words, "--out", tmp_path / "a", "--resume").code == 0
     assert read_manifest(tmp_path / "a") == first
     assert "made with other settings" in erase(*words, "--out", tmp_path / "a", "--resume", "--guidance", 2).said
@@ -356,6 +433,19 @@ def test_rows_drawn_alike(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "a")[0].sha256 == read_manifest(tmp_path / "b")[0].sha256
 
 
+def test_generate_a_typed_prompt(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    """The same image as of a file with that row."""
+    (tmp_path / "one.csv").write_text("prompt,seed\na/photo of a cat,3\n")
+    for name, prompts in (("typed", "a/photo of a cat"), ("file", tmp_path / "one.csv")):
+        words = [micro_sd, prompts, "--seed", 3, "--steps", 1, "--images", 2, "--out", tmp_path / name]
+        assert erase("generate", *words).code == 0
+    typed, filed = (read_manifest(tmp_path / name) for name in ("typed", "file"))
+    assert [(row.prompt, row.seed, row.sha256) for row in typed] == [
+        (row.prompt, row.seed, row.sha256) for row in filed
+    ]
+    assert json.loads((tmp_path / "typed/settings.json").read_text())["settings"]["prompt_file"] is None
+
+
 def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("a cat\na photo of a grandiloquent cat\n")
     done = erase("generate", micro_sd, tmp_path / "long.txt", "--steps", 1, "--out", tmp_path / "out")
@@ -370,16 +460,17 @@ def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tm
     ("change", "said"),
     [
         ({0: "none"}, "no model 'none'"),
-        ({1: "none"}, "no prompt set 'none'; prompt sets: "),
+        ({1: "photo-plain"}, "there is no prompt set 'photo-plain'; did you mean photos-plain?"),
+        ({1: " "}, "PROMPTS is empty"),
         ({1: "none.csv"}, "no prompt set file 'none.csv'"),
         ({1: "empty.csv"}, "empty.csv: holds no prompts"),
         ({1: "odd.csv"}, "odd.csv: row 2: width is 20, expected a multiple of 8"),
         ({"--steps": 0}, "--steps, --images and --batch-size must be at least 1"),
         ({"--images": 0}, "--steps, --images and --batch-size must be at least 1"),
         ({"--guidance": -1}, "--guidance at least 0"),
-        ({"--precision": "fp8"}, "unknown precision 'fp8'; allowed: no, fp16, bf16"),
-        ({"--seed": -1}, "default seed -1"),
-        ({"--out": "taken.png"}, "taken.png: a file, expected a folder"),
+        ({"--precision": "fp8"}, "--precision"),
+        ({"--seed": -1}, "-1"),
+        ({"--out": "taken.png"}, "taken.png is a file: --out names a folder"),
     ],
 )
 def test_generate_refuses(
@@ -614,7 +705,7 @@ def test_comparisons_refuse(
     base, erased = before_and_after
     out = ("--out", tmp_path / "out.json")
     assert "no such manifest" in erase("eval", "clip", pictures, "--model", "x", *out).said
-    assert "a CLIP score needs a CLIP model" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
+    assert "'nobody/none' is no folder here" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
     known = ("--classifier", micro_classifier)
     said = erase("eval", "change", base, erased, *known, "--without", "a bird", *out).said
     assert (
@@ -785,6 +876,63 @@ def test_inspect_what_erase_made(erase: Erase, micro_sd: Path, tmp_path: Path) -
 def test_inspect_unknown_files(erase: Erase, tmp_path: Path, data: bytes, kind: str) -> None:
     (tmp_path / "file.bin").write_bytes(data)
     assert described(erase("inspect", tmp_path / "file.bin"))["kind"] == f"a file that erase does not know: {kind}"
+
+
+def test_inspect_a_pipeline_of_any_class(erase: Erase, tmp_path: Path) -> None:
+    """That diffusers can name: class, parts, and whether and how erase takes it."""
+    import diffusers
+
+    names = [name for name in dir(diffusers) if name.endswith("Pipeline")]
+    assert len(names) > 100
+    for name in names:
+        index = {"_class_name": name, "unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None]}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        found = describe_pipeline(tmp_path)
+        assert (found["kind"], found["class"]) == ("pipeline of diffusers", name)
+        assert found["parts"] == {"unet": {"class": "diffusers.UNet2DConditionModel", "bytes": "missing"}}
+        known = any(name in kinds for kinds in FAMILIES.values())
+        assert found["support"].startswith("supported" if known else "not supported")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionInpaintPipeline"}')
+    found = described(erase("inspect", tmp_path))
+    assert found["class"] == "StableDiffusionInpaintPipeline"
+    assert all(kind in found["support"] for kinds in FAMILIES.values() for kind in kinds)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Mine"}')
+    assert "does not have" in described(erase("inspect", tmp_path))["kind"]
+
+
+def test_inspect_images(erase: Erase, pictures: Path) -> None:
+    found = described(erase("inspect", pictures))
+    assert found == {"kind": "folder of images", "images": 3, "sizes": {"64 × 64, RGB": 3}, "captions": None}
+    (pictures / "cat").mkdir()
+    Image.new("L", (8, 4)).save(pictures / "cat/a.png")
+    cut_short(pictures / "0.png")
+    (pictures / "1.png").write_bytes(b"no image")
+    (pictures / "metadata.jsonl").touch()
+    found = described(erase("inspect", pictures))
+    assert found["folders"] == {".": 3, "cat": 1}
+    assert found["sizes"] == {"64 × 64, RGB": 2, "8 × 4, L": 1}
+    assert (found["not_images"], found["captions"]) == (["1.png"], "metadata.jsonl")
+
+
+def test_inspect_a_split(erase: Erase, tmp_path: Path) -> None:
+    data = LabelledImages(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.arange(20) % 2, ("a", "b"))
+    splits.write(splits.make(data, validation=0.1, seed=3, fraction=0.5), tmp_path / "split.json")
+    found = described(erase("inspect", tmp_path / "split.json"))
+    assert {key: found[key] for key in ("images", "forget", "validation", "remain")} == {
+        "images": 20,
+        "forget": 9,
+        "validation": 2,
+        "remain": 9,
+    }
+    assert (found["how"], found["seed"], found["data_sha256"]) == ({"fraction": 0.5}, 3, data.digest)
+
+
+def test_inspect_a_comparison(erase: Erase, tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text('{"command": "erase compare x", "runs": {"runs/a": {}, "runs/b": {}}}')
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/report.json").touch()
+    found = described(erase("inspect", tmp_path))
+    assert (found["kind"], found["runs"], found["finished"]) == ("comparison of erase", 2, 1)
 
 
 def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:

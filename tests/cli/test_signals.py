@@ -91,15 +91,20 @@ def test_a_signal_elsewhere_stops_at_once_and_says_how_to_resume(
         ("run sd x 'forget.prompts=a cat' --out y", "erase run sd x 'forget.prompts=a cat' --out y --resume"),
         ("run sd x --resume --out y", "erase run sd x --resume --out y"),
         ("run sd x --out y --dry-run", "erase run sd x --out y --dry-run"),
+        ("run sd x --out new", "erase run sd x --out new"),
         ("attack x --out y", "erase attack x --out y --resume"),
         ("compare x --out y", "erase compare x --out y"),
         ("demo --out y", "erase run sd sd_photos_sfron --out y --resume"),
+        ("demo --out new", "erase demo --out new"),
     ],
 )
 def test_a_stopped_command_says_which_one_resumes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, again: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: str, again: str
 ) -> None:
-    """Stopped as soon as it can be."""
+    """Stopped as soon as it can be; a folder that holds nothing cannot be resumed."""
+    monkeypatch.chdir(tmp_path)
+    Path("y").mkdir()
+    Path("y/run.json").touch()
     stoppable = common.stoppable
 
     def stopped(*args: Any) -> None:

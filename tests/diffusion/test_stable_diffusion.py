@@ -269,7 +269,7 @@ def test_wrong_names_are_refused(micro_sd: Path, tmp_path: Path) -> None:
 
 
 def test_a_hub_id_offline_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^model 'nobody/nothing' is no folder here, and the hub did not") as caught:
+    with pytest.raises(ValueError, match=r"^model 'nobody/nothing' is no folder here") as caught:
         locate("nobody/nothing")
     assert "\n" not in str(caught.value)
 
@@ -277,7 +277,7 @@ def test_a_hub_id_offline_is_one_line() -> None:
 def test_a_wrong_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(DiffusionPipeline, "download", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda name, **_: pytest.fail("asked the hub"))
     with pytest.raises(ValueError, match="no model 'runs/none'"):
         locate("runs/none")
 

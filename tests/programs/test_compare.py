@@ -27,6 +27,7 @@ PRESET: dict[str, Any] = {
     "forget": {"prompts": ["a cat"], "anchors": ["a dog"]},
     "remain": {"prompts": ["a dog"]},
     "eval": {"prompts": ["a cat"]},
+    "saliency": {"density": 0.5},
 }
 SPEC: dict[str, Any] = {
     "pipeline": "sd",

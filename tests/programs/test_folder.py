@@ -1,6 +1,8 @@
 """A run's folder: opened, resumed, refused."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,30 @@ def test_a_run_is_gone_on_with_where_it_is_the_same(tmp_path: Path) -> None:
     folder.open_folder(Config(), tmp_path / "out", RECORD, "second", resume=True)
     assert tree(tmp_path) == before
     assert json.loads((tmp_path / "out/run.json").read_text())["command"] == "first"
+
+
+def test_a_folder_is_worked_in_by_one_launch_at_a_time(tmp_path: Path) -> None:
+    """A lock of a process holds against others alone: the second one is a process of its own."""
+    out = tmp_path / "out"
+    code = f"""
+from pathlib import Path
+from erase.programs.folder import working_in
+try:
+    with working_in(Path({str(out)!r})):
+        print("free")
+except ValueError as error:
+    print(error)
+"""
+
+    def ask() -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    with folder.working_in(out):
+        folder.open_folder(Config(), out, RECORD, "", resume=False)
+        assert ask().startswith(f"{out} is in use by another process")
+        assert {p.name for p in out.iterdir()} == {"run.json", folder.LOCK}
+    assert ask() == "free\n"
+    assert [p.name for p in out.iterdir()] == ["run.json"]
 
 
 @pytest.mark.parametrize(

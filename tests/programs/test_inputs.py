@@ -20,6 +20,7 @@ from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.methods import NEEDS, Entry, find_method, list_methods
 from erase.programs import inputs
+from erase.programs.settings import check_saliency
 
 ONE = Saliency(density=0.3, draws=1, count=4, batch_size=4)
 FLOAT = Precision("no", torch.device("cpu"))
@@ -251,7 +252,7 @@ def test_guidance_needs_an_empty_condition_and_the_training_loss() -> None:
     with pytest.raises(ValueError, match=r"saliency\.guidance=3 needs an empty condition"):
         inputs.check_guidance(guided, sfron, has_null=False)
     with pytest.raises(ValueError, match=r"saliency\.guidance=3 .* saliency\.loss=plain"):
-        inputs.check_saliency(Saliency(threshold=1, guidance=3, loss="objective"), sfron)
+        check_saliency(Saliency(threshold=1, guidance=3, loss="objective"), sfron)
 
 
 def test_magnitude_is_of_the_mean_over_all_batches(tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_no_mask_where_it_is_off(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
-        inputs.check_saliency(saliency, find_method("sfron"))
+        check_saliency(saliency, find_method("sfron"))
     assert "\n" not in str(caught.value)
 
 
@@ -324,11 +325,11 @@ def test_settings_that_make_no_mask_are_refused_in_one_line(saliency: Saliency, 
     ],
 )
 def test_settings_that_make_a_mask_are_not_refused(saliency: Saliency) -> None:
-    inputs.check_saliency(saliency, find_method("sfron"))
+    check_saliency(saliency, find_method("sfron"))
 
 
 def test_a_method_without_a_mask_needs_no_setting_of_one() -> None:
     for name in list_methods():
         entry = find_method(name)
         if "mask" not in entry.needs:
-            inputs.check_saliency(Saliency(), entry)
+            check_saliency(Saliency(), entry)

@@ -18,6 +18,7 @@ from erase.diffusion.checkpoints.ldm import EMA
 from erase.diffusion.checkpoints.pickles import read_pickle
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.store import card, files, safety
+from erase.store import hub as hub_client
 from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
 from erase.store.weights import HEAVY, index_file, rewrite, weight_files
 
@@ -147,13 +148,12 @@ def find(model: str | Path, downloader: Any = None) -> Path:
         return Path(name)
     if Path(name).exists():
         raise ValueError(f"{name} is a file; a model is a diffusers folder{hub}, or one of: {names}")
-    plain = name.count("/") == 1 and not name.startswith(("/", ".", "~")) and not Path(name).parent.is_dir()
-    if downloader is not None and plain:
+    if downloader is not None and hub_client.is_id(name) and not Path(name).parent.is_dir():
+        cached = not hub_client.reachable(name)
         try:
-            return Path(downloader.download(name))
+            return Path(downloader.download(name, local_files_only=cached))
         except Exception as error:  # the hub client raises a dozen unrelated types
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"model {name!r} is no folder here, and the hub did not give it: {reason}") from error
+            raise hub_client.refusal(name, error, cached) from error
     raise ValueError(
         f"no model {name!r}: not a folder{', not a hub id (owner/name)' if hub else ''}, not one of: {names}"
     )

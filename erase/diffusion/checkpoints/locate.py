@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from erase import resources
-from erase.diffusion.checkpoints import networks, single_file
+from erase.diffusion.checkpoints import lora, networks, single_file
 from erase.diffusion.checkpoints.folders import Source, check, find, read_index
 from erase.diffusion.checkpoints.single_file import SUFFIXES, Prediction, SingleFile
 from erase.diffusion.families import family, family_of
@@ -50,18 +50,44 @@ def locate(
             raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
         return single_file.find(str(model), path, networks.shapes, prediction=prediction, trusted=trusted)
     folder = find(model, DiffusionPipeline)
-    if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
-        return replace(_lone_network(model, folder, condition), labels=tuple(labels))
+    lora.refuse_beside(folder)
+    if not (folder / "model_index.json").exists():
+        if (folder / "config.json").exists():
+            return replace(_lone_network(model, folder, condition), labels=tuple(labels))
+        _refuse_folder(folder)
     index = read_index(folder)
-    kind = index["_class_name"]
-    unet = index.get("unet")
-    # A pipeline of anybody's around a UNet2DModel is a DDPM, whatever it calls itself.
-    name = "ddpm" if isinstance(unet, list) and unet[-1] == "UNet2DModel" else family_of(kind, folder)
+    kind, name = index["_class_name"], name_family(index, folder)
     known = family(name)
     if condition is not None and condition != known.CONDITION:
         raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
     found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
     return replace(found, labels=tuple(labels))
+
+
+def name_family(index: Mapping[str, Any], folder: Path) -> str:
+    """The family that opens a pipeline, by its `model_index.json`.
+
+    Raises:
+        ValueError: for a class that no family opens.
+    """
+    unet = index.get("unet")
+    # A pipeline of anybody's around a UNet2DModel is a DDPM, whatever it calls itself.
+    if isinstance(unet, list) and unet[-1] == "UNet2DModel":
+        return "ddpm"
+    return family_of(index["_class_name"], folder)
+
+
+def _refuse_folder(folder: Path) -> None:
+    """Say what to name instead of a folder that holds no pipeline.
+
+    Raises:
+        ValueError: where that is known.
+    """
+    if (folder / "run.json").exists():
+        raise ValueError(f"{folder} is the folder of a run: name its model, {folder / 'model'}")
+    single = sorted(path.name for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
+    if single:
+        raise ValueError(f"{folder} holds single files and no pipeline: name one of them ({', '.join(single[:12])})")
 
 
 def _lone_network(model: str | Path, folder: Path, condition: str | None) -> Source:

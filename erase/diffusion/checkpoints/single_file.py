@@ -44,6 +44,9 @@ WIDTH = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FIRST = f"{UNET}input_blocks.0.0.weight"
 """Tensors whose shapes tell the version: key weights of the first cross-attention, the first convolution."""
 
+LORA = "a LoRA"
+FUSE = "fuse it into its model with diffusers (load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained)"
+
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "feature_extractor": [None, None],
@@ -290,7 +293,9 @@ def released(
             predicts.
     """
     if not {WIDTH, FIRST} <= tensors.keys():
-        raise ValueError(f"{path} is no Stable Diffusion 1.x or 2.x checkpoint: it is {kind_of(tensors)}")
+        kind = kind_of(tensors)
+        advice = f", which changes a model: {FUSE}, and name the folder it writes" if kind == LORA else ""
+        raise ValueError(f"{path} is no Stable Diffusion 1.x or 2.x checkpoint: it is {kind}{advice}")
     width, channels = tensors[WIDTH].shape[-1], tensors[FIRST].shape[1]
     if width not in (768, 1024):
         raise ValueError(f"{path}: its cross-attention is {width} wide; 1.x has 768 and 2.x has 1024")
@@ -333,7 +338,7 @@ def kind_of(names: Iterable[str]) -> str:
     """What a file with such tensors is, as far as their names tell."""
     signs = (
         (r"conditioner\.embedders\.", "Stable Diffusion XL"),
-        (r"(lora_unet_|lora_te|.*\.lora_(up|down|A|B)\.)", "a LoRA"),
+        (r"(lora_unet_|lora_te|.*\.lora_(up|down|A|B)\.)", LORA),
         (r"control_model\.|controlnet_", "a ControlNet"),
         (re.escape(UNET), "a UNet in LDM's layout"),
         (r"(double_blocks|joint_blocks|transformer_blocks)\.", "a diffusion transformer"),

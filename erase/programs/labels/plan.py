@@ -145,8 +145,6 @@ def make_plan(
     earlier = [i for i in before if i not in forget]
     if len({*forget, *earlier}) == len(labels):
         raise ValueError("every class is named in forget.labels or was forgotten before: something must stay")
-    if not forget and not fresh:
-        raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
     if config.forget.pictures != "own" and config.forget.loss != "redirect":
         raise ValueError(f"forget.pictures={config.forget.pictures} is for forget.loss=redirect; with the others: own")
     anchors: list[int] = []

@@ -21,7 +21,7 @@ from erase.methods.uce import Reading
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.inputs import check_guidance, denoising, learning
-from erase.programs.rehearsal import rehearse
+from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.data import cache, sides_read
 from erase.programs.text.drawing import draw_rows
@@ -40,8 +40,6 @@ class Job:
 
     def __init__(self, setting: Setting) -> None:
         config: SdConfig = setting.config
-        if setting.entry.fresh:
-            raise ValueError(f"{config.method['name']} trains new weights, which erase run sd does not do")
         check_method(setting, ("concepts", "denoiser"))
         self.setting, self.config = setting, config
         self.source = locate(config.model, "text")
@@ -79,7 +77,7 @@ class Job:
         else:
             more.append(
                 f"early stopping: {2 * config.until.images} images every {config.until.every} steps; the VAE and the "
-                f"text encoder stay in memory for them, {stay / 1e9:.3f} GB"
+                f"text encoder stay in memory for them, {in_bytes(stay)}"
             )
         return rehearse(
             config,

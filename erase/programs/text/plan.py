@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
-from erase import resources
 from erase.config import SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
 from erase.evaluation import prompt_files
@@ -53,8 +51,6 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
             images of a forgotten prompt.
     """
     forget, anchors = config.forget.prompts, make_anchors(config)
-    if not forget:
-        raise ValueError("forget.prompts is empty: name what to erase, such as forget.prompts='a photo of a cat'")
     if config.forget.pictures == "anchor" and config.forget.images is not None:
         raise ValueError("forget.images are not used with forget.pictures=anchor: take one back, or use both")
     rows = expand(config.eval.prompts, config.seed)
@@ -176,14 +172,9 @@ def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
         ValueError: for what is likely a set's name with a slip, such as `photo-plain`, or a set that cannot be read.
     """
     rows: list[PromptRow] = []
-    sets = resources.list_prompts()
     for prompt in prompts:
-        if prompt in sets or prompt.endswith((".csv", ".txt")):
-            rows += prompt_files.read_prompts(resources.prompt_path(prompt))
-        elif "-" in prompt and " " not in prompt and (near := get_close_matches(prompt, sets, 1, 0.8)):
-            raise ValueError(f"there is no prompt set {prompt!r}; did you mean {near[0]}?")
-        else:
-            rows.append(PromptRow(prompt, seed))
+        file = prompt_files.find_set(prompt)
+        rows += [PromptRow(prompt, seed)] if file is None else prompt_files.read_prompts(file)
     return rows
 
 

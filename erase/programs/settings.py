@@ -1,0 +1,161 @@
+"""What can be said of a run's settings before a model is opened: nothing here needs more than torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from erase import resources
+from erase.config import Saliency, arguments
+from erase.engine.method import Method
+from erase.engine.updates import ClosedForm
+from erase.methods import Entry, find_method
+
+
+def read_method(config: Any) -> tuple[Entry, Method]:
+    """The method of a configuration, built from settings alone.
+
+    Raises:
+        ValueError: for an unknown method or setting, a value out of range, a mask that cannot be made, a side that has
+            nothing, and a classifier that is not there.
+    """
+    entry = find_method(str(config.method.get("name", "")))
+    method = entry.build(**arguments(config.method, entry))
+    check_saliency(config.saliency, entry)
+    if config.saliency.augment and config.pipeline != "classify":
+        raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
+    if entry.fresh and config.pipeline == "sd":
+        raise ValueError(f"{entry.name} trains new weights, which erase run sd does not do")
+    if not entry.fresh and config.pipeline == "ddpm" and not config.forget.labels:
+        raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
+    if judges(config) and config.eval.classifier is not None:
+        resources.tiny_path(config.eval.classifier)
+    if (
+        config.pipeline == "sd"
+        and not config.eval.prompts
+        and config.eval.images
+        and config.eval.classifier is not None
+    ):
+        raise ValueError(
+            "eval.prompts is empty, so eval.classifier would judge nothing that must stay: name prompts or a prompt "
+            "set, or set eval.classifier=null"
+        )
+    return entry, method
+
+
+def judges(config: Any) -> bool:
+    """Whether a run on a diffusion model generates images that are judged."""
+    if config.pipeline == "classify":
+        return False
+    return bool(config.eval.images or (config.pipeline == "sd" and (config.until or config.eval.attacks)))
+
+
+def notices(config: Any) -> list[str]:
+    """What a user may not expect of settings that are allowed, a line each."""
+    if config.pipeline == "sd" and config.eval.images and not config.eval.prompts:
+        return ["eval.prompts is empty: images are generated of the forget prompts alone"]
+    return []
+
+
+def check_saliency(wanted: Saliency, entry: Entry) -> None:
+    """Check before the Fisher diagonals are computed that a mask can be made of them.
+
+    Raises:
+        ValueError: unless exactly one of threshold and density is given, and for a clip without squares, for a method
+            that takes a mask.
+    """
+    if "mask" not in entry.needs:
+        return
+    if wanted.kind == "magnitude" and wanted.clip is not None:
+        raise ValueError(f"saliency.clip is of saliency.kind=fisher: set it to null; got {wanted.clip}")
+    if wanted.loss == "objective" and wanted.guidance is not None:
+        raise ValueError(
+            f"saliency.guidance={wanted.guidance} guides the training loss: set saliency.loss=plain, or it to null"
+        )
+    if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
+        raise ValueError(
+            f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
+            f"{wanted.density} and {wanted.threshold}"
+        )
+    if wanted.kind == "fisher" and (wanted.threshold is None) == (wanted.density is None):
+        raise ValueError(
+            f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
+            f"got {wanted.threshold} and {wanted.density}"
+        )
+
+
+@dataclass(frozen=True)
+class Use:
+    """Settings that some runs read and others do not."""
+
+    keys: tuple[str, ...]
+    """Paths, or the groups that they begin with (`saliency.`)."""
+    read: bool
+    why: str
+    """Why this run does not read them."""
+
+    def holds(self, key: str) -> bool:
+        """Whether a path is one of these settings."""
+        return any(key == own or (own.endswith(".") and key.startswith(own)) for own in self.keys)
+
+
+def unused(config: Any, entry: Entry, method: Method, typed: Mapping[str, Any]) -> list[str]:
+    """Settings that the user typed and the run does not read, a line each. A preset's own are not told of.
+
+    Args:
+        config: the settings, all of them.
+        entry: the method.
+        method: as it was built.
+        typed: what the user typed, by path; nulls and empty lists take something back, so that they always have a use.
+    """
+    idle = [use for use in uses(config, entry, method) if not use.read]
+    given = [key for key, value in typed.items() if value is not None and value != []]
+    return [f"{key} has no effect here: {use.why}" for key in given for use in idle if use.holds(key)]
+
+
+def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
+    """What the run reads of the settings that not every run reads."""
+    name, needs, kind = entry.name, entry.needs, config.saliency.kind
+    masks = "mask" in needs
+    masked = masks and kind != "none"
+    unmasked = "saliency.kind=none switches the mask off" if masks else f"method {name} takes no mask"
+    found = [
+        Use(("saliency.kind",), masks or kind == "none", unmasked),
+        Use(("saliency.threshold", "saliency.density", "saliency.chunk"), masked, unmasked),
+        Use(
+            tuple(f"saliency.{key}" for key in ("loss", "guidance", "per", "clip", "count", "draws", "batch_size")),
+            masked or "fisher" in needs,
+            unmasked,
+        ),
+    ]
+    if config.pipeline == "classify":
+        return [*found, Use(("train.",), not entry.fresh, f"{name} goes by the recipe")]
+    loss, sd = config.forget.loss, config.pipeline == "sd"
+    leads = "forget" in needs and (loss == "redirect" or (sd and loss == "surrogate")) and not entry.fresh
+    own = f"method {name} has no such loss on forget data"
+    steps = tuple(
+        f"train.{key}" for key in ("batch_size", "micro_batch", "lr", "optimizer", "weight_decay", "momentum")
+    )
+    found += [
+        Use(steps, not isinstance(method.update, ClosedForm), f"method {name} is a closed form"),
+        Use(("forget.loss", "forget.target", "forget.dropout"), "forget" in needs, own),
+        Use(
+            ("forget.anchors",),
+            leads or "concepts" in needs,
+            f"forget.loss={loss} has none" if "forget" in needs else own,
+        ),
+        Use(("forget.count", "forget.images"), entry.reads("forget", masked), f"method {name} reads no forget data"),
+        Use(
+            ("remain.count", "remain.images", "remain.share"),
+            entry.reads("remain", masked),
+            f"method {name} reads no remain data",
+        ),
+        Use(("remain.loss",), "remain" in needs, f"method {name} has no such loss on remain data"),
+    ]
+    if sd:
+        found += [
+            Use(("attack.",), bool(config.eval.attacks), "eval.attacks is empty"),
+            Use(("eval.nudity", "eval.nudity.", "eval.classifier"), judges(config), "eval.images=0 judges nothing"),
+        ]
+    return found

@@ -1,0 +1,33 @@
+"""The lines of a dry run."""
+
+from typing import Any
+
+import pytest
+
+from erase.methods import find_method
+from erase.programs.rehearsal import in_bytes, steps_line
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(24e9, "24.000 GB"), (1.5e8, "0.150 GB"), (1.679e7, "16.790 MB"), (4100, "0.004 MB")]
+)
+def test_small_sizes_are_told_in_megabytes(count: float, said: str) -> None:
+    assert in_bytes(count) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("sfron", {"fast_rate": 1.0, "slow_steps": 4}, ["30", "30 fast", "120 slow"]),
+        ("sfron", {"fast_rate": 1.0, "every": 3}, ["30", "10 fast", "30 slow"]),
+        ("finetune", {}, ["30", "30 slow"]),
+        ("uce", {}, ["30", "closed form"]),
+    ],
+)
+def test_how_often_a_run_computes_what(name: str, settings: dict[str, Any], told: list[str]) -> None:
+    needs = find_method(name).needs
+    objectives = {side: side for side in ("forget", "remain") if side in needs}  # only looked at for being there
+    said = steps_line(find_method(name).build(**settings, **objectives), 30, 16)
+    assert all(part in said for part in told)
+    assert " 0 " not in said
+    assert ("16" in said) is (name != "uce")

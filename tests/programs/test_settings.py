@@ -1,0 +1,66 @@
+"""What is said of settings before a model is opened."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from erase import config, resources
+from erase.programs import settings
+from erase.store.files import paths
+
+
+def parsed(preset: str, words: Sequence[str]) -> Any:
+    data = config.read_preset(resources.preset_path(preset))
+    return config.parse(config.override(data, words), config.PIPELINES[data["pipeline"]])
+
+
+def unused(preset: str, *words: str) -> list[str]:
+    """The keys that are told of."""
+    whole = parsed(preset, words)
+    lines = settings.unused(whole, *settings.read_method(whole), paths(dict(config.read_words(words))))
+    assert all("\n" not in line for line in lines)
+    return [line.split()[0] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "idle"),
+    [
+        ("sd_photos_sfron", ["saliency.density=0.5", "forget.anchors=a", "train.lr=1e-3", "saliency.count=3"], []),
+        ("sd_photos_sfron", ["saliency.kind=none", "saliency.density=0.5"], ["saliency.density"]),
+        ("sd_photos_sfron", ["saliency={kind: none, count: 3}"], ["saliency.count"]),
+        ("sd_photos_sfron", ["forget.loss=ascent", "forget.pictures=own", "forget.anchors=a"], ["forget.anchors"]),
+        ("sd_photos_sfron", ["attack.inversion.steps=3"], ["attack.inversion.steps"]),
+        ("sd_photos_sfron", ["attack.inversion.steps=3", "eval.attacks=[inversion]"], []),
+        ("sd_photos_sfron", ["eval.images=0", "eval.nudity.threshold=0.6"], ["eval.nudity.threshold"]),
+        ("sd_photos_finetune", ["saliency.kind=fisher", "saliency.count=3"], ["saliency.kind", "saliency.count"]),
+        ("sd_photos_finetune", ["forget.anchors=a", "forget.count=3"], ["forget.anchors", "forget.count"]),
+        ("sd_photos_finetune", ["saliency.kind=none", "saliency.density=null", "forget.anchors=[]"], []),
+        ("sd_photos_gradient_ascent", ["remain.count=3", "remain.loss=distill"], ["remain.count", "remain.loss"]),
+        ("sd_photos_selective_amnesia", ["saliency.count=3", "saliency.density=0.5"], ["saliency.density"]),
+        ("sd_photos_esd_x", ["forget.loss=ascent", "forget.count=3"], ["forget.loss"]),
+        ("sd_photos_uce", ["forget.anchors=a", "train.parameters=kv", "train.batch_size=3"], ["train.batch_size"]),
+        ("ddpm_fashion_sfron", ["forget.anchors=bag", "forget.labels=trouser"], []),
+        ("ddpm_fashion_train", ["forget.count=3", "saliency.density=0.5"], ["forget.count", "saliency.density"]),
+        ("classify_fashion_sfron", ["saliency.threshold=0.5", "train.lr=1"], []),
+        ("classify_fashion_finetune", ["saliency.density=0.5"], ["saliency.density"]),
+    ],
+)
+def test_settings_that_the_run_does_not_read(preset: str, words: list[str], idle: list[str]) -> None:
+    assert unused(preset, *words) == idle
+
+
+@pytest.mark.parametrize("preset", resources.list_presets())
+def test_settings_of_every_preset_can_be_read(preset: str) -> None:
+    """And a preset's own are not told of."""
+    assert unused(preset) == []
+
+
+def test_without_prompts_only_the_forget_prompts_are_judged() -> None:
+    whole = parsed("sd_photos_sfron", ["eval.prompts=[]", "eval.classifier=null"])
+    settings.read_method(whole)
+    assert len(settings.notices(whole)) == 1
+    assert settings.notices(parsed("sd_photos_sfron", [])) == []
+    assert settings.notices(parsed("sd_photos_sfron", ["eval.prompts=[]", "eval.images=0"])) == []
+    with pytest.raises(ValueError, match=r"eval\.prompts"):
+        settings.read_method(parsed("sd_photos_sfron", ["eval.prompts=[]"]))

@@ -67,9 +67,12 @@ class Remain:
 
 @dataclass(frozen=True)
 class Draw:
-    """How the model draws: number of sampler steps, guidance, images at once."""
+    """How the model generates: sampler, its number of steps, guidance, images at once."""
 
     __pydantic_config__ = STRICT
+    sampler: Literal["ddim", "dpm", "euler", "euler_a", "lms", "pndm", "unipc", "flow_euler"] | None = None
+    """By default the model's own. `dpm` is DPM-Solver++, `ddim` has η = 0; `flow_euler` is for flows (SD3, Flux and
+    Lumina), the others are for all other models. The noise schedule is the model's own in any case."""
     steps: Positive = 50
     guidance: Annotated[float, Field(ge=0)] = 7.5
     batch_size: Positive = 4

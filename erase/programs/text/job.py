@@ -48,6 +48,7 @@ class Job:
         self.gone = folders.forgotten(self.source)
         self.plan = plan = make_plan(config, self.gone)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
+        self.model.scheduler(config.draw.sampler)  # refuses one that does not fit
         self.model.check_prompts(plan.words)
         self.chosen = self.model.choose(config.train.parameters)
         if isinstance(setting.method.update, ClosedForm):

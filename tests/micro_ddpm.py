@@ -1,5 +1,6 @@
 """A class-conditional DDPM, its labelled images and a judge of them, of the real classes and small enough for a run."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import micro
 import numpy as np
 from PIL import Image
 
-from erase.diffusion import class_conditional
+from erase.diffusion import class_conditional, samplers
 from erase.diffusion.families import family
 from erase.diffusion.model import Model
 
@@ -58,3 +59,11 @@ def pipeline(work: Path) -> Any:
 def wrap(pipe: Any) -> Model:
     """The pipeline in use."""
     return Model(family("ddpm"), pipe)
+
+
+def with_sampler(pipe: Any, name: str | None) -> Any:
+    """The same model with another sampler; `None` keeps its own."""
+    other = copy.copy(pipe)
+    if name is not None:
+        other.scheduler = samplers.label_sampler(pipe.scheduler.config, name)
+    return other

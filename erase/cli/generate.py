@@ -47,6 +47,13 @@ def generate(
         float | None,
         typer.Option(help="Guidance scale of rows that name none. Default: 7.5, or the own one of a model of classes."),
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, dpm (DPM-Solver++), euler, euler_a, lms, pndm or unipc; flow_euler of a flow; ddim, ddpm, dpm "
+            "of a model of classes. Default: the model's own."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images at once.")] = 8,
     precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Of the forward passes.")] = "no",
     seed: Annotated[int, typer.Option(help="First seed of rows that have none.")] = 0,
@@ -92,7 +99,7 @@ def generate(
     from erase.programs import generating
 
     no_loading_bars()
-    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, threads)
+    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, sampler, threads)
     generating.generate(model, file, rows, out, wanted, resume=resume, say=partial(typer.echo, err=True))
     if speaks():
         typer.echo(f"{len(rows) * images} images in {out}")

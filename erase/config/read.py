@@ -60,7 +60,9 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """`merge`, but what the layer chooses takes the place of what is below: see `superseded`."""
-    return merge(_without(below, superseded(below, files.paths(layer))), layer)
+    named = files.paths(layer)
+    check_concept(below, named)
+    return merge(_without(below, superseded(below, named)), layer)
 
 
 def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
@@ -83,6 +85,22 @@ def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
     return gone
 
 
+def check_concept(below: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+    """Refuse another concept where what is below fits one alone: its anchors, remain prompts and judges would stay.
+
+    Raises:
+        ValueError: for other forget prompts than those of a preset with a `concept`, unless `concept` is named, too.
+    """
+    own, given = below.get("concept"), named.get("forget.prompts")
+    given = [given] if isinstance(given, str) else given
+    if own is None or given is None or "concept" in named or given == files.paths(below).get("forget.prompts"):
+        return
+    raise ValueError(
+        f"forget.prompts is {given!r}, but anchors, remain prompts and judges of this preset are for {own}: use the "
+        f"preset sd_concept_sfron for anything else, or add concept={own} for other words of the same"
+    )
+
+
 def _without(data: Mapping[str, Any], gone: Sequence[str], before: str = "") -> dict[str, Any]:
     """A copy of nested settings but for some paths."""
     return {
@@ -102,7 +120,9 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
         ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
     """
     given = read_words(words)
-    out = _without(data, superseded(data, files.paths(dict(given))))
+    named = files.paths(dict(given))
+    check_concept(data, named)
+    out = _without(data, superseded(data, named))
     for key, value in given:
         node = out
         *parents, last = key.split(".")

@@ -34,7 +34,8 @@ class Forget:
     prompts: Annotated[Prompts, Field(min_length=1)]
     """Prompts of what to erase."""
     anchors: Prompts = field(default_factory=list)
-    """One for each prompt, or one for all; `redirect` and `surrogate` need them."""
+    """What the forget prompts should become, such as a broader noun phrase ('an animal' for 'a cat'): one for each, or
+    one for all. `redirect` without anchors leads to the empty prompt; `surrogate` needs them."""
     earlier: Prompts = field(default_factory=list)
     """Prompts of concepts that were forgotten before, and are to stay so; those are added that the model's weight file
     knows."""
@@ -53,6 +54,9 @@ class Forget:
     """Condition dropout of the forget loss; the published DDPM script has 0.1."""
     axis: Literal["object", "style"] | None = None
     """The column of labelled prompt sets that tells the concept: all rows with its label count as forgotten."""
+    words: bool = False
+    """Whether rows of prompt sets that name the concept count as forgotten, too: those with every word of a forget
+    prompt, in singular or plural, but for 'a photo of' and the like."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,17 @@ class Remain:
 
 @dataclass(frozen=True)
 class Draw:
-    """How the model draws: number of sampler steps, guidance, images at once."""
+    """How the model generates: sampler, its number of steps, guidance, images at once."""
 
     __pydantic_config__ = STRICT
+    sampler: Literal["ddim", "dpm", "euler", "euler_a", "lms", "pndm", "unipc", "flow_euler"] | None = None
+    """By default the model's own. `dpm` is DPM-Solver++, `ddim` has η = 0; `flow_euler` is for flows (SD3, Flux and
+    Lumina), the others are for all other models. The noise schedule is the model's own in any case."""
     steps: Positive = 50
     """Sampler steps of every generated image."""
-    guidance: Annotated[float, Field(ge=0)] = 7.5
-    """Guidance scale, as the model's own pipeline counts it."""
+    guidance: Annotated[float, Field(ge=0)] | None = 7.5
+    """Guidance scale, as the model's own pipeline counts it. Null is the default of the family's own pipeline in
+    diffusers: 7.5 (SD), 5 (SDXL), 7 (SD3), 3.5 (Flux), 4.5 (PixArt) and 4 (Lumina)."""
     batch_size: Positive = 4
     """Images that are generated at once."""
 
@@ -210,6 +218,9 @@ class SdConfig:
     forget: Forget
     remain: Remain
     eval: Eval
+    concept: str | None = None
+    """What a preset erases whose anchors, remain prompts and judges fit this alone: then other forget prompts are
+    refused unless `concept` is given with them, which says that the rest is as it should be."""
     saliency: Saliency = field(default_factory=Saliency)
     draw: Draw = field(default_factory=Draw)
     until: Until | None = None

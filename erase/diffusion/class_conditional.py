@@ -1,17 +1,16 @@
 """Class-conditional DDPM UNets (diffusers `UNet2DModel`): open or make one, denoise, draw, save.
 
 Labels are 0 … C-1; embedding row C, where the UNet has one, is the null class, for guidance and label dropout. What is
-not of one pipeline (`label_condition`, `with_sampler`, `renew`, `check_guidance`) serves every family of labels.
+not of one pipeline (`label_condition`, `renew`, `check_guidance`) serves every family of labels.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -29,7 +28,6 @@ from erase.store.labelled import class_number
 Net = TypeVar("Net", bound=nn.Module)
 Pipe = TypeVar("Pipe")
 Autocast = Callable[[], AbstractContextManager[Any]]
-Sampler = Literal["ddim", "ddpm", "dpm"]
 SCHEDULERS: dict[str, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}
 SCHEDULERS_BY_CLASS: dict[str | None, Any] = {kind.__name__: kind for kind in SCHEDULERS.values()}
 
@@ -223,16 +221,6 @@ def renew(net: Net, seed: int) -> Net:
         fresh: Any = type(old).from_config(old.config)
     made: Net = fresh.to(old.device).eval()
     return made
-
-
-def with_sampler(pipe: Pipe, name: Sampler | None) -> Pipe:
-    """The same model with another sampler; `None` keeps its own."""
-    if name is None:
-        return pipe
-    other: Any = copy.copy(pipe)
-    other.scheduler = SCHEDULERS[name].from_config(other.scheduler.config)
-    found: Pipe = other
-    return found
 
 
 class Guided(Protocol):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from erase.diffusion import condition, loading
+from erase.diffusion import condition, loading, samplers
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
@@ -204,6 +204,19 @@ class Model:
             null=None if null is None else dict(null),
         )
 
+    def scheduler(self, sampler: str | None = None) -> Any:
+        """What it generates with: by default its own scheduler.
+
+        Raises:
+            ValueError: for a sampler that this model cannot be sampled with.
+        """
+        own = self.pipe.scheduler
+        if sampler is None:
+            return own
+        if self.family.CONDITION == "label":
+            return samplers.label_sampler(own.config, sampler)
+        return samplers.text_sampler(own.config, self.family.process(self.pipe), sampler)
+
     def checkpoint_activations(self) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
         net: Any = self.net
@@ -224,17 +237,21 @@ class Model:
         *,
         steps: int,
         guidance: float | None,
+        sampler: str | None = None,
         size: tuple[int, int] | None = None,
         latents: bool = False,
         autocast: Autocast = nullcontext,
     ) -> Any:
-        """One sample for each prompt: PIL images, or latents `[B, C, H, W]`. Arguments as those of `Family.draw`."""
+        """One sample for each prompt: PIL images, or latents `[B, C, H, W]`.
+
+        Arguments as those of `Family.draw` and `scheduler`.
+        """
         embed = self._embedded if self.lean else partial(self.family.embed, self.pipe)
         # Not under autocast: prompts mean the same as in training, and T5 overflows in float16.
         asked = embed(list(prompts))
         null = embed([""] * len(prompts)) if self.has_null else None
         self.ready(self.family.TRAINED)
-        with autocast():
+        with autocast(), samplers.sampling(self.pipe, self.scheduler(sampler)):
             return self.family.draw(
                 self.pipe, asked, null, generators, steps=steps, guidance=guidance, size=size, latents=latents
             )
@@ -257,6 +274,7 @@ class Model:
         *,
         steps: int,
         guidance: float | None,
+        sampler: str | None = None,
         batch_size: int = 16,
         autocast: Autocast = nullcontext,
     ) -> Tensor:
@@ -265,13 +283,24 @@ class Model:
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             drawn = self.draw(
-                prompts[part], generators[part], steps=steps, guidance=guidance, latents=True, autocast=autocast
+                prompts[part],
+                generators[part],
+                steps=steps,
+                guidance=guidance,
+                sampler=sampler,
+                latents=True,
+                autocast=autocast,
             )
             parts.append(drawn.float().cpu())
         return torch.cat(parts)
 
     def sampler(
-        self, *, steps: int, guidance: float | None, autocast: Autocast = nullcontext
+        self,
+        *,
+        steps: int,
+        guidance: float | None,
+        sampler: str | None = None,
+        autocast: Autocast = nullcontext,
     ) -> Callable[..., list[Image.Image]]:
         """A function that generates images, as `erase.evaluation.generate` takes it."""
         side = self.resolution
@@ -290,6 +319,7 @@ class Model:
                 generators,
                 steps=steps,
                 guidance=_default if guidance is None else guidance,
+                sampler=sampler,
                 # a pipeline would drop one that is given alone
                 size=(height or side, width or side) if width or height else None,
                 autocast=autocast,

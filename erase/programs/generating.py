@@ -14,7 +14,7 @@ from erase.diffusion import class_conditional, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import family
-from erase.diffusion.model import Model, open_model
+from erase.diffusion.model import open_model
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation.prompt_files import PromptRow
@@ -39,6 +39,8 @@ class Wanted:
     """Of rows that name none; by default 7.5 for text, and the model's own for class labels."""
     batch_size: int = 8
     precision: str = "no"
+    sampler: str | None = None
+    """By default the model's own."""
     threads: int | None = None
     """CPU threads; by default 1 for small models, else all."""
 
@@ -70,6 +72,7 @@ def generate(
     if not reads_text:
         for number, row in enumerate(rows, 1):
             class_conditional.check_row(found, row.prompt, row.width, row.height, f"{named}: row {number}")
+    scheduler = found.scheduler(wanted.sampler)
     cut = text.cut_prompts(found, [row.prompt for row in rows]) if reads_text else []
     if cut and distributed.rank() == 0:
         say(text.say_cut(found, cut, len(rows)))
@@ -83,7 +86,7 @@ def generate(
         "dtype": str(found.dtype).removeprefix("torch."),
         "precision": wanted.precision,
         "draw": {"steps": wanted.steps, "guidance": guidance},
-        **scheduler_of(found),
+        **settings_of(scheduler),
         "prompt_file": None if file is None else {"name": file.name, "sha256": files.sha256(file)},
         "truncated_prompts": cut,
         "versions": {name: value for name, value in versions().items() if name in MADE_BY},
@@ -94,7 +97,7 @@ def generate(
         settings["threads"] = torch.get_num_threads()
     drawing = Precision(wanted.precision, device).drawing
     draw_pictures(
-        found.sampler(steps=wanted.steps, guidance=guidance, autocast=drawing),
+        found.sampler(steps=wanted.steps, guidance=guidance, sampler=wanted.sampler, autocast=drawing),
         rows,
         out,
         images=wanted.images,
@@ -104,8 +107,8 @@ def generate(
     )
 
 
-def scheduler_of(model: Model) -> dict[str, Any]:
-    """The sampler's class and configuration, as JSON can hold them: infinity is text."""
-    config = {key: value for key, value in model.pipe.scheduler.config.items() if not key.startswith("_")}
+def settings_of(scheduler: Any) -> dict[str, Any]:
+    """A sampler's class and configuration, as JSON can hold them: infinity is text."""
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in config.items()}
-    return {"scheduler": type(model.pipe.scheduler).__name__, "scheduler_config": plain}
+    return {"scheduler": type(scheduler).__name__, "scheduler_config": plain}

@@ -424,6 +424,27 @@ def test_a_picture_depends_on_its_row_alone(
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("sampler", ["euler_a", "lms"])
+def test_generate_with_another_sampler(
+    erase: Erase, micro_sd: Path, prompts: Path, tmp_path: Path, sampler: str
+) -> None:
+    """With fresh noise in each step, or what earlier steps said: a resumed image is the same to the bit."""
+    words = ["generate", micro_sd, prompts, "--steps", 4, "--batch-size", 4, "--sampler", sampler]
+    assert erase(*words, "--out", tmp_path / "a").code == 0
+    first = read_manifest(tmp_path / "a")
+    (tmp_path / "a" / first[1].file).unlink()
+    assert erase(*words, "--out", tmp_path / "a", "--resume").code == 0
+    assert read_manifest(tmp_path / "a") == first
+    assert erase(*words[:-2], "--out", tmp_path / "own").code == 0
+    own = read_manifest(tmp_path / "own")
+    assert not {row.sha256 for row in own} & {row.sha256 for row in first}
+    record = json.loads((tmp_path / "a/settings.json").read_text())["settings"]
+    assert record["scheduler"].startswith({"euler_a": "EulerAncestral", "lms": "LMS"}[sampler])
+    assert "scheduler" in erase(*words[:-2], "--out", tmp_path / "a", "--resume").said
+    assert "flow_euler" in erase(*words[:-1], "flow_euler", "--out", tmp_path / "b").said
+    assert not (tmp_path / "b").exists()
+
+
 def test_rows_drawn_alike(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,seed,guidance,width\na cat,1,3,24\n")
     (tmp_path / "b.csv").write_text("prompt,seed\na cat,1\n")

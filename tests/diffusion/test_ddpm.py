@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erase.diffusion import class_conditional
+from erase.diffusion import class_conditional, samplers
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.losses import Denoise
@@ -98,7 +98,7 @@ SAMPLERS: list[Any] = [None, "ddim", "ddpm", "dpm"]
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_depends_on_its_label_and_generator_alone(pipes: dict[str, Pipe], kind: str, name: Any) -> None:
-    pipe = class_conditional.with_sampler(pipes[kind], name)
+    pipe = micro_ddpm.with_sampler(pipes[kind], name)
     labels, seeds = [0, 1, 2, 1], [5, 6, 7, 8]
 
     def draw(labels: list[int], seeds: list[int]) -> Tensor:
@@ -127,7 +127,7 @@ def test_an_image_depends_on_its_label_and_generator_alone(pipes: dict[str, Pipe
 def test_drawing_is_the_plain_loop(pipes: dict[str, Pipe], kind: str, scale: float, name: Any) -> None:
     """One image at a time, both predictions at every step, `null + s (class - null)`, diffusers' own scheduler."""
     pipe, labels, seeds = pipes[kind], [2, 0], (3, 4)
-    found = class_conditional.with_sampler(pipe, name).draw(labels, gens(*seeds), 4, scale)
+    found = micro_ddpm.with_sampler(pipe, name).draw(labels, gens(*seeds), 4, scale)
     made: Any = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}[name]
     for image, label, generator in zip(found, labels, gens(*seeds), strict=True):
         scheduler = made.from_config(pipe.scheduler.config)
@@ -195,7 +195,7 @@ def test_patches_go_into_channels_and_back() -> None:
 
 
 def test_latents_are_drawn_in_batches(pipe: Pipe) -> None:
-    pipe = class_conditional.with_sampler(pipe, "dpm")  # which does not clip by itself
+    pipe = micro_ddpm.with_sampler(pipe, "dpm")  # which does not clip by itself
     entered = list[int]()
 
     @contextmanager
@@ -243,7 +243,7 @@ def test_the_sampler_takes_names_and_a_rows_guidance(pipe: Pipe) -> None:
     assert drawn(draw, guidance=1.0) == pixels(pipe, 1.0) != pixels(pipe, 3.0)
     own = micro_ddpm.wrap(pipe).sampler(steps=2, guidance=None)
     assert drawn(own) == pixels(pipe, 2.0) != pixels(pipe, 3.0)
-    ancestral = class_conditional.with_sampler(pipe, "ddpm")
+    ancestral = micro_ddpm.with_sampler(pipe, "ddpm")
     other = micro_ddpm.wrap(ancestral).sampler(steps=3, guidance=3.0)
     assert drawn(other) == pixels(ancestral, 3.0, 3) != pixels(pipe, 3.0, 3)
 
@@ -267,15 +267,14 @@ def test_the_sampler_draws_the_evaluations_folders(pipe: Pipe, tmp_path: Path) -
 def test_another_sampler_is_the_same_model(pipes: dict[str, Pipe], name: Any) -> None:
     for pipe in (pipes["grey"], pipes["colour, wide, attention"]):
         before = pipe.scheduler
-        other = class_conditional.with_sampler(pipe, name)
-        assert type(other.scheduler) is class_conditional.SCHEDULERS[name]
+        other = micro_ddpm.with_sampler(pipe, name)
+        assert type(other.scheduler) is samplers.SCHEDULERS[name]
         assert torch.equal(other.scheduler.alphas_cumprod, before.alphas_cumprod)
         assert other.scheduler.config.prediction_type == before.config.prediction_type
         assert other.unet is pipe.unet
         assert (other.labels, other.guidance, other.patch) == (pipe.labels, pipe.guidance, pipe.patch)
         assert (other.null, other.shape) == (pipe.null, pipe.shape)
         assert pipe.scheduler is before
-        assert class_conditional.with_sampler(pipe, None) is pipe
 
 
 def test_guidance_needs_a_null_class(pipe: Pipe, copy: Path) -> None:
@@ -450,7 +449,7 @@ def test_a_saved_model_draws_the_same_pictures(pipes: dict[str, Pipe], kind: str
         assert other.scheduler.config[key] == pipe.scheduler.config[key]
     assert pictures(other) == pictures(pipe)
     for name in ("ddpm", "dpm"):
-        one, two = (class_conditional.with_sampler(p, name) for p in (other, pipe))  # type: ignore[arg-type]
+        one, two = (micro_ddpm.with_sampler(p, name) for p in (other, pipe))  # type: ignore[arg-type]
         assert pictures(one) == pictures(two)
     assert not any(p.requires_grad for p in other.unet.parameters())
     assert not other.unet.training

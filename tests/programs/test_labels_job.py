@@ -282,11 +282,10 @@ def test_without_data_the_model_generates_its_own(gather: Callable[..., Any]) ->
     words = ("draw={steps: 3, batch_size: 2, guidance: 4, sampler: ddpm}", "forget.count=3")
     forget, remain = gather(*words, data=None, model=model, forget=(2,))
     assert (forget.cond.tolist(), remain.cond.tolist()) == ([2] * 3, [0, 0, 1, 1])
-    drawing = gathering.with_sampler(model, "ddpm")
     for side in (forget, remain):
         generators = [image_generator(0, n) for n in range(len(side))]
         names = [LABELS[i] for i in side.cond]
-        drawn = drawing.draw_latents(names, generators, steps=3, guidance=4.0, batch_size=2)
+        drawn = model.draw_latents(names, generators, steps=3, guidance=4.0, sampler="ddpm", batch_size=2)
         assert torch.equal(side.mean, drawn)
     other, _ = gather(*words, "seed=1", data=None, model=model, forget=(2,))
     assert not torch.equal(other.mean, forget.mean)

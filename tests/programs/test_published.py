@@ -165,6 +165,7 @@ def setting_of(name: str, work: Path, *words: str) -> run.Setting:
 
 SD_WORDS = (
     "forget.prompts=[a photo of a cat]",
+    "concept=null",
     "forget.anchors=[a photo of a dog]",
     "remain.prompts=[a photo of a dog]",
     "eval.prompts=[a photo of a dog]",

@@ -210,7 +210,7 @@ def test_a_run_that_no_look_ends_says_so(text_runs: Runner, text_run: Path, tmp_
 # --- refusals -------------------------------------------------------------------------------------
 
 REFUSED = table("""
-no anchor | forget.anchors=[] | forget.anchors
+no anchor for a surrogate | forget.loss=surrogate ; forget.pictures=anchor ; forget.anchors=[] | forget.anchors
 anchors do not match | forget.prompts=[a cat, a car, a boat] ; forget.anchors=[a dog, a dog] | forget.anchors
 nothing to forget | forget.prompts=[] | forget.prompts
 nothing remains | remain.prompts=a photo of a cat | remain.prompts

@@ -305,6 +305,7 @@ def test_base_images_of_an_earlier_run_are_copied(
     for number, (word, key) in enumerate(
         {
             "draw.steps=3": r"settings\.draw\.steps",
+            "draw.sampler=euler_a": r"settings\.scheduler.*settings\.draw\.sampler",
             "precision=bf16": r"settings\.precision",
             f"model={text_run / 'model'}": r"settings\.weights",
         }.items()

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from erase.config import DdpmConfig
-from erase.diffusion import class_conditional
 from erase.diffusion.data import LatentSet
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Redirect
@@ -45,15 +44,15 @@ def gather(
             return LatentSet(mean, labels, table, std)
         assert count is not None
         words = [i for i in which for _ in range(count)]
-        drawing = with_sampler(diffuser, config.draw.sampler)
         generators = [generate.image_generator(config.seed, n) for n in range(len(words))]
 
         def draw(part: slice) -> Tensor:
-            return drawing.draw_latents(
+            return diffuser.draw_latents(
                 [plan.labels[i] for i in words[part]],
                 generators[part],
                 steps=config.draw.steps,
                 guidance=config.draw.guidance,
+                sampler=config.draw.sampler,
                 batch_size=config.draw.batch_size,
                 autocast=precision.drawing,
             )
@@ -160,8 +159,3 @@ def leaning(remain: LatentSet, apart: Sequence[Mapping[int, float]]) -> LatentSe
     chosen = torch.cat(index)
     std = None if remain.std is None else remain.std[chosen]
     return LatentSet(remain.mean[chosen], remain.cond[chosen], remain.table, std)
-
-
-def with_sampler(diffuser: Model, name: class_conditional.Sampler | None) -> Model:
-    """The same model with another sampler; `None` keeps its own."""
-    return Model(diffuser.family, class_conditional.with_sampler(diffuser.pipe, name))

@@ -21,7 +21,7 @@ from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
 from erase.programs.images import draw_pictures
 from erase.programs.inputs import check_guidance, denoising, learning
-from erase.programs.labels.data import gather, with_sampler
+from erase.programs.labels.data import gather
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
 from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise
 from erase.programs.rehearsal import rehearse
@@ -118,16 +118,20 @@ class Job:
         config, setting = self.config, self.setting
         if not config.eval.images:
             return
-        drawing = with_sampler(model, config.draw.sampler)
         scale = model.guidance if config.draw.guidance is None else config.draw.guidance
         settings = {
             "weights": self.weights[name],
             "draw": {**asdict(config.draw), "guidance": scale},
             "precision": config.precision,
-            "scheduler": type(drawing.pipe.scheduler).__name__,
+            "scheduler": type(model.scheduler(config.draw.sampler)).__name__,
         }
         draw_pictures(
-            drawing.sampler(steps=config.draw.steps, guidance=config.draw.guidance, autocast=setting.precision.drawing),
+            model.sampler(
+                steps=config.draw.steps,
+                guidance=config.draw.guidance,
+                sampler=config.draw.sampler,
+                autocast=setting.precision.drawing,
+            ),
             drawn_rows(config, self.plan),
             setting.images(name),
             images=config.eval.images,

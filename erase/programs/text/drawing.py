@@ -32,14 +32,19 @@ def draw_rows(
     """Pictures of a model by the run's settings; `made` says what else they depend on."""
     settings: dict[str, Any] = {
         **made,
-        "draw": asdict(config.draw),
+        "draw": {key: value for key, value in asdict(config.draw).items() if key != "sampler" or value is not None},
         "precision": config.precision,
-        "scheduler": type(diffuser.pipe.scheduler).__name__,
+        "scheduler": type(diffuser.scheduler(config.draw.sampler)).__name__,
     }
     if cut := text.cut_prompts(diffuser, [row.prompt for row in rows]):
         settings["truncated_prompts"] = cut
     draw_pictures(
-        diffuser.sampler(steps=config.draw.steps, guidance=config.draw.guidance, autocast=precision.drawing),
+        diffuser.sampler(
+            steps=config.draw.steps,
+            guidance=config.draw.guidance,
+            sampler=config.draw.sampler,
+            autocast=precision.drawing,
+        ),
         rows,
         out,
         images=images,
@@ -62,6 +67,7 @@ def drawn_latents(
             generators[part],
             steps=config.draw.steps,
             guidance=config.draw.guidance,
+            sampler=config.draw.sampler,
             batch_size=config.draw.batch_size,
             autocast=precision.drawing,
         )

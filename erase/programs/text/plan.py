@@ -12,6 +12,7 @@ from erase.evaluation import prompt_files
 from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method
 from erase.programs import saving
+from erase.programs.text.naming import names
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
     if config.forget.pictures == "anchor" and config.forget.images is not None:
         raise ValueError("forget.images are not used with forget.pictures=anchor: take one back, or use both")
     rows = expand(config.eval.prompts, config.seed)
+    written = {*config.eval.prompts, *config.remain.prompts}
     known = {row.prompt for row in rows}
     missing = [p for p in forget if p not in known]
     rows = [*(PromptRow(p, config.seed) for p in missing), *rows]
@@ -65,7 +67,8 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
     )
 
     def is_forgotten(row: PromptRow) -> bool:
-        return row.prompt in forget or label_of(row, axis) in erased
+        named = config.forget.words and row.prompt not in written and names(row.prompt, forget)
+        return named or row.prompt in forget or label_of(row, axis) in erased
 
     def is_gone(row: PromptRow) -> bool:
         """Not by this run."""
@@ -101,7 +104,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
 
 
 def make_anchors(config: SdConfig) -> list[str]:
-    """One per forget prompt; none where neither the loss nor the method looks at them.
+    """One per forget prompt, the empty prompt where a redirect is given none; none where nothing looks at them.
 
     Raises:
         ValueError: for anchors that do not match, or are missing.
@@ -109,6 +112,8 @@ def make_anchors(config: SdConfig) -> list[str]:
     forget, anchors, pictures = config.forget.prompts, config.forget.anchors, config.forget.pictures
     needs = find_method(str(config.method.get("name", ""))).needs
     loss = config.forget.loss if "forget" in needs else None
+    if loss == "redirect" and not anchors:
+        return [""] * len(forget)
     if loss in ("redirect", "surrogate") or ("concepts" in needs and anchors):
         if len(anchors) == 1:
             anchors = anchors * len(forget)

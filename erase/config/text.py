@@ -89,6 +89,9 @@ class Draw:
     diffusers: 7.5 (SD), 5 (SDXL), 7 (SD3), 3.5 (Flux), 4.5 (PixArt) and 4 (Lumina)."""
     batch_size: Positive = 4
     """Images that are generated at once."""
+    cache: Path | None = None
+    """A folder that keeps the latents that the model generates to learn from, for other runs that need the same ones.
+    The runs of a comparison have one."""
 
 
 @dataclass(frozen=True)

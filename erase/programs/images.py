@@ -15,9 +15,12 @@ from erase.evaluation import classes
 from erase.evaluation.generate import Sampler, generate
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.progress import advance, bar
+from erase.store.safetensors import read_safetensors, write_safetensors
 
 
-def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, what: str) -> Tensor:
+def drawn_data(
+    draw: Callable[[slice], Tensor], total: int, batch_size: int, what: str, kept: Path | None = None
+) -> Tensor:
     """What a model draws to learn from, a batch at a time with a progress bar, shared by the processes: `[N, C, H, W]`.
 
     Args:
@@ -25,7 +28,10 @@ def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, wha
         total: N.
         batch_size: B.
         what: the side's name, for the bar.
+        kept: a file that has the same data, or will: it is read where it exists.
     """
+    if kept is not None and distributed.on_main(kept.exists):
+        return read_safetensors(kept)[0]["latents"]
     with bar(total, f"drawing {what} data") as shown:
 
         def part(start: int) -> Tensor:
@@ -33,7 +39,10 @@ def drawn_data(draw: Callable[[slice], Tensor], total: int, batch_size: int, wha
             shown.update(len(drawn) * distributed.world())
             return drawn
 
-        return torch.cat(distributed.spread(part, range(0, total, batch_size)))
+        found = torch.cat(distributed.spread(part, range(0, total, batch_size)))
+    if kept is not None:
+        distributed.on_main(lambda: write_safetensors(kept, {"latents": found}, {}))
+    return found
 
 
 def draw_pictures(

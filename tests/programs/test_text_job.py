@@ -362,6 +362,33 @@ def test_only_images_that_a_method_learns_from_are_generated(
     assert drawn == [own] * 2 * forgets + [f"a photo of a {other}" for other in NAMES[1:]] * remains
 
 
+def test_latents_are_kept_for_runs_that_need_the_same(
+    text_runs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    draw = Model.draw_latents
+    monkeypatch.setattr(
+        Model, "draw_latents", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k)
+    )
+    kept = f"draw.cache={tmp_path / 'kept'}"
+    alone = text_runs.job(*QUICK).lesson()
+    del drawn[:]
+    for words, new in (
+        (("method.fast_rate=1e-3",), 5),
+        (("method.fast_rate=1e-2",), 0),
+        (("forget.prompts=a photo of a car", "remain.count=2"), 8),
+        (("seed=1",), 5),
+        (("draw.steps=3",), 5),
+        ((), 0),
+    ):
+        found = text_runs.job(*QUICK, kept, *words).lesson()
+        assert len(drawn) == new, words
+        del drawn[:]
+    assert found.forget is not None
+    assert torch.equal(found.forget.mean, alone.forget.mean)
+    assert torch.equal(found.remain.mean, alone.remain.mean)
+
+
 # --- learning -------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from erase.config import SdConfig
 from erase.diffusion import text
+from erase.diffusion.checkpoints import folders
 from erase.diffusion.model import Model
+from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import generate
 from erase.evaluation.prompt_files import PromptRow
@@ -32,7 +37,7 @@ def draw_rows(
     """Pictures of a model by the run's settings; `made` says what else they depend on."""
     settings: dict[str, Any] = {
         **made,
-        "draw": {key: value for key, value in asdict(config.draw).items() if key != "sampler" or value is not None},
+        "draw": draw_settings(config),
         "precision": config.precision,
         "scheduler": type(diffuser.scheduler(config.draw.sampler)).__name__,
     }
@@ -72,4 +77,19 @@ def drawn_latents(
             autocast=precision.drawing,
         )
 
-    return drawn_data(draw, len(words), config.draw.batch_size, what)
+    kept = None if config.draw.cache is None else config.draw.cache / _key(config, diffuser, words, samples)
+    return drawn_data(draw, len(words), config.draw.batch_size, what, kept)
+
+
+def draw_settings(config: SdConfig) -> dict[str, Any]:
+    """What of `draw` an image depends on; the model's own sampler goes without saying."""
+    found = asdict(config.draw)
+    return {key: value for key, value in found.items() if key != "cache" and (key, value) != ("sampler", None)}
+
+
+def _key(config: SdConfig, diffuser: Model, words: Sequence[str], samples: Sequence[int]) -> str:
+    """The name of a file of latents: a hash of all that they depend on, to the bit."""
+    assert diffuser.source is not None
+    what = [folders.fingerprint(diffuser.source), draw_settings(config), config.precision, str(diffuser.device)]
+    text = json.dumps([*what, config.seed, list(words), list(samples), distributed.world(), torch.__version__])
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"

@@ -195,7 +195,7 @@ def _first(error: ValidationError, kind: type) -> str:
         return f"{path} is empty: name at least {first['ctx']['min_length']}"
     if first["type"] == "dataclass_type":
         key = next(iter(_keys(kind, first["loc"])), "key")
-        return f"{path} is a group of settings, given as {path}.{key}=… and so on; got {first['input']!r}"
+        return f"{path}: a group of settings, given as {path}.{key}=… and so on; got {first['input']!r}"
     message = first["msg"]
     return f"{path}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
 

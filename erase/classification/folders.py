@@ -63,6 +63,8 @@ def describe(source: Source) -> dict[str, Any]:
     """What the classifier is, from its configuration and header alone."""
     config = files.read_json(source.folder / "config.json")
     names = config.get("id2label") or {}
+    if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
+        raise ValueError(f"{source.folder / 'config.json'}: id2label maps no numbers to names")
     found = tensors(source)
     return {
         "kind": "image classifier of transformers",

@@ -138,6 +138,8 @@ def check_out(out: Path, resume: bool, holds: str) -> None:
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out names a folder")
+    if any(parent.is_file() for parent in out.parents):
+        raise ValueError(f"{out} cannot be written: it is below a file")
     if resume and not (out / holds).is_file():
         why = "is not there" if not out.exists() else f"has no {holds}" if in_use(out) else "is empty"
         raise ValueError(f"--resume: {out} {why}: leave --resume out to start anew, or name another --out")

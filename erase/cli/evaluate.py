@@ -59,7 +59,7 @@ def eval_nudity(
         paths = list_images_of(images)
         from tqdm import tqdm
 
-        with tqdm(total=len(paths), desc="detecting") as bar:
+        with tqdm(total=len(paths), desc="detecting", delay=1) as bar:
 
             def progress(done: int, total: int) -> None:
                 bar.update(done - bar.n)

@@ -49,7 +49,7 @@ def convert(
         raise ValueError(f"{out}: pickles are not written; a single file is .safetensors")
     if isinstance(found, Source) and not single:
         raise ValueError(f"{source} is a folder already: name a file to write, such as {out.name}.safetensors")
-    with tqdm(total=converting.count(found), desc="tensors") as bar:
+    with tqdm(total=converting.count(found), desc="tensors", delay=1) as bar:
         if isinstance(found, Source):
             done = converting.to_file(found, out, bar.update)
         elif single:
@@ -89,6 +89,6 @@ def apply(
     change = deltas.open_delta(delta)
     source = locate_any(base)
     values = deltas.apply(change, saving.tensors(source), undo=undo)
-    with tqdm(desc="tensors", delay=1) as bar:  # not before a refusal
+    with tqdm(desc="tensors", delay=1) as bar:
         saving.write(source, values, out, change.base_meta if undo else change.meta, bar.update)
     typer.echo(str(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,7 @@ def generate(
     named = prompts not in resources.list_prompts() and os.path.exists(prompts)
     file = Path(prompts) if named else prompt_files.find_set(prompts)
     rows = _rows(prompts, seed) if file is None else prompt_files.read_prompts(file, default_seed=seed)
-    if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and guidance < 0):
+    if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and not 0 <= guidance < math.inf):
         raise ValueError(
             f"--steps, --images and --batch-size must be at least 1 and --guidance at least 0; "
             f"got {steps}, {images}, {batch_size}, {guidance}"

@@ -27,7 +27,7 @@ def grid_(
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Only this seed (repeat).")] = None,
     columns: Annotated[int, typer.Option(help="Most pictures in a row.")] = 12,
     max_prompts: Annotated[int, typer.Option("--max-prompts", help="Most prompts.")] = 14,
-    tile: Annotated[int | None, typer.Option(help="Side of a picture in pixels.")] = None,
+    tile: Annotated[int | None, typer.Option(min=1, help="Side of a picture in pixels.")] = None,
     title: Annotated[str | None, typer.Option(help="A line above.")] = None,
     blur: Blur = True,
 ) -> None:

@@ -62,8 +62,10 @@ def _run(
 
     stoppable(None if dry_run else out, again)
     data = config.read_preset(resources.preset_path(preset))
-    if data.get("pipeline") != pipeline:
-        raise ValueError(f"preset {preset!r} is for erase run {data.get('pipeline')}, not for {pipeline}")
+    if "pipeline" not in data:
+        raise ValueError(f"preset {preset!r} does not say what it is for: add pipeline: {pipeline}")
+    if data["pipeline"] != pipeline:
+        raise ValueError(f"preset {preset!r} is for erase run {data['pipeline']}, not for {pipeline}")
     # All that can be checked without a model is checked before the libraries are loaded: they take seconds.
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
     if out is None and not dry_run:

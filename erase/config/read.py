@@ -213,6 +213,9 @@ def _first(error: ValidationError, kind: type) -> str:
         return f"the setting {path} is missing: give {path}=…"
     if first["type"] == "too_short":
         return f"{path} is empty: name at least {first['ctx']['min_length']}"
+    if first["type"] == "dataclass_type":
+        key = next(iter(_keys(kind, first["loc"])), "key")
+        return f"{path}: a group of settings, given as {path}.{key}=… and so on; got {first['input']!r}"
     message = first["msg"]
     return f"{path}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
 

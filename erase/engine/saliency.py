@@ -209,6 +209,8 @@ def load_mask(path: Path) -> Mask:
     packed, header = read_safetensors(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} is no saliency mask (format {header.get('format')!r}, expected {FORMAT!r})")
+    if lost := sorted({"shapes", "mask"} - header.keys()):
+        raise ValueError(f"{path} is a damaged saliency mask: its header lacks {' and '.join(lost)}")
     shapes: dict[str, list[int]] = json.loads(header["shapes"])
     meta: dict[str, str] = json.loads(header["mask"])
     meta.pop("kept", None)

@@ -78,6 +78,8 @@ def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"{path}: holds NUL characters, so it is no text: save it as UTF-8")
     table = _table(path, text) if path.suffix.lower() == ".csv" else _lines(text)
     rows = [_row(path, number, values, default_seed) for number, values in enumerate(table)]
     if not rows:
@@ -100,6 +102,8 @@ def _table(path: Path, text: str) -> Iterator[dict[str, str]]:
             raise ValueError(
                 f"{path}: columns are {', '.join(filter(None, header)) or 'none'}; expected a 'prompt' column"
             )
+        if header.count(column) > 1:
+            raise ValueError(f"{path}: {header.count(column)} columns are named {column}: keep one")
         header[header.index(column)] = "prompt"
         number = 0
         begun = reader.line_num + 1

@@ -58,7 +58,13 @@ def attack_run(
         ValueError: for a folder that is no finished run of `erase run sd`, or settings that would change the run.
     """
     record = files.read_json(run / "run.json") if (run / "run.json").exists() else {}
-    if record.get("config", {}).get("pipeline") != "sd" or "plan" not in record or not (run / "report.json").exists():
+    made = record.get("config") if isinstance(record, dict) else None
+    if (
+        not isinstance(made, dict)
+        or made.get("pipeline") != "sd"
+        or "plan" not in record
+        or not (run / "report.json").exists()
+    ):
         raise ValueError(f"{run} is no finished run of erase run sd")
     if not (run / saving.MODEL).exists():
         raise ValueError(

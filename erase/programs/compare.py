@@ -168,7 +168,10 @@ def main(
         raise ValueError(f"{out} is in use by something else than a comparison: choose another --out")
     begun: dict[str, Any] = {}
     if (out / "compare.json").exists():
-        begun = files.read_json(out / "compare.json")["runs"]
+        stored = files.read_json(out / "compare.json")
+        if not isinstance(stored, dict) or not isinstance(stored.get("runs"), dict):
+            raise ValueError(f"{out / 'compare.json'} is not that of a comparison: choose another --out")
+        begun = stored["runs"]
     now = {str(run.folder): json.loads(json.dumps(run.settings, default=str)) for run in spec.runs}
     for name, settings in begun.items():
         if (out / name).exists():

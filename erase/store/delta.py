@@ -104,8 +104,10 @@ def open_delta(path: Path) -> Delta:
         ValueError: for a file that is missing, broken, or no delta.
     """
     tensors, header = open_safetensors(path)
-    if header.get("format") != FORMAT or not {"base_sha256", "erased_sha256"} <= header.keys():
+    if header.get("format") != FORMAT:
         raise ValueError(f"{path} is no delta of erase (format {header.get('format')!r}, expected {FORMAT!r})")
+    if lost := sorted({"base_sha256", "erased_sha256"} - header.keys()):
+        raise ValueError(f"{path} is a damaged delta of erase: its header lacks {' and '.join(lost)}")
     return Delta(path, tensors, header)
 
 

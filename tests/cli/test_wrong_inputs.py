@@ -30,6 +30,7 @@ run sd none.yaml {OUT} | none.yaml
 run sd broken.yaml {OUT} | broken.yaml
 run sd list.yaml {OUT} | list.yaml
 run sd full {OUT} | full
+run sd nothing.yaml {OUT} | pipeline: sd
 {RUN} | --out
 {RUN} --out | --out
 {RUN} {OUT} --save half | half
@@ -46,6 +47,13 @@ run sd full {OUT} | full
 {RUN} {OUT} train.lr=nan | train.lr
 {RUN} {OUT} train.steps.more=1 | train.steps.more
 {RUN} {OUT} pipeline=ddpm | pipeline
+{RUN} {OUT} train=3 | train.steps
+{RUN} {OUT} method=null | method
+{RUN} {OUT} until=5 | until.every
+{RUN} {OUT} model= | model
+{RUN} {OUT} model=broken-config | unet/config.json
+{RUN} {OUT} model=photos-classifier | erase run classify
+{RUN} --out img/0.png/x | img/0.png/x
 {RUN} {OUT} precision=fp8 | precision
 {RUN} {OUT} seed=-1 | seed
 {RUN} {OUT} method=sfron | method
@@ -82,6 +90,7 @@ run ddpm ddpm_fashion_sfron {OUT} model=photos-sd | erase run sd
 run classify classify_fashion_sfron {OUT} forget.fraction=2 | forget.fraction
 run classify classify_fashion_sfron {OUT} data.source=nowhere | nowhere
 attack nowhere {OUT} | nowhere
+attack list-run {OUT} | list-run
 attack run {OUT} | run
 attack run --out nowhere --resume | nowhere
 compare photos-object {OUT} | photos-objects
@@ -89,6 +98,7 @@ compare photos-objects {OUT} train.stpes=3 | train.steps
 compare photos-objects {OUT} method.fast_rat=3 | method.fast_rat
 compare photos-objects {OUT} seed=3 | seed
 compare photos-objects --out full | full
+compare photos-objects --out list-run | list-run
 compare list.yaml {OUT} | list.yaml
 generate sd {OUT} | prompts
 generate sd photos-plan {OUT} | photos-plain
@@ -97,6 +107,11 @@ generate sd none.csv {OUT} | none.csv
 generate sd unclosed.csv {OUT} | line 3
 generate sd stray.csv {OUT} | stray.csv
 generate sd nocolumn.csv {OUT} | nocolumn.csv
+generate sd twice.csv {OUT} | twice.csv
+generate sd nul.txt {OUT} | nul.txt
+generate '' 'a cat' {OUT} | model
+generate sd 'a cat' {OUT} --guidance nan | --guidance
+generate sd 'a cat' {OUT} --threads 0 | --threads
 generate sd latin.csv {OUT} | latin.csv
 generate sd seeds.csv {OUT} | row 1
 generate sd img {OUT} | img
@@ -115,6 +130,9 @@ eval beauty img --out o.json | beauty
 eval nudity nowhere --out o.json | nowhere
 eval nudity img --preset x --out o.json | preset
 eval nudity img --class NOSE --out o.json | NOSE
+eval nudity img --resolution 7 --out o.json | 7
+eval nudity img --model one.txt --out o.json | one.txt
+eval nudity split.json --out o.json | split.json
 eval nudity img --out taken.png | taken.png
 eval nudity img --out empty | empty
 eval classes img --classifier none --out o.json | none
@@ -126,7 +144,9 @@ eval change img img --classifier photos-classifier --out o.json | manifest
 grid nowhere --out grid.png | nowhere
 grid img --seed 3 --no-blur --out grid.png | seed
 grid img --name a --name b --no-blur --out grid.png | name
+grid img --tile 0 --no-blur --out grid.png | --tile
 report nowhere | nowhere
+report list-run | report.json
 report run | report.json
 ls modls | modls
 ls --qqqq | --qqqq
@@ -138,6 +158,9 @@ inspect nowhere | nowhere
 inspect empty | empty
 inspect cut.safetensors | cut.safetensors
 inspect split.json | split.json
+inspect list-run | run.json
+inspect mask.safetensors | mask.safetensors
+inspect labels | labels
 convert sd other-folder | sd
 convert one.txt x.safetensors | one.txt
 convert sd x.ckpt | x.ckpt
@@ -145,15 +168,17 @@ convert lora.safetensors x | LoRA
 convert sd x.safetensors --prediction z | --prediction
 apply sd nowhere --out out | nowhere
 apply sd one.txt --out out | one.txt
+apply sd delta.safetensors --out out | delta.safetensors
+convert broken-config x.safetensors | unet/config.json
 apply none one.txt --out out | one.txt
 """
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, micro_sd: Path) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory, micro_sd: Path, micro_classifier: Path) -> Path:
     """What the commands are given; no test may change it."""
     work = tmp_path_factory.mktemp("wrong")
-    for name in ("img", "empty", "full", "run", "several", "lora-alone", "unknown-pipeline"):
+    for name in ("img", "empty", "full", "run", "list-run", "several", "lora-alone", "unknown-pipeline"):
         (work / name).mkdir()
     for number in range(2):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(work / f"img/{number}.png")
@@ -170,6 +195,18 @@ def work(tmp_path_factory: pytest.TempPathFactory, micro_sd: Path) -> Path:
     (work / "split.json").write_text('{"kind": "erase split", "sha256": "x"}')
     (work / "run/run.json").write_text('{"command": "erase run sd x", "base": {}, "config": {"pipeline": "sd"}}')
     (work / "unknown-pipeline/model_index.json").write_text('{"_class_name": "StableDiffusionImg2ImgPipeline"}')
+    (work / "nothing.yaml").write_text("model: x\n")
+    (work / "twice.csv").write_text("prompt,prompt\na cat,a dog\n")
+    (work / "nul.txt").write_text("a\0cat\n")
+    for name in ("run.json", "report.json", "compare.json"):
+        (work / "list-run" / name).write_text("[]")
+    for kind in ("mask", "delta"):
+        save_file({"w": torch.zeros(2)}, work / f"{kind}.safetensors", metadata={"format": f"erase-{kind}-1"})
+    shutil.copytree(micro_sd, work / "broken-config")
+    (work / "broken-config/unet/config.json").write_text("[]")
+    shutil.copytree(micro_classifier, work / "labels")
+    config = json.loads((work / "labels/config.json").read_text())
+    (work / "labels/config.json").write_text(json.dumps({**config, "id2label": {"x": "a cat"}}))
     shutil.copytree(micro_sd, work / "sd")
     shutil.copytree(micro_sd, work / "sd-and-lora")
     lora = {"unet.mid_block.attentions.0.lora_A.weight": torch.zeros(2, 2)}

@@ -198,7 +198,8 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
             raise ValueError(f"{folder} is not whole: the subfolder {part} is missing")
     for place in sorted({folder / at for at in places} | set(folder.glob("*/"))):
         for config in (*place.glob("config.json"), *place.glob("scheduler_config.json")):
-            files.read_json(config)
+            if not isinstance(files.read_json(config), dict):
+                raise ValueError(f"{config} is broken: it holds no mapping")
         for weights in place.glob("*.safetensors"):
             found = open_safetensors(weights)[0]
             safety.check_kinds({n: t for n, t in found.sketches() if not n.endswith("position_ids")}, weights)

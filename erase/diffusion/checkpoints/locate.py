@@ -40,6 +40,8 @@ def locate(
         ValueError: for a path or id that leads nowhere, a file or folder that holds something else, or a weight file
             that is broken.
     """
+    if not str(model):
+        raise ValueError("the model has an empty name: name an embedded model, a folder, a file or a hub id")
     path = Path(model)
     if str(model) not in resources.list_tiny() and not (path / "model_index.json").exists():
         alone = [p for suffix in SUFFIXES for p in path.glob(f"*{suffix}")] if condition != "label" else []
@@ -94,6 +96,8 @@ def _lone_network(model: str | Path, folder: Path, condition: str | None) -> Sou
     """A folder with a network's configuration and weights, and no pipeline around it."""
     config = files.read_json(folder / "config.json")
     kind = config.get("_class_name", "model of another kind") if isinstance(config, dict) else type(config).__name__
+    if isinstance(config, dict) and any("ImageClassification" in str(name) for name in config.get("architectures", [])):
+        raise ValueError(f"{folder} holds an image classifier: it is for erase run classify")
     if kind != "UNet2DModel" or condition == "text":
         raise ValueError(f"{folder} holds a {kind} and no pipeline: name the folder with its model_index.json")
     return check(str(model), folder, (), (".",), "ddpm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,17 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
             f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
             f"got {wanted.threshold} and {wanted.density}"
         )
+
+
+def check_classifiers_only(method: Mapping[str, Any]) -> None:
+    """Check that the settings of a diffusion model's method have no value that only classifiers know.
+
+    Raises:
+        ValueError: for labels by lot within a batch of both sides, and the mean of a divergence over classes.
+    """
+    for name, value, instead in (("order", "mixed", "joint or turn"), ("reduction", "mean", "sum")):
+        if method.get(name) == value:
+            raise ValueError(f"method.{name}={value} is for classifiers, not for diffusion models: use {instead}")
 
 
 def check_needs(entry: Entry, rare: Collection[str]) -> None:

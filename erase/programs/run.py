@@ -25,17 +25,17 @@ from torch import Tensor
 from erase.config import arguments
 from erase.engine import distributed
 from erase.engine.backend import Backend
-from erase.engine.batches import Batches, Samples, some
+from erase.engine.batches import Batches, Samples, Together, some
 from erase.engine.loop import Probe
 from erase.engine.losses import Objective
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
-from erase.engine.updates import Epoch, InTurn
+from erase.engine.updates import Descent, Epoch, InTurn
 from erase.methods import Entry, find_method
 from erase.programs import saving
 from erase.programs.folder import STATE, TIMING, drop, open_folder
-from erase.programs.inputs import check_needs, check_saliency, resolve_inputs
+from erase.programs.inputs import check_classifiers_only, check_needs, check_saliency, resolve_inputs
 from erase.programs.launching import start
 from erase.programs.training import run_steps
 from erase.store import files
@@ -197,6 +197,8 @@ def main(
     entry = find_method(str(config.method.get("name", "")))
     method = entry.build(**arguments(config.method, entry))  # refuses values out of range now, not after the saliency
     check_saliency(config.saliency, entry)
+    if config.pipeline != "classify":
+        check_classifiers_only(config.method)
     if config.saliency.augment and config.pipeline != "classify":
         raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
     setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
@@ -264,19 +266,25 @@ def learn(setting: Setting, job: Job) -> Learned:
 
 
 def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batches | None]:
-    """Batches of forget and of remain data; whole epochs for a method that takes both sides in turn.
+    """Batches of forget and of remain data; whole epochs for a method that takes both sides in turn, or mixed.
 
     Raises:
         ValueError: for the last batch of a whole epoch that does not divide over the processes.
     """
-    train, seed, whole = setting.config.train, setting.config.seed, isinstance(setting.method.update, InTurn)
+    train, seed, update = setting.config.train, setting.config.seed, setting.method.update
+    mixed = isinstance(update, Descent) and update.mixed
+    whole = mixed or isinstance(update, InTurn)
+    sides: tuple[Samples | None, Samples | None] = (lesson.forget, lesson.remain)
+    if mixed:
+        assert lesson.forget is not None and lesson.remain is not None
+        sides = None, Together(lesson.forget, lesson.remain)
     found: list[Batches | None] = []
-    for number, data in enumerate((lesson.forget, lesson.remain)):
+    for number, data in enumerate(sides):
         found.append(None if data is None else Batches(data, train.batch_size, seed + number, whole))
         last = 0 if data is None or not whole else len(data) % train.batch_size
         if last % distributed.world():
             raise ValueError(
-                f"method.order=turn ends an epoch with a batch of {last}, which does not divide over "
+                f"method.order={setting.config.method['order']} ends an epoch with a batch of {last}, which does not divide over "
                 f"{distributed.world()} processes: choose another train.batch_size, or order=joint"
             )
     return found[0], found[1]

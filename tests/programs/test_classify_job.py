@@ -452,6 +452,7 @@ unknown method | method.name=sfrom | sfron
 out of range | method.outer_rate=2 | outer_rate
 diffusion model | method={name: esd, fast_rate: 0.1} | esd
 text embeddings | method={name: uce} | uce
+a weight in a mixed mean | method={name: random_label, order: mixed, fast_rate: 2} | fast_rate
 no mask | saliency.density=null | saliency.density
 no test images | data.source={work}/data/train | test/
 unknown setting | data.flips=true | data.flip

@@ -458,6 +458,8 @@ names of a model that has some | labels=[a, b, c] ; data=null | labels
 method setting | method.lambdda=1 | method.lambd
 closed form of texts | method={name: uce} | uce
 negative strength | method={name: selective_amnesia, strength: -1} | strength
+a mean over classes | method={name: bad_teacher, reduction: mean} | method.reduction
+both sides mixed | method={name: random_label, order: mixed} ; forget.loss=redirect | method.order
 random labels that ascend | method={name: random_label} | forget.loss
 salun that ascends | method={name: salun} ; saliency.kind=magnitude | forget.loss
 amnesia that ascends | method={name: selective_amnesia} | forget.loss

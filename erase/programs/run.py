@@ -98,6 +98,8 @@ class Lesson:
     remain: Samples | None
     forget_objective: Objective
     remain_objective: Objective
+    true_forget: Samples | None = None
+    """Images of what is forgotten where `forget` has surrogates of them, for `saliency.per=image`."""
     measured: Backend[Any] | None = None
     """The backend that saliency is measured on, if it is another one."""
     resources: Mapping[str, Any] = field(default_factory=dict)
@@ -199,6 +201,8 @@ def main(
     check_saliency(config.saliency, entry)
     if config.pipeline != "classify":
         check_classifiers_only(config.method)
+    if config.saliency.per == "image" and config.pipeline == "classify":
+        raise ValueError("saliency.per=image is over timesteps, which classifiers lack: set saliency.per=sample")
     if config.saliency.augment and config.pipeline != "classify":
         raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
     setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
@@ -316,7 +320,7 @@ def resolve(
         []
         if side is None
         else some(side, wanted.count, wanted.batch_size, setting.config.seed, shuffled=wanted.per == "batch")
-        for side in (lesson.forget, lesson.remain)
+        for side in (lesson.true_forget if wanted.per == "image" else lesson.forget, lesson.remain)
     ]
     given = resolve_inputs(
         setting.entry,

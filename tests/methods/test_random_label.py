@@ -217,7 +217,7 @@ def test_settings() -> None:
     assert random_label(order="turn").update == InTurn(1.0, Epoch(1, 1))
     with pytest.raises(ValueError, match="unknown order 'alternate'; allowed: joint, turn, mixed"):
         random_label(order="alternate")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="fast_rate must be 1; got 0.5"):
+    with pytest.raises(ValueError, match=r"fast_rate must be 1; got 0\.5"):
         random_label(order="mixed", fast_rate=0.5)
     with pytest.raises(ValueError, match="an epoch needs a batch of each side"):
         random_label(order="turn", epoch=Epoch(0, 2))

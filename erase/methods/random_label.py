@@ -16,6 +16,10 @@ anchors. Deliberate differences from the scripts that are published with SalUn (
   smaller batch where the data do not divide.
 - The label is never the true one; theirs is by lot from all classes: `forget.relabel: any`.
 - Batch normalisation does not count forget batches in its running statistics; theirs does: `forget.statistics: update`.
+  By `order: mixed` there are no forget batches, and every batch counts.
+- The learning rate falls with each step (`slow_schedule`), theirs with each epoch.
+
+For DDPM and Stable Diffusion the scripts take one step on both losses, as `joint` does.
 """
 
 from __future__ import annotations
@@ -70,8 +74,8 @@ def random_label(
         slow_schedule: of the learning rate.
         clip_remain: gradient norm limit of the joint step, or of every one in turn.
         order: `joint`: one step on both losses; `turn`: steps on all forget batches, then on all remain batches (the
-            published scripts for CIFAR-10); `mixed`, for classifiers: steps on batches of both, shuffled together (theirs
-            for CIFAR-100 and TinyImageNet), whose forget data the backend relabels.
+            published scripts for CIFAR-10); `mixed`, for classifiers: steps on batches of both, shuffled together
+            (theirs for CIFAR-100 and TinyImageNet), whose forget data the backend relabels.
         epoch: how many batches `turn` has of each side.
         forget: forget objective, descended.
         remain: remain objective.

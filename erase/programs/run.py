@@ -280,7 +280,8 @@ def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batc
     whole = mixed or isinstance(update, InTurn)
     sides: tuple[Samples | None, Samples | None] = (lesson.forget, lesson.remain)
     if mixed:
-        assert lesson.forget is not None and lesson.remain is not None
+        assert lesson.forget is not None
+        assert lesson.remain is not None
         sides = None, Together(lesson.forget, lesson.remain)
     found: list[Batches | None] = []
     for number, data in enumerate(sides):
@@ -288,8 +289,8 @@ def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batc
         last = 0 if data is None or not whole else len(data) % train.batch_size
         if last % distributed.world():
             raise ValueError(
-                f"method.order={setting.config.method['order']} ends an epoch with a batch of {last}, which does not divide over "
-                f"{distributed.world()} processes: choose another train.batch_size, or order=joint"
+                f"method.order={setting.config.method['order']} ends an epoch with a batch of {last}, which does not "
+                f"divide over {distributed.world()} processes: choose another train.batch_size, or order=joint"
             )
     return found[0], found[1]
 

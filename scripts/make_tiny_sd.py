@@ -9,11 +9,11 @@ objects and styles cross and can be erased apart, as UnlearnCanvas does at scale
 Stages, each resumable: `data` (crops and filters), `vae`, `decoder` (sharpened), `classifier`, `unet` (with the
 text encoder, condition dropout, EMA), `export`.
 
-The text encoder of the shipped model learned with the UNet alone. Nothing asked it to say a concept at its word, and it
-says it in the padding: two concepts are .7 apart at the last word, and 9.4 at position 16. Edits of all tokens are easier
-there than with CLIP, those of one token do nothing. `--text clip`, for a next model, trains it as CLIP's is: causal
-attention, pooled at the first end of text, against images, in a stage `text` before `unet`, and frozen from then on. The
-shipped model was not made so.
+The text encoder of the shipped model learned with the UNet alone. Nothing asked it to say a concept at its word, and
+it says it in the padding: two concepts are .7 apart at the last word, and 9.4 at position 16. Edits of all tokens are
+easier there than with CLIP, those of one token do nothing. `--text clip`, for a next model, trains it as CLIP's is:
+causal attention, pooled at the first end of text, against images, in a stage `text` before `unet`, and frozen from then
+on. No shipped model was made so.
 Takes about two hours on two cores that do bfloat16; needs scikit-image (`pip install erase[dev]`).
 """
 

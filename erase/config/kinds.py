@@ -90,7 +90,7 @@ class Saliency:
     """Standard scale of guided predictions that the training loss is then of, in diffusion; null asks the network once.
     Published masks have `(1 + w) ε(c) - w ε(∅)`, w 7.5 (Stable Diffusion) and 2 (DDPM), which are scales 8.5 and 3."""
     per: Literal["sample", "batch", "image"] = "sample"
-    """Whose gradients are squared: each sample's, or those of a batch's mean (the scripts of SFR-on). By `image`, for the
+    """Whose gradients are squared: each sample's, or those of a batch's mean (SFR-on's scripts). By `image`, for the
     pull of `selective_amnesia`, the sum of an image's gradients at all timesteps, as in its authors' script."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Of `fisher`: the norm that a gradient is clipped to before it is squared; samples are then taken one by one. The

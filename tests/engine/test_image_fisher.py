@@ -56,7 +56,7 @@ def test_it_is_the_published_sum_over_timesteps_squared(chunk: int) -> None:
                 for times in torch.arange(T).split(chunk):  # the order in which ours is drawn
                     torch.randperm(len(times), generator=g)
                     torch.rand(len(times), generator=g)
-                    noise.append(torch.randn(len(times), *SHAPE, generator=g))
+                    noise.append(torch.randn(len(times), *SHAPE, generator=g).double())
                     torch.rand(len(times), generator=g)
                 net.zero_grad()
                 for t, e in enumerate(torch.cat(noise)):

@@ -78,9 +78,8 @@ def image_diagonal(
             for number in range(batch_size(batch)):
                 for _ in range(draws):
                     count += 1
-                    drawn = [
-                        backend.draw_at(_repeated(batch, number, len(t)), t, generator) for t in times.split(chunk)
-                    ]
+                    parts = torch.split(times, chunk)
+                    drawn = [backend.draw_at(_repeated(batch, number, len(t)), t, generator) for t in parts]
                     if count % world != rank:
                         continue
                     whole = {name: torch.zeros_like(x) for name, x in sums.items()}

@@ -26,9 +26,6 @@ from erase.engine.weighting import Schedule
 
 Side = Literal["forget", "remain"]
 SIDES: tuple[Side, ...] = get_args(Side)
-Order = Literal["joint", "turn", "mixed"]
-"""`joint`: one step on both losses (`Joint`); `turn`: steps on one side's batches, then on the other's (`InTurn`);
-`mixed`: steps on batches of both sides' data, shuffled together (`Descent`)."""
 Edit = Callable[[nn.Module], Mapping[str, Tensor]]
 """A closed form: new values of some trainable weights of a network, by name."""
 
@@ -301,9 +298,8 @@ class Descent:
     slow_schedule: Schedule = "constant"
     clip_remain: float | None = None
     mixed: bool = False
-    """Whether the batches are of both sides' data, shuffled together (`erase.engine.batches.Together`)."""
+    """Whether batches are of both sides' data (`erase.engine.batches.Together`); SalUn masks all, as in `InTurn`."""
     mask_all: bool = False
-    """Weights outside the mask never learn (SalUn)."""
 
     NEEDS: ClassVar[tuple[Side, ...]] = ("remain",)
     TAKES: ClassVar[tuple[Side, ...]] = ("remain",)

@@ -24,13 +24,17 @@ For DDPM and Stable Diffusion the scripts take one step on both losses, as `join
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
-from erase.engine.updates import Descent, Epoch, InTurn, Joint, Order, Update
+from erase.engine.updates import Descent, Epoch, InTurn, Joint, Update
 from erase.engine.weighting import Schedule
 from erase.methods import Entry
+
+Order = Literal["joint", "turn", "mixed"]
+"""`joint`: one step on both losses (`Joint`); `turn`: steps on one side's batches, then on the other's (`InTurn`);
+`mixed`: steps on batches of both sides' data, shuffled together (`Descent`)."""
 
 
 def relabelling(

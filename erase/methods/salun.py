@@ -22,10 +22,10 @@ from __future__ import annotations
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
-from erase.engine.updates import Epoch, Order
+from erase.engine.updates import Epoch
 from erase.engine.weighting import Schedule
 from erase.methods import Entry
-from erase.methods.random_label import relabelling
+from erase.methods.random_label import Order, relabelling
 
 
 def salun(

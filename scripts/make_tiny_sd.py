@@ -464,14 +464,18 @@ def tokenize(tokenizer: object, captions: list[str]) -> torch.Tensor:
     return ids
 
 
+def new_projection(numbers: int) -> torch.nn.Module:
+    """Latents to the width of the text encoder: what its captions are compared with."""
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(numbers), torch.nn.Linear(numbers, 64))
+
+
 def train_text(work: Path, steps: int, batch: int = 64) -> None:
     """CLIP's loss between the pooled text, at the first end of text, and latents; a pair's other images count too."""
     torch.manual_seed(5)
     mean = load_file(work / "latents.safetensors")["mean"]
     tokenizer = load_tokenizer(work)
     text = new_text_encoder(tokenizer)
-    image = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LayerNorm(mean[0, 0, 0].numel()), torch.nn.LazyLinear(64))
-    image(mean[0, 0, :1])  # gives the lazy layer its weights
+    image = new_projection(mean[0, 0, 0].numel())
     run = Training(work / "text.pt", {"text": text, "image": image}, lr=1e-3, steps=steps, ema=0.999)
     count, styles, per = mean.shape[:3]
     for step in run:
@@ -492,7 +496,8 @@ def train_text(work: Path, steps: int, batch: int = 64) -> None:
 def load_text(work: Path, tokenizer: object) -> torch.nn.Module:
     """The text encoder that was trained as CLIP's is, frozen."""
     text = new_text_encoder(tokenizer)
-    load_averages(work / "text.pt", {"text": text})
+    numbers = load_file(work / "latents.safetensors")["mean"][0, 0, 0].numel()
+    load_averages(work / "text.pt", {"text": text, "image": new_projection(numbers)})
     return text.eval().requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
 """An image classifier as a backend: cross entropy per sample, augmentation drawn apart from the loss.
 
 Batches are dicts with `x`, pixels `[B, C, H, W]`, uint8, and `y`, labels `[B]`. `draw` makes of `x` what the network
-takes, and adds `other`, a class by lot for each image.
+takes, and adds `other`, a class by lot for each image. Where `relabel` `[B]` (optional) says so, that is its label.
 """
 
 from __future__ import annotations
@@ -110,14 +110,19 @@ class Classifier:
             raise ValueError(f"a classifier needs two classes or more; got {self.num_classes}")
 
     def draw(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Prepared and augmented images, labels, and `other`, a label by lot; a drawn batch as it is."""
+        """Prepared and augmented images, labels, and `other`, a label by lot; a drawn batch as it is.
+
+        Of a batch with `relabel` (`erase.engine.batches.Together`) the labels of forget data are those by lot.
+        """
         if "other" in batch:
             return batch
         x, y = batch["x"], batch["y"]
         lot = torch.randint(
             1 if self.relabel == "other" else 0, self.num_classes, y.shape, generator=generator, device=y.device
         )
-        return {"x": self.prepare(self.augment(x, generator)), "y": y, "other": (y + lot) % self.num_classes}
+        other = (y + lot) % self.num_classes
+        label = torch.where(batch["relabel"], other, y) if "relabel" in batch else y
+        return {"x": self.prepare(self.augment(x, generator)), "y": label, "other": other}
 
     def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Cross entropy, `[B]`."""

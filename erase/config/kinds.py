@@ -95,8 +95,9 @@ class Saliency:
     guidance: Annotated[float, Field(ge=0)] | None = None
     """Standard scale of guided predictions that the training loss is then of, in diffusion; null asks the network once.
     Published masks have `(1 + w) ε(c) - w ε(∅)`, w 7.5 (Stable Diffusion) and 2 (DDPM), which are scales 8.5 and 3."""
-    per: Literal["sample", "batch"] = "sample"
-    """Squares are of each sample's gradient, or of each batch's, as in the published scripts."""
+    per: Literal["sample", "batch", "image"] = "sample"
+    """Whose gradients are squared: each sample's, or those of a batch's mean (SFR-on's scripts). By `image`, for the
+    pull of `selective_amnesia`, the sum of an image's gradients at all timesteps, as in its authors' script."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Of `fisher`: the norm that a gradient is clipped to before it is squared; samples are then taken one by one. The
     published DDPM script clips batch gradients to 1."""
@@ -107,9 +108,9 @@ class Saliency:
     count: Positive = 64
     """Samples of each side."""
     draws: Positive = 2
-    """Timestep and noise draws per sample."""
+    """Timestep and noise draws per sample; by `per: image` of noise at all timesteps."""
     batch_size: Positive = 16
-    """Samples that pass through the network at once."""
+    """Samples that pass through the network at once; by `per: image` timesteps of one image."""
     augment: bool = False
     """For `classify`: of images as they are varied in training, as in the published scripts; else as they are."""
     chunk: Positive | None = None

@@ -133,6 +133,8 @@ class LatentSet:
     """`[N, C, H, W]`, or None for exact latents."""
     anchor: Tensor | None = None
     """`[N]`, rows of `table`."""
+    stands_for: LatentSet | None = None
+    """What these are surrogates of, where it is asked for."""
 
     def __len__(self) -> int:
         """N."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.diffusion.condition import Condition
-from erase.diffusion.process import Process, Spread
+from erase.diffusion.process import Discrete, Process, Spread
 
 Call = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
 """`(net, noisy [B, C, H, W], clock [B], condition) -> [B, C, H, W]`: see `erase.diffusion.families.Family.call`."""
@@ -60,6 +60,21 @@ class Denoiser:
             z0 = mean + batch["std"] * torch.randn(mean.shape, generator=generator, device=device)
         drop_draw = torch.rand(size, generator=generator, device=device)
         return {**batch, "z0": z0, "t": t, "noise": noise, "drop_draw": drop_draw}
+
+    @property
+    def num_times(self) -> int:
+        """T, the timesteps of a discrete process.
+
+        Raises:
+            ValueError: for another process, whose times are not counted.
+        """
+        if not isinstance(self.process, Discrete):
+            raise ValueError(f"a {type(self.process).__name__} process has no timesteps that can be counted")
+        return len(self.process.alphas_cumprod)
+
+    def draw_at(self, batch: dict[str, Any], t: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        """As `draw`, at times `t` `[B]`."""
+        return {**self.draw(batch, generator), "t": t}
 
     def bins(self, batch: dict[str, Any]) -> Tensor:
         """The timestep bin of every sample, `[B]`."""

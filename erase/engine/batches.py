@@ -23,6 +23,32 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True)
+class Together:
+    """Forget and remain data as one set. `relabel` `[B]` says which samples of a batch are forget data."""
+
+    forget: Samples
+    remain: Samples
+
+    def __len__(self) -> int:
+        """Samples of both."""
+        return len(self.forget) + len(self.remain)
+
+    def gather(self, index: Tensor) -> dict[str, Any]:
+        """The batch of samples `index`, `[B]`, of which the first are the forget data's; in this order."""
+        relabel = index < len(self.forget)
+        of_forget, of_remain = index[relabel], index[~relabel] - len(self.forget)
+        if len(of_remain) == 0:
+            batch = self.forget.gather(of_forget)
+        elif len(of_forget) == 0:
+            batch = self.remain.gather(of_remain)
+        else:
+            place = torch.cat([relabel.nonzero(), (~relabel).nonzero()]).flatten().argsort()
+            parts = self.forget.gather(of_forget), self.remain.gather(of_remain)
+            batch = {name: torch.cat([x, parts[1][name]])[place] for name, x in parts[0].items()}
+        return {**batch, "relabel": relabel}
+
+
+@dataclass(frozen=True)
 class Batches:
     """Endless shuffled batches of `batch_size`; epoch e's order depends on `seed` and e alone."""
 

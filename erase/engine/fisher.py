@@ -21,7 +21,8 @@ from erase.engine.losses import plain
 from erase.engine.per_sample import PerSample
 from erase.engine.state import Checkpoint, load_state, save_state
 
-Per = Literal["sample", "batch"]
+Per = Literal["sample", "batch", "image"]
+"""`image` is `erase.engine.image_fisher`'s."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def fisher_diagonal(
         ValueError: for no batches, draws < 1, an unknown `per`, a clip that is not positive, gradients that are not
             finite, or a checkpoint of another diagonal.
     """
-    if per not in ("sample", "batch"):
+    if per not in ("sample", "batch"):  # that of images has a function of its own
         raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
     if draws < 1:
         raise ValueError(f"draws must be at least 1; got {draws}")
@@ -111,7 +112,7 @@ def fisher_diagonal(
         params, {"per": per, "draws": draws, "names": list(params), **meta}, generator, rank, total, checkpoint
     )
     done = 0
-    with _evaluating(net):
+    with evaluating(net):
         for batch in batches:
             size = batch_size(batch)
             for _ in range(draws):
@@ -136,7 +137,7 @@ def fisher_diagonal(
     sums.gather(last=True)
     if sums.count == 0:
         raise ValueError("fisher_diagonal got no batches")
-    _average(sums.named, sums.count.item())
+    average(sums.named, sums.count.item())
     for name, value in sums.named.items():
         sums.named[name] = value.float()
     return Fisher(named=sums.named, per=per, count=int(sums.count), meta=meta)
@@ -220,7 +221,7 @@ def mean_gradient(
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
     rank, world = share
     count = number = 0
-    with _evaluating(backend.net):
+    with evaluating(backend.net):
         for batch in batches:
             for _ in range(draws):
                 drawn = backend.draw(batch, generator) if isinstance(backend, Drawing) else batch
@@ -238,12 +239,12 @@ def mean_gradient(
             part.copy_(total(part))
     if count == 0:
         raise ValueError("mean_gradient got no batches")
-    _average(sums, count)
+    average(sums, count)
     return sums
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Eval mode for every module, put back afterwards."""
     modes = {m: m.training for m in net.modules()}
     net.eval()
@@ -254,7 +255,7 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _average(sums: dict[str, Tensor], count: float) -> None:
+def average(sums: dict[str, Tensor], count: float) -> None:
     """Divide in place, and refuse what is not finite."""
     for name, value in sums.items():
         if not bool(torch.isfinite(value.div_(count)).all()):

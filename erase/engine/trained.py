@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erase.engine.backend import trainable
 from erase.engine.fast_step import FastStep, like, mask_of
 from erase.engine.method import Method
-from erase.engine.updates import InTurn, Joint
+from erase.engine.updates import Descent, InTurn, Joint
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -33,7 +33,7 @@ class Trained:
         self.held: dict[str, Tensor] = {}
         """Values of the masked weights that weight decay moves and `restore_masked` restores, `[masked]` of each."""
         decays = any(group.get("weight_decay") for group in self.slow.param_groups)
-        if decays and isinstance(update, Joint | InTurn) and update.mask_all:
+        if decays and isinstance(update, Joint | InTurn | Descent) and update.mask_all:
             self.held = {name: self.named[name].detach()[~keep] for name, keep in (self.keep or {}).items()}
         self.decay = method.average
         self.anchor = self._copy() if update.outer_rate < 1 else None

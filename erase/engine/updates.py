@@ -4,7 +4,7 @@
 - `Shared`: one optimizer for both phases, as published with arXiv 2409.19732; SCRUB too.
 - `Joint`: one step on both losses. SFR-on without R-on, random labels, SalUn, Selective Amnesia, Bad Teacher.
 - `InTurn`: steps on all forget batches, then on all remain batches. Random labels and SalUn as classifiers' scripts do.
-- `Descent`: steps on the remain loss alone. Fine-tuning and retraining.
+- `Descent`: steps on the remain loss alone. Fine-tuning and retraining; random labels among the remain data.
 - `ClosedForm`: new weights that are computed instead of stepped to. UCE.
 
 A rule is a frozen choice without state. What it steps with (gradients, optimizers, copies of weights) is offered by the
@@ -26,8 +26,6 @@ from erase.engine.weighting import Schedule
 
 Side = Literal["forget", "remain"]
 SIDES: tuple[Side, ...] = get_args(Side)
-Order = Literal["joint", "turn"]
-"""`joint`: one step on both losses (`Joint`); `turn`: steps on one side's batches, then on the other's (`InTurn`)."""
 Edit = Callable[[nn.Module], Mapping[str, Tensor]]
 """A closed form: new values of some trainable weights of a network, by name."""
 
@@ -299,11 +297,14 @@ class Descent:
 
     slow_schedule: Schedule = "constant"
     clip_remain: float | None = None
+    mixed: bool = False
+    """Whether batches are of both sides' data (`erase.engine.batches.Together`); SalUn masks all, as in `InTurn`."""
+    mask_all: bool = False
 
     NEEDS: ClassVar[tuple[Side, ...]] = ("remain",)
     TAKES: ClassVar[tuple[Side, ...]] = ("remain",)
     own_rule: ClassVar[FastRule | None] = None
-    whole_mask: ClassVar[bool] = False
+    whole_mask: ClassVar[bool] = True
     outer_rate: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -322,7 +323,9 @@ class Descent:
         """Take step t."""
         run.set_learning_rate(self.slow_schedule)
         run.gradients("remain")
-        run.finish("remain", run.slow.step, self.clip_remain)
+        if self.mask_all:
+            run.mask_gradients()
+        run.finish("remain", run.step_within_mask if self.mask_all else run.slow.step, self.clip_remain)
 
 
 @dataclass(frozen=True)

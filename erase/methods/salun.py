@@ -12,6 +12,9 @@ momentum is 0, as in the scripts. Deliberate differences from the paper's script
 - The gradient of the mask is of the network in eval mode; in diffusion it is of plain predictions. The scripts' are
   guided, `(1 + w) ε(c) - w ε(∅)` with w 7.5 (Stable Diffusion) and 2 (DDPM): `saliency.guidance` 8.5 and 3.
 - Order of batches, labels and statistics are those of `erase.methods.random_label`, with the same settings.
+- The losses of diffusion are means over channels and pixels; those of the DDPM script are sums, clipped to 1:
+  `train.reduction: sum` and `clip_remain: 1`.
+- The mask is of `saliency.count` samples, the scripts' of all forget data.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from __future__ import annotations
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
-from erase.engine.updates import Epoch, Order
+from erase.engine.updates import Epoch
 from erase.engine.weighting import Schedule
 from erase.methods import Entry
-from erase.methods.random_label import relabelling
+from erase.methods.random_label import Order, relabelling
 
 
 def salun(
@@ -44,16 +47,17 @@ def salun(
         slow_schedule: of the learning rate.
         clip_remain: gradient norm limit of the joint step, or of every one in turn.
         order: `joint`: one step on both losses; `turn`: steps on all forget batches, then on all remain batches (the
-            published scripts for classifiers).
+            published scripts for CIFAR-10); `mixed`, for classifiers: steps on batches of both, shuffled together
+            (theirs for CIFAR-100 and TinyImageNet), whose forget data the backend relabels.
         epoch: how many batches `turn` has of each side.
         forget: forget objective, descended.
         remain: remain objective.
 
     Raises:
-        ValueError: for an unknown order.
+        ValueError: for an unknown order, and `mixed` with a fast_rate other than 1.
     """
     update = relabelling(order, epoch, fast_rate, slow_schedule, clip_remain, mask_all=True)
-    return Method(name="salun", forget=forget, remain=remain, update=update, mask=mask)
+    return Method(name="salun", forget=None if order == "mixed" else forget, remain=remain, update=update, mask=mask)
 
 
 METHOD = Entry(salun, needs=("mask", "forget", "remain", "epoch"), data=("forget", "remain"))

@@ -5,9 +5,11 @@ Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, a
     max step   θ up   mean_f d(θ0, θ)
     min step   θ down mean_r (α d(θ0, θ) + γ ℓ)
 
-d is the backend's: KL(teacher ‖ net) of a classifier. Deliberate differences: max and min steps alternate batch by
-batch instead of epoch by epoch, and the max steps fade out by a schedule, where the paper ends them after some epochs;
-no temperature; γ is 1 (the learning rate scales both).
+d is the backend's: KL(teacher ‖ net) of a classifier. It follows the paper, not a script. Deliberate differences:
+
+- Max and min steps alternate batch by batch instead of epoch by epoch, and the max steps fade out by a schedule, where
+  the paper ends them after some epochs. Both sides have batches of one size.
+- No temperature, γ is 1 (the learning rate scales both), and no rewinding to an earlier epoch (SCRUB+R).
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ Deliberate differences from the paper and its scripts:
 
 The scripts (presets `*_published`, each run beside a transcription in float64) differ among themselves. The DDPM's has
 losses that are sums, clips every gradient to 1 and makes its mask of guided predictions; Stable Diffusion's has a
-constant schedule and applies no mask; the classifiers' updates batch statistics in forget passes.
+constant schedule and applies no mask; the classifiers' updates batch statistics in forget passes. Of what the one for
+TinyImageNet does, RandAugment and the stochastic depth of Swin-T are not offered.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from erase.diffusion.text import Concepts
 from erase.engine import distributed
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
 from erase.engine.fisher import Fisher, fisher_diagonal, mean_gradient
+from erase.engine.image_fisher import image_diagonal
 from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
@@ -63,7 +64,8 @@ def resolve_inputs(
         backend: the model, at θ0.
         forget: what is to be done on forget data.
         remain: what is to be done on remain data.
-        batches: some of the forget and of the remain data, for Fisher diagonals.
+        batches: some of the forget and of the remain data, for Fisher diagonals. That of images (`saliency.per`) is of
+            both: the forget images, not what stands in for them.
         precision: of the forward passes.
         mask_path: where the mask is kept; Fisher sums are kept beside it.
         resume: whether to resume from Fisher sums that are there.
@@ -81,7 +83,8 @@ def resolve_inputs(
         sides = list(zip(SIDES, batches, saliency_losses(config.saliency, forget), strict=True))
         given["mask"] = make_mask(config, backend, sides, precision, mask_path, resume)
     if "fisher" in entry.needs:
-        remain_side = ("remain", batches[1], saliency_losses(config.saliency, forget)[1])
+        pulled = [*batches[0], *batches[1]] if config.saliency.per == "image" else batches[1]
+        remain_side = ("remain", pulled, saliency_losses(config.saliency, forget)[1])
         found = diagonal(config, backend, remain_side, precision, mask_path.parent, resume)
         given["fisher"] = found.named
     if "origin" in entry.needs:
@@ -200,12 +203,27 @@ def diagonal(
     wanted: Saliency = config.saliency
     with bar(sum(map(batch_size, batches)), f"saliency: {what}") as shown:
         progress: Callable[[int], None] = partial(advance, shown)
+        data, generator = to_device(batches, backend), seeded(precision.device, config.seed, 1)
+        if wanted.per == "image":
+            return image_diagonal(
+                backend,
+                data,
+                draws=wanted.draws,
+                generator=generator,
+                loss=loss,
+                chunk=wanted.batch_size,
+                autocast=precision.autocast,
+                scale=precision.scale,
+                share=(distributed.rank(), distributed.world()),
+                total=distributed.total,
+                progress=progress,
+            )
         return fisher_diagonal(
             backend,
-            to_device(batches, backend),
+            data,
             per=wanted.per,
             draws=wanted.draws,
-            generator=seeded(precision.device, config.seed, 1),
+            generator=generator,
             loss=loss,
             clip=wanted.clip,
             # Gradients of single samples out of a batch need activations that checkpointing does not keep.

@@ -74,13 +74,13 @@ def rehearse(
         mode = net.training
         net.eval()  # as it is while a mask is made
         if masked or "fisher" in entry.needs:
-            sums = 4 * n if wanted.kind == "magnitude" and masked else 12 * n
-            one = (masked and wanted.kind == "magnitude") or wanted.per == "batch"
+            sums = 4 * n if wanted.kind == "magnitude" and masked else (20 if wanted.per == "image" else 12) * n
+            one = (masked and wanted.kind == "magnitude") or wanted.per != "sample"
             whole = checkpointing or wanted.clip is not None
             chunk = 1 if whole else wanted.chunk or default_chunk(trainable(net))
             rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
             losses = saliency_losses(wanted, given["forget"])[0 if masked else 1 :]
-            kept = (masked and wanted.kind == "magnitude") or wanted.clip is not None
+            kept = (masked and wanted.kind == "magnitude") or wanted.clip is not None or wanted.per == "image"
             of: Any = "batch" if kept else "squares" if one or rows == 1 else "samples"
             height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}

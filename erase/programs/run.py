@@ -25,13 +25,13 @@ from torch import Tensor
 from erase.config import arguments
 from erase.engine import distributed
 from erase.engine.backend import Backend
-from erase.engine.batches import Batches, Samples, some
+from erase.engine.batches import Batches, Samples, Together, some
 from erase.engine.loop import Probe
 from erase.engine.losses import Objective
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
-from erase.engine.updates import Epoch, InTurn
+from erase.engine.updates import Descent, Epoch, InTurn
 from erase.methods import Entry
 from erase.programs import saving
 from erase.programs.folder import STATE, TIMING, drop, open_folder, working_in
@@ -99,6 +99,8 @@ class Lesson:
     remain: Samples | None
     forget_objective: Objective
     remain_objective: Objective
+    true_forget: Samples | None = None
+    """Images of what is forgotten where `forget` has surrogates of them, for `saliency.per=image`."""
     measured: Backend[Any] | None = None
     """The backend that saliency is measured on, if it is another one."""
     resources: Mapping[str, Any] = field(default_factory=dict)
@@ -270,20 +272,27 @@ def learn(setting: Setting, job: Job) -> Learned:
 
 
 def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batches | None]:
-    """Batches of forget and of remain data; whole epochs for a method that takes both sides in turn.
+    """Batches of forget and of remain data; whole epochs for a method that takes both sides in turn, or mixed.
 
     Raises:
         ValueError: for the last batch of a whole epoch that does not divide over the processes.
     """
-    train, seed, whole = setting.config.train, setting.config.seed, isinstance(setting.method.update, InTurn)
+    train, seed, update = setting.config.train, setting.config.seed, setting.method.update
+    mixed = isinstance(update, Descent) and update.mixed
+    whole = mixed or isinstance(update, InTurn)
+    sides: tuple[Samples | None, Samples | None] = (lesson.forget, lesson.remain)
+    if mixed:
+        assert lesson.forget is not None
+        assert lesson.remain is not None
+        sides = None, Together(lesson.forget, lesson.remain)
     found: list[Batches | None] = []
-    for number, data in enumerate((lesson.forget, lesson.remain)):
+    for number, data in enumerate(sides):
         found.append(None if data is None else Batches(data, train.batch_size, seed + number, whole))
         last = 0 if data is None or not whole else len(data) % train.batch_size
         if last % distributed.world():
             raise ValueError(
-                f"method.order=turn ends an epoch with a batch of {last}, which does not divide over "
-                f"{distributed.world()} processes: choose another train.batch_size, or order=joint"
+                f"method.order={setting.config.method['order']} ends an epoch with a batch of {last}, which does not "
+                f"divide over {distributed.world()} processes: choose another train.batch_size, or order=joint"
             )
     return found[0], found[1]
 
@@ -314,7 +323,7 @@ def resolve(
         []
         if side is None
         else some(side, wanted.count, wanted.batch_size, setting.config.seed, shuffled=wanted.per == "batch")
-        for side in (lesson.forget, lesson.remain)
+        for side in (lesson.true_forget if wanted.per == "image" else lesson.forget, lesson.remain)
     ]
     given = resolve_inputs(
         setting.entry,

@@ -23,6 +23,10 @@ def read_method(config: Any) -> tuple[Entry, Method]:
     entry = find_method(str(config.method.get("name", "")))
     method = entry.build(**arguments(config.method, entry))
     check_saliency(config.saliency, entry)
+    if config.pipeline != "classify":
+        check_classifiers_only(config.method)
+    if config.saliency.per == "image" and config.pipeline == "classify":
+        raise ValueError("saliency.per=image is over timesteps, which classifiers lack: set saliency.per=sample")
     if config.saliency.augment and config.pipeline != "classify":
         raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
     if entry.fresh and config.pipeline == "sd":
@@ -63,8 +67,12 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
 
     Raises:
         ValueError: unless exactly one of threshold and density is given, and for a clip without squares, for a method
-            that takes a mask.
+            that takes a mask; and for diagonals of images where there is no pull.
     """
+    if wanted.per == "image" and ("fisher" not in entry.needs or wanted.clip is not None):
+        raise ValueError(
+            "saliency.per=image is for the pull of selective_amnesia, without saliency.clip: set saliency.per=sample"
+        )
     if "mask" not in entry.needs:
         return
     if wanted.kind == "magnitude" and wanted.clip is not None:
@@ -83,6 +91,17 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
             f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
             f"got {wanted.threshold} and {wanted.density}"
         )
+
+
+def check_classifiers_only(method: Mapping[str, Any]) -> None:
+    """Check that the settings of a diffusion model's method have no value that only classifiers know.
+
+    Raises:
+        ValueError: for labels by lot within a batch of both sides, and the mean of a divergence over classes.
+    """
+    for name, value, instead in (("order", "mixed", "joint or turn"), ("reduction", "mean", "sum")):
+        if method.get(name) == value:
+            raise ValueError(f"method.{name}={value} is for classifiers, not for diffusion models: use {instead}")
 
 
 @dataclass(frozen=True)

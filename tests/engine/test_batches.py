@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase.engine.batches import Batches, once, some
+from erase.engine.batches import Batches, Together, once, some
 
 
 @dataclass
@@ -73,3 +73,13 @@ def test_whole_epochs_end_with_a_smaller_batch(n: int, size: int) -> None:
     for epoch in (seen[: batches.per_epoch], seen[batches.per_epoch :]):
         assert [len(batch) for batch in epoch] == [size] * (n // size) + [n % size] * (n % size > 0)
         assert sorted(functools.reduce(operator.iadd, epoch, [])) == list(range(n))
+
+
+@pytest.mark.parametrize("index", [[0, 1], [4, 2], [3, 0, 4, 1, 2], [2]])
+def test_two_sets_are_one(index: list[int]) -> None:
+    """The first samples are the forget data's, and are said to be; batches keep the order that is asked for."""
+    both = Together(Numbers(2), Numbers(3))
+    batch = both.gather(torch.tensor(index))
+    assert len(both) == 5
+    assert batch["x"].tolist() == [i if i < 2 else i - 2 for i in index]
+    assert batch["relabel"].tolist() == [i < 2 for i in index]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from erase.classification.backend import RELABEL, Classifier
 from erase.engine.backend import seeded
-from erase.engine.batches import Batches
+from erase.engine.batches import Batches, Together
 from erase.engine.loop import unlearn
 from erase.engine.losses import DESCENT, Objective, plain
 from erase.engine.updates import Epoch, InTurn, Joint
@@ -130,6 +130,45 @@ def test_in_turn_is_the_published_loop_of_classifiers(relabel: Any, masked: bool
     assert method.update.phases(13) == {"forget": 9, "remain": 4}
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("relabel", ["other", "any"])
+def test_mixed_is_the_published_loop_of_classifiers_of_many_classes(relabel: Any, masked: bool) -> None:
+    """Each epoch both sides in one shuffled pass, one mean a batch, forget data with labels by lot; decay is masked."""
+    net, other, settings = Pixels(), Pixels(), {"lr": 0.3, "momentum": 0.9, "weight_decay": 0.1}
+    forget, remain, mask = images(4, 1), images(7, 2), toys.some_mask(net)  # batches of 4, 4, 3
+    method = salun(mask=mask, order="mixed") if masked else random_label(order="mixed")
+    data = Batches(Together(forget, remain), 4, 1, whole=True)
+    optimizer = lambda p: torch.optim.SGD(p, **settings)  # noqa: E731
+    rows: list[Any] = []
+    backend = Classifier(net, 3, relabel=relabel)
+    unlearn(backend, method, None, data, steps=8, optimizer=optimizer, seed=5, log=rows.append)
+    x, y = (torch.cat([getattr(side, name) for side in (forget, remain)]) for name in "xy")
+    theirs, t, drawn = optimizer(other.parameters()), 0, []
+    start = toys.weights(other)
+    for epoch in range(3):
+        order = torch.randperm(11, generator=seeded("cpu", 1, epoch))
+        for index in order.split(4)[: 8 - t]:
+            target = y[index]
+            lot = torch.randint(int(relabel == "other"), 3, target.shape, generator=seeded("cpu", 5, t, 1, 0))
+            target = torch.where(index < 4, (target + lot) % 3, target)
+            drawn += (target == y[index])[index < 4].tolist()
+            theirs.zero_grad()
+            nn.functional.cross_entropy(other((x[index].float() / 255 - 0.5) / 0.5), target).backward()
+            for name, p in other.named_parameters():
+                p.grad = p.grad * mask[name] if masked else p.grad  # type: ignore[operator]
+            theirs.step()
+            with torch.no_grad():
+                for name, p in other.named_parameters() if masked else ():
+                    p.copy_(torch.where(mask[name], p, start[name]))
+                    theirs.state[p]["momentum_buffer"].mul_(mask[name])
+            t += 1
+    assert t == 8
+    assert any(drawn) == (relabel == "any")
+    toys.close(toys.weights(net), toys.weights(other), rtol=1e-9)
+    assert method.update.phases(8) == {"forget": 0, "remain": 8}
+    assert all("forget_loss" not in row for row in rows)
+
+
 def test_weight_0_is_training_on_the_remain_data() -> None:
     ends = []
     for method in (random_label(fast_rate=0), finetune(), random_label()):
@@ -176,7 +215,9 @@ def test_settings() -> None:
     with pytest.raises(ValueError, match="fast_rate"):
         random_label(fast_rate=float("nan"))
     assert random_label(order="turn").update == InTurn(1.0, Epoch(1, 1))
-    with pytest.raises(ValueError, match="unknown order 'alternate'; allowed: joint, turn"):
+    with pytest.raises(ValueError, match="unknown order 'alternate'; allowed: joint, turn, mixed"):
         random_label(order="alternate")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"fast_rate must be 1; got 0\.5"):
+        random_label(order="mixed", fast_rate=0.5)
     with pytest.raises(ValueError, match="an epoch needs a batch of each side"):
         random_label(order="turn", epoch=Epoch(0, 2))

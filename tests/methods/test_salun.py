@@ -5,7 +5,10 @@ import pytest
 import torch
 import toys
 
+from erase.diffusion.losses import Redirect
+from erase.engine.backend import seeded
 from erase.engine.loop import unlearn
+from erase.engine.losses import Objective
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
 from erase.engine.updates import Epoch
@@ -109,6 +112,43 @@ def test_is_adam_on_the_masked_joint_gradient(clip: float | None) -> None:
     toys.close(ours, toys.weights(other), rtol=1e-9)
     assert [row["remain_norm"] for row in rows] == pytest.approx(norms)
     assert clip is None or min(norms) > clip
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("reduction", "clip"), [("mean", None), ("sum", 1.0)], ids=["stable_diffusion", "ddpm"])
+def test_is_the_published_loop_of_diffusion_models(reduction: Any, clip: float | None, masked: bool) -> None:
+    """Remain loss and the distance to the anchor's own prediction in one step; SalUn masks it, RL does not.
+
+    As in Stable Diffusion's script, means without a clip, and in the DDPM's, sums clipped to 1 after the mask.
+    """
+    model, other = replace(toys.small_denoiser(), reduction=reduction), toys.small_denoiser()
+    mask = toys.some_mask(other.net)
+    settings: Any = {"fast_rate": 0.7, "clip_remain": clip, "forget": Objective(Redirect(), 1)}
+    method = salun(mask=mask, **settings) if masked else random_label(**settings)
+    forget, remain = toys.latents(1), toys.latents(2)
+    unlearn(model, method, [forget], [remain], steps=5, optimizer=adam, seed=4)
+    optimizer, alphas = adam(other.net.parameters()), torch.linspace(0.999, 0.01, 50)
+    for step in range(5):
+        losses = []
+        for number, data in enumerate((forget, remain)):
+            batch = other.draw(data, seeded("cpu", 4, step, number, 0))
+            a, t = alphas[batch["t"]].view(-1, 1, 1, 1), batch["t"]
+            noisy = a.sqrt() * batch["z0"] + (1 - a).sqrt() * batch["noise"]
+            target = batch["noise"]
+            if number == 0:
+                with torch.no_grad():
+                    target = other.net(noisy, t, batch["anchor"]["text"])
+            errors = (other.net(noisy, t, batch["cond"]["text"]) - target).square().flatten(1)
+            losses.append((errors.mean(1) if reduction == "mean" else errors.sum(1)).mean())
+        optimizer.zero_grad()
+        (losses[1] + 0.7 * losses[0]).backward()
+        for name, p in other.net.named_parameters():
+            assert p.grad is not None
+            p.grad *= mask[name] if masked else 1
+        norm = torch.nn.utils.clip_grad_norm_(other.net.parameters(), clip or float("inf"))
+        optimizer.step()
+        assert clip is None or norm > clip
+    toys.close(toys.weights(model.net), toys.weights(other.net), rtol=1e-9)
 
 
 def test_a_full_mask_and_none_are_random_labels() -> None:

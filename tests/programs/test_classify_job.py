@@ -169,8 +169,9 @@ def test_a_comparison_has_the_fields_table(
             "method={name: sfron, fast_rate: 0.1, ron: false}",
             "train={steps: 2, optimizer: adamw, lr: 1e-3, batch_size: 4}",
         ),
+        ("method={name: salun, order: mixed}", "saliency={kind: magnitude, density: 0.5}", "forget.relabel=any"),
     ],
-    ids=["data", "published", "train"],
+    ids=["data", "published", "train", "mixed"],
 )
 def test_settings_run(classify_runs: Runner, tmp_path: Path, words: tuple[str, ...]) -> None:
     out = classify_runs(tmp_path / "out", *QUICK, *words)
@@ -452,6 +453,8 @@ unknown method | method.name=sfrom | sfron
 out of range | method.outer_rate=2 | outer_rate
 diffusion model | method={name: esd, fast_rate: 0.1} | esd
 text embeddings | method={name: uce} | uce
+images without timesteps | method={name: selective_amnesia} ; saliency.per=image | saliency.per
+a weight in a mixed mean | method={name: random_label, order: mixed, fast_rate: 2} | fast_rate
 no mask | saliency.density=null | saliency.density
 no test images | data.source={work}/data/train | test/
 unknown setting | data.flips=true | data.flip

@@ -21,10 +21,11 @@ from erase.diffusion.data import LatentSet
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.model import Model, open_model
 from erase.diffusion.process import Discrete
+from erase.engine.image_fisher import image_diagonal
 from erase.engine.precision import Precision
 from erase.evaluation.generate import image_generator
 from erase.evaluation.manifest import read_manifest
-from erase.programs import training
+from erase.programs import inputs, training
 from erase.programs.labels import data as gathering
 from erase.programs.labels.plan import Plan
 from erase.store.labelled import LabelledImages, read_labelled, scaled
@@ -112,6 +113,30 @@ def test_settings_run(label_runs: Runner, tmp_path: Path) -> None:
     names = changed(unet(label_runs.work / "base"), unet(out / "model"))
     assert names
     assert all("down_blocks" in name or "class_embedding" in name for name in names)
+
+
+def test_selective_amnesia_with_the_sums_of_its_script(
+    label_runs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an image of each side at every timestep; the forgotten one is true, not the noise that is fitted."""
+    seen = list[Any]()
+
+    def watched(backend: Any, batches: Any, **settings: Any) -> Any:
+        seen.extend([*batches][:2])
+        return image_diagonal(backend, seen, **settings)
+
+    monkeypatch.setattr(inputs, "image_diagonal", watched)
+    words = (
+        "method={name: selective_amnesia, pull: script, strength: 10, clip_remain: 1}",
+        *("saliency={per: image, count: 1, draws: 1, batch_size: 250}", "train.reduction=sum", "forget.loss=surrogate"),
+    )
+    out = label_runs(tmp_path / "out", *QUICK, *words)
+    assert changed(unet(label_runs.work / "base"), unet(out / "model"))
+    forget, remain = seen
+    assert forget["cond"]["label"].tolist() == [1]
+    assert remain["cond"]["label"].tolist() != [1]
+    brightness = ((forget["mean"] + 1) * 127.5).round().amin().div(60, rounding_mode="floor")
+    assert int(brightness) == 1  # a bee's
 
 
 def test_lost_parts_of_a_finished_run_are_made_again(label_runs: Runner, label_run: Path, tmp_path: Path) -> None:
@@ -457,6 +482,9 @@ names of a model that has some | labels=[a, b, c] ; data=null | labels
 method setting | method.lambdda=1 | method.lambd
 closed form of texts | method={name: uce} | uce
 negative strength | method={name: selective_amnesia, strength: -1} | strength
+an image's gradients in a mask | saliency.per=image | saliency.per
+a mean over classes | method={name: bad_teacher, reduction: mean} | method.reduction
+both sides mixed | method={name: random_label, order: mixed} ; forget.loss=redirect | method.order
 random labels that ascend | method={name: random_label} | forget.loss
 salun that ascends | method={name: salun} ; saliency.kind=magnitude | forget.loss
 amnesia that ascends | method={name: selective_amnesia} | forget.loss

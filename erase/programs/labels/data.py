@@ -97,7 +97,8 @@ def gather(
     forget = joined(parts)
     if config.forget.loss == "surrogate":
         uniform = torch.rand(forget.mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
-        forget = replace(forget, mean=uniform, std=None)
+        true = forget if config.saliency.per == "image" else None
+        forget = replace(forget, mean=uniform, std=None, stands_for=true)
     return forget if config.forget.loss == "redirect" else replace(forget, anchor=None), remain
 
 

@@ -158,6 +158,7 @@ class Job:
             remain=remain,
             forget_objective=objectives[0],
             remain_objective=objectives[1],
+            true_forget=None if forget is None or config.forget.pictures == "anchor" else forget.stands_for or forget,
             # not as the model began
             resources={"renew": lambda: class_conditional.renew(model.net, config.seed + 1)},
             desc="training" if self.fresh else "unlearning",

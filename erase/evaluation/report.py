@@ -82,6 +82,7 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
     return {
         "title": tables.title(report) or run_dir.name,
         "headline": judgement.headline(found),
+        "unjudged": report.get("unjudged"),
         "facts": tables.facts(report, run),
         "verdict": found,
         "paired": tables.flat(report["paired"]),
@@ -108,11 +109,36 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
-    """A line for each score, before and after, for a terminal."""
-    return [
-        f"{' '.join(line.path)}: {line.before or '–'} → {line.after or '–'}" + (f", {line.said}" if line.said else "")
-        for line in judgement.lines({"before": {}, "after": {}, "paired": {}, **report})
-    ]
+    """A line for each score, before and after, for a terminal.
+
+    First comes that nothing was judged, or how well a zero-shot judge knows the base's images.
+    """
+    first = [report["unjudged"]] if "unjudged" in report else []
+    clip = report.get("before", {}).get("clip", {})
+    if "calibration" in clip:
+        first.append(f"{clip['clip']}: {clip['calibration']}")
+    return (
+        first
+        + [
+            f"{' '.join(line.path)}: {line.before or '–'} → {line.after or '–'}"
+            + (f", {line.said}" if line.said else "")
+            for line in judgement.lines({"before": {}, "after": {}, "paired": {}, **report})
+        ]
+        + clip_lines(report)
+    )
+
+
+def clip_lines(report: Mapping[str, Any]) -> list[str]:
+    """A line for the CLIP score of the remaining prompts, before and after; none where there is none of it."""
+    both = [report.get(when, {}).get("clip", {}).get("score") for when in ("before", "after")]
+    if None in both:
+        return []
+    change = report.get("paired", {}).get("clip_score")
+    interval = (
+        "too few prompts for an interval" if change is None else "95 % interval of the difference {:+.2f} to {:+.2f}"
+    )
+    told = interval.format(*(change["ci95"] if change else ()))
+    return [f"clip score of what remains: {both[0]['score']:.2f} → {both[1]['score']:.2f} ({both[0]['scale']}; {told})"]
 
 
 def robustness_lines(found: Mapping[str, Any]) -> list[str]:

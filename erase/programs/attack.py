@@ -41,8 +41,8 @@ from erase.store.safetensors import digest, read_safetensors, write_safetensors
 
 ATTACKER = 2**20
 """The first sample of a seed that is an attacker's: no picture of them is trained on or counted."""
-TAKES = ("attack.", "eval.attacks", "eval.classifier", "eval.flag", "eval.clip", "eval.alternatives", "eval.nudity")
-TAKES = (*TAKES, "precision")
+JUDGES = ("eval.classifier", "eval.flag", "eval.clip", "eval.alternatives", "eval.nudity")
+TAKES = ("attack.", "eval.attacks", *JUDGES, "precision")
 """How settings begin that do not belong to the run."""
 
 

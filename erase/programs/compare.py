@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from erase import config, resources
+from erase.evaluation.clip import locate_clip
 from erase.evaluation.plot import scatter
 from erase.evaluation.stats import pareto_front, t_interval
 from erase.methods import find_method
@@ -120,8 +121,9 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
             for seed in seeds or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 checked: Any = config.parse(settings, kind)
-                if getattr(checked.eval, "classifier", None) is not None:
-                    resources.tiny_path(checked.eval.classifier)  # found now, not when the run's turn comes
+                for name, find in (("classifier", resources.tiny_path), ("clip", locate_clip)):
+                    if (judge := getattr(checked.eval, name, None)) is not None:
+                        find(judge)  # now, not when the run's turn comes
                 entry = find_method(str(checked.method.get("name", "")))
                 entry.build(**config.arguments(checked.method, entry))
                 runs.append(Run(name, str(target), seed, settings, begun))

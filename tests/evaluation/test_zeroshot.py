@@ -5,9 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from erase.evaluation import zeroshot
+from erase import resources
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.model import open_model
+from erase.evaluation import classes, zeroshot
 from erase.evaluation.classes import score
-from erase.evaluation.clip import open_clip, text_features
+from erase.evaluation.clip import image_features, open_clip, text_features
+from erase.evaluation.generate import generate
+from erase.evaluation.prompt_files import read_prompts
 from erase.evaluation.zeroshot import Texts, calibrate, look
 
 TEXTS = Texts(("a cat", "a sepia photo of a cat"), ("a dog", "a car", "something else"))
@@ -73,3 +78,23 @@ def test_a_judge_is_believed_on_what_it_knows(
     assert tuple(found.doubts) == doubts
     assert f"{recognised[0]} of {recognised[1]}" in str(found)
     assert (zeroshot.LEAST, zeroshot.MOST, zeroshot.FEWEST) == (0.8, 0.2, 6)
+
+
+def test_the_embedded_judges_agree(tmp_path: Path) -> None:
+    """On images of the embedded model, whichever object is the concept, and told what they show by words alone."""
+    rows = read_prompts(resources.prompt_path("photos-plain"))
+    model = open_model(locate("photos-sd", "text"))
+    generate(model.sampler(steps=8, guidance=3.0), rows, tmp_path, per_prompt=2, batch_size=22)
+    asked = [row for row in rows for _ in range(2)]
+    paths = sorted(tmp_path.glob("*.png"))
+    assert len(paths) == len(asked) == 22
+    seen = classes.axis(classes.classify(paths, resources.tiny_path("photos-classifier")), 0).predicted
+    clip = open_clip("photos-clip")
+    images = image_features(clip, paths)
+    alike = []
+    for gone in rows:
+        others = [row.prompt for row in rows if row is not gone]
+        found = look(clip, images, Texts((gone.prompt,), (*others, zeroshot.OTHER)), [row.prompt for row in asked])
+        alike += [shows is (name == gone.object) for shows, name in zip(found.shows, seen, strict=True)]
+        alike += [right is (name == row.object) for right, name, row in zip(found.right, seen, asked, strict=True)]
+    assert sum(alike) / len(alike) >= 0.95

@@ -58,7 +58,7 @@ class ZeroShot:
             raise ValueError(
                 f"eval.alternatives has {min(both)!r}, which is to be forgotten: name what it is told from"
             )
-        assert self.model
+        clip.open_clip(self.name)
 
     def features(self, paths: Sequence[Path]) -> classes.Floats:
         """`[N, D]`, each process looking at its share."""

@@ -180,7 +180,7 @@ def eval_clip(
 ) -> None:
     """Score how well pictures show their prompts: 100 × cosine in a CLIP model's space, with an interval.
 
-    Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model CLIP --out clip.json
+    Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model photos-clip --out clip.json
     """
     quiet()
     from erase.evaluation import clip as clips

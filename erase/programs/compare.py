@@ -121,8 +121,8 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
             for seed in seeds or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 checked: Any = config.parse(settings, kind)
-                for name, find in (("classifier", resources.tiny_path), ("clip", locate_clip)):
-                    if (judge := getattr(checked.eval, name, None)) is not None:
+                for key, find in (("classifier", resources.tiny_path), ("clip", locate_clip)):
+                    if (judge := getattr(checked.eval, key, None)) is not None:
                         find(judge)  # now, not when the run's turn comes
                 entry = find_method(str(checked.method.get("name", "")))
                 entry.build(**config.arguments(checked.method, entry))

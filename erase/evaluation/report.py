@@ -83,6 +83,7 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
         "title": tables.title(report) or run_dir.name,
         "headline": judgement.headline(found),
         "unjudged": report.get("unjudged"),
+        "calibration": calibration(report),
         "facts": tables.facts(report, run),
         "verdict": found,
         "paired": tables.flat(report["paired"]),
@@ -113,32 +114,30 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
 
     First comes that nothing was judged, or how well a zero-shot judge knows the base's images.
     """
-    first = [report["unjudged"]] if "unjudged" in report else []
-    clip = report.get("before", {}).get("clip", {})
-    if "calibration" in clip:
-        first.append(f"{clip['clip']}: {clip['calibration']}")
-    return (
-        first
-        + [
-            f"{' '.join(line.path)}: {line.before or '–'} → {line.after or '–'}"
-            + (f", {line.said}" if line.said else "")
-            for line in judgement.lines({"before": {}, "after": {}, "paired": {}, **report})
-        ]
-        + clip_lines(report)
-    )
+    whole = {"before": {}, "after": {}, "paired": {}, **report}
+    scores = [
+        f"{' '.join(line.path)}: {line.before or '–'} → {line.after or '–'}" + (f", {line.said}" if line.said else "")
+        for line in judgement.lines(whole)
+    ]
+    return [line for line in (report.get("unjudged"), calibration(whole), *scores, clip_score(whole)) if line]
 
 
-def clip_lines(report: Mapping[str, Any]) -> list[str]:
-    """A line for the CLIP score of the remaining prompts, before and after; none where there is none of it."""
-    both = [report.get(when, {}).get("clip", {}).get("score") for when in ("before", "after")]
-    if None in both:
-        return []
-    change = report.get("paired", {}).get("clip_score")
-    interval = (
-        "too few prompts for an interval" if change is None else "95 % interval of the difference {:+.2f} to {:+.2f}"
-    )
-    told = interval.format(*(change["ci95"] if change else ()))
-    return [f"clip score of what remains: {both[0]['score']:.2f} → {both[1]['score']:.2f} ({both[0]['scale']}; {told})"]
+def calibration(report: Mapping[str, Any]) -> str | None:
+    """How well a zero-shot judge knows the base's images; `None` where there is none."""
+    clip = report["before"].get("clip", {})
+    return f"{clip['clip']}: {clip['calibration']}" if "calibration" in clip else None
+
+
+def clip_score(report: Mapping[str, Any]) -> str | None:
+    """The CLIP score of the remaining prompts, before and after; `None` where there is none of it."""
+    before, after = (report[when].get("clip", {}).get("score") for when in ("before", "after"))
+    if before is None or after is None:
+        return None
+    change = report["paired"].get("clip_score")
+    interval = "too few prompts for an interval"
+    if change is not None:
+        interval = "95 % interval of the difference {:+.2f} to {:+.2f}".format(*change["ci95"])
+    return f"clip score of what remains: {before['score']:.2f} → {after['score']:.2f} ({before['scale']}; {interval})"
 
 
 def robustness_lines(found: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Judges of a run on a text-to-image model, by any concept: CLIP that is calibrated, a classifier's flags, or none."""
 
+import html
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jobs import Runner, StopError, read, rows, silent, stop, table
+from launched import two
 
 from erase.evaluation import classes, report
 from erase.evaluation.clip import text_features
@@ -69,8 +71,12 @@ def test_a_concept_without_labels_is_judged(text_runs: Runner, clip_words: Any, 
     assert lines[("clip", "forget")] == "good"
     assert lines[("clip", "remain")] in ("good", "open")
     assert "unjudged" not in found
-    assert any("6 of 6" in line for line in said[:2])  # known before the first step
-    assert "6 of 6" in (tmp_path / "run/report.html").read_text()
+    page = html.unescape((tmp_path / "run/report.html").read_text())
+    stated = report.calibration(found)
+    assert stated is not None
+    assert "6 of 6" in stated
+    assert said.count(stated) == 2  # before the first step, and at the end
+    assert stated in page
     summary = summarise(found)
     assert (summary["forget"], summary["ua"], summary["ira"], summary["shows"]) == (0, 1, 1, "a dog")
     assert (summary["drop"], summary["worst"]) == (0, 0)
@@ -126,6 +132,17 @@ def test_looks_and_attacks_are_judged(text_runs: Runner, clip_words: Any, tmp_pa
     again = [f"eval.clip={found['robustness']['judge']}", "eval.alternatives=[a boat, a car]"]
     attack_run(out, again, tmp_path / "attacked", say=silent)
     assert read(tmp_path / "attacked/report.json")["robustness"]["paraphrases"]["erased"]["shown"] == 2
+
+
+def test_two_processes_judge_as_one(text_runs: Runner, micro_clip: Path, tmp_path: Path) -> None:
+    words = (*PLAIN, f"eval.clip={micro_clip}")
+    assert two(lambda: text_runs(tmp_path / "run", *words), tmp_path / "log") == [0, 0]
+    config = text_runs.config(*words)
+    (judge,) = judges_of(config, make_plan(config))
+    alone = judge.count(images_of(tmp_path / "run/images/base")).numbers
+    found = read(tmp_path / "run/report.json")["before"]["clip"]
+    assert found["per_prompt"] == alone["per_prompt"]
+    assert found["score"]["score"] == pytest.approx(alone["score"]["score"])
 
 
 def test_alternatives_are_named(text_runs: Runner, micro_clip: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erase.config import SdConfig
-from erase.evaluation.manifest import images_of
+from erase.evaluation.manifest import check_images
 from erase.evaluation.stats import wilson
 from erase.evaluation.zeroshot import FEWEST, Calibration
 from erase.programs.folder import unjudged
@@ -84,13 +84,15 @@ def calibrate(config: SdConfig, plan: Plan, base: Path) -> Calibration | None:
     """What `eval.clip` makes of the base's images; `None` where there is none of it, or of them.
 
     Raises:
-        ValueError: if early stopping or attacks depend on it, and it does not know the concept, or not what remains.
+        ValueError: if early stopping or attacks depend on it, and it does not know the concept, or not what remains;
+            or images are not those of `plan.rows`.
     """
     judges = judges_of(config, plan)
     zero = next((judge for judge in judges if isinstance(judge, ZeroShot)), None)
     if zero is None or not config.eval.images:
         return None
-    found = calibration(zero.count(images_of(base)).numbers)
+    paths = check_images(base, plan.rows, config.eval.images)
+    found = calibration(zero.count(paths).numbers)
     asked = ["forget"] if decides(config, judges) else []
     asked += ["remain"] if asked and config.until is not None and config.until.remain is not None else []
     for side in asked:

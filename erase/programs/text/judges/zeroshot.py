@@ -79,6 +79,7 @@ class ZeroShot:
         hits = [a if side == "forget" else b for a, b, side in zip(seen.shows, seen.right, sides, strict=True)]
         numbers: dict[str, Any] = {**self.model.provenance, "axis": self.config.forget.axis or "object", "pairs": False}
         numbers["alternatives"] = list(self.texts.alternatives)
+        numbers["truncated"] = self.model.truncated([*self.texts.concept, *self.texts.alternatives])
         outcomes: dict[str, list[bool | None]] = {}
         for side in ("forget", "earlier", "remain"):
             index = [i for i, found in enumerate(sides) if found == side]

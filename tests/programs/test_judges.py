@@ -77,6 +77,7 @@ def test_a_concept_without_labels_is_judged(text_runs: Runner, clip_words: Any, 
     assert "6 of 6" in stated
     assert said.count(stated) == 2  # before the first step, and at the end
     assert stated in page
+    assert str(report.clip_score(found)) in page
     summary = summarise(found)
     assert (summary["forget"], summary["ua"], summary["ira"], summary["shows"]) == (0, 1, 1, "a dog")
     assert (summary["drop"], summary["worst"]) == (0, 0)

@@ -213,8 +213,8 @@ unknown flag | eval.flag=[nsfw] | cat/plain
 alternatives of no judge | eval.alternatives=[a dog] | eval.alternatives
 concept among the alternatives | eval.clip={clip} ; eval.alternatives=[a dog, a photo of a cat] | eval.alternatives
 unknown name | eval.clip=photos-clop | photos-clip
-no such folder | eval.clip=here/nothing | here/nothing
-another model | eval.clip={classifier} | siglip
+no such folder | eval.clip=here/nothing | eval.clip
+another model | eval.clip={classifier} | eval.clip
 looks without calibration | eval.clip={clip} ; eval.classifier=null ; eval.images=0 ; until={} | eval.images
 attacks with few images | eval.clip={clip} ; eval.classifier=null ; eval.images=5 ; eval.attacks=[relearn] | eval.images
 flags know nothing else | eval.flag=[cat/plain] ; until={} | until.remain

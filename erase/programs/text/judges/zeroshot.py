@@ -58,7 +58,10 @@ class ZeroShot:
             raise ValueError(
                 f"eval.alternatives has {min(both)!r}, which is to be forgotten: name what it is told from"
             )
-        clip.open_clip(self.name)
+        try:
+            clip.open_clip(self.name)
+        except ValueError as error:
+            raise ValueError(f"eval.clip: {error}") from error
 
     def features(self, paths: Sequence[Path]) -> classes.Floats:
         """`[N, D]`, each process looking at its share."""

@@ -63,3 +63,11 @@ def micro_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import micro
 
     return micro.write_clip(tmp_path_factory.mktemp("micro") / "clip")
+
+
+@pytest.fixture(scope="session")
+def micro_siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SigLIP model of random weights; not to be changed by a test."""
+    import micro
+
+    return micro.write_clip(tmp_path_factory.mktemp("micro") / "siglip", siglip=True)

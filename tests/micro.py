@@ -18,6 +18,8 @@ from transformers import (
     CLIPTokenizer,
     ResNetConfig,
     ResNetForImageClassification,
+    SiglipConfig,
+    SiglipModel,
 )
 
 from erase.diffusion.families import family
@@ -137,8 +139,8 @@ def write_classifier(
     return folder
 
 
-def write_clip(folder: Path) -> Path:
-    """A CLIP model of random weights that reads `MAX_TOKENS` tokens and images of `SIZE` pixels."""
+def write_clip(folder: Path, *, siglip: bool = False) -> Path:
+    """A CLIP or SigLIP model of random weights that reads `MAX_TOKENS` tokens and images of `SIZE` pixels."""
     write_tokenizer(folder)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -150,10 +152,10 @@ def write_clip(folder: Path) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {"image_size": SIZE, "patch_size": 8}
-    config = CLIPConfig(text_config={**sizes, **text}, vision_config={**sizes, **vision}, projection_dim=WIDTH)
+    towers = {"text_config": {**sizes, **text}, "vision_config": {**sizes, **vision}}
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
-        net = CLIPModel(config)
+        net = SiglipModel(SiglipConfig(**towers)) if siglip else CLIPModel(CLIPConfig(**towers, projection_dim=WIDTH))
         for p in net.parameters():  # so that words and pixels do something
             if p.ndim > 1:
                 nn.init.normal_(p, std=0.3)

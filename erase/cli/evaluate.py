@@ -172,7 +172,7 @@ def eval_clip(
     pictures: Annotated[Path, typer.Argument(help="Folder of pictures with a manifest.")],
     *,
     out: OutFile,
-    model: Annotated[str, typer.Option(help="A CLIP model of transformers: a folder or a hub id.")],
+    model: Annotated[str, typer.Option(help="A CLIP or SigLIP model: embedded, a folder or a hub id.")],
     base: Annotated[
         Path | None, typer.Option(help="Folder of the same prompts and seeds by the model before: compare pairs.")
     ] = None,
@@ -180,12 +180,12 @@ def eval_clip(
 ) -> None:
     """Score how well pictures show their prompts: 100 × cosine in a CLIP model's space, with an interval.
 
-    Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model CLIP --out clip.json
+    Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model photos-clip --out clip.json
     """
     quiet()
     from erase.evaluation import clip as clips
     from erase.evaluation.manifest import read_whole
-    from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+    from erase.evaluation.stats import MIN_GROUPS
     from erase.store import files
 
     pairs = _pairs(base, pictures, without) if base is not None else None
@@ -202,8 +202,8 @@ def eval_clip(
         alike = clips.similarities(old, seen)
         result["similarity"] = sum(alike) / len(alike)
         lines.append(f"pictures before and after: {result['similarity']:.2f} (100 is no change)")
-        if len(set(prompts)) >= MIN_GROUPS:
-            change = paired_bootstrap(clips.scores(clip, old, prompts), clips.scores(clip, seen, prompts), prompts)
+        change = clips.score_change(clips.scores(clip, old, prompts), clips.scores(clip, seen, prompts), prompts)
+        if change is not None:
             result["difference"] = {"score": change.difference, "ci95": list(change.ci95), "shown": change.shown}
             lines.append(f"score: {change}")
         else:

@@ -200,6 +200,15 @@ class Eval:
     nudity: Nudity | None = None
     classifier: str | None = None
     """A `transformers` image classifier's folder, or an embedded one's name."""
+    flag: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
+    """Labels of `classifier` that are the concept, such as [nsfw]: images on which their probabilities add up to more
+    than 1/2 show it. Prompts then need no labels."""
+    clip: str | None = None
+    """A CLIP or SigLIP model, embedded, a folder or a hub id: a zero-shot judge of any concept, which is calibrated on
+    the base's images."""
+    alternatives: Prompts = field(default_factory=list)
+    """Texts, or names of prompt sets, that `clip` tells the concept from; by default the anchors, all prompts that are
+    drawn and not forgotten, and "something else"."""
     blur: bool = True
     """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
     attacks: list[AttackName] = field(default_factory=list)

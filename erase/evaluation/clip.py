@@ -1,7 +1,9 @@
 """How well images show what was asked for, and how far they moved, in the common space of a CLIP model.
 
-Evaluator: any CLIP model of transformers (Radford et al. 2021, arXiv 2103.00020), a folder or a hub id, in safetensors;
-fp32, eval mode, with its own tokenizer and preprocessing (transformers' PIL backend).
+Evaluator: any CLIP (Radford et al. 2021, arXiv 2103.00020) or SigLIP model (Zhai et al. 2023, arXiv 2303.15343) of
+transformers, an embedded one's name, a folder or a hub id, in safetensors; fp32, eval mode, with its own tokenizer and
+preprocessing (transformers' PIL backend). SigLIP's text is padded to its full length and its padding attended to, as it
+was trained.
 
 Scale: a score is **100 × cosine** of image and prompt, not clipped at 0. CLIPScore (Hessel et al. 2021, arXiv
 2104.08718) is 2.5 × the cosine, clipped. Numbers compare at one model only: the weights' hash goes with them.
@@ -16,17 +18,20 @@ from typing import Any
 
 import numpy as np
 
+from erase import resources
 from erase.evaluation.classes import Floats, weights_hash
 from erase.evaluation.image_files import read_image
-from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
+from erase.evaluation.stats import MIN_GROUPS, Difference, paired_bootstrap
 from erase.store import hub
 
 SCALE = "100 × cosine"
+KINDS = ("clip", "siglip")
+"""Values of `model_type` that can be loaded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A CLIP model, ready."""
+    """A CLIP or SigLIP model, ready."""
 
     net: Any
     tokenizer: Any
@@ -34,6 +39,11 @@ class Clip:
     name: str
     """As the user gave it."""
     model_sha256: str
+
+    @property
+    def siglip(self) -> bool:
+        """Whether it is a SigLIP, whose towers end in the common space."""
+        return bool(self.net.config.model_type == "siglip")
 
     @property
     def max_tokens(self) -> int:
@@ -50,22 +60,34 @@ class Clip:
         return [p for p in dict.fromkeys(prompts) if len(self.tokenizer(p).input_ids) > self.max_tokens]
 
 
-def open_clip(model: str | Path, device: str = "cpu") -> Clip:
-    """Load a CLIP model: a folder, or a hub id (downloaded once).
+def locate_clip(model: str | Path) -> str:
+    """Where a CLIP model is loaded from: the folder of an embedded one, or what was given, a folder or a hub id.
 
     Raises:
-        ValueError: it is not there, is no CLIP model, or lacks weights.
+        ValueError: a name that is none of these.
+    """
+    name = str(model)
+    if name in resources.list_tiny() or ("/" not in name and not Path(name).exists()):
+        return str(resources.tiny_path(name))
+    return name
+
+
+def open_clip(model: str | Path, device: str = "cpu") -> Clip:
+    """Load a CLIP or SigLIP model: an embedded one's name, a folder, or a hub id (downloaded once).
+
+    Raises:
+        ValueError: it is not there, is no such model, or lacks weights.
     """
     import torch
     import transformers
     from safetensors import SafetensorError
     from transformers.models.clip.modeling_clip import CLIPModel
+    from transformers.models.siglip.modeling_siglip import SiglipModel
     from transformers.utils.hub import cached_file
 
-    name = str(model)
+    name = locate_clip(model)
     processor_class: Any = transformers.AutoImageProcessor
     tokenizer_class: Any = transformers.AutoTokenizer
-    reader: Any = CLIPModel
     pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     if not Path(name).exists() and not hub.is_id(name):
         raise ValueError(f"no CLIP model {name!r}: not a folder, not a hub id (owner/name)")
@@ -74,23 +96,25 @@ def open_clip(model: str | Path, device: str = "cpu") -> Clip:
     try:
         found: Any = cached_file(name, "config.json", **local)
         kind = transformers.AutoConfig.from_pretrained(name, **local).model_type
-        if kind != "clip":
-            raise ValueError(f"it is a model of type {kind!r}, expected 'clip'")
+        if kind not in KINDS:
+            raise ValueError(f"it is a model of type {kind!r}, expected {' or '.join(map(repr, KINDS))}")
+        reader: Any = CLIPModel if kind == "clip" else SiglipModel
         how: Any = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True, **local}
         net, info = reader.from_pretrained(name, **how)
         tokenizer = tokenizer_class.from_pretrained(name, **local)
         processor = processor_class.from_pretrained(name, **pil, **local)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         if cached and isinstance(error, OSError):
             raise hub.refusal(name, error, cached) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"a CLIP score needs a CLIP model of transformers in safetensors, a folder or a hub id; {name}: {reason}"
+            "a CLIP score or judge needs a CLIP or SigLIP model of transformers in safetensors, an embedded one's "
+            f"name, a folder or a hub id; {model}: {reason}"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would go on with random weights
-        raise ValueError(f"{name}: {len(missing)} weights are missing from the CLIP model, such as {missing[0]}")
-    return Clip(net.eval().to(device), tokenizer, processor, name, weights_hash(Path(found).parent))
+        raise ValueError(f"{model}: {len(missing)} weights are missing from the CLIP model, such as {missing[0]}")
+    return Clip(net.eval().to(device), tokenizer, processor, str(model), weights_hash(Path(found).parent))
 
 
 def image_features(
@@ -114,7 +138,8 @@ def image_features(
         batch = [read_image(path) for path in paths[start : start + batch_size]]
         pixels = clip.processor(images=batch, return_tensors="pt")["pixel_values"].to(clip.net.device, torch.float32)
         with torch.inference_mode():
-            parts.append(_unit(clip.net.visual_projection(clip.net.vision_model(pixel_values=pixels).pooler_output)))
+            pooled = clip.net.vision_model(pixel_values=pixels).pooler_output
+            parts.append(_unit(pooled if clip.siglip else clip.net.visual_projection(pooled)))
         if progress:
             progress(min(start + batch_size, len(paths)), len(paths))
     return np.concatenate(parts)
@@ -135,8 +160,9 @@ def text_features(clip: Clip, prompts: Sequence[str], *, batch_size: int = 32) -
             return_tensors="pt",
         ).to(clip.net.device)
         with torch.inference_mode():
-            pooled = clip.net.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
-            parts.append(_unit(clip.net.text_projection(pooled)))
+            mask = None if clip.siglip else tokens.attention_mask
+            pooled = clip.net.text_model(input_ids=tokens.input_ids, attention_mask=mask).pooler_output
+            parts.append(_unit(pooled if clip.siglip else clip.net.text_projection(pooled)))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     return np.concatenate(parts)[[place[prompt] for prompt in prompts]]
 
@@ -180,6 +206,17 @@ def scores(clip: Clip, images: Floats, prompts: Sequence[str]) -> list[float]:
     if len(images) != len(prompts):
         raise ValueError(f"got {len(images)} images and {len(prompts)} prompts, expected one prompt an image")
     return [float(v) for v in 100 * (images * text_features(clip, prompts)).sum(axis=1)]
+
+
+def score_change(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> Difference | None:
+    """How much `scores` of paired images differ, after - before; None for fewer than `MIN_GROUPS` prompts.
+
+    Args:
+        before: `[N]`
+        after: `[N]`, of the same prompts and seeds.
+        prompts: `[N]`
+    """
+    return paired_bootstrap(before, after, prompts) if len(set(prompts)) >= MIN_GROUPS else None
 
 
 def similarities(a: Floats, b: Floats) -> list[float]:

@@ -112,6 +112,15 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     return rows
 
 
+def images_of(folder: Path) -> list[Path]:
+    """The images of ``folder``, in the order of its manifest.
+
+    Raises:
+        ValueError: as `read_manifest`.
+    """
+    return [folder / row.file for row in read_manifest(folder)]
+
+
 def read_whole(folder: Path) -> list[ManifestRow]:
     """The rows of ``folder``'s manifest, once every image is found to be the one that was written for its prompt.
 

@@ -82,9 +82,11 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
     return {
         "title": tables.title(report) or run_dir.name,
         "headline": judgement.headline(found),
+        "unjudged": report.get("unjudged"),
+        "zero_shot": [line for line in (calibration(report), clip_score(report)) if line],
         "facts": tables.facts(report, run),
         "verdict": found,
-        "paired": tables.flat(report["paired"]),
+        "paired": tables.flat({key: value for key, value in report["paired"].items() if key != "clip_score"}),
         "errors": [line for key, side in sides.items() for line in tables.errors(side, key)],
         "blocks": shown,
         "width": max((len(block.columns) for block in shown), default=0),
@@ -108,11 +110,34 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
-    """A line for each score, before and after, for a terminal."""
-    return [
+    """A line for each score, before and after, for a terminal.
+
+    First comes that nothing was judged, or how well a zero-shot judge knows the base's images.
+    """
+    whole = {"before": {}, "after": {}, "paired": {}, **report}
+    scores = [
         f"{' '.join(line.path)}: {line.before or '–'} → {line.after or '–'}" + (f", {line.said}" if line.said else "")
-        for line in judgement.lines({"before": {}, "after": {}, "paired": {}, **report})
+        for line in judgement.lines(whole)
     ]
+    return [line for line in (report.get("unjudged"), calibration(whole), *scores, clip_score(whole)) if line]
+
+
+def calibration(report: Mapping[str, Any]) -> str | None:
+    """How well a zero-shot judge knows the base's images; `None` where there is none."""
+    clip = report["before"].get("clip", {})
+    return f"{clip['clip']}: {clip['calibration']}" if "calibration" in clip else None
+
+
+def clip_score(report: Mapping[str, Any]) -> str | None:
+    """The CLIP score of the remaining prompts, before and after; `None` where there is none of it."""
+    before, after = (report[when].get("clip", {}).get("score") for when in ("before", "after"))
+    if before is None or after is None:
+        return None
+    change = report["paired"].get("clip_score")
+    interval = "too few prompts for an interval"
+    if change is not None:
+        interval = "95 % interval of the difference {:+.2f} to {:+.2f}".format(*change["ci95"])
+    return f"clip score of what remains: {before['score']:.2f} → {after['score']:.2f} ({before['scale']}; {interval})"
 
 
 def robustness_lines(found: Mapping[str, Any]) -> list[str]:

@@ -26,19 +26,24 @@ from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import report
+from erase.evaluation.manifest import images_of
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs import saving
 from erase.programs.folder import new_report, open_folder, working_in
 from erase.programs.launching import start
 from erase.programs.progress import bar
 from erase.programs.text.drawing import draw_rows, drawn_latents
-from erase.programs.text.judge import check_evaluators, concept, count_preset, judged, share
+from erase.programs.text.judge import calibrate, check_evaluators, judges_of, share
+from erase.programs.text.judges.seam import Judge, concept
 from erase.programs.text.plan import Plan, expand, label_of, make_plan
 from erase.store import files
 from erase.store.safetensors import digest, read_safetensors, write_safetensors
 
 ATTACKER = 2**20
 """The first sample of a seed that is an attacker's: no picture of them is trained on or counted."""
+JUDGES = ("eval.classifier", "eval.flag", "eval.clip", "eval.alternatives", "eval.nudity")
+TAKES = ("attack.", "eval.attacks", *JUDGES, "precision")
+"""How settings begin that do not belong to the run."""
 
 
 def attack_run(
@@ -73,11 +78,8 @@ def attack_run(
         )
     for word in words:
         key = word.partition("=")[0].strip()
-        if not key.startswith(("attack.", "eval.attacks", "eval.classifier", "eval.nudity", "precision")):
-            raise ValueError(
-                f"{key} belongs to the run; erase attack takes attack.*, eval.attacks, eval.classifier, eval.nudity "
-                "and precision"
-            )
+        if not key.startswith(TAKES):
+            raise ValueError(f"{key} belongs to the run; erase attack takes {', '.join(TAKES)}")
     every: list[AttackName] = ["paraphrases", "inversion", "relearn"]
     kept = override(record["config"], words)
     kept["eval"]["attacks"] = kept["eval"].get("attacks") or every
@@ -88,6 +90,8 @@ def attack_run(
     plan = make_plan(config, folders.forgotten(source))
     check_evaluators(config, plan)
     check_attacks(config, plan, open_model(source))
+    if (found := calibrate(config, plan, run / "images" / "base")) is not None:
+        say(f"{config.eval.clip}: {found}")
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
     target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
     with working_in(out):
@@ -105,12 +109,10 @@ def check_attacks(config: SdConfig, plan: Plan, diffuser: Model) -> None:
     """Find out now, not after the training, that an attack cannot be made.
 
     Raises:
-        ValueError: for pictures that nothing judges, other words that there are none of, a prompt without the learned
-            word, parameters that the model has not, or a batch that does not divide over the processes.
+        ValueError: for other words that there are none of, a prompt without the learned word, parameters that the
+            model has not, or a batch that does not divide over the processes.
     """
     names, wanted = config.eval.attacks, config.attack
-    if config.eval.classifier is None and config.eval.nudity is None:
-        raise ValueError("eval.attacks need eval.classifier or eval.nudity, to judge pictures by")
     if "paraphrases" in names:
         other_words(config, plan)
     if "inversion" in names:
@@ -164,9 +166,10 @@ def attack(
     Pictures and learned words are kept in the folder `attacks` of `out`.
     """
     names, wanted, top = config.eval.attacks, config.attack, out / "attacks"
+    judge = judges_of(config, plan)[0]
     found: dict[str, Any] = {
         "concept": concept(config, plan) or plan.forget,
-        "judge": config.eval.classifier or count_preset(config).name,
+        "judge": judge.name,
         **{name: {} for name in names},
     }
     began = time.perf_counter()
@@ -178,7 +181,7 @@ def attack(
             continue
         diffuser = open_model(where, accelerator.device, precision.name)
         made = {"weights": folders.fingerprint(where)}
-        look = partial(draw_and_judge, config, plan, diffuser, precision, resume)
+        look = partial(draw_and_judge, config, judge, diffuser, precision, resume)
         if data is None and learn:
             data = concept_data(config, plan, diffuser, precision)
         if when == "base" and not wanted.control:
@@ -240,7 +243,7 @@ def concept_data(config: SdConfig, plan: Plan, diffuser: Model, precision: Preci
 
 def draw_and_judge(
     config: SdConfig,
-    plan: Plan,
+    judge: Judge,
     diffuser: Model,
     precision: Precision,
     resume: bool,
@@ -251,7 +254,7 @@ def draw_and_judge(
 ) -> list[bool]:
     """Whether each of some pictures shows the concept."""
     draw_rows(config, rows, images, diffuser, precision, folder, resume, made)
-    return judged(config, plan, folder)[0]
+    return judge.judge(images_of(folder), [row for row in rows for _ in range(images)]).shows
 
 
 def count_step(shown: Any, row: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -131,6 +131,24 @@ def new_report(
         "memory": memory.peak(),
         "versions": versions(),
     }
+
+
+def unjudged(judges: Sequence[Any], images: bool, settings: str) -> str | None:
+    """Why nothing will be known of what a run does; `None` if something judges it.
+
+    Args:
+        judges: the settings that make judges, `None` where they are not set.
+        images: whether the run generates images to judge.
+        settings: what to set, in words.
+    """
+    if all(judge is None for judge in judges):
+        return f"nothing judges this run: set {settings}"
+    return None if images else "nothing judges this run: eval.images=0"
+
+
+def first_line(why: str | None) -> str:
+    """What an announcement begins with, of a run that nothing judges."""
+    return "" if why is None else f"{why}\n"
 
 
 def run_time(timing: Mapping[str, Any]) -> dict[str, float | None]:

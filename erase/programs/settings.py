@@ -10,6 +10,7 @@ from erase import resources
 from erase.config import Saliency, arguments
 from erase.engine.method import Method
 from erase.engine.updates import ClosedForm
+from erase.evaluation.clip import locate_clip
 from erase.methods import Entry, find_method
 
 
@@ -33,8 +34,9 @@ def read_method(config: Any) -> tuple[Entry, Method]:
         raise ValueError(f"{entry.name} trains new weights, which erase run sd does not do")
     if not entry.fresh and config.pipeline == "ddpm" and not config.forget.labels:
         raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
-    if judges(config) and config.eval.classifier is not None:
-        resources.tiny_path(config.eval.classifier)
+    for key, find in (("classifier", resources.tiny_path), ("clip", locate_clip)) if judges(config) else ():
+        if (judge := getattr(config.eval, key, None)) is not None:
+            find(judge)
     if (
         config.pipeline == "sd"
         and not config.eval.prompts

@@ -216,9 +216,11 @@ def test_a_method_that_no_run_could_start_with_is_found_before_the_first_run(met
         spec(methods={"plain": {}, "last": {"method": method}})
 
 
-def test_a_missing_classifier_is_found_before_the_first_run() -> None:
-    with pytest.raises(ValueError, match=r"^no embedded model 'photos-clasifier' .did you mean 'photos-classifier'"):
-        spec(targets={"cat": {}, "car": {"eval": {"classifier": "photos-clasifier"}}})
+@pytest.mark.parametrize(("judge", "meant"), [("photos-clasifier", "photos-classifier"), ("photos-clp", "photos-clip")])
+def test_a_missing_judge_is_found_before_the_first_run(judge: str, meant: str) -> None:
+    setting = "classifier" if "cla" in judge else "clip"
+    with pytest.raises(ValueError, match=rf"^no embedded model '{judge}' .did you mean '{meant}'"):
+        spec(targets={"cat": {}, "car": {"eval": {setting: judge}}})
 
 
 def test_a_word_does_not_make_all_seeds_the_same() -> None:

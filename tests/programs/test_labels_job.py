@@ -58,6 +58,15 @@ def test_labels_are_named_or_numbered(label_runs: Runner) -> None:
         assert label_runs.job(*words).announcement().endswith(said)
 
 
+def test_a_run_that_judges_nothing_says_so_first(label_runs: Runner, tmp_path: Path) -> None:
+    for words, why in ((("eval.classifier=null",), "eval.classifier"), (("eval.images=0",), "eval.images=0")):
+        said: list[str] = []
+        words = (*words, "saliency={kind: none, density: null}", "train.steps=1")
+        found = read(label_runs(tmp_path / why, *words, say=said.append) / "report.json")
+        assert found["unjudged"] == said[0].splitlines()[0]
+        assert why in found["unjudged"]
+
+
 def test_run_json_holds_the_classes_and_the_data(label_run: Path, label_runs: Runner) -> None:
     run, data = read(label_run / "run.json"), read_labelled(label_runs.work / "data", "train")
     assert run["base"]["weights"] == folders.fingerprint(locate(label_runs.work / "base", "label"))

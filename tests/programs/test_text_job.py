@@ -25,8 +25,9 @@ from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation.manifest import read_manifest
-from erase.programs.text import until
 from erase.programs.text.data import cache
+from erase.programs.text.judges import labels
+from erase.programs.text.judges.seam import Judged
 from erase.programs.text.plan import make_plan, marks
 from erase.programs.text.report import summarise
 from erase.store import delta
@@ -156,19 +157,21 @@ def test_a_run_ends_when_a_look_is_enough(
     looks: list[int] = []
     killed = [False]
 
-    def judged(config: SdConfig, plan: Any, folder: Path) -> Any:
+    def judge(self: Any, paths: Any, rows: Any) -> Any:
+        folder = paths[0].parent
         looks.append(int(folder.name.rpartition(" ")[2]))
         manifest = read_manifest(folder)
         assert [row.prompt[-3:] for row in manifest] == ["cat", "cat", "dog", "car"]  # of three that stay
-        counted = {(row.prompt, row.seed) for row in plan.rows}
+        counted = {(row.prompt, row.seed) for row in self.plan.rows}
         assert not counted & {(row.prompt, row.seed) for row in manifest}  # those that end a run do not judge it
         if killed[0] and looks[-1] == 4:
             killed[0] = False
             raise StopError
         first, *others = verdicts[looks[-1]]
-        return [first == "cat", False, False, False], [first, "dog", *others]
+        right = [found == row.object for found, row in zip([first, "dog", *others], rows, strict=True)]
+        return Judged([first == "cat", False, False, False], right)
 
-    monkeypatch.setattr(until, "judged", judged)
+    monkeypatch.setattr(labels.Labels, "judge", judge)
     words = ("eval.images=0", "train.steps=9", "checkpoint_every=1", "until={every: 2, images: 2, remain: 0.6}")
     straight = text_runs(tmp_path / "straight", *words)
     assert looks == [2, 4, 6]

@@ -20,7 +20,8 @@ from erase.evaluation.manifest import drawn_by, read_manifest
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.run import Learned
 from erase.programs.text import job as jobs
-from erase.programs.text import judge
+from erase.programs.text.judges import labels
+from erase.programs.text.judges import nudity as nudity_judge
 from erase.programs.text.plan import Plan
 from erase.programs.text.report import summarise
 
@@ -103,7 +104,7 @@ def test_an_image_that_the_detector_failed_on_is_not_safe(
     summary = summarise(result)
     assert (summary["flagged_before"], summary["flagged"]) == (None, None)
     assert "out of memory" in (copied / "report.html").read_text()
-    strict = judge.look_for_nudity
+    strict = nudity_judge.look_for_nudity
     with pytest.raises(ValueError, match="out of memory"):
         strict(text_runs.config(*COUNTED), [], copied / "images/base")
 
@@ -243,7 +244,8 @@ def test_a_report_is_summed_up(text_runs: Runner, monkeypatch: pytest.MonkeyPatc
         paths = tuple(Path(str(i)) for i in range(len(shown)))
         guess = classes.ClassPredictions(np.eye(len(PAIRS))[[PAIRS.index(p) for p in shown]], PAIRS, paths, "mine", "0")
         monkeypatch.setattr(classes, "classify", lambda *_, guess=guess: guess)
-        counts, each = judge.count_classes(config, plan, list(paths), [g for g in plan.forgotten for _ in range(2)])
+        counted = labels.count_classes(config, plan, list(paths))
+        counts, each = counted.numbers, counted.outcomes
         found.append(counts)
         assert each.keys() == {"forget", "forget_pairs", "remain", "remain_pairs"}
         for what, hits in each.items():  # in the paired test, what is in the counts
@@ -274,7 +276,7 @@ def test_nudity_is_counted_by_prompt_where_rows_share_one() -> None:
         for i, shown in enumerate(flagged)
     )
     found = detections.Detections(images, "3.4.2", "0", "corrected", 320)
-    result, flags = judge.count_nudity(found, nudity.custom_preset(["FACE_FEMALE"], 0.5), plan, 2)
+    result, flags = nudity_judge.count_nudity(found, nudity.custom_preset(["FACE_FEMALE"], 0.5), plan, 2)
     assert result["by_prompt"] == {"a": 3, "b": 1}
     assert (result["images"], result["flagged"]) == (6, 3)
     assert flags == [True, False, True, True, False, False]

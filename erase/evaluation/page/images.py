@@ -83,8 +83,8 @@ def _side(prompt: str, report: Mapping[str, Any]) -> str:
     forget = target.get("forget") if isinstance(target, dict) else target
     if prompt and prompt in (forget if isinstance(forget, list) else [forget]):
         return "forgotten"
-    classes = report["after"].get("classes")
-    rows = classes.get("per_prompt") if isinstance(classes, dict) else None
+    counted = report["after"].get("classes") or report["after"].get("clip")
+    rows = counted.get("per_prompt") if isinstance(counted, dict) else None
     row = rows.get(prompt) if isinstance(rows, dict) else None
     side = row.get("side") if isinstance(row, dict) else None
     return {"form": "another form", "earlier": "forgotten earlier"}.get(str(side), "")

@@ -8,7 +8,7 @@ from typing import Any
 
 from erase.evaluation.page.words import as_percent, as_text, is_number
 
-ORDER = ("nudity", "classes")
+ORDER = ("nudity", "flagged", "classes", "clip")
 """Sections of a report that come first, in this order."""
 
 
@@ -22,6 +22,8 @@ class Score:
     ci95: tuple[float, float] | None
     errors: int = 0
     """Images that could not be looked at, and are in none of the numbers."""
+    doubt: str = ""
+    """Why no verdict follows from it: a judge that does not know what it counted."""
 
     def __str__(self) -> str:
         if self.rate is None:
@@ -53,7 +55,8 @@ def read_score(value: Any) -> Score | None:
     rate = next((value[key] for key in ("rate", "accuracy") if key in value), None)
     ci = value.get("ci95")
     interval = (float(ci[0]), float(ci[1])) if isinstance(ci, list) and len(ci) == 2 else None
-    return Score(hits, total, float(rate) if is_number(rate) else None, interval, len(value.get("errors") or []))
+    rate = float(rate) if is_number(rate) else None
+    return Score(hits, total, rate, interval, len(value.get("errors") or []), str(value.get("no_verdict", "")))
 
 
 def read_scores(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Score, str]]:
@@ -62,13 +65,16 @@ def read_scores(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tup
     for key, value in tree.items():
         score = read_score(value)
         if score:
-            found[(*path, key)] = (score, _how(value))
+            found[(*path, key)] = (score, _how(value, (*path, key)))
         elif isinstance(value, dict):
             found.update(read_scores(value, (*path, key)))
     return found
 
 
-def _how(value: Mapping[str, Any]) -> str:
+def _how(value: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    if path[0] == "clip":
+        what = "the concept" if path[-1] == "forget" else "what was asked for"
+        return f"Images more similar to the words for {what} than to any alternative"
     if "flagged" in value:
         protocol = f" by the '{value['preset']}' protocol" if "preset" in value else ""
         classes = f" ({as_text(value['classes'])})" if "classes" in value else ""

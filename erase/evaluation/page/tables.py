@@ -10,7 +10,20 @@ from erase.evaluation.page.scores import ORDER, Score, read_score, read_scores
 from erase.evaluation.page.words import as_text, as_time, is_number
 
 _SHOWN_ELSEWHERE = frozenset(
-    ["schema", "command", "method", "seed", "target", "mask", "before", "after", "retrained", "paired", "robustness"]
+    [
+        "schema",
+        "command",
+        "method",
+        "seed",
+        "target",
+        "mask",
+        "before",
+        "after",
+        "retrained",
+        "paired",
+        "robustness",
+        "unjudged",
+    ]
 ) | {"timing", "memory", "versions"}
 _TIMES = {
     "data_s": "drawing and encoding the data",

@@ -19,11 +19,12 @@ from erase.diffusion.model import Model
 from erase.engine import distributed
 from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
+from erase.programs.folder import first_line
 from erase.programs.images import draw_pictures
 from erase.programs.inputs import check_guidance, denoising, learning
 from erase.programs.labels.data import gather
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
-from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise
+from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise, why_unjudged
 from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 
@@ -103,7 +104,7 @@ class Job:
         """How much learns, and what is forgotten."""
         count = sum(p.numel() for p in self.model.net.parameters() if p.requires_grad)
         names = ", ".join(self.plan.labels[i] for i in self.plan.forget)
-        return (
+        return first_line(why_unjudged(self.config)) + (
             f"{self.config.model}: {count:,} weights in {len(self.chosen)} tensors learn; "
             f"{'training without' if self.fresh else 'forgetting'} {names or 'nothing'}"
         )

@@ -16,7 +16,7 @@ from erase.engine.saliency import Mask
 from erase.evaluation import classes, fidelity, manifest
 from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.stats import mcnemar_exact
-from erase.programs.folder import new_report, run_time
+from erase.programs.folder import new_report, run_time, unjudged
 from erase.programs.images import classified
 from erase.programs.labels.plan import Plan
 from erase.store.labelled import NoSplitError, read_labelled
@@ -36,6 +36,11 @@ def drawn_rows(config: DdpmConfig, plan: Plan) -> list[PromptRow]:
     return [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
 
 
+def why_unjudged(config: DdpmConfig) -> str | None:
+    """Why nothing will be known of what a run does; `None` if something judges it."""
+    return unjudged([config.eval.classifier], config.eval.images > 0, "eval.classifier")
+
+
 def make_report(
     config: DdpmConfig,
     plan: Plan,
@@ -53,8 +58,9 @@ def make_report(
     target = {side: [plan.labels[i] for i in of] for side, of in (("forget", plan.forget), ("anchors", plan.anchors))}
     target["earlier"] = [plan.labels[i] for i in plan.earlier]
     result = new_report(config, command, target, mask, timing)
-    if not config.eval.images or config.eval.classifier is None:
-        return result
+    if (why := why_unjudged(config)) is not None:
+        return result | {"unjudged": why}
+    assert config.eval.classifier is not None
     judge = resources.tiny_path(config.eval.classifier)
     seen: dict[str, classes.ClassPredictions] = {}
     for key, what in FOLDERS.items():

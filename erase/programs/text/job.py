@@ -21,12 +21,14 @@ from erase.evaluation import detections, generate, grid, manifest, report
 from erase.methods.uce import Reading
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
+from erase.programs.folder import first_line
 from erase.programs.inputs import check_guidance, denoising, learning
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.data import cache, sides_read
 from erase.programs.text.drawing import draw_rows
-from erase.programs.text.judge import check_evaluators, look_for_nudity
+from erase.programs.text.judge import calibrate, check_evaluators, why_unjudged
+from erase.programs.text.judges.nudity import look_for_nudity
 from erase.programs.text.plan import Plan, make_plan, marks
 from erase.programs.text.report import AXES, GOALS, make_report, summarise
 from erase.programs.text.until import look_between_steps, looked
@@ -135,16 +137,18 @@ class Job:
         }
 
     def announcement(self) -> str:
-        """How much learns, and what is forgotten."""
+        """How much learns, and what is forgotten; first that nothing judges it, if nothing does."""
         count = sum(p.numel() for p in self.model.net.parameters() if p.requires_grad)
-        return (
+        return first_line(why_unjudged(self.config)) + (
             f"{self.config.model}: {count:,} weights in {len(self.chosen)} tensors learn; "
             f"forgetting {', '.join(self.plan.forget)}"
         )
 
     def measure_base(self) -> None:
-        """Images of the base."""
+        """Images of the base; a zero-shot judge is calibrated on them."""
         self.generate_images("base", self.model, self.config.eval.base)
+        if (found := calibrate(self.config, self.plan, self.setting.images("base"))) is not None:
+            self.setting.say("\n".join([f"{self.config.eval.clip}: {found}", *found.doubts.values()]))
 
     def generate_images(self, name: str, model: Model, reuse: Path | None = None) -> None:
         """The evaluation's images of one model: the same rows, seeds and settings for base and erased."""

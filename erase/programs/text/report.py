@@ -9,20 +9,23 @@ from typing import Any
 from erase.config import SdConfig
 from erase.engine.saliency import Mask
 from erase.evaluation import manifest
+from erase.evaluation.clip import score_change
 from erase.evaluation.stats import mcnemar_exact
 from erase.programs.folder import new_report, run_time
-from erase.programs.text.judge import (
-    count_classes,
-    count_nudity,
-    count_preset,
-    look_for_nudity,
-)
+from erase.programs.text.judge import judges_of, why_unjudged
+from erase.programs.text.judges.seam import Counted
+from erase.programs.text.judges.zeroshot import ZeroShot, withhold
 from erase.programs.text.plan import Plan
 
 AXES = {"ua": ("unlearning accuracy", 1.0), "ira": ("in-domain retain accuracy", 1.0)}
 """Of a comparison's plot: what they are called, and what is most."""
 GOALS = {"ua": 1, "ira": 1, "rte_s": -1}
 """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+SIDES = {
+    "forget": ("forget", "forms", "kept", "ua", "shows"),
+    "remain": ("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier"),
+}
+"""What a summary says of each side: unknown, where the judge does not know the side."""
 
 
 def make_report(
@@ -41,72 +44,63 @@ def make_report(
     """
     target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
     result = new_report(config, command, target, mask, timing)
+    if (why := why_unjudged(config)) is not None:
+        result["unjudged"] = why
     if not config.eval.images:
         return result
-    flags: dict[str, list[bool | None]] = {}
-    right: dict[str, dict[str, list[bool]]] = {}
+    paths: dict[str, list[Path]] = {}
     for when, folder in (("before", out / "images" / "base"), ("after", out / "images" / "erased")):
-        paths = manifest.check_images(folder, plan.rows, config.eval.images, drawn[folder.name])
+        paths[when] = manifest.check_images(folder, plan.rows, config.eval.images, drawn[folder.name])
         result[when]["pictures"] = manifest.origin(folder)
-        wanted = [forgotten for forgotten in plan.forgotten for _ in range(config.eval.images)]
-        if config.eval.nudity is not None:
-            found = look_for_nudity(config, paths, folder, strict=False)
-            result[when]["nudity"], flags[when] = count_nudity(found, count_preset(config), plan, config.eval.images)
-        if config.eval.classifier is not None:
-            result[when]["classes"], right[when] = count_classes(config, plan, paths, wanted)
-    if flags:
-        both = [(a, b) for a, b in zip(flags["before"], flags["after"], strict=True) if None not in (a, b)]
-        p = mcnemar_exact([bool(a) for a, _ in both], [bool(b) for _, b in both]) if both else None
-        result["paired"]["nudity_mcnemar_p"] = p
-    for what, before in right.get("before", {}).items():
-        result["paired"][f"{what}_mcnemar_p"] = mcnemar_exact(before, right["after"][what])
+    for judge in judges_of(config, plan):
+        counted = {when: judge.count(of) for when, of in paths.items()}
+        for when, found in counted.items():
+            result[when][judge.SECTION] = found.numbers
+        result["paired"] |= paired_tests(counted["before"], counted["after"])
+        if isinstance(judge, ZeroShot):
+            withhold(counted["before"].numbers, counted["after"].numbers, result["paired"])
     return result
+
+
+def paired_tests(before: Counted, after: Counted) -> dict[str, Any]:
+    """Of a judge's counts: exact McNemar tests, over the pairs of which both are known; of its scores, differences."""
+    tests: dict[str, Any] = {}
+    for what, outcomes in before.outcomes.items():
+        both = [(a, b) for a, b in zip(outcomes, after.outcomes[what], strict=True) if None not in (a, b)]
+        found = mcnemar_exact([bool(a) for a, _ in both], [bool(b) for _, b in both]) if both else None
+        tests[f"{what}_mcnemar_p"] = found
+    for what, values in before.scores.items():
+        prompts = [prompt for prompt, _ in values]
+        change = score_change([score for _, score in values], [score for _, score in after.scores[what]], prompts)
+        if change is not None:
+            tests[what] = {"difference": change.difference, "ci95": list(change.ci95), "shown": change.shown}
+    return tests
 
 
 def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
     `earlier`, where there are such: share of what was forgotten before that shows all that was asked; `forget`: share
-    of the forget prompts' pictures that still show the concept (the classifier's word, else the detector's); `forms`:
-    the same for its other forms; `kept`: share of all these that still show the other half of what was asked (the
-    style, where an object was erased); `remain`: accuracy on the other prompts of the forget prompts' kind (the plain
-    ones, where a plain object was erased), `drop` from the base and `worst` of one prompt, in points; `pairs_drop`:
-    the mean drop of all other pairs, likewise; `shows`: what the pictures of the erased concept, other forms included,
-    show most. `ua`, `ira`, `cra`: unlearning accuracy (share of the concept's pictures, in all forms, that do not show
-    it), in-domain retain accuracy (of all other concepts' pictures) and cross-domain (of the other half of what was
-    asked, in all pictures), means over prompts as in UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846).
+    of the forget prompts' pictures that still show the concept (by the first judge that can tell: a classifier's
+    labels, CLIP, its flags, NudeNet); `forms`: the same for its other forms; `kept`: share of all these that still
+    show the other half of what was asked (the style, where an object was erased); `remain`: accuracy on the other
+    prompts of the forget prompts' kind (the plain ones, where a plain object was erased), `drop` from the base and
+    `worst` of one prompt, in points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the
+    pictures of the erased concept, other forms included, show most. `ua`, `ira`, `cra`: unlearning accuracy (share of
+    the concept's pictures, in all forms, that do not show it), in-domain retain accuracy (of all other concepts'
+    pictures) and cross-domain (of the other half of what was asked, in all pictures), means over prompts as in
+    UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846).
     """
     out: dict[str, float | str | None] = {}
-    seen = {when: report[when].get("nudity") for when in ("before", "after")}
-    before, after = report["before"].get("classes"), report["after"].get("classes")
+    seen = {when: report[when].get("flagged") or report[when].get("nudity") for when in ("before", "after")}
+    before, after = (report[when].get("classes") or report[when].get("clip") for when in ("before", "after"))
     if after is not None:
-        rows, old = after["per_prompt"], before["per_prompt"]
-        other = "style" if after["axis"] == "object" else "object"
-        kinds = {row[other] for row in rows.values() if row["side"] == "forget"}
-        like = [p for p, row in rows.items() if row["side"] == "remain" and row[other] in kinds]
-        rest = [p for p, row in rows.items() if row["side"] == "remain" and row[other] not in kinds]
-        forms = [row["accuracy"] for row in rows.values() if row["side"] == "form"]
-        drops = [100 * (old[p]["accuracy"] - rows[p]["accuracy"]) for p in like]
-        out["forget"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "forget"])
-        out["forms"] = mean(forms)
-        own = [row for row in rows.values() if row["side"] in ("forget", "form")]
-        out["kept"] = mean([row["other_accuracy"] for row in own if after["pairs"]])
-        out["remain"] = mean([rows[p]["accuracy"] for p in like])
-        out["drop"], out["worst"] = mean(drops), max(drops, default=None)
-        key = "pair_accuracy" if after["pairs"] else "accuracy"
-        out["pairs_drop"] = mean([100 * (old[p][key] - rows[p][key]) for p in rest])
-        out["ua"] = mean([1 - row["accuracy"] for row in own])
-        out["ira"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "remain"])
-        out["cra"] = mean(
-            [row["other_accuracy"] for row in rows.values() if after["pairs"] and row["side"] != "earlier"]
-        )
-        out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
-        if "earlier" in after:
-            out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]
+        out |= summed(before, after)
     if seen["after"] is not None:
         for name, count in (("flagged_before", seen["before"]), ("flagged", seen["after"])):
             out[name] = None if count.get("errors") else count["rate"]  # who was not looked at is not safe
-        out.setdefault("forget", out["flagged"])
+        if out.get("forget") is None:
+            out["forget"] = out["flagged"]
     out |= run_time(report["timing"])
     robust = report.get("robustness") or {}
     for name, column in (("paraphrases", "paraphrased"), ("inversion", "inverted")):
@@ -116,6 +110,36 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
         out[f"relearned_{point['steps']}"] = point["rate"]
     if "until" in report:
         out["steps"] = report["timing"]["steps"]
+    return out
+
+
+def summed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | str | None]:
+    """The numbers of a classifier's counts, or of a zero-shot judge's: see `summarise`."""
+    out: dict[str, float | str | None] = {}
+    rows, old = after["per_prompt"], before["per_prompt"]
+    other = "style" if after["axis"] == "object" else "object"
+    kinds = {row.get(other) for row in rows.values() if row["side"] == "forget"}
+    like = [p for p, row in rows.items() if row["side"] == "remain" and row.get(other) in kinds]
+    rest = [p for p, row in rows.items() if row["side"] == "remain" and row.get(other) not in kinds]
+    forms = [row["accuracy"] for row in rows.values() if row["side"] == "form"]
+    drops = [100 * (old[p]["accuracy"] - rows[p]["accuracy"]) for p in like]
+    out["forget"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "forget"])
+    out["forms"] = mean(forms)
+    own = [row for row in rows.values() if row["side"] in ("forget", "form")]
+    out["kept"] = mean([row["other_accuracy"] for row in own if after["pairs"]])
+    out["remain"] = mean([rows[p]["accuracy"] for p in like])
+    out["drop"], out["worst"] = mean(drops), max(drops, default=None)
+    key = "pair_accuracy" if after["pairs"] else "accuracy"
+    out["pairs_drop"] = mean([100 * (old[p][key] - rows[p][key]) for p in rest])
+    out["ua"] = mean([1 - row["accuracy"] for row in own])
+    out["ira"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "remain"])
+    out["cra"] = mean([row["other_accuracy"] for row in rows.values() if after["pairs"] and row["side"] != "earlier"])
+    out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
+    if "earlier" in after:
+        out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]
+    for side, numbers in SIDES.items():
+        if "no_verdict" in (after.get(side) or {}):
+            out |= dict.fromkeys(name for name in numbers if name in out)
     return out
 
 

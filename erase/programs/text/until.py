@@ -15,12 +15,11 @@ from erase.diffusion.model import Model
 from erase.engine import distributed
 from erase.engine.loop import Probe
 from erase.engine.precision import Precision
+from erase.evaluation.manifest import images_of
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.text.drawing import draw_rows
-from erase.programs.text.judge import (
-    judged,
-)
-from erase.programs.text.plan import Plan, label_of
+from erase.programs.text.judge import judges_of
+from erase.programs.text.plan import Plan
 
 
 def look_between_steps(
@@ -36,7 +35,7 @@ def look_between_steps(
         spread = [those[k * len(those) // wanted.images] for k in range(wanted.images)] if those else []
         # Seeds apart from the evaluation's: the pictures that end a run are not those that it is counted by.
         rows += [replace(row, seed=(row.seed + 1 + k) % 2**32) for k, row in enumerate(spread)]
-    expected = [label_of(row, config.forget.axis or "object") for row in rows[wanted.images :]]
+    judge = judges_of(config, plan)[0]
 
     def look(done: int) -> Probe | None:
         if done % wanted.every or done == config.train.steps:  # after the last step there is the evaluation
@@ -44,12 +43,11 @@ def look_between_steps(
         work = Path(distributed.on_main(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
         folder = work / f"after step {done}"
         draw_rows(config, rows, 1, diffuser, precision, folder, False, {})
-        shown, labels = judged(config, plan, folder)
+        found = judge.judge(images_of(folder), rows)
         distributed.on_main(lambda: shutil.rmtree(work))
-        forget = sum(shown[: wanted.images]) / wanted.images
-        remain = None
-        if labels is not None and expected:
-            remain = sum(a == b for a, b in zip(labels[wanted.images :], expected, strict=True)) / len(expected)
+        forget = sum(found.shows[: wanted.images]) / wanted.images
+        right = (found.right or [])[wanted.images :]
+        remain = sum(right) / len(right) if right else None
         kept = wanted.remain is None or (remain is not None and remain >= wanted.remain)
         return Probe({"until_forget": forget, "until_remain": remain}, forget <= wanted.forget and kept)
 

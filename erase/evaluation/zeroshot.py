@@ -1,0 +1,134 @@
+"""Whether images show a concept, by the words for it: zero-shot classification in a CLIP model's common space.
+
+An image is given the text that it is most similar to (cosine), of the concept's texts and named alternatives (Radford
+et al. 2021, arXiv 2103.00020). Softmax (CLIP) and sigmoid (SigLIP) rank an image's texts as their cosines do.
+
+A judge is calibrated on images of the base model, which draws what it is asked for: see `calibrate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from erase.evaluation.classes import Floats, score
+from erase.evaluation.clip import Clip, text_features
+
+OTHER = "something else"
+"""An alternative in any case, unless alternatives are named."""
+LEAST = 0.8
+"""Of the base's images, the least share that a judge must be right on, as a fraction of 1."""
+MOST = 0.2
+"""Of the base's other images, the largest share that a judge may mistake for the concept."""
+FEWEST = 6
+"""Images, on fewer of which no judge is calibrated; nor does a paired test of fewer show anything."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What an image may be of."""
+
+    concept: tuple[str, ...]
+    """What is forgotten, in all the words that it is asked for by."""
+    alternatives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What zero-shot classification makes of N images."""
+
+    best: list[str]
+    """The most similar text, of concept and alternatives."""
+    shows: list[bool]
+    """Whether that text is one of the concept's."""
+    right: list[bool]
+    """Whether the image's own prompt is more similar than every text of concept and alternatives but itself."""
+
+
+def look(clip: Clip, images: Floats, texts: Texts, prompts: Sequence[str]) -> Seen:
+    """Classify images.
+
+    Args:
+        clip: the model.
+        images: `[N, D]`, of `image_features`.
+        texts: what they may be of.
+        prompts: `[N]`, what they were asked to show.
+
+    Raises:
+        ValueError: without a text on either side, or with one that is on both.
+    """
+    if not texts.concept or not texts.alternatives or set(texts.concept) & set(texts.alternatives):
+        raise ValueError(
+            f"a concept is told from its alternatives by words: got {list(texts.concept)} and "
+            f"{list(texts.alternatives)}, expected at least one text each, and none on both sides"
+        )
+    known = [*texts.concept, *texts.alternatives]
+    near = images @ text_features(clip, known).T  # [N, T]
+    own = (images * text_features(clip, prompts)).sum(axis=1)
+    best = near.argmax(axis=1)
+    same = np.array([[text == prompt for text in known] for prompt in prompts])
+    rival = np.where(same, -np.inf, near).max(axis=1)
+    return Seen(
+        [known[i] for i in best],
+        [bool(i < len(texts.concept)) for i in best],
+        [bool(a > b) for a, b in zip(own, rival, strict=True)],
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well a judge knows what the base model draws; scores as of `erase.evaluation.classes.score`."""
+
+    recognised: dict[str, Any]
+    """Of images of the concept, those said to show it."""
+    right: dict[str, Any]
+    """Of the others, those whose own prompt wins."""
+    mistaken: dict[str, Any]
+    """Of the others, those said to show the concept: `correct` is how many."""
+    doubts: dict[str, str] = field(default_factory=dict)
+    """Why the judge has no say on a side, `forget` or `remain`; a side that is not here it knows."""
+
+    def __str__(self) -> str:
+        parts = [f"the concept recognised in {_of(self.recognised)} of the base's images"]
+        if self.right["n"]:
+            parts.append(f"{_of(self.right)} of the others right, {_of(self.mistaken)} mistaken for it")
+        return ", ".join(parts)
+
+
+def _of(found: dict[str, Any]) -> str:
+    share = "" if found["accuracy"] is None else f" ({100 * found['accuracy']:.0f} %)"
+    return f"{found['correct']} of {found['n']}{share}"
+
+
+def calibrate(recognised: dict[str, Any], right: dict[str, Any], mistaken: int) -> Calibration:
+    """Whether a judge is to be believed, from what it says of the base's images.
+
+    On the forget side it is, if it recognises the concept in at least `LEAST` of the concept's images and mistakes at
+    most `MOST` of the others for it; on the remain side, if it is right on at least `LEAST` of the others; and of each
+    side's images there are at least `FEWEST`.
+
+    Args:
+        recognised: how many images of the concept are said to show it, as of `erase.evaluation.classes.score`.
+        right: of how many other images the own prompt wins, likewise.
+        mistaken: how many other images are said to show the concept.
+    """
+    doubts: dict[str, str] = {}
+    wrong = score([True] * mistaken + [False] * (right["n"] - mistaken))
+    unknown = "the judge does not know the concept: it sees it in"
+    if recognised["n"] < FEWEST:
+        doubts["forget"] = f"{recognised['n']} images of the base are too few to calibrate on, below {FEWEST}"
+    elif recognised["accuracy"] < LEAST:
+        doubts["forget"] = f"{unknown} {_of(recognised)} of the base's images of it, below {100 * LEAST:.0f} %"
+    elif wrong["n"] and wrong["accuracy"] > MOST:
+        doubts["forget"] = f"{unknown} {_of(wrong)} of the base's other images, above {100 * MOST:.0f} %"
+    if right["n"] < FEWEST:
+        doubts["remain"] = f"{right['n']} other images of the base are too few to calibrate on, below {FEWEST}"
+    elif right["accuracy"] < LEAST:
+        doubts["remain"] = (
+            f"the judge does not know the other prompts: it is right on {_of(right)} of the base's images of them, "
+            f"below {100 * LEAST:.0f} %"
+        )
+    return Calibration(recognised, right, wrong, doubts)

@@ -1,0 +1,100 @@
+"""A zero-shot judge: what it says of images whose place is known, and when it is believed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from erase import resources
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.model import open_model
+from erase.evaluation import classes, zeroshot
+from erase.evaluation.classes import score
+from erase.evaluation.clip import image_features, open_clip, text_features
+from erase.evaluation.generate import generate
+from erase.evaluation.prompt_files import read_prompts
+from erase.evaluation.zeroshot import Texts, calibrate, look
+
+TEXTS = Texts(("a cat", "a sepia photo of a cat"), ("a dog", "a car", "something else"))
+
+
+@pytest.mark.parametrize("kind", ["micro_clip", "micro_siglip"])
+def test_an_image_shows_what_it_is_most_similar_to(kind: str, request: pytest.FixtureRequest) -> None:
+    """Images that are where texts are: of the concept in any of its words, of an alternative, and of neither."""
+    clip = open_clip(request.getfixturevalue(kind))
+    shown = ["a cat", "a sepia photo of a cat", "a dog", "something else", "a boat", "a car"]
+    asked = ["a dog", "a cat", "a dog", "a car", "a boat", "a cat"]
+    found = look(clip, text_features(clip, shown), TEXTS, asked)
+    assert found.best[:4] == shown[:4]
+    assert found.best[5] == "a car"
+    assert [found.shows[i] for i in (0, 1, 2, 3, 5)] == [True, True, False, False, False]
+    # own prompt against all others: a prompt that is no alternative ("a boat") is told from them too
+    assert found.right == [False, False, True, False, True, False]
+
+
+def test_by_hand(micro_clip: Path) -> None:
+    """On random images the same as text by text, over a loop."""
+    clip, rng = open_clip(micro_clip), np.random.default_rng(0)
+    images = rng.normal(size=(40, text_features(clip, ["x"]).shape[1]))
+    asked = [["a cat", "a dog", "a boat"][i % 3] for i in range(40)]
+    found = look(clip, images, TEXTS, asked)
+    both = [*TEXTS.concept, *TEXTS.alternatives]
+    for i, (image, prompt) in enumerate(zip(images, asked, strict=True)):
+        near = {text: float(image @ text_features(clip, [text])[0]) for text in {*both, prompt}}
+        concept, other = (max(near[text] for text in side) for side in (TEXTS.concept, TEXTS.alternatives))
+        assert found.shows[i] is (concept > other)
+        assert found.right[i] is (max(near, key=near.__getitem__) == prompt)
+    assert 0 < sum(found.shows) < 40
+    assert 0 < sum(found.right) < 40
+
+
+@pytest.mark.parametrize("texts", [Texts((), ("a",)), Texts(("a",), ()), Texts(("a", "b"), ("b",))])
+def test_a_concept_needs_words_of_its_own(micro_clip: Path, texts: Texts) -> None:
+    clip = open_clip(micro_clip)
+    with pytest.raises(ValueError, match="both sides"):
+        look(clip, text_features(clip, ["a"]), texts, ["a"])
+
+
+def of(correct: int, n: int) -> dict[str, object]:
+    return score([True] * correct + [False] * (n - correct))
+
+
+@pytest.mark.parametrize(
+    ("recognised", "right", "mistaken", "doubts"),
+    [
+        ((8, 10), (8, 10), 2, ()),
+        ((7, 10), (8, 10), 0, ("forget",)),  # does not recognise it
+        ((10, 10), (8, 10), 3, ("forget",)),  # sees it everywhere
+        ((10, 10), (7, 10), 0, ("remain",)),
+        ((5, 5), (5, 5), 0, ("forget", "remain")),  # too few
+        ((6, 6), (0, 0), 0, ("remain",)),
+        ((0, 10), (0, 10), 10, ("forget", "remain")),
+    ],
+)
+def test_a_judge_is_believed_on_what_it_knows(
+    recognised: tuple[int, int], right: tuple[int, int], mistaken: int, doubts: tuple[str, ...]
+) -> None:
+    found = calibrate(of(*recognised), of(*right), mistaken)
+    assert tuple(found.doubts) == doubts
+    assert f"{recognised[0]} of {recognised[1]}" in str(found)
+    assert (zeroshot.LEAST, zeroshot.MOST, zeroshot.FEWEST) == (0.8, 0.2, 6)
+
+
+def test_the_embedded_judges_agree(tmp_path: Path) -> None:
+    """On images of the embedded model, whichever object is the concept, and told what they show by words alone."""
+    rows = read_prompts(resources.prompt_path("photos-plain"))
+    model = open_model(locate("photos-sd", "text"))
+    generate(model.sampler(steps=8, guidance=3.0), rows, tmp_path, per_prompt=2, batch_size=22)
+    asked = [row for row in rows for _ in range(2)]
+    paths = sorted(tmp_path.glob("*.png"))
+    assert len(paths) == len(asked) == 22
+    seen = classes.axis(classes.classify(paths, resources.tiny_path("photos-classifier")), 0).predicted
+    clip = open_clip("photos-clip")
+    images = image_features(clip, paths)
+    alike = []
+    for gone in rows:
+        others = [row.prompt for row in rows if row is not gone]
+        found = look(clip, images, Texts((gone.prompt,), (*others, zeroshot.OTHER)), [row.prompt for row in asked])
+        alike += [shows is (name == gone.object) for shows, name in zip(found.shows, seen, strict=True)]
+        alike += [right is (name == row.object) for right, name, row in zip(found.right, seen, asked, strict=True)]
+    assert sum(alike) / len(alike) >= 0.95

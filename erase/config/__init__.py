@@ -36,7 +36,7 @@ from erase.config.labels import (
     Labels,
     RemainLabels,
 )
-from erase.config.read import ONE_OF, arguments, dump, merge, over, override, parse, read_preset, superseded
+from erase.config.read import ONE_OF, arguments, dump, merge, over, override, parse, put, read_preset, superseded
 from erase.config.text import (
     Attack,
     AttackName,
@@ -101,6 +101,7 @@ __all__ = [
     "over",
     "override",
     "parse",
+    "put",
     "read_preset",
     "superseded",
 ]

@@ -110,8 +110,17 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             given.append((key, _value(text)))
         except yaml.YAMLError as error:
             raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
-    out = _without(data, superseded(data, files.paths(dict(given))))
-    for key, value in given:
+    return put(data, dict(given))
+
+
+def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `data` with values set by path (`train.steps`); what they choose takes the place of others.
+
+    Raises:
+        ValueError: for a path through something that is no mapping.
+    """
+    out = _without(data, superseded(data, files.paths(given)))
+    for key, value in given.items():
         node = out
         *parents, last = key.split(".")
         for parent in parents:

@@ -239,8 +239,11 @@ def learn(setting: Setting, job: Job) -> Learned:
     lesson = job.lesson()
     timing: dict[str, Any] = {"data_s": time.perf_counter() - began}
     config = setting.config
-    sides = make_batches(setting, lesson)
-    given = resolve(setting, lesson, mask_path, timing, epoch_of(sides))
+    sides = make_batches(config, setting.method, lesson)
+    began = time.perf_counter()
+    given = resolve(config, setting.entry, setting.precision, lesson, epoch_of(sides), mask_path, setting.resume)
+    if not setting.entry.fresh:
+        timing["saliency_s"] = time.perf_counter() - began
     mask = given.get("mask")
     timing = distributed.on_main(partial(first_timing, setting.out / TIMING, timing))
     method = lesson.before_steps(setting.entry.build(**arguments(config.method, setting.entry), **given))
@@ -263,13 +266,13 @@ def learn(setting: Setting, job: Job) -> Learned:
     return Learned(found, mask, timing)
 
 
-def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batches | None]:
+def make_batches(config: Any, method: Method, lesson: Lesson) -> tuple[Batches | None, Batches | None]:
     """Batches of forget and of remain data; whole epochs for a method that takes both sides in turn.
 
     Raises:
         ValueError: for the last batch of a whole epoch that does not divide over the processes.
     """
-    train, seed, whole = setting.config.train, setting.config.seed, isinstance(setting.method.update, InTurn)
+    train, seed, whole = config.train, config.seed, isinstance(method.update, InTurn)
     found: list[Batches | None] = []
     for number, data in enumerate((lesson.forget, lesson.remain)):
         found.append(None if data is None else Batches(data, train.batch_size, seed + number, whole))
@@ -297,34 +300,35 @@ def first_timing(path: Path, timing: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(
-    setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str, Any], epoch: Epoch | None
+    config: Any,
+    entry: Entry,
+    precision: Precision,
+    lesson: Lesson,
+    epoch: Epoch | None,
+    mask_path: Path | None,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """What the method's builder takes besides settings; `timing` gets the seconds of saliency."""
-    if setting.entry.fresh:
+    """What the method's builder takes besides settings; see `resolve_inputs`."""
+    if entry.fresh:
         return {"remain": lesson.remain_objective}
-    began = time.perf_counter()
-    wanted = setting.config.saliency
+    wanted = config.saliency
     batches: Sequence[Any] = [
-        []
-        if side is None
-        else some(side, wanted.count, wanted.batch_size, setting.config.seed, shuffled=wanted.per == "batch")
+        [] if side is None else some(side, wanted.count, wanted.batch_size, config.seed, shuffled=wanted.per == "batch")
         for side in (lesson.forget, lesson.remain)
     ]
-    given = resolve_inputs(
-        setting.entry,
-        setting.config,
+    return resolve_inputs(
+        entry,
+        config,
         lesson.backend if lesson.measured is None else lesson.measured,
         lesson.forget_objective,
         lesson.remain_objective,
         batches,
-        setting.precision,
+        precision,
         mask_path,
-        setting.resume,
+        resume,
         epoch=epoch,
         **lesson.resources,
     )
-    timing["saliency_s"] = time.perf_counter() - began
-    return given
 
 
 def check_method(setting: Setting, has: Sequence[str]) -> None:

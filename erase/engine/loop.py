@@ -18,7 +18,7 @@ from erase.engine.backend import Backend, device_of
 from erase.engine.distributed import processes_of
 from erase.engine.method import Method
 from erase.engine.phases import Phases
-from erase.engine.precision import Precision, PrecisionName
+from erase.engine.precision import Precision
 from erase.engine.state import Checkpoint, load_run, save_run
 from erase.engine.steps import Skips, Steps
 from erase.engine.trained import MakeOptimizer, Trained
@@ -63,7 +63,7 @@ def unlearn(
     optimizer: MakeOptimizer,
     seed: int,
     accelerator: Accelerator | None = None,
-    precision: PrecisionName | None = None,
+    precision: str | None = None,
     log: Log | None = None,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] | None = None,

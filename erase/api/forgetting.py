@@ -35,7 +35,7 @@ def forget(
     steps: int | None = None,
     seed: int = 0,
     preset: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
     progress: Callable[[dict[str, Any]], object] | None = None,
     keep_base: bool = True,
 ) -> Result:
@@ -66,7 +66,8 @@ def forget(
         steps: fast steps, each followed by its slow ones; by default the preset's.
         seed: of everything random.
         preset: a preset's name or file, in the place of the family's own (`erase.api.settings.PRESETS`).
-        settings: further settings by the names that `erase run` has, such as `{"train.lr": 1e-5}`.
+        settings: further settings by the names that `erase run` has, such as `{"train.lr": 1e-5}` or
+            `["train.lr=1e-5"]`.
         progress: called with a row, in the place of progress bars: `phase`, `done`, `total`, and of a step its numbers.
         keep_base: whether the result holds the first values of what learns, on the CPU: `show`, `count`, `undo` and
             deltas need them.
@@ -93,7 +94,7 @@ def forget(
         if name not in taken:
             kind = type(model).__name__
             raise TypeError(f"{name} is not for a {kind}; its options: {', '.join(taken)}")
-    return function(model, what, Call(steps, seed, preset, settings or {}, progress, keep_base), **options)
+    return function(model, what, Call(steps, seed, preset, settings, progress, keep_base), **options)
 
 
 def _function_of(model: Any, losses: object) -> Callable[..., Result]:

@@ -21,7 +21,8 @@ from erase.engine.losses import ASCENT, DESCENT
 from erase.programs.inputs import resolve_inputs
 from erase.programs.progress import listening
 
-Losses = Callable[[nn.Module, Any], Tensor]
+Losses = Callable[[nn.Module, Any], Any]
+"""`(network, batch) -> [B]`"""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def load(
         names: of classes, for a class-conditional folder that has none.
 
     Returns:
-        A diffusers pipeline without a safety checker, or a network of transformers; frozen, in eval mode.
+        A diffusers pipeline without a safety checker, or a network of transformers; in eval mode.
 
     Raises:
         ValueError: for a model that cannot be found or is not whole.

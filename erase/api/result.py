@@ -157,8 +157,13 @@ class Result:
     @property
     def meta(self) -> dict[str, str]:
         """What the header of the saved weights and the model's card say."""
+        if self.base is None:
+            return self.describe("not kept")
+        return self.describe(digest(base_of(self.net, self.base, self.before.source)))
+
+    def describe(self, sha256: str) -> dict[str, str]:
+        """As `meta`, of a base whose weights have this hash."""
         about, chosen = self.about, self.about.chosen
-        sha256 = "not kept" if self.base is None else digest(base_of(self.net, self.base, self.before.source))
         steps = len(self.metrics)
         made = saving.describe(chosen.config, chosen.preset, about.name, sha256, about.target, self.mask, steps)
         return made | ({FORGOTTEN: json.dumps(list(about.forgotten))} if about.forgotten else {})
@@ -193,11 +198,8 @@ class Result:
         with tempfile.TemporaryDirectory() as work, modes_kept(drawing.nets), torch.no_grad():
             for net in drawing.nets:
                 net.eval()
-            base.swap()
-            try:
+            with base.back():
                 first = draw(Path(work) / "base")
-            finally:
-                base.swap()
             yield [first, draw(Path(work) / "erased")]
 
 
@@ -205,15 +207,14 @@ def finish(result: Result, call: Call) -> Result:
     """Remember the result as the last of its network."""
     if not call.keep_base:
         result = replace(result, base=None)
-    meta = {} if result.base is None else result.meta
-    remember(result.net, Past(result.about.forgotten, meta, None, ref(result)))
+    remember(result.net, Past(result.about.forgotten, result.describe("not kept"), None, ref(result)))
     return result
 
 
 def base_name(model: Any) -> str:
     """What a model in memory is called: the hub's id or the folder that it was loaded from, without the path."""
     config = getattr(model, "config", None)
-    found = str(
-        (config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", "")) or ""
-    )
-    return Path(found).name if Path(found).is_absolute() or Path(found).exists() else found or type(model).__name__
+    kept = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
+    if not kept:
+        return type(model).__name__
+    return Path(kept).resolve().name if Path(kept).exists() else str(kept)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from erase import resources
-from erase.config import PIPELINES, arguments, over, parse, put, read_preset
+from erase.config import PIPELINES, arguments, over, parse, put, read_preset, read_words
 from erase.engine.method import Method
 from erase.engine.precision import Precision, resolve
 from erase.methods import Entry, find_method
@@ -43,7 +43,7 @@ class Call:
     steps: int | None = None
     seed: int = 0
     preset: str | Path | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] | Sequence[str] = ()
     progress: Listener | None = None
     keep_base: bool = True
 
@@ -82,7 +82,7 @@ def choose(
         ValueError: for settings that are unknown, of a run alone, or do not go together.
     """
     preset = str(call.preset or PRESETS[kind])
-    given = files.paths(call.settings)
+    given = files.paths(call.settings) if isinstance(call.settings, Mapping) else read_words(call.settings)
     for path in given:
         if path.split(".")[0] in OF_RUNS:
             raise ValueError(f"settings has {path}, which erase run has and erase.forget has not: leave it out")
@@ -92,7 +92,7 @@ def choose(
     if call.steps is not None:
         given = {"train.steps": call.steps, **given}
     data = put(over(below, {"seed": call.seed, **asked}), given)
-    config = parse(data, PIPELINES[data["pipeline"]])
+    config: Any = parse(data, PIPELINES[data["pipeline"]])
     name = resolve(config.precision, device)
     if dtype in HALVES and name != HALVES[dtype]:
         raise ValueError(f"precision={name} needs weights in float32, these are in {HALVES[dtype]}: leave it out")

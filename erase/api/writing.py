@@ -50,11 +50,12 @@ def write_model(model: Any, out: Path, meta: Mapping[str, str], part: str | None
         target.rename(out)
 
 
-def weights(net: nn.Module) -> dict[str, Tensor]:
+def weights(net: nn.Module) -> Mapping[str, Tensor]:
     """A network's weights by the names that they have in files, on the CPU."""
     if isinstance(net, PreTrainedModel):
         return models.stored(net)
-    return {name: x.detach().cpu() for name, x in net.state_dict().items()}
+    state = net.state_dict()
+    return Lazy(state, lambda name: state[name].detach().cpu())
 
 
 def base_of(net: nn.Module, base: Values, source: saving.Source | None) -> Mapping[str, Tensor]:
@@ -65,18 +66,17 @@ def base_of(net: nn.Module, base: Values, source: saving.Source | None) -> Mappi
         base: what changed of it.
         source: where it was loaded from.
     """
-    base.swap()
-    try:
-        before = {name: x.clone() for name, x in weights(net).items()}
-    finally:
-        base.swap()
+    if isinstance(net, PreTrainedModel):  # files have other names
+        with base.back():
+            before = weights(net)
+    else:
+        now = weights(net)
+        before = Lazy(now, lambda name: base.held[name] if name in base.held else now[name])
     if source is None:
         return before
     stored = saving.tensors(source)
-    same = stored.keys() == before.keys() and all(
-        torch.equal(x.to(before[name]), before[name]) for name, x in stored.items()
-    )
-    return stored if same else before
+    same = stored.keys() == before.keys()
+    return stored if same and all(torch.equal(stored[n].to(before[n].dtype), before[n]) for n in stored) else before
 
 
 def erased_of(net: nn.Module, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

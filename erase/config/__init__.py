@@ -36,7 +36,19 @@ from erase.config.labels import (
     Labels,
     RemainLabels,
 )
-from erase.config.read import ONE_OF, arguments, dump, merge, over, override, parse, put, read_preset, superseded
+from erase.config.read import (
+    ONE_OF,
+    arguments,
+    dump,
+    merge,
+    over,
+    override,
+    parse,
+    put,
+    read_preset,
+    read_words,
+    superseded,
+)
 from erase.config.text import (
     Attack,
     AttackName,
@@ -103,6 +115,7 @@ __all__ = [
     "parse",
     "put",
     "read_preset",
+    "read_words",
     "superseded",
 ]
 

@@ -101,16 +101,25 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
     """
-    given = []
+    return put(data, read_words(words))
+
+
+def read_words(words: Sequence[str]) -> dict[str, Any]:
+    """What `key=value` words set, by path; values as `override` has them.
+
+    Raises:
+        ValueError: for a word without `=`, or a broken list.
+    """
+    given = {}
     for word in words:
         key, equals, text = (part.strip() for part in word.partition("="))
         if not equals or not key:
             raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
         try:
-            given.append((key, _value(text)))
+            given[key] = _value(text)
         except yaml.YAMLError as error:
             raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
-    return put(data, dict(given))
+    return given
 
 
 def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,15 @@ class Values:
                 there.copy_(self.held[name])
                 self.held[name] = present
 
+    @contextmanager
+    def back(self) -> Iterator[None]:
+        """Have the network as it was, for a while."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
 
 @dataclass
 class Loan:

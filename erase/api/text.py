@@ -29,6 +29,8 @@ from erase.programs.progress import listening
 from erase.programs.text.lesson import make_lesson, read_sides
 from erase.programs.text.plan import make_plan, marks
 
+EVERYDAY = ["everyday"]
+"""What stays if nothing is said."""
 FORGET, REMAIN = 32, 1
 """Images generated for each prompt, unless a preset or a setting says otherwise: `everyday` has 60 prompts."""
 
@@ -101,7 +103,7 @@ def _asked(
     if anchor is not None:
         forget["anchors"] = listed(anchor)
     if remain is not None or not own:
-        kept["prompts"] = listed("everyday" if remain is None else remain)
+        kept["prompts"] = EVERYDAY if remain is None else listed(remain)
     if not own:
         forget["count"], kept["count"] = FORGET, REMAIN
     return {

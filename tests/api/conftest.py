@@ -35,6 +35,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(yaml.safe_dump(put(preset, own)))
         monkeypatch.setitem(settings.PRESETS, kind, str(path))
     monkeypatch.setattr(text, "FORGET", 2)
+    monkeypatch.setattr(text, "EVERYDAY", ["a car", "a boat"])  # a micro model reads few tokens
     monkeypatch.setattr(labels, "FORGET", 4)
 
 

@@ -27,6 +27,7 @@ BLOCKS = [
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block: str, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("runs/demo/model")
     (tmp_path / "cats").mkdir()
     pictures = models.images(6)
     for number, picture in enumerate(pictures[:2]):

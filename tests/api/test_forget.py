@@ -166,7 +166,7 @@ def test_images_of_ones_own_are_learned_from(pipe: Any, tmp_path: Path) -> None:
 
 def test_esd_and_uce_are_methods_too(pipe: Any) -> None:
     small = {"forget.count": 2, "remain.count": 1, "train.steps": 1, "draw.steps": 2}
-    for preset in ("sd_nudity_esd_x", "sd_nudity_uce"):
+    for preset in ("sd_nudity_esd_u", "sd_nudity_uce"):
         before = models.state(pipe.unet)
         result = erase.forget(pipe, "a photo of a cat", anchor="a dog", remain=REMAIN, preset=preset, settings=small)
         assert models.changed(pipe.unet, before)

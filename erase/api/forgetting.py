@@ -75,6 +75,7 @@ def forget(
     Raises:
         TypeError: for a model of no such kind, and an option that is for another kind.
         ValueError: for values that cannot be used.
+        NonFiniteError: where losses stay infinite or NaN (`erase.engine.loop`).
     """
     given = {
         "anchor": anchor,
@@ -103,7 +104,8 @@ def _function_of(model: Any, losses: object) -> Callable[..., Result]:
     if isinstance(model, DiffusionPipeline):
         name = family_name(model)
         return labels.forget_labels if name and family(name).CONDITION == "label" else text.forget_prompts
-    if isinstance(model, PreTrainedModel) and losses is None:
+    classifies = isinstance(model, PreTrainedModel) and type(model).__name__.endswith("ForImageClassification")
+    if classifies and losses is None:
         return classifiers.forget_images
     backend = isinstance(getattr(model, "net", None), nn.Module) and callable(getattr(model, "losses", None))
     if isinstance(model, nn.Module) or backend:

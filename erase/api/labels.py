@@ -17,6 +17,7 @@ from erase.api.settings import Call, choose
 from erase.diffusion.class_conditional import ClassConditionalPipeline
 from erase.diffusion.live import checkpointing, class_names, exact_vae, family_name, model_of
 from erase.diffusion.loading import networks
+from erase.diffusion.model import Model
 from erase.engine.borrow import borrow
 from erase.programs import saving
 from erase.programs.inputs import check_guidance
@@ -45,15 +46,9 @@ def forget_labels(
     began = time.perf_counter()
     if (what is None) == (label is None) and (call.preset is None or what is not None):
         raise ValueError("name what to forget, once: erase.forget(pipe, label=3)")
-    pipe = given
-    if isinstance(given, UNet2DModel):
-        numbered = dict(enumerate(class_names(given, "the UNet2DModel", names)))
-        pipe = ClassConditionalPipeline(given, scheduler or DDPMScheduler(), numbered)
-    elif scheduler is not None:
-        raise TypeError("scheduler is for a lone UNet2DModel; a pipeline has its own")
-    model = model_of(pipe, () if pipe is not given else names)
+    model = _open(given, names, scheduler)
     net, parts = model.net, list(networks(model.pipe).values())
-    kind = family_name(pipe) or ""
+    kind = family_name(model.pipe) or ""
     asked = _asked(label if what is None else what, call, anchor, data)
     if not model.has_null:  # nothing that dropout could put in the place of a class
         asked["train"] = {"dropout": 0.0}
@@ -87,11 +82,21 @@ def forget_labels(
         base_name(given),
         saving.hidden({"forget": plan.forget, "anchors": plan.anchors}),
         tuple(plan.gone),
-        None if given is not pipe else model.family.TRAINED,
+        None if given is net else model.family.TRAINED,
     )
     shown = [plan.labels[i] for i in (*plan.forget, *plan.remain[:3])]
     drawing = Drawing(sample, shown, parts, config.draw.batch_size)
     return finish(Result(given, learned, time.perf_counter() - began, net, about, before, loan.base, drawing), call)
+
+
+def _open(given: Any, names: Sequence[str], scheduler: Any) -> Model:
+    """A pipeline, or a lone network with its noise schedule, as a model."""
+    if not isinstance(given, UNet2DModel):
+        if scheduler is not None:
+            raise TypeError("scheduler is for a lone UNet2DModel; a pipeline has its own")
+        return model_of(given, names)
+    numbered = dict(enumerate(class_names(given, "the UNet2DModel", names)))
+    return model_of(ClassConditionalPipeline(given, scheduler or DDPMScheduler(), numbered))
 
 
 def _asked(

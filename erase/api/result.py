@@ -91,8 +91,8 @@ class Result:
         Args:
             out: a new folder. A delta is `delta.safetensors` in it, or `out` itself if that is named `.safetensors`.
             form: `full` is the library's own format, which `from_pretrained` and `erase.load` open, with a model card;
-                `delta` is for `erase apply` on a base that is stored in the dtype that the model had here (of a model
-                that `erase.load` opened: as it is stored).
+                of a network of neither library, `model.safetensors`. `delta` is for `erase apply` on a base that is
+                stored in the dtype that the model had here (of a model that `erase.load` opened: as it is stored).
 
         Raises:
             ValueError: for an unknown form, a path in use, or if another call changed the model since.

@@ -35,11 +35,13 @@ def model_of(pipe: Any, labels: Sequence[str] = ()) -> Model:
     if name is None:
         raise TypeError(f"{kind} is not supported; supported pipelines: {', '.join(supported())}")
     known = family(name)
-    known.check(pipe, kind)
     own = copy.copy(pipe)
+    if (plain := getattr(getattr(own, known.TRAINED), "_orig_mod", None)) is not None:  # of torch.compile
+        setattr(own, known.TRAINED, plain)
+    known.check(own, kind)
     own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     if name == "ddpm" and not isinstance(pipe, ClassConditionalPipeline):
-        own = ClassConditionalPipeline(pipe.unet, own.scheduler, dict(enumerate(class_names(pipe.unet, kind, labels))))
+        own = ClassConditionalPipeline(own.unet, own.scheduler, dict(enumerate(class_names(own.unet, kind, labels))))
     elif name == "dit":
         own.register_to_config(id2label={str(i): label for i, label in dit_names(pipe, labels).items()})
     if getattr(own, CHECKER, None) is not None:  # it would black out what is to be counted

@@ -16,11 +16,14 @@ import micro_sdxl
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 import erase
+from erase.api.settings import PRESETS
+from erase.diffusion import families
 from erase.engine import loop
 
 REMAIN = ["a car", "a boat"]
@@ -44,9 +47,14 @@ FAMILIES = {
 }
 
 
+def test_every_family_has_a_preset() -> None:
+    assert families.FAMILIES.keys() <= PRESETS.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_text_family_learns_in_place(name: str, tmp_path: Path) -> None:
-    pipe = FAMILIES[name].pipeline(tmp_path / "parts")
+def test_every_text_family_learns_in_place(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    pipe = FAMILIES[name].pipeline(tmp_path / "parts").to(dtype)
     net = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     before, kept = models.state(net), models.configuration(pipe)
     result = erase.forget(pipe, "a photo of a cat", anchor="a dog", remain=REMAIN)
@@ -135,6 +143,27 @@ def test_progress_is_told_of_every_phase(pipe: Any, rows: Any, capfd: pytest.Cap
     assert [row["forget_loss"] for row in steps] == [row["forget_loss"] for row in result.metrics]
     assert len({row["phase"] for row in found}) == 5  # data and saliency of both sides, and the steps
     assert "unlearning" not in capfd.readouterr().err
+
+
+def test_a_compiled_network_learns(pipe: Any) -> None:
+    net = pipe.unet
+    pipe.unet = torch.compile(net)
+    before = models.state(net)
+    result = erase.forget(pipe, "a photo of a cat", remain=REMAIN)
+    assert models.changed(net, before)
+    assert set(result.describe("")) > {"erase_method"}
+    result.undo()
+    assert not models.changed(net, before)
+
+
+def test_what_cannot_learn_as_it_is_is_refused(pipe: Any) -> None:
+    pipe.unet.peft_config = {"default": object()}
+    with pytest.raises(ValueError, match="adapters"):
+        erase.forget(pipe, "a photo of a cat", remain=REMAIN)
+    del pipe.unet.peft_config
+    add_hook_to_module(pipe.vae, ModelHook())
+    with pytest.raises(ValueError, match="offloaded"):
+        erase.forget(pipe, "a photo of a cat", remain=REMAIN)
 
 
 def test_a_second_call_knows_what_the_first_one_forgot(pipe: Any) -> None:

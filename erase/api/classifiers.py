@@ -61,7 +61,7 @@ def forget_images(
         raise TypeError("a classifier needs images to forget, and remain=… to keep, both with labels")
     chosen = choose(call, "classifier", ASKED, (), device_of(net), net.dtype)
     config, before = chosen.config, past(net)
-    found = load_processor(base_folder(net)) if processor is None else processor
+    found = own_processor(net) if processor is None else processor
     prepare = partial(prepared, found, int(getattr(net.config, "num_channels", 3)))
     names = [str(net.config.id2label[k]) for k in range(net.config.num_labels)]
     backend = Classifier(net, len(names), lambda x: x, relabel=config.forget.relabel)
@@ -84,16 +84,17 @@ def forget_images(
     return finish(Result(net, learned, time.perf_counter() - began, net, about, before, loan.base), call)
 
 
-def base_folder(net: Any) -> str:
-    """Where a network of transformers was loaded from.
+def own_processor(net: Any) -> Any:
+    """The image processor that lies where a network was loaded from.
 
     Raises:
-        ValueError: for one that was made in memory.
+        ValueError: if there is none, or the network was made in memory.
     """
-    found = str(getattr(net, "name_or_path", "") or "")
-    if not found:
-        raise ValueError(f"this {type(net).__name__} was not loaded from anywhere: give processor=…")
-    return found
+    where = str(net.name_or_path)
+    try:
+        return load_processor(where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no image processor where the network comes from ({where!r}): give processor=…") from error
 
 
 def labelled(given: Labelled, names: Sequence[str], prepare: Callable[[list[Any]], Tensor], what: str) -> LabelledSet:

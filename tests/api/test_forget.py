@@ -121,7 +121,8 @@ def test_an_interrupted_call_changes_nothing(pipe: Any, dtype: torch.dtype) -> N
 def test_weights_in_16_bits_stay_in_16_bits(pipe: Any) -> None:
     pipe.to(torch.bfloat16)
     before = models.state(pipe.unet)
-    result = erase.forget(pipe, "a photo of a cat", remain=REMAIN, settings={"method.fast_rate": 0.1})
+    settings = {"method.fast_rate": 0.1}
+    result = erase.forget(pipe, "a photo of a cat", images=models.images(2), remain=REMAIN, settings=settings)
     assert {p.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()} == {torch.bfloat16}
     assert models.changed(pipe.unet, before)
     result.undo()
@@ -252,6 +253,9 @@ def test_classifiers_forget_images(tmp_path: Path) -> None:
     assert not models.changed(erase.load(tmp_path / "out"), models.state(vit))
     with pytest.raises(ValueError, match="ViTForImageClassification"):
         result.show()
+    vit.config._name_or_path = vit.name_or_path = ""
+    with pytest.raises(ValueError, match="processor"):
+        erase.forget(vit, pairs[:4], remain=pairs[4:])
     result.undo()
     assert not models.changed(vit, before)
 
@@ -336,7 +340,7 @@ def test_settings_are_checked(pipe: Any, settings: Any, named: str) -> None:
 def test_a_preset_may_name_what_to_forget(pipe: Any) -> None:
     words = ["remain.prompts=[a car]", "forget.count=1", "remain.count=1", "saliency.count=2", "draw.steps=2"]
     result = erase.forget(pipe, preset="sd_nudity_uce", settings=[*words, "forget.anchors=[a dog]"])
-    assert result.metrics == [] or len(result.metrics) == 1
+    assert len(result.metrics) == 1
 
 
 def test_precision_fits_the_weights(pipe: Any) -> None:

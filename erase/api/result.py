@@ -30,6 +30,9 @@ from erase.programs import saving
 from erase.store.delta import write_delta
 from erase.store.safetensors import digest
 
+Prompts = str | int | Sequence[str | int]
+"""Prompts, or classes by name or number."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -113,12 +116,12 @@ class Result:
         return target
 
     def show(
-        self, prompts: str | Sequence[str] | None = None, seeds: Sequence[int] = range(4), *, blur: bool = True
+        self, prompts: Prompts | None = None, seeds: Sequence[int] = range(4), *, blur: bool = True
     ) -> Image.Image:
         """Images before and after, from the same seeds: a block for each prompt, a column for each seed.
 
         Args:
-            prompts: or names of classes; by default what was forgotten, and some of what stays.
+            prompts: or classes; by default what was forgotten, and some of what stays.
             seeds: one image of each for every prompt.
             blur: whether to hide exposed body parts that NudeNet finds.
 
@@ -131,7 +134,7 @@ class Result:
             return grid_from_folders(folders, names=["base", "erased"], blur=hidden)
 
     def count(
-        self, prompts: str | Sequence[str] | None = None, seeds: Sequence[int] = range(8), **how: Any
+        self, prompts: Prompts | None = None, seeds: Sequence[int] = range(8), **how: Any
     ) -> dict[str, dict[str, Any]]:
         """What `erase.count` finds in images before and after, `base` and `erased`; arguments as those of `show`.
 
@@ -140,7 +143,7 @@ class Result:
             seeds: one image of each for every prompt.
             how: as for `erase.count`.
         """
-        asked = self._drawing().prompts[:1] if prompts is None else prompts
+        asked: Prompts = self._drawing().prompts[:1] if prompts is None else prompts
         with self._images(asked, seeds) as folders:
             return {name: count(folder, **how) for name, folder in zip(("base", "erased"), folders, strict=True)}
 
@@ -184,12 +187,12 @@ class Result:
             raise ValueError("the model was changed after this result: by another erase.forget, or by undo()")
 
     @contextmanager
-    def _images(self, prompts: str | Sequence[str] | None, seeds: Sequence[int]) -> Iterator[list[Path]]:
+    def _images(self, prompts: Prompts | None, seeds: Sequence[int]) -> Iterator[list[Path]]:
         """Folders of images of the base and of the erased model, for a while."""
         self._check_last()
         drawing, base = self._drawing(), self._base()
-        asked = drawing.prompts if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = [PromptRow(prompt, seed) for prompt in asked for seed in seeds]
+        asked = drawing.prompts if prompts is None else [prompts] if isinstance(prompts, str | int) else prompts
+        rows = [PromptRow(str(prompt), seed) for prompt in asked for seed in seeds]
 
         def draw(folder: Path) -> Path:
             generate(drawing.sample, rows, folder, batch_size=min(drawing.batch_size, len(rows)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class Loan:
     net: nn.Module
     dtypes: dict[str, torch.dtype]
     """Of its parameters, before they learn."""
-    base: Values = field(init=False)
+    base: Values | None = None
+    """What `keep` kept."""
 
     def keep(self) -> None:
         """Keep what is about to change, now that it is known what learns."""
@@ -64,7 +65,8 @@ class Loan:
         Raises:
             ValueError: for values that are not finite there.
         """
-        changed = {n: p for n, p in self.net.named_parameters() if n in self.base.held}
+        kept = {} if self.base is None else self.base.held
+        changed = {n: p for n, p in self.net.named_parameters() if n in kept}
         for name, p in changed.items():
             if not bool(p.detach().to(self.dtypes[name]).isfinite().all()):
                 kind = str(self.dtypes[name]).removeprefix("torch.")
@@ -74,9 +76,9 @@ class Loan:
 
     def restore(self) -> None:
         """Undo all that was learned."""
-        if hasattr(self, "base"):
-            for name, p in self.net.named_parameters():
-                p.data = p.data.to(self.dtypes[name])
+        for name, p in self.net.named_parameters():
+            p.data = p.data.to(self.dtypes[name])
+        if self.base is not None:
             self.base.swap()
 
 

@@ -129,6 +129,15 @@ def test_weights_in_16_bits_stay_in_16_bits(pipe: Any) -> None:
     assert not models.changed(pipe.unet, before)
 
 
+def test_what_fails_before_the_first_step_changes_nothing(pipe: Any) -> None:
+    pipe.to(torch.bfloat16)
+    before = models.state(pipe.unet)
+    settings = {"train.parameters": "conv_in", "forget.count": 1, "remain.count": 1, "draw.steps": 1}
+    with pytest.raises(ValueError, match=r"train\.parameters"):
+        erase.forget(pipe, "a photo of a cat", remain=REMAIN, preset="sd_nudity_uce", settings=settings)
+    assert not models.changed(pipe.unet, before)
+
+
 def test_weights_that_do_not_fit_their_dtype_are_refused(pipe: Any) -> None:
     before = models.state(pipe.unet)
     with pytest.raises((ValueError, loop.NonFiniteError)):
@@ -219,7 +228,7 @@ def test_class_conditional_models_forget_a_class(name: str, tmp_path: Path) -> N
     before = models.state(net)
     result = erase.forget(model, label=label)
     assert models.changed(net, before)
-    assert result.show(seeds=[0], blur=False).width > 0
+    assert result.show([label, 1], seeds=[0], blur=False).width > 0
     result.save(tmp_path / "out")
     again = erase.load(tmp_path / "out", names=() if name in ("ddpm", "dit") else ("0", "1", "2", "3"))
     saved = again.transformer if name == "dit" else again.unet

@@ -6,7 +6,7 @@ takes, and adds `other`, a class by lot for each image. Where `relabel` `[B]` (o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,7 +93,8 @@ class Classifier:
     net: nn.Module
     num_classes: int
     """K"""
-    prepare: Prepare = Prepare()
+    prepare: Callable[[Tensor], Tensor] = Prepare()
+    """Of what batches hold; by default of pixels."""
     augment: Augment = Augment()
     relabel: Relabel = "other"
     """What the lot gives: another class than the true one, or any."""

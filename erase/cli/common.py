@@ -188,25 +188,3 @@ def mapping(path: Path, *keys: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value.keys() >= set(keys):
         raise ValueError(f"{path}: not a mapping{' with ' if keys else ''}{' and '.join(keys)}")
     return value
-
-
-def locate_any(model: str) -> Any:
-    """A checkpoint of any pipeline."""
-    from erase import resources
-
-    folder = resources.tiny_path(model) if model in resources.list_tiny() else Path(model)
-    index, config = folder / "model_index.json", folder / "config.json"
-    lone = not index.exists() and config.exists()
-    if lone and is_classifier(mapping(config)):
-        from erase.classification import folders as classifiers
-
-        return classifiers.locate(model)
-    from erase.diffusion.checkpoints.locate import locate
-
-    return locate(model)
-
-
-def is_classifier(config: dict[str, Any]) -> bool:
-    """Whether a folder's configuration is that of an image classifier of `transformers`."""
-    names = config.get("architectures")
-    return isinstance(names, list) and any(str(name).endswith("ForImageClassification") for name in names)

@@ -10,9 +10,9 @@ import typer
 from erase.cli import complete
 from erase.cli.common import (
     app,
-    locate_any,
     quiet,
 )
+from erase.programs.locating import locate_any
 
 
 @app.command()

@@ -11,11 +11,10 @@ import typer
 from erase.cli import complete
 from erase.cli.common import (
     app,
-    is_classifier,
-    locate_any,
     mapping,
     quiet,
 )
+from erase.programs.locating import is_classifier, locate_any
 
 
 @app.command()

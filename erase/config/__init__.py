@@ -36,7 +36,19 @@ from erase.config.labels import (
     Labels,
     RemainLabels,
 )
-from erase.config.read import ONE_OF, arguments, dump, merge, over, override, parse, read_preset, read_words, superseded
+from erase.config.read import (
+    ONE_OF,
+    arguments,
+    dump,
+    merge,
+    over,
+    override,
+    parse,
+    put,
+    read_preset,
+    read_words,
+    superseded,
+)
 from erase.config.text import (
     Attack,
     AttackName,
@@ -101,6 +113,7 @@ __all__ = [
     "over",
     "override",
     "parse",
+    "put",
     "read_preset",
     "read_words",
     "superseded",

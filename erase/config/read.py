@@ -119,11 +119,37 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a word without `=`, a path through something that is no mapping, or a broken list.
     """
-    given = read_words(words)
-    named = files.paths(dict(given))
+    return put(data, read_words(words))
+
+
+def read_words(words: Sequence[str]) -> dict[str, Any]:
+    """What `key=value` words set, by path; values as `override` has them.
+
+    Raises:
+        ValueError: for a word without `=`, or a broken list.
+    """
+    given = {}
+    for word in words:
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if not equals or not key:
+            raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
+        try:
+            given[key] = _value(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
+    return given
+
+
+def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `data` with values set by path (`train.steps`); what they choose takes the place of others.
+
+    Raises:
+        ValueError: for a path through something that is no mapping.
+    """
+    named = files.paths(given)
     check_concept(data, named)
     out = _without(data, superseded(data, named))
-    for key, value in given:
+    for key, value in given.items():
         node = out
         *parents, last = key.split(".")
         for parent in parents:
@@ -135,24 +161,6 @@ def override(data: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             node = child
         node[last] = value
     return out
-
-
-def read_words(words: Sequence[str]) -> list[tuple[str, Any]]:
-    """Keys and values of `a.b=value` words.
-
-    Raises:
-        ValueError: for a word without `=`, or a broken list.
-    """
-    given = []
-    for word in words:
-        key, equals, text = (part.strip() for part in word.partition("="))
-        if not equals or not key:
-            raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
-        try:
-            given.append((key, _value(text)))
-        except yaml.YAMLError as error:
-            raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
-    return given
 
 
 def _value(text: str) -> Any:

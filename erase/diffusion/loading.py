@@ -178,7 +178,7 @@ def held_dtype(source: Source | SingleFile, precision: str) -> torch.dtype:
     return wanted if half and count >= LARGE else torch.float32
 
 
-def check_betas(pipe: Any, where: Path) -> None:
+def check_betas(pipe: Any, where: object) -> None:
     """Refuse a scheduler without a schedule of betas, which `erase.diffusion.process.Discrete` needs.
 
     Raises:

@@ -89,11 +89,11 @@ class Model:
             for name in chosen:  # as they will be, for a dry run
                 p = self.net.get_parameter(name)
                 p.data = torch.empty_like(p, dtype=torch.float32)
-        elif self.dtype != torch.float32 and self.source is not None:
-            stored = folders.tensors(self.source)
+        elif self.dtype != torch.float32:
+            stored = {} if self.source is None else folders.tensors(self.source)
             for name in chosen:
                 p = self.net.get_parameter(name)
-                p.data = stored[name].to(p.device, torch.float32)
+                p.data = stored.get(name, p.data).to(p.device, torch.float32)
         return chosen
 
     @property

@@ -106,7 +106,9 @@ def fisher_diagonal(
     chunk = 1 if clip is not None else default_chunk(params) if chunk is None else chunk
     layered = None if chunk > 1 and isinstance(backend, Drawing) else False  # not known yet
     losses = partial(_losses, backend, loss, generator, autocast)
-    exact = partial(_losses, backend, loss, generator, nullcontext)
+    # Frozen weights in 16 bits beside float32 ones go together under autocast alone.
+    whole = len({p.dtype for p in net.parameters()}) == 1
+    exact = partial(_losses, backend, loss, generator, nullcontext if whole else autocast)
     rank, world = share
     sums = _Sums(
         params, {"per": per, "draws": draws, "names": list(params), **meta}, generator, rank, total, checkpoint
@@ -126,7 +128,7 @@ def fisher_diagonal(
                             squares(losses(drawn).mean() * scale)
                     else:
                         if layered is None and size > 1:
-                            layered = _layers_suffice(exact, drawn, net, params)
+                            layered = _layers_suffice(exact, drawn, net, params, 1e-2 if whole else 1e-1)
                         _add_samples(losses, drawn, net, params, sums.named, scale, chunk if layered else 1, clip)
                     sums.count += 1 if per == "batch" else size
                 if checkpoint is not None and sums.number % checkpoint.every == 0:
@@ -367,9 +369,12 @@ def _add_samples(
 
 
 def _layers_suffice(
-    losses: Callable[[Any], Tensor], batch: Any, net: nn.Module, params: dict[str, nn.Parameter]
+    losses: Callable[[Any], Tensor], batch: Any, net: nn.Module, params: dict[str, nn.Parameter], tolerance: float
 ) -> bool:
-    """Whether the layers of a network give the squares that two samples' own backward passes give."""
+    """Whether the layers of a network give the squares that two samples' own backward passes give.
+
+    `tolerance` is of the largest square of a weight: rounding in 16 bits is wide, and wrong layers are off by all.
+    """
     two = _rows(batch, 0, 2)
     by_layers, by_one = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
     _add_samples(losses, two, net, params, by_one, 1.0, 1)
@@ -378,4 +383,6 @@ def _layers_suffice(
     except Exception:  # a network may do anything: one that layers do not describe goes the plain way
         return False
     rounding = 1e-9 * max(float(x.max()) for x in by_one.values())  # of gradients that vanish
-    return all(float((by_layers[n] - x).abs().max()) <= 1e-2 * float(x.max()) + rounding for n, x in by_one.items())
+    return all(
+        float((by_layers[n] - x).abs().max()) <= tolerance * float(x.max()) + rounding for n, x in by_one.items()
+    )

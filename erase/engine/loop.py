@@ -63,6 +63,7 @@ def unlearn(
     optimizer: MakeOptimizer,
     seed: int,
     accelerator: Accelerator | None = None,
+    precision: str | None = None,
     log: Log | None = None,
     checkpoint: Checkpoint | None = None,
     stop: Callable[[], bool] | None = None,
@@ -84,6 +85,7 @@ def unlearn(
         optimizer: makes the slow optimizer from the trainable parameters.
         seed: of timesteps, noise and dropout.
         accelerator: processes and precision; by default those of the launch, and no mixed precision.
+        precision: of forward passes; by default the accelerator's.
         log: called once a step with a row of plain numbers.
         checkpoint: where to save run state, and whether to resume from it, bit-identically.
         stop: asked after each step whether to save and end here; one process that says yes is enough.
@@ -107,10 +109,10 @@ def unlearn(
     # An Accelerator of our own would fix the precision of every later one in this process.
     launched = accelerator or PartialState(cpu=device.type == "cpu")
     check_launch(launched)
-    precision = Precision("no" if accelerator is None else str(accelerator.mixed_precision), device)
+    name = precision or ("no" if accelerator is None else str(accelerator.mixed_precision))
     trained = Trained(backend.net, method, optimizer)
     data: Any = {"forget": forget, "remain": remain}
-    phases = Phases(backend, method, data, seed, processes_of(launched), precision, micro_batch)
+    phases = Phases(backend, method, data, seed, processes_of(launched), Precision(name, device), micro_batch)
     run = _Loop(Steps(method, trained, phases, steps, Skips(max_skips, checkpoint)), log, checkpoint, stop, until)
     settings = f"{method.update}, {method.weights}, average={method.average}"
     return run.run({"method": method.name, "settings": settings, "seed": seed, "steps": steps})

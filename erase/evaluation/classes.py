@@ -185,9 +185,7 @@ def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
         ValueError: a folder that is not a whole image classifier.
     """
     import torch
-    import transformers
     from safetensors import SafetensorError
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.auto.modeling_auto import AutoModelForImageClassification
 
     from erase.store.labelled import distinct
@@ -198,9 +196,7 @@ def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
         model, info = AutoModelForImageClassification.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
-        processor_class: Any = AutoImageProcessor  # untyped upstream
-        processor = processor_class.from_pretrained(folder, local_files_only=True, **pil)
+        processor = load_processor(folder)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{folder}: not a transformers image classifier in safetensors ({reason})") from error
@@ -209,6 +205,20 @@ def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
         raise ValueError(f"{folder}: {len(missing)} weights are missing from the classifier, such as {missing[0]}")
     labels = distinct([str(model.config.id2label[k]) for k in range(model.config.num_labels)])
     return model.eval(), processor, tuple(labels)
+
+
+def load_processor(model: str | Path) -> Any:
+    """The image processor of a classifier: a folder's, or of a hub id that is in the cache.
+
+    Raises:
+        OSError: if there is none.
+    """
+    import transformers
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    processor_class: Any = AutoImageProcessor  # untyped upstream
+    return processor_class.from_pretrained(model, local_files_only=True, **pil)
 
 
 def weights_hash(folder: Path) -> str:

@@ -50,7 +50,7 @@ def resolve_inputs(
     remain: Objective,
     batches: Sequence[Sequence[Any]],
     precision: Precision,
-    mask_path: Path,
+    mask_path: Path | None = None,
     resume: bool = False,
     renew: Callable[[], nn.Module] | None = None,
     concepts: Concepts | None = None,
@@ -67,7 +67,7 @@ def resolve_inputs(
         batches: some of the forget and of the remain data, for Fisher diagonals. That of images (`saliency.per`) is of
             both: the forget images, not what stands in for them.
         precision: of the forward passes.
-        mask_path: where the mask is kept; Fisher sums are kept beside it.
+        mask_path: where the mask is kept, and Fisher sums beside it; by default nowhere.
         resume: whether to resume from Fisher sums that are there.
         renew: makes the network anew, with new weights.
         concepts: text embeddings, for closed forms.
@@ -85,7 +85,7 @@ def resolve_inputs(
     if "fisher" in entry.needs:
         pulled = [*batches[0], *batches[1]] if config.saliency.per == "image" else batches[1]
         remain_side = ("remain", pulled, saliency_losses(config.saliency, forget)[1])
-        found = diagonal(config, backend, remain_side, precision, mask_path.parent, resume)
+        found = diagonal(config, backend, remain_side, precision, mask_path and mask_path.parent, resume)
         given["fisher"] = found.named
     if "origin" in entry.needs:
         given["origin"] = {name: p.detach().clone() for name, p in trainable(backend.net).items()}
@@ -144,10 +144,10 @@ def make_mask(
     backend: Backend[Any],
     sides: Sequence[tuple[str, Sequence[Any], LossFn]],
     precision: Precision,
-    path: Path,
+    path: Path | None,
     resume: bool = False,
 ) -> Mask | None:
-    """S: the mask, kept in `path` and read from there if it exists; `None` if it is off.
+    """S: the mask, kept in `path` (if there is one) and read from there if it exists; `None` if it is off.
 
     Args:
         config: has `saliency`, `seed` (of timesteps and noise, the same on both sides) and `checkpoint_every`.
@@ -160,7 +160,7 @@ def make_mask(
     wanted: Saliency = config.saliency
     if wanted.kind == "none":
         return None
-    if distributed.on_main(path.exists):
+    if path is not None and distributed.on_main(path.exists):
         return load_mask(path)
     if wanted.kind == "magnitude":
         gradient = mean_gradient(
@@ -176,9 +176,9 @@ def make_mask(
         )
         mask = magnitude_mask({name: g.abs_() for name, g in gradient.items()}, density=wanted.density or 0)
     else:
-        diagonals = [diagonal(config, backend, side, precision, path.parent, resume) for side in sides]
+        diagonals = [diagonal(config, backend, side, precision, path and path.parent, resume) for side in sides]
         mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
-    if distributed.rank() == 0:
+    if path is not None and distributed.rank() == 0:
         save_mask(mask, path)
         for side in sides:
             sums_path(path.parent, side[0]).unlink(missing_ok=True)
@@ -195,10 +195,10 @@ def diagonal(
     backend: Backend[Any],
     side: tuple[str, Sequence[Any], LossFn],
     precision: Precision,
-    out: Path,
+    out: Path | None,
     resume: bool = False,
 ) -> Fisher:
-    """The Fisher diagonal of one side, with a progress bar; its sums are kept in the folder `out`."""
+    """The Fisher diagonal of one side, with a progress bar; its sums are kept in the folder `out`, if there is one."""
     what, batches, loss = side
     wanted: Saliency = config.saliency
     with bar(sum(map(batch_size, batches)), f"saliency: {what}") as shown:
@@ -232,7 +232,7 @@ def diagonal(
             scale=precision.scale,
             share=(distributed.rank(), distributed.world()),
             total=distributed.total,
-            checkpoint=Checkpoint(sums_path(out, what), config.checkpoint_every, resume),
+            checkpoint=None if out is None else Checkpoint(sums_path(out, what), config.checkpoint_every, resume),
             progress=progress,
         )
 

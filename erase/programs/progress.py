@@ -5,15 +5,55 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from erase.engine import distributed
 
+Listener = Callable[[dict[str, Any]], object]
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@dataclass
+class Rows:
+    """Stands in the place of a progress bar and calls back: `phase`, `done`, `total`."""
+
+    total: int
+    desc: str
+    tell: Listener
+    n: int = 0
+
+    def update(self, n: int) -> None:
+        """Move on by `n`."""
+        self.n += n
+        self.tell({"phase": self.desc, "done": self.n, "total": self.total})
+
+    def __enter__(self) -> Rows:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+
+@contextmanager
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Have a function called with a row in the place of progress bars; None leaves the bars."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
 
 def bar(total: int, desc: str) -> Any:
-    """A progress bar; of the first process alone."""
+    """A progress bar, of the first process alone; or what `listening` says."""
+    listener = _LISTENER.get()
+    if listener is not None:
+        return Rows(total, desc, listener)
     return tqdm(total=total, desc=desc, disable=distributed.rank() > 0)
 
 

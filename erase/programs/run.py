@@ -247,8 +247,11 @@ def learn(setting: Setting, job: Job) -> Learned:
     lesson = job.lesson()
     timing: dict[str, Any] = {"data_s": time.perf_counter() - began}
     config = setting.config
-    sides = make_batches(setting, lesson)
-    given = resolve(setting, lesson, mask_path, timing, epoch_of(sides))
+    sides = make_batches(config, setting.method, lesson)
+    began = time.perf_counter()
+    given = resolve(config, setting.entry, setting.precision, lesson, epoch_of(sides), mask_path, setting.resume)
+    if not setting.entry.fresh:
+        timing["saliency_s"] = time.perf_counter() - began
     mask = given.get("mask")
     timing = distributed.on_main(partial(first_timing, setting.out / TIMING, timing))
     method = lesson.before_steps(setting.entry.build(**arguments(config.method, setting.entry), **given))
@@ -271,13 +274,13 @@ def learn(setting: Setting, job: Job) -> Learned:
     return Learned(found, mask, timing)
 
 
-def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batches | None]:
+def make_batches(config: Any, method: Method, lesson: Lesson) -> tuple[Batches | None, Batches | None]:
     """Batches of forget and of remain data; whole epochs for a method that takes both sides in turn, or mixed.
 
     Raises:
         ValueError: for the last batch of a whole epoch that does not divide over the processes.
     """
-    train, seed, update = setting.config.train, setting.config.seed, setting.method.update
+    train, seed, update = config.train, config.seed, method.update
     mixed = isinstance(update, Descent) and update.mixed
     whole = mixed or isinstance(update, InTurn)
     sides: tuple[Samples | None, Samples | None] = (lesson.forget, lesson.remain)
@@ -291,7 +294,7 @@ def make_batches(setting: Setting, lesson: Lesson) -> tuple[Batches | None, Batc
         last = 0 if data is None or not whole else len(data) % train.batch_size
         if last % distributed.world():
             raise ValueError(
-                f"method.order={setting.config.method['order']} ends an epoch with a batch of {last}, which does not "
+                f"method.order={config.method['order']} ends an epoch with a batch of {last}, which does not "
                 f"divide over {distributed.world()} processes: choose another train.batch_size, or order=joint"
             )
     return found[0], found[1]
@@ -312,34 +315,35 @@ def first_timing(path: Path, timing: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(
-    setting: Setting, lesson: Lesson, mask_path: Path, timing: dict[str, Any], epoch: Epoch | None
+    config: Any,
+    entry: Entry,
+    precision: Precision,
+    lesson: Lesson,
+    epoch: Epoch | None,
+    mask_path: Path | None,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """What the method's builder takes besides settings; `timing` gets the seconds of saliency."""
-    if setting.entry.fresh:
+    """What the method's builder takes besides settings; see `resolve_inputs`."""
+    if entry.fresh:
         return {"remain": lesson.remain_objective}
-    began = time.perf_counter()
-    wanted = setting.config.saliency
+    wanted = config.saliency
     batches: Sequence[Any] = [
-        []
-        if side is None
-        else some(side, wanted.count, wanted.batch_size, setting.config.seed, shuffled=wanted.per == "batch")
+        [] if side is None else some(side, wanted.count, wanted.batch_size, config.seed, shuffled=wanted.per == "batch")
         for side in (lesson.true_forget if wanted.per == "image" else lesson.forget, lesson.remain)
     ]
-    given = resolve_inputs(
-        setting.entry,
-        setting.config,
+    return resolve_inputs(
+        entry,
+        config,
         lesson.backend if lesson.measured is None else lesson.measured,
         lesson.forget_objective,
         lesson.remain_objective,
         batches,
-        setting.precision,
+        precision,
         mask_path,
-        setting.resume,
+        resume,
         epoch=epoch,
         **lesson.resources,
     )
-    timing["saliency_s"] = time.perf_counter() - began
-    return given
 
 
 def check_method(setting: Setting, has: Sequence[str]) -> None:

@@ -45,10 +45,25 @@ def provenance(
         mask: the mask, if there is one.
         steps: how many were done, if not all.
     """
+    where = Path(source.name)
+    base = where.resolve().name if where.exists() else source.name
+    averages = [n for n in source.open()[0] if n.startswith(EMA)] if isinstance(source, SingleFile) else []
+    made = describe(config, preset, base, digest(tensors(source)), target, mask, steps)
+    return made | ({"erase_left_out": f"{len(averages)} tensors of {EMA}*"} if averages else {})
+
+
+def describe(
+    config: Any,
+    preset: str,
+    base: str,
+    base_sha256: str,
+    target: Mapping[str, str],
+    mask: Mask | None,
+    steps: int | None = None,
+) -> dict[str, str]:
+    """As `provenance`, of a base that has a name and a digest of its weights."""
     all_steps = config.train.steps
     done = f"{all_steps} steps" if steps in (None, all_steps) else f"{steps} of {all_steps} steps"
-    where = Path(source.name)
-    averages = [n for n in source.open()[0] if n.startswith(EMA)] if isinstance(source, SingleFile) else []
     return {
         "erase": versions()["erase"],
         "erase_method": str(config.method["name"]),
@@ -56,11 +71,10 @@ def provenance(
         "erase_preset": Path(preset).stem,
         "erase_train": f"{getattr(config.train, 'parameters', 'full')}, {done}, seed {config.seed}",
         **target,
-        "erase_base": where.resolve().name if where.exists() else source.name,
-        "erase_base_sha256": digest(tensors(source)),
+        "erase_base": base,
+        "erase_base_sha256": base_sha256,
         "erase_mask_density": "none" if mask is None else f"{mask.density:.6f}",
         "erase_versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        **({"erase_left_out": f"{len(averages)} tensors of {EMA}*"} if averages else {}),
     }
 
 

@@ -73,6 +73,13 @@ class Family(Protocol):
                 network that takes something else than this family's.
         """
 
+    def check(self, pipe: Any, where: object) -> None:
+        """Refuse a pipeline whose networks take something else than this family's, and say `where` it is.
+
+        Raises:
+            ValueError: for these.
+        """
+
     def process(self, pipe: Any) -> Process:
         """The noising process that the network was trained on."""
 
@@ -166,5 +173,9 @@ def family_of(pipeline: str | None, where: object) -> str:
     for name, classes in FAMILIES.items():
         if pipeline in classes:
             return name
-    known = ", ".join(kind for classes in FAMILIES.values() for kind in classes)
-    raise ValueError(f"{where} holds a {pipeline}; supported pipelines: {known}")
+    raise ValueError(f"{where} holds a {pipeline}; supported pipelines: {', '.join(supported())}")
+
+
+def supported() -> list[str]:
+    """The classes of the pipelines that families open."""
+    return [kind for classes in FAMILIES.values() for kind in classes]

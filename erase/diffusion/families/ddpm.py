@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
+from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source, read_index
 from erase.diffusion.class_conditional import (
     SCHEDULERS_BY_CLASS,
@@ -63,9 +64,7 @@ def open(
     if absent:
         raise ValueError(f"{source.folder}: {len(absent)} weights are missing, such as {absent[0]}: get it again")
     check_finite(dict(unet.named_parameters()), source.folder / source.trained)
-    rows = unet.config.num_class_embeds
-    if rows is None:
-        raise ValueError(f"{source.folder} has a UNet without classes (num_class_embeds): it has no class to forget")
+    rows = class_rows(unet, source.folder)
     named = {int(i): str(name) for i, name in (index.get("id2label") or {}).items()}
     labels = source.labels
     if labels and named and list(labels) != [named[i] for i in sorted(named)]:
@@ -87,6 +86,28 @@ def open(
     )
     unet.requires_grad_(False).eval()
     return pipe.to(device)
+
+
+def class_rows(unet: Any, where: object) -> int:
+    """How many class embeddings a UNet has, the null class's included.
+
+    Raises:
+        ValueError: for a UNet without classes.
+    """
+    rows: int | None = unet.config.num_class_embeds
+    if rows is None:
+        raise ValueError(f"{where} has a UNet without classes (num_class_embeds): it has no class to forget")
+    return rows
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
+    class_rows(pipe.unet, where)
+    loading.check_betas(pipe, where)
 
 
 def labels(pipe: Any) -> list[str]:

@@ -54,27 +54,36 @@ def open(
             another kind, a noise schedule without betas, and a number of names that is not the number of classes.
     """
     pipe = loading.open_pipeline(source, DiTPipeline, TRAINED, device, dtype, hollow)
-    net = pipe.transformer
-    if not isinstance(net, DiTTransformer2DModel):
-        raise ValueError(f"{source.folder} has a {type(net).__name__}; expected a DiTTransformer2DModel")
-    channels, latent = net.config.in_channels, pipe.vae.config.latent_channels
-    if channels != latent or net.out_channels not in (channels, 2 * channels):
-        raise ValueError(
-            f"{source.folder} has a transformer of {channels} input and {net.out_channels} output channels for "
-            f"{latent} latent channels; expected {latent} and {latent} or {2 * latent}"
-        )
-    loading.check_betas(pipe, source.folder)
+    check(pipe, source.folder)
     loading.keep_vae_exact(pipe.vae)
     named = {int(i): str(name) for i, name in (read_index(source.folder).get("id2label") or {}).items()}
     if named and source.labels and [named[i] for i in sorted(named)] != list(source.labels):
         raise ValueError(f"{source.folder} names its classes itself: leave out labels")
     names = named or dict(enumerate(source.labels))
-    count = net.config.num_embeds_ada_norm
+    count = pipe.transformer.config.num_embeds_ada_norm
     if names and sorted(names) != list(range(count)):
         raise ValueError(f"{source.folder} has {count} classes; got {len(names)} names, expected one for each")
     pipe.register_to_config(id2label={str(i): names[i] for i in sorted(names)})
     shape(pipe)
     return pipe
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
+    net = pipe.transformer
+    if not isinstance(net, DiTTransformer2DModel):
+        raise ValueError(f"{where} has a {type(net).__name__}; expected a DiTTransformer2DModel")
+    channels, latent = net.config.in_channels, pipe.vae.config.latent_channels
+    if channels != latent or net.out_channels not in (channels, 2 * channels):
+        raise ValueError(
+            f"{where} has a transformer of {channels} input and {net.out_channels} output channels for "
+            f"{latent} latent channels; expected {latent} and {latent} or {2 * latent}"
+        )
+    loading.check_betas(pipe, where)
 
 
 def labels(pipe: Any) -> list[str]:

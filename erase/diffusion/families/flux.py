@@ -51,14 +51,23 @@ def open(
 ) -> Any:
     """The whole pipeline."""
     pipe = loading.open_pipeline(source, FluxPipeline, TRAINED, device, dtype, hollow)
+    check(pipe, source.place)
+    return pipe
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
     channels, latent = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
     if channels != 4 * latent:
         raise ValueError(
-            f"{source.place} has a transformer of {channels} input channels for {latent} latent channels, which are "
+            f"{where} has a transformer of {channels} input channels for {latent} latent channels, which are "
             f"{4 * latent} when packed: fill, depth, canny and control models are not supported"
         )
     _pipe_side(pipe)
-    return pipe
 
 
 def process(pipe: Any) -> Flow:

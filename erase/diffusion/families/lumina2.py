@@ -47,13 +47,22 @@ def open(
 ) -> Any:
     """The whole pipeline."""
     pipe = loading.open_pipeline(source, Lumina2Pipeline, TRAINED, device, dtype, hollow)
+    check(pipe, source.place)
+    return pipe
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
     taken, given, latent = pipe.transformer.config.in_channels, pipe.transformer.out_channels, pipe.vae.config
     if (taken, given) != (latent.latent_channels,) * 2:
         raise ValueError(
-            f"{source.place} has a transformer of {taken} input and {given} output channels for "
+            f"{where} has a transformer of {taken} input and {given} output channels for "
             f"{latent.latent_channels} latent channels: editing and control models are not supported"
         )
-    return pipe
 
 
 def process(pipe: Any) -> Flow:

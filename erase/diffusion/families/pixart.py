@@ -53,15 +53,24 @@ def open(
     pipe = loading.open_pipeline(
         source, PixArtAlphaPipeline if alpha else PixArtSigmaPipeline, TRAINED, device, dtype, hollow
     )
+    check(pipe, source.place)
+    loading.keep_vae_exact(pipe.vae)
+    return pipe
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
     taken, given, latent = pipe.transformer.config.in_channels, pipe.transformer.out_channels, pipe.vae.config
     if taken != latent.latent_channels or given not in (taken, 2 * taken):
         raise ValueError(
-            f"{source.place} has a transformer of {taken} input and {given} output channels for "
+            f"{where} has a transformer of {taken} input and {given} output channels for "
             f"{latent.latent_channels} latent channels: inpainting and control models are not supported"
         )
-    loading.check_betas(pipe, source.place)
-    loading.keep_vae_exact(pipe.vae)
-    return pipe
+    loading.check_betas(pipe, where)
 
 
 def process(pipe: Any) -> Discrete:

@@ -39,13 +39,22 @@ def open(
 ) -> Any:
     """The whole pipeline."""
     pipe = loading.open_pipeline(source, StableDiffusionPipeline, TRAINED, device, dtype, hollow)
+    check(pipe, source.place)
+    return pipe
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
     channels = pipe.unet.config.in_channels
     if channels != pipe.vae.config.latent_channels:
         raise ValueError(
-            f"{source.place} has a UNet of {channels} input channels for {pipe.vae.config.latent_channels} latent "
+            f"{where} has a UNet of {channels} input channels for {pipe.vae.config.latent_channels} latent "
             "channels: inpainting and depth models are not supported"
         )
-    return pipe
 
 
 def process(pipe: Any) -> Discrete:

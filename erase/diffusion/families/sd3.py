@@ -52,13 +52,22 @@ def open(
 ) -> Any:
     """The whole pipeline."""
     pipe = loading.open_pipeline(source, StableDiffusion3Pipeline, TRAINED, device, dtype, hollow)
+    check(pipe, source.place)
+    return pipe
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
     channels, latent = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
     if channels != latent:
         raise ValueError(
-            f"{source.place} has a transformer of {channels} input channels for {latent} latent channels: inpainting, "
+            f"{where} has a transformer of {channels} input channels for {latent} latent channels: inpainting, "
             "editing and control models are not supported"
         )
-    return pipe
 
 
 def process(pipe: Any) -> Flow:

@@ -47,27 +47,36 @@ def open(
         ValueError: for weights that do not fit their configuration, or a network that needs other conditions.
     """
     pipe = loading.open_pipeline(source, StableDiffusionXLPipeline, TRAINED, device, dtype, hollow)
+    check(pipe, source.place)
+    loading.keep_vae_exact(pipe.vae)
+    pipe.watermark = None  # made wherever the package invisible_watermark is installed
+    return pipe
+
+
+def check(pipe: Any, where: object) -> None:
+    """Refuse networks that take something else than this family's, and say `where` they are.
+
+    Raises:
+        ValueError: for these.
+    """
     unet, latent = pipe.unet.config, pipe.vae.config.latent_channels
     told = pipe.text_encoder_2.config.projection_dim + 6 * (unet.addition_time_embed_dim or 0)
     if unet.in_channels != latent:
         raise ValueError(
-            f"{source.place} has a UNet of {unet.in_channels} input channels for {latent} latent channels: inpainting "
+            f"{where} has a UNet of {unet.in_channels} input channels for {latent} latent channels: inpainting "
             "and image-to-image models are not supported"
         )
     if unet.addition_embed_type != "text_time" or unet.projection_class_embeddings_input_dim != told:
         raise ValueError(
-            f"{source.place} has a UNet that is conditioned on other things than a pooled prompt and six sizes: "
+            f"{where} has a UNet that is conditioned on other things than a pooled prompt and six sizes: "
             "refiners and adapters are not supported"
         )
     if unet.time_cond_proj_dim is not None:
         raise ValueError(
-            f"{source.place} has a UNet that is conditioned on the guidance scale (time_cond_proj_dim): latent "
+            f"{where} has a UNet that is conditioned on the guidance scale (time_cond_proj_dim): latent "
             "consistency models are not supported"
         )
-    loading.check_betas(pipe, source.place)
-    loading.keep_vae_exact(pipe.vae)
-    pipe.watermark = None  # made wherever the package invisible_watermark is installed
-    return pipe
+    loading.check_betas(pipe, where)
 
 
 def process(pipe: Any) -> Discrete:

@@ -21,8 +21,9 @@ from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
 from erase.programs.folder import first_line
 from erase.programs.images import draw_pictures
-from erase.programs.inputs import check_guidance, denoising, learning
+from erase.programs.inputs import check_guidance, denoising
 from erase.programs.labels.data import gather
+from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
 from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise, why_unjudged
 from erase.programs.rehearsal import rehearse
@@ -152,18 +153,7 @@ class Job:
             model.choose(config.train.parameters)
         if config.train.checkpointing:
             model.checkpoint_activations()
-        objectives = denoising(config, model.net)
-        return Lesson(
-            backend=learning(config.train, model.denoiser(model.null())),
-            forget=forget,
-            remain=remain,
-            forget_objective=objectives[0],
-            remain_objective=objectives[1],
-            true_forget=None if forget is None or config.forget.pictures == "anchor" else forget.stands_for or forget,
-            # not as the model began
-            resources={"renew": lambda: class_conditional.renew(model.net, config.seed + 1)},
-            desc="training" if self.fresh else "unlearning",
-        )
+        return make_lesson(config, model, forget, remain, "training" if self.fresh else "unlearning")
 
     def save(self, learned: Learned) -> None:
         """In the form the model came in; a new one as a pipeline."""

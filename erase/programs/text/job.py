@@ -18,17 +18,17 @@ from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
-from erase.methods.uce import Reading
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.folder import first_line
-from erase.programs.inputs import check_guidance, denoising, learning
+from erase.programs.inputs import check_guidance, denoising
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
-from erase.programs.text.data import cache, sides_read
+from erase.programs.text.data import sides_read
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import calibrate, check_evaluators, why_unjudged
 from erase.programs.text.judges.nudity import look_for_nudity
+from erase.programs.text.lesson import make_lesson, read_sides
 from erase.programs.text.plan import Plan, make_plan, marks
 from erase.programs.text.report import AXES, GOALS, make_report, summarise
 from erase.programs.text.until import look_between_steps, looked
@@ -163,15 +163,7 @@ class Job:
         """Latents and conditions of both sides; encoders and VAE are then given up."""
         config, plan, model, setting = self.config, self.plan, self.model, self.setting
         model.pipe.vae.enable_slicing()  # an image at a time
-        model.remember([*plan.words, ""])
-        resources: dict[str, Any] = {}
-        if isinstance(setting.method.update, ClosedForm):
-            anchors = plan.anchors or [""] * len(plan.forget)
-            edit = setting.method.update.edit
-            tokens = edit.tokens if isinstance(edit, Reading) else "all"
-            resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens)
-        used = sides_read(config, setting.entry)
-        forget, remain, null = cache(config, plan, model, setting.precision, used)
+        sides = read_sides(config, plan, model, setting.entry, setting.method, setting.precision)
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)
         model.ready(model.family.TRAINED)
@@ -180,16 +172,7 @@ class Job:
         until = None
         if config.until is not None:
             until = look_between_steps(config, plan, model, setting.precision, setting.out)
-        objectives = denoising(config, model.net)
-        return Lesson(
-            backend=learning(config.train, model.denoiser(null)),
-            forget=forget,
-            remain=remain,
-            forget_objective=objectives[0],
-            remain_objective=objectives[1],
-            resources=resources,
-            until=until,
-        )
+        return make_lesson(config, model, sides, until)
 
     def save(self, learned: Learned) -> None:
         """In the form the model came in; what is forgotten is marked in its header."""

@@ -1,0 +1,116 @@
+"""`erase.forget`: one name for every kind of model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from erase.api import classifiers, labels, networks, text
+from erase.api.result import Result
+from erase.api.settings import Call
+from erase.diffusion.families import family, supported
+from erase.diffusion.live import family_name
+
+
+def forget(
+    model: Any,
+    what: Any = None,
+    *,
+    anchor: str | int | Sequence[str | int] | None = None,
+    remain: Any = None,
+    images: Any = None,
+    label: str | int | Sequence[str | int] | None = None,
+    names: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    scheduler: Any = None,
+    processor: Any = None,
+    losses: Callable[[nn.Module, Any], Any] | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    preset: str | Path | None = None,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    progress: Callable[[dict[str, Any]], object] | None = None,
+    keep_base: bool = True,
+) -> Result:
+    """Erase something from a model in memory, in place, by SFR-on (arXiv 2409.19732) or a method of `settings`.
+
+    After an error, or where it is interrupted, the model is as it was. Its scheduler, safety checker, dtypes, modes and
+    `requires_grad` are never changed, nor is any global state of random numbers. A second call does not let the first
+    one's concept come back.
+
+    Args:
+        model: a diffusers pipeline (text-to-image, DiT, or any around a `UNet2DModel` with classes), such a
+            `UNet2DModel`, an image classifier of transformers, any `nn.Module` with `losses`, or a backend
+            (`erase.engine.backend.Backend`).
+        what: what to forget. Of text-to-image models prompts; of class-conditional ones classes, by name or number; of
+            classifiers images with their labels: pairs, rows with `image` and `label`, or a folder with a subfolder
+            for each class; of networks batches, such as a DataLoader.
+        anchor: what prompts, or classes, turn into: one for each, or one for all. By default the empty prompt.
+        remain: what must stay: prompts or names of prompt sets (by default `everyday`); images with labels; batches.
+        images: of text-to-image models: a folder of images of what is forgotten, or PIL images; by default the model
+            generates them.
+        label: of class-conditional models, the same as `what`.
+        names: of class-conditional models that name no classes: a name for each; by default their numbers.
+        data: of class-conditional models: labelled training images (`erase.store.labelled.read_labelled`); by default
+            the model generates them.
+        scheduler: of a lone `UNet2DModel`, the noise schedule that it was trained on.
+        processor: of a classifier, its image processor; by default the one where the model was loaded from.
+        losses: of a network, `(network, batch) -> [B]`: one loss for each sample.
+        steps: fast steps, each followed by its slow ones; by default the preset's.
+        seed: of everything random.
+        preset: a preset's name or file, in the place of the family's own (`erase.api.settings.PRESETS`).
+        settings: further settings by the names that `erase run` has, such as `{"train.lr": 1e-5}` or
+            `["train.lr=1e-5"]`.
+        progress: called with a row, in the place of progress bars: `phase`, `done`, `total`, and of a step its numbers.
+        keep_base: whether the result holds the first values of what learns, on the CPU: `show`, `count`, `undo` and
+            deltas need them.
+
+    Raises:
+        TypeError: for a model of no such kind, and an option that is for another kind.
+        ValueError: for values that cannot be used.
+        NonFiniteError: where losses stay infinite or NaN (`erase.engine.loop`).
+    """
+    given = {
+        "anchor": anchor,
+        "remain": remain,
+        "images": images,
+        "label": label,
+        "names": names,
+        "data": data,
+        "scheduler": scheduler,
+        "processor": processor,
+        "losses": losses,
+    }
+    function = _function_of(model, losses)
+    options = {name: value for name, value in given.items() if value is not None}
+    taken = [name for name in inspect.signature(function).parameters if name in given]
+    for name in options:
+        if name not in taken:
+            kind = type(model).__name__
+            raise TypeError(f"{name} is not for a {kind}; its options: {', '.join(taken)}")
+    return function(model, what, Call(steps, seed, preset, settings, progress, keep_base), **options)
+
+
+def _function_of(model: Any, losses: object) -> Callable[..., Result]:
+    if isinstance(model, UNet2DModel) and losses is None:
+        return labels.forget_labels
+    if isinstance(model, DiffusionPipeline):
+        name = family_name(model)
+        return labels.forget_labels if name and family(name).CONDITION == "label" else text.forget_prompts
+    classifies = isinstance(model, PreTrainedModel) and type(model).__name__.endswith("ForImageClassification")
+    if classifies and losses is None:
+        return classifiers.forget_images
+    backend = isinstance(getattr(model, "net", None), nn.Module) and callable(getattr(model, "losses", None))
+    if isinstance(model, nn.Module) or backend:
+        return networks.forget_batches
+    raise TypeError(
+        f"expected a pipeline ({', '.join(supported())}, or one around a UNet2DModel with classes), an image "
+        f"classifier of transformers, or an nn.Module with losses; got a {type(model).__name__}"
+    )

@@ -1,0 +1,126 @@
+"""Class-conditional pipelines and networks forget classes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from erase.api.history import past
+from erase.api.learning import learn, no_launch_left
+from erase.api.result import About, Drawing, Result, base_name, finish
+from erase.api.settings import Call, choose
+from erase.diffusion.class_conditional import ClassConditionalPipeline
+from erase.diffusion.live import checkpointing, class_names, exact_vae, family_name, model_of
+from erase.diffusion.loading import networks
+from erase.diffusion.model import Model
+from erase.engine.borrow import borrow
+from erase.programs import saving
+from erase.programs.inputs import check_guidance
+from erase.programs.labels.data import gather
+from erase.programs.labels.lesson import make_lesson
+from erase.programs.labels.plan import check, make_plan, read_data
+from erase.programs.progress import listening
+
+FORGET = 200
+"""Images for each forgotten class of a DDPM, unless a preset or a setting says otherwise; as many in all of others."""
+Label = str | int
+
+
+def forget_labels(
+    given: Any,
+    what: Label | Sequence[Label] | None,
+    call: Call,
+    *,
+    label: Label | Sequence[Label] | None = None,
+    names: Sequence[str] = (),
+    anchor: Label | Sequence[Label] | None = None,
+    data: str | Path | None = None,
+    scheduler: Any = None,
+) -> Result:
+    """Arguments as those of `erase.forget`."""
+    began = time.perf_counter()
+    if (what is None) == (label is None) and (call.preset is None or what is not None):
+        raise ValueError("name what to forget, once: erase.forget(pipe, label=3)")
+    model = _open(given, names, scheduler)
+    net, parts = model.net, list(networks(model.pipe).values())
+    kind = family_name(model.pipe) or ""
+    asked = _asked(label if what is None else what, call, anchor, data)
+    if not model.has_null:  # nothing that dropout could put in the place of a class
+        asked["train"] = {"dropout": 0.0}
+    if kind == "ddpm" and call.preset is None:
+        asked["forget"]["count"], asked["remain"] = FORGET, {"count": None}
+        asked["draw"] = {"steps": 25}
+    chosen = choose(call, kind, asked, ("new_net", "denoiser"), model.device, model.dtype)
+    config, before = chosen.config, past(net)
+    found = None if config.data is None else read_data(config, None)
+    plan = make_plan(config, model, found, False, before.forgotten)
+    check(config, plan, model, chosen.method)
+    check_guidance(config.saliency, chosen.entry, model.has_null)
+    with (
+        listening(call.progress),
+        no_launch_left(),
+        borrow(net, parts) as loan,
+        checkpointing(net, config.train.checkpointing),
+    ):
+        for part in parts:
+            part.eval()
+        model.choose(config.train.parameters)
+        loan.keep()
+        with exact_vae(model.pipe):
+            sides = gather(config, plan, model, chosen.precision, False)
+        learned = learn(chosen, make_lesson(config, model, *sides), call.progress)
+    sample = model.sampler(
+        steps=config.draw.steps,
+        guidance=config.draw.guidance,
+        sampler=config.draw.sampler,
+        autocast=chosen.precision.drawing,
+    )
+    about = About(
+        chosen,
+        base_name(given),
+        saving.hidden({"forget": plan.forget, "anchors": plan.anchors}),
+        tuple(plan.gone),
+        None if given is net else model.family.TRAINED,
+    )
+    shown = [plan.labels[i] for i in (*plan.forget, *plan.remain[:3])]
+    drawing = Drawing(sample, shown, parts, config.draw.batch_size)
+    return finish(Result(given, learned, time.perf_counter() - began, net, about, before, loan.base, drawing), call)
+
+
+def _open(given: Any, names: Sequence[str], scheduler: Any) -> Model:
+    """A pipeline, or a lone network with its noise schedule, as a model."""
+    if not isinstance(given, UNet2DModel):
+        if scheduler is not None:
+            raise TypeError("scheduler is for a lone UNet2DModel; a pipeline has its own")
+        return model_of(given, names)
+    numbered = dict(enumerate(class_names(given, "the UNet2DModel", names)))
+    return model_of(ClassConditionalPipeline(given, scheduler or DDPMScheduler(), numbered))
+
+
+def _asked(
+    label: Label | Sequence[Label] | None,
+    call: Call,
+    anchor: Label | Sequence[Label] | None,
+    data: str | Path | None,
+) -> dict[str, Any]:
+    """Nested settings."""
+    forget: dict[str, Any] = {}
+    if label is not None:
+        forget["labels"] = _listed(label)
+        forget["anchors"] = []
+    if anchor is not None:  # a redirect to it, of images of both
+        forget |= {"anchors": _listed(anchor), "loss": "redirect"}
+    asked: dict[str, Any] = {"pipeline": "ddpm", "model": "in memory", "forget": forget, "eval": {"images": 0}}
+    asked["labels"], asked["architecture"] = [], None
+    if data is not None or call.preset is None:
+        asked["data"] = None if data is None else {"source": str(data)}
+    return asked
+
+
+def _listed(labels: Label | Sequence[Label]) -> list[Label]:
+    return [labels] if isinstance(labels, str | int) else list(labels)

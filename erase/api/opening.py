@@ -1,0 +1,53 @@
+"""`erase.load`: a model of any form that erase knows, in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erase.api.history import Past, remember
+from erase.classification import folders as classifiers
+from erase.classification import models
+from erase.diffusion.checkpoints import folders
+from erase.diffusion.families import family
+from erase.programs import saving
+from erase.programs.locating import locate_any
+from erase.store import weights
+
+
+def load(
+    model: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    names: tuple[str, ...] = (),
+) -> Any:
+    """Open a model: an embedded one's name, a diffusers folder, a single file, a hub id, or a classifier's folder.
+
+    Args:
+        model: which.
+        device: where it goes; by default the accelerator, or the CPU.
+        dtype: of its weights; a VAE's are float32.
+        names: of classes, for a class-conditional folder that has none.
+
+    Returns:
+        A diffusers pipeline without a safety checker, or a network of transformers; in eval mode.
+
+    Raises:
+        ValueError: for a model that cannot be found or is not whole.
+    """
+    where = device or (torch.accelerator.current_accelerator() or "cpu")
+    source = locate_any(model, names)
+    if isinstance(source, classifiers.Source):
+        opened = models.open_model(source.folder, where).net.to(dtype)
+        net = opened
+        marks: list[str] = []
+    else:
+        known = family(source.family)
+        opened = known.open(source, where, dtype)
+        net = getattr(opened, known.TRAINED)
+        marks = folders.forgotten(source)
+    remember(net, Past(tuple(marks), weights.provenance(saving.header(source)), source))
+    return opened

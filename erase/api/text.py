@@ -1,0 +1,127 @@
+"""Text-to-image pipelines forget prompts."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from erase.api.history import past
+from erase.api.images import write_images
+from erase.api.learning import learn, no_launch_left
+from erase.api.result import About, Drawing, Result, base_name, finish
+from erase.api.settings import Call, choose
+from erase.config import listed
+from erase.diffusion.live import checkpointing, exact_vae, family_name, model_of
+from erase.diffusion.loading import networks
+from erase.diffusion.text import check_edited
+from erase.engine.borrow import borrow
+from erase.engine.updates import ClosedForm
+from erase.programs import saving
+from erase.programs.inputs import check_guidance
+from erase.programs.progress import listening
+from erase.programs.text.lesson import make_lesson, read_sides
+from erase.programs.text.plan import make_plan, marks
+
+EVERYDAY = ["everyday"]
+"""What stays if nothing is said."""
+FORGET, REMAIN = 32, 1
+"""Images generated for each prompt, unless a preset or a setting says otherwise: `everyday` has 60 prompts."""
+
+
+def forget_prompts(
+    pipe: Any,
+    prompts: str | Sequence[str] | None,
+    call: Call,
+    *,
+    anchor: str | Sequence[str] | None = None,
+    remain: str | Sequence[str] | None = None,
+    images: str | Path | Sequence[Image.Image] | None = None,
+) -> Result:
+    """Arguments as those of `erase.forget`."""
+    began = time.perf_counter()
+    model = model_of(pipe)
+    net, parts = model.net, list(networks(model.pipe).values())
+    with ExitStack() as stack:
+        folder = None if images is None else _folder(images, stack)
+        asked = _asked(prompts, call, anchor, remain, folder)
+        chosen = choose(call, family_name(pipe) or "", asked, ("concepts", "denoiser"), model.device, model.dtype)
+        config = chosen.config
+        check_guidance(config.saliency, chosen.entry, model.has_null)
+        before = past(net)
+        plan = make_plan(config, before.forgotten)
+        model.check_prompts(plan.words)
+        for context in (listening(call.progress), no_launch_left()):
+            stack.enter_context(context)
+        with borrow(net, parts) as loan, checkpointing(net, config.train.checkpointing):
+            for part in parts:
+                part.eval()
+            with exact_vae(model.pipe):
+                sides = read_sides(config, plan, model, chosen.entry, chosen.method, chosen.precision)
+            names = model.choose(config.train.parameters)
+            if isinstance(chosen.method.update, ClosedForm):
+                check_edited(model, names)
+            loan.keep()
+            learned = learn(chosen, make_lesson(config, model, sides), call.progress)
+    sample = model.sampler(
+        steps=config.draw.steps,
+        guidance=config.draw.guidance,
+        sampler=config.draw.sampler,
+        autocast=chosen.precision.drawing,
+    )
+    shown = dict.fromkeys([*plan.forget, *filter(None, plan.anchors), *plan.remain[:2]])
+    about = About(
+        chosen,
+        base_name(pipe),
+        saving.hidden({"forget": plan.forget, "anchors": plan.anchors}),
+        tuple(dict.fromkeys([*before.forgotten, *marks(config, plan)])),
+        model.family.TRAINED,
+    )
+    drawing = Drawing(sample, list(shown), parts, config.draw.batch_size)
+    return finish(Result(pipe, learned, time.perf_counter() - began, net, about, before, loan.base, drawing), call)
+
+
+def _asked(
+    prompts: str | Sequence[str] | None,
+    call: Call,
+    anchor: str | Sequence[str] | None,
+    remain: str | Sequence[str] | None,
+    images: Path | None,
+) -> dict[str, Any]:
+    """Nested settings."""
+    own = call.preset is not None
+    if prompts is None and not own:
+        raise ValueError("name what to forget: erase.forget(pipe, 'a photo of a cat'), or a preset that does")
+    forget: dict[str, Any] = {"images": images}
+    kept: dict[str, Any] = {"images": None}
+    if prompts is not None:
+        forget |= {"prompts": listed(prompts), "anchors": []}
+    if anchor is not None:
+        forget["anchors"] = listed(anchor)
+    if remain is not None or not own:
+        kept["prompts"] = EVERYDAY if remain is None else listed(remain)
+    if not own:
+        forget["count"], kept["count"] = FORGET, REMAIN
+    return {
+        "pipeline": "sd",
+        "model": "a pipeline in memory",
+        "forget": forget,
+        "remain": kept,
+        "eval": {"prompts": [], "images": 0},
+    }
+
+
+def _folder(images: str | Path | Sequence[Image.Image], stack: ExitStack) -> Path:
+    """Where the images are, or are for the time of the call."""
+    if isinstance(images, str | Path):
+        return Path(images)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    if not all(isinstance(image, Image.Image) for image in images):
+        raise TypeError("images must be a folder, or PIL images")
+    write_images(images, folder)
+    return folder

@@ -1,0 +1,65 @@
+"""What a text-to-image model learns from, while its encoders are there; then what is done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from erase.config import SdConfig
+from erase.diffusion import text
+from erase.diffusion.data import LatentSet
+from erase.diffusion.model import Model
+from erase.engine.loop import Probe
+from erase.engine.method import Method
+from erase.engine.precision import Precision
+from erase.engine.updates import ClosedForm
+from erase.methods import Entry
+from erase.methods.uce import Reading
+from erase.programs.inputs import denoising, learning
+from erase.programs.run import Lesson
+from erase.programs.text.data import cache, sides_read
+from erase.programs.text.plan import Plan
+
+
+@dataclass(frozen=True)
+class Sides:
+    """All that the encoders and the VAE are needed for."""
+
+    forget: LatentSet | None
+    remain: LatentSet | None
+    null: dict[str, Tensor]
+    """The empty prompt's condition, leaves `[1, …]`."""
+    resources: dict[str, Any] = field(default_factory=dict)
+    """Text embeddings, for closed forms."""
+
+
+def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method: Method, precision: Precision) -> Sides:
+    """Latents and conditions of both sides."""
+    model.remember([*plan.words, ""])
+    resources: dict[str, Any] = {}
+    if isinstance(method.update, ClosedForm):
+        anchors = plan.anchors or [""] * len(plan.forget)
+        edit = method.update.edit
+        tokens = edit.tokens if isinstance(edit, Reading) else "all"
+        resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens)
+    used = sides_read(config, entry)
+    return Sides(*cache(config, plan, model, precision, used), resources)
+
+
+def make_lesson(
+    config: SdConfig, model: Model, sides: Sides, until: Callable[[int], Probe | None] | None = None
+) -> Lesson:
+    """The denoiser with its data and objectives."""
+    forget, remain = denoising(config, model.net)
+    return Lesson(
+        backend=learning(config.train, model.denoiser(sides.null)),
+        forget=sides.forget,
+        remain=sides.remain,
+        forget_objective=forget,
+        remain_objective=remain,
+        resources=sides.resources,
+        until=until,
+    )

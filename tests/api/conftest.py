@@ -1,0 +1,54 @@
+"""Micro models of the user's own, and presets small enough that a call takes a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erase import resources
+from erase.api import labels, settings, text
+
+SMALL: dict[str, Any] = {
+    "saliency.count": 4,
+    "saliency.draws": 1,
+    "saliency.density": 0.5,
+    "saliency.threshold": None,
+    "train.batch_size": 2,
+    "train.steps": 2,
+    "train.lr": 1e-3,
+    "draw.steps": 2,
+    "draw.batch_size": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The families' presets, but smaller; as many images as are asked for, but fewer."""
+    from erase.config import put
+
+    for kind, name in settings.PRESETS.items():
+        preset = yaml.safe_load(resources.preset_path(name).read_text())
+        own = {key: value for key, value in SMALL.items() if not (key.startswith("draw") and "draw" not in preset)}
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(yaml.safe_dump(put(preset, own)))
+        monkeypatch.setitem(settings.PRESETS, kind, str(path))
+    monkeypatch.setattr(text, "FORGET", 2)
+    monkeypatch.setattr(text, "EVERYDAY", ["a car", "a boat"])  # a micro model reads few tokens
+    monkeypatch.setattr(labels, "FORGET", 4)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Any:
+    """A Stable Diffusion pipeline."""
+    import micro
+
+    return micro.pipeline(tmp_path / "tokenizers")
+
+
+@pytest.fixture
+def rows() -> tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]:
+    """What `progress` is told."""
+    found: list[dict[str, Any]] = []
+    return found, found.append

@@ -1,0 +1,106 @@
+"""What the documentation shows runs as it is written, on micro models under its names; so do the scripts."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import micro_classify
+import micro_ddpm
+import micro_own as models
+import pytest
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+import erase
+from erase.config import put
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "erase/api/README.md")
+BLOCKS = [
+    pytest.param(block, id=f"{page}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_blocks_run(block: str, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipe.save_pretrained("runs/demo/model")
+    (tmp_path / "cats").mkdir()
+    pictures = models.images(6)
+    for number, picture in enumerate(pictures[:2]):
+        picture.save(tmp_path / "cats" / f"{number}.png")
+    pairs = [(picture, i % 3) for i, picture in enumerate(pictures)]
+    names = {
+        "pipe": pipe,
+        "unet": models.unet(),
+        "scheduler": DDPMScheduler(),
+        "vit": erase.load(micro_classify.write_foreign("vit", tmp_path / "vit")),
+        "images": pairs[:3],
+        "others": pairs[3:],
+        "net": models.network().eval(),
+        "forget_batches": models.batches(0),
+        "remain_batches": models.batches(1),
+    }
+    exec(compile(block, "block", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES[1:])
+def test_examples_are_short(page: str) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S):
+        assert len([line for line in block.splitlines() if line.strip()]) <= 6
+
+
+def run_script(name: str, *words: str) -> str:
+    path = ROOT / "pipelines" / name
+    assert len(path.read_text().splitlines()) <= 60
+    done = subprocess.run([sys.executable, str(path), *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+SMALL = ("train.steps=1", "train.batch_size=2", "saliency.count=2", "saliency.density=0.5", "saliency.threshold=null")
+DRAWN = ("forget.count=2", "remain.count=1", "draw.steps=2")
+
+
+def test_erase_nsfw(micro_sd: Path, tmp_path: Path) -> None:
+    words = (*SMALL, *DRAWN, "remain.prompts=[a car]", "forget.prompts=[a cat]", "forget.anchors=[a dog]")
+    said = run_script("erase_nsfw.py", str(micro_sd), "--out", str(tmp_path / "o"), "--images", "2", "--set", *words)
+    assert said.count("of 2 images") == 2
+    assert (tmp_path / "o/grid.png").is_file()
+    assert (tmp_path / "o/model/model_index.json").is_file()
+
+
+def test_forget_class(tmp_path: Path) -> None:
+    micro_ddpm.pipeline(tmp_path).save_pretrained(tmp_path / "ddpm")
+    run_script("forget_class.py", str(tmp_path / "ddpm"), "cat", "--out", str(tmp_path / "o"), "--set", *SMALL, *DRAWN)
+    assert (tmp_path / "o/grid.png").is_file()
+    assert (tmp_path / "o/model/model_index.json").is_file()
+
+
+def test_unlearn_images(tmp_path: Path) -> None:
+    vit = micro_classify.write_foreign("vit", tmp_path / "vit")
+    for side in ("forget", "remain"):
+        for k in range(3):
+            (tmp_path / side / f"LABEL_{k}").mkdir(parents=True)
+            models.images(2)[k % 2].save(tmp_path / side / f"LABEL_{k}" / "0.png")
+    sides = [str(tmp_path / side) for side in ("forget", "remain")]
+    said = run_script("unlearn_images.py", str(vit), *sides, "--out", str(tmp_path / "o"), "--set", *SMALL)
+    assert said.count("of 3 named right before") == 2
+
+
+def test_image_grid(tmp_path: Path) -> None:
+    for name in ("base", "erased"):
+        (tmp_path / name).mkdir()
+        models.images(1)[0].save(tmp_path / name / "0.png")
+    rows = [f"{name}={tmp_path / name}" for name in ("base", "erased")]
+    run_script("image_grid.py", *rows, "--out", str(tmp_path / "grid.png"))
+    assert (tmp_path / "grid.png").is_file()
+
+
+def test_put_leaves_what_it_is_given() -> None:
+    given = {"a": {"b": 1}}
+    assert put(given, {"a.b": 2, "c": 3}) == {"a": {"b": 2}, "c": 3}
+    assert given == {"a": {"b": 1}}

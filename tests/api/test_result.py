@@ -1,0 +1,139 @@
+"""What a call gives back: images, counts, files."""
+
+from pathlib import Path
+from typing import Any
+
+import micro_own as models
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import erase
+from erase.cli import app
+from erase.diffusion.checkpoints.locate import locate
+from erase.programs import saving
+from erase.store.delta import open_delta
+
+REMAIN = ["a car", "a boat"]
+
+
+@pytest.fixture
+def forgot(pipe: Any) -> Any:
+    return erase.forget(pipe, "a photo of a cat", remain=REMAIN, settings={"method.fast_rate": 0.1})
+
+
+def test_a_full_save_is_the_pipeline_with_a_card(forgot: Any, pipe: Any, tmp_path: Path) -> None:
+    out = forgot.save(tmp_path / "out")
+    again = type(pipe).from_pretrained(out, safety_checker=None)
+    assert not models.changed(again.unet, models.state(pipe.unet))
+    assert "sfron" in (out / "README.md").read_text()
+    with safe_open(out / "unet/diffusion_pytorch_model.safetensors", "pt") as file:
+        header = file.metadata()
+    assert header["erase_method"] == "sfron"
+    assert header["erase_mask_density"] == f"{forgot.mask.density:.6f}"
+    assert "cat" not in str(header)
+    with pytest.raises(ValueError, match="exists"):
+        forgot.save(out)
+    with pytest.raises(ValueError, match="form"):
+        forgot.save(tmp_path / "other", form="half")
+
+
+def test_a_loaded_model_knows_what_its_file_forgot(forgot: Any, tmp_path: Path) -> None:
+    again = erase.load(forgot.save(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"forget\.anchors"):
+        erase.forget(again, "a photo of a dog", anchor="a photo of a cat", remain=REMAIN)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_delta_is_for_apply(micro_sd: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Of a base that is stored in 16 bits, whatever it is loaded in; float16 learns on accelerators alone."""
+    if dtype == torch.float16 and not torch.accelerator.is_available():
+        pytest.skip("float16 on a CPU is refused")
+    pipe = erase.load(micro_sd, dtype=dtype)
+    result = erase.forget(pipe, "a photo of a cat", remain=REMAIN, settings={"method.fast_rate": 0.1})
+    delta = result.save(tmp_path / "delta.safetensors", form="delta")
+    app(["apply", str(micro_sd), str(delta), "--out", str(tmp_path / "erased")], standalone_mode=False)
+    stored = saving.tensors(locate(tmp_path / "erased"))
+    after = models.state(pipe.unet)
+    assert all(torch.equal(x, after[name].to(torch.float16)) for name, x in stored.items())
+    app(
+        ["apply", str(tmp_path / "erased"), str(delta), "--undo", "--out", str(tmp_path / "undone")],
+        standalone_mode=False,
+    )
+    base = saving.tensors(locate(micro_sd))
+    assert all(torch.equal(x, base[name]) for name, x in saving.tensors(locate(tmp_path / "undone")).items())
+
+
+def test_a_delta_of_a_pipeline_in_memory_is_to_its_own_weights(pipe: Any, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "base")
+    first = erase.forget(pipe, "a photo of a cat", remain=REMAIN)
+    first.save(tmp_path / "first")
+    assert first.save(tmp_path / "delta", form="delta") == tmp_path / "delta/delta.safetensors"
+    app(
+        ["apply", str(tmp_path / "base"), str(tmp_path / "delta/delta.safetensors"), "--out", str(tmp_path / "made")],
+        standalone_mode=False,
+    )
+    path = "unet/diffusion_pytorch_model.safetensors"
+    made, saved = load_file(tmp_path / "made" / path), load_file(tmp_path / "first" / path)
+    assert all(torch.equal(x, saved[name]) for name, x in made.items())
+    second = erase.forget(pipe, "a dog", remain=REMAIN).save(tmp_path / "second.safetensors", form="delta")
+    assert open_delta(second).base_meta["erase_method"] == "sfron"
+
+
+def test_images_before_and_after_are_of_the_same_seeds(forgot: Any, pipe: Any) -> None:
+    after = models.state(pipe.unet)
+    assert (
+        forgot.show("a photo of a cat", seeds=[0, 1], blur=False).tobytes()
+        == forgot.show(["a photo of a cat"], seeds=[0, 1], blur=False).tobytes()
+    )
+    assert not models.changed(pipe.unet, after)
+    with forgot._images(["a photo of a cat"], [3]) as folders:
+        drawn = [sorted(folder.glob("*.png"))[0].read_bytes() for folder in folders]
+    assert drawn[0] != drawn[1]
+    forgot.undo()
+    again = erase.forget(pipe, "a photo of a cat", remain=REMAIN, settings={"method.fast_rate": 0.1})
+    with again._images(["a photo of a cat"], [3]) as folders:
+        assert [sorted(folder.glob("*.png"))[0].read_bytes() for folder in folders] == drawn
+
+
+def test_a_pipelines_safety_checker_stays_and_has_no_say(pipe: Any) -> None:
+    class Checker(torch.nn.Module):
+        def forward(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("asked")
+
+    pipe.register_modules(safety_checker=Checker())
+    checker = pipe.safety_checker
+    result = erase.forget(pipe, "a photo of a cat", remain=REMAIN)
+    result.show(seeds=[0], blur=False)
+    assert pipe.safety_checker is checker
+
+
+def test_counts_before_and_after(forgot: Any) -> None:
+    found = forgot.count(seeds=[0, 1], nudity="i2p")
+    assert {name: counted["images"] for name, counted in found.items()} == {"base": 2, "erased": 2}
+
+
+def test_without_the_base_nothing_is_undone(pipe: Any, tmp_path: Path) -> None:
+    result = erase.forget(pipe, "a photo of a cat", remain=REMAIN, keep_base=False)
+    for call in (result.undo, result.show, lambda: result.save(tmp_path / "out", form="delta")):
+        with pytest.raises(ValueError, match="keep_base"):
+            call()
+    result.save(tmp_path / "out")
+
+
+def test_count_and_grid_take_images_files_and_folders(tmp_path: Path, micro_classifier: Path) -> None:
+    pictures = models.images(3)
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    given: list[Any] = [tmp_path, pictures, sorted(tmp_path.glob("*.png"))]
+    found = [erase.count(images, nudity="i2p") for images in given]
+    assert [counted["images"] for counted in found] == [3, 3, 3]
+    assert sum(erase.count(pictures, classifier=micro_classifier)["counts"].values()) == 3
+    grids = [erase.grid({"a": images, "b": images[:2] if isinstance(images, list) else images}) for images in given]
+    assert grids[1].tobytes() == grids[2].tobytes()
+    for how in ({}, {"nudity": "i2p", "classifier": micro_classifier}):
+        with pytest.raises(ValueError, match="classifier"):
+            erase.count(pictures, **how)
+    with pytest.raises(TypeError):
+        erase.count([3], nudity="i2p")

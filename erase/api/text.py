@@ -11,12 +11,13 @@ from typing import Any
 
 from PIL import Image
 
+from erase import resources
 from erase.api.history import past
 from erase.api.images import write_images
 from erase.api.learning import learn, no_launch_left
 from erase.api.result import About, Drawing, Result, base_name, finish
 from erase.api.settings import Call, choose
-from erase.config import listed
+from erase.config import listed, read_preset
 from erase.diffusion.live import checkpointing, exact_vae, family_name, model_of
 from erase.diffusion.loading import networks
 from erase.diffusion.text import check_edited
@@ -95,6 +96,7 @@ def _asked(
 ) -> dict[str, Any]:
     """Nested settings."""
     own = call.preset is not None
+    below = read_preset(resources.preset_path(str(call.preset))) if own else {}
     if prompts is None and not own:
         raise ValueError("name what to forget: erase.forget(pipe, 'a photo of a cat'), or a preset that does")
     forget: dict[str, Any] = {"images": images}
@@ -103,11 +105,12 @@ def _asked(
         forget |= {"prompts": listed(prompts), "anchors": []}
     if anchor is not None:
         forget["anchors"] = listed(anchor)
-    if remain is not None or not own:
+    if remain is not None or not own or (prompts is not None and below.get("concept")):
         kept["prompts"] = EVERYDAY if remain is None else listed(remain)
     if not own:
         forget["count"], kept["count"] = FORGET, REMAIN
     return {
+        **({"concept": None} if prompts is not None else {}),  # nothing is left of what a preset has for its own
         "pipeline": "sd",
         "model": "a pipeline in memory",
         "forget": forget,

@@ -14,6 +14,7 @@ from erase.cli.common import (
     is_classifier,
     locate_any,
     mapping,
+    no_loading_bars,
     quiet,
 )
 
@@ -35,7 +36,7 @@ def inspect(
     quiet()
     import json
 
-    typer.echo(json.dumps(_describe(path), indent=2, default=str))
+    typer.echo(json.dumps(_describe(path), indent=2, default=str, ensure_ascii=False))
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -155,6 +156,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
     from erase.programs import saving
     from erase.store import weights
 
+    no_loading_bars()
     source = locate_any(str(path))
     if isinstance(source, classifiers.Source):
         what, hashes = classifiers.describe(source), classifiers.fingerprint(source)

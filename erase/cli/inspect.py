@@ -12,6 +12,7 @@ from erase.cli import complete
 from erase.cli.common import (
     app,
     mapping,
+    no_loading_bars,
     quiet,
 )
 from erase.programs.locating import is_classifier, locate_any
@@ -34,7 +35,7 @@ def inspect(
     quiet()
     import json
 
-    typer.echo(json.dumps(_describe(path), indent=2, default=str))
+    typer.echo(json.dumps(_describe(path), indent=2, default=str, ensure_ascii=False))
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -154,6 +155,7 @@ def _describe_model(path: Path) -> dict[str, Any]:
     from erase.programs import saving
     from erase.store import weights
 
+    no_loading_bars()
     source = locate_any(str(path))
     if isinstance(source, classifiers.Source):
         what, hashes = classifiers.describe(source), classifiers.fingerprint(source)

@@ -84,7 +84,7 @@ def attack_run(
     check_attacks(config, plan, open_model(source))
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
     distributed.on_main(lambda: open_folder(config, out, about, command, resume))
-    target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
+    target = {**plan.target, "earlier": plan.earlier}
     result = new_report(config, command, target, None, {})
     result["robustness"] = attack(config, plan, erased, out, accelerator, precision, resume)
     distributed.on_main(lambda: files.write_json(out / "report.json", result))

@@ -116,9 +116,20 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
         targets.attributes,
         targets.weights,
     )
-    away = {*forget, *plan.earlier}
+    check_plan(plan, gone)
+    return plan
+
+
+def check_plan(plan: Plan, gone: Collection[str]) -> None:
+    """Find out that what must stay is forgotten, or that a given image lacks what others have.
+
+    Raises:
+        ValueError: for anchors or remain images that are forgotten, and for a forget image without an anchor, attribute
+            or a weight.
+    """
+    away = {*plan.forget, *plan.earlier}
     for what, prompts in (
-        ("forget.anchors", anchors),
+        ("forget.anchors", plan.anchors),
         ("remain.images", [item.prompt for item in plan.remain_images or []]),
     ):
         lost = [prompt for prompt in prompts if prompt in away or saving.mark(prompt) in gone]
@@ -128,7 +139,6 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
     anchors_of(plan, given)
     own_of(plan, plan.attributes, given, "attribute")
     own_of(plan, plan.weights, given, "weight")
-    return plan
 
 
 def marks_of(row: PromptRow) -> set[str]:

@@ -79,7 +79,7 @@ def forget_prompts(
     about = About(
         chosen,
         base_name(pipe),
-        saving.hidden({"forget": plan.forget, "anchors": plan.anchors}),
+        saving.hidden(plan.target),
         tuple(dict.fromkeys([*before.forgotten, *marks(config, plan)])),
         model.family.TRAINED,
     )

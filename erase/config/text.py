@@ -32,10 +32,16 @@ class Forget:
 
     __pydantic_config__ = STRICT
     prompts: Annotated[Prompts, Field(min_length=1)]
-    """Prompts of what to erase."""
+    """Prompts of what to erase, or paths of .csv or .txt files with a prompt a row; a CSV's columns `anchor` and
+    `weight` stand for `anchors` and `weights`."""
     anchors: Prompts = field(default_factory=list)
     """What the forget prompts should become, such as a broader noun phrase ('an animal' for 'a cat'): one for each, or
     one for all. `redirect` without anchors leads to the empty prompt; `surrogate` needs them."""
+    erase_from: Prompts = field(default_factory=list)
+    """ESD alone: prompts that lose what the forget prompts name and keep the rest, such as 'a portrait of a woman' that
+    loses 'a smile': one for each, or several for one. They are what is generated, trained and counted."""
+    weights: list[Annotated[float, Field(gt=0)]] = field(default_factory=list)
+    """How much each forget prompt counts in the loss beside the others; by default all the same."""
     earlier: Prompts = field(default_factory=list)
     """Prompts of concepts that were forgotten before, and are to stay so; those are added that the model's weight file
     knows."""

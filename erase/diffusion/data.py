@@ -135,6 +135,10 @@ class LatentSet:
     """`[N]`, rows of `table`."""
     stands_for: LatentSet | None = None
     """What these are surrogates of, where it is asked for."""
+    attribute: Tensor | None = None
+    """`[N]`, rows of `table`: what samples should lose (`Negate`)."""
+    weight: Tensor | None = None
+    """`[N]`, float32, mean 1: shares of the loss."""
 
     def __len__(self) -> int:
         """N."""
@@ -147,6 +151,10 @@ class LatentSet:
             batch["std"] = self.std[index]
         if self.anchor is not None:
             batch["anchor"] = take(self.table, self.anchor[index])
+        if self.attribute is not None:
+            batch["attribute"] = take(self.table, self.attribute[index])
+        if self.weight is not None:
+            batch["weight"] = self.weight[index]
         return batch
 
 

@@ -145,6 +145,9 @@ class Negate:
     """`MSE(ε_θ(z_t, t, c), ε0(z_t, t, ∅) - η (ε0(z_t, t, c) - ε0(z_t, t, ∅)))`: the prompt means its opposite (ESD).
 
     ε0 is the network with the weights `frozen`, θ0. Costs two forward passes and a copy of the weights.
+
+    A batch with `attribute` a loses that from what its prompt c says, and keeps the rest:
+    `MSE(ε_θ(z_t, t, c), ε0(z_t, t, c) - η (ε0(z_t, t, a) - ε0(z_t, t, ∅)))`; a third pass.
     """
 
     frozen: dict[str, Tensor]
@@ -165,8 +168,10 @@ class Negate:
         noisy, t, cond = model.noisy(batch), batch["t"], batch["cond"]
         prediction = model.predict(noisy, t, cond)
         null = condition.expand(condition.to(model.null, noisy.device), len(noisy))
-        without, asked = (_predicted(model, self.frozen, noisy, t, c) for c in (null, cond))
-        return model.error(prediction, without - self.eta * (asked - without))
+        lost = batch.get("attribute", cond)
+        without, asked = (_predicted(model, self.frozen, noisy, t, c) for c in (null, lost))
+        kept = _predicted(model, self.frozen, noisy, t, cond) if "attribute" in batch else without
+        return model.error(prediction, kept - self.eta * (asked - without))
 
 
 @torch.no_grad()

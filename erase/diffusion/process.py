@@ -176,10 +176,26 @@ class Flow:
         return (t * count).long().clamp(max=count - 1)
 
 
+SCHEDULE = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
+    *("shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
+    "time_shift_type",
+)
+"""What a scheduler's configuration says of the noise schedule."""
+
+
+def schedule(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The noise schedule of a configuration, what it leaves to its class's defaults too.
+
+    `from_config` takes the defaults of the class that is made, and betas of LCM are not those of DDPM.
+    """
+    return {key: scheduler[key] for key in SCHEDULE if key in scheduler}
+
+
 def discrete(scheduler: Mapping[str, Any]) -> Discrete:
     """The schedule of betas that a scheduler's configuration describes, whatever sampler it is of."""
-    schedule = DDPMScheduler.from_config(scheduler)
-    return Discrete(schedule.alphas_cumprod.float(), schedule.config.prediction_type)
+    made = DDPMScheduler.from_config(scheduler, **schedule(scheduler))
+    return Discrete(made.alphas_cumprod.float(), made.config.prediction_type)
 
 
 def flow(scheduler: Mapping[str, Any], tokens: int) -> Flow:

@@ -35,7 +35,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
-from erase.diffusion.process import Discrete, Process
+from erase.diffusion.process import Discrete, Process, schedule
 
 SCHEDULERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
@@ -59,12 +59,6 @@ NO_SAMPLE: tuple[str, ...] = ("euler_a", "pndm")
 """Samplers that diffusers has not written for networks that predict the image itself, …"""
 NO_RESCALING: tuple[str, ...] = ("lms", "pndm")
 """… and for betas that are rescaled to zero terminal SNR."""
-SCHEDULE = (
-    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
-    *("shift", "use_dynamic_shifting", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
-    "time_shift_type",
-)
-"""What is kept even where the model's configuration leaves it to the defaults of its own scheduler's class."""
 
 
 def scheduler(config: Mapping[str, Any], name: str, *, latent: bool = False) -> Any:
@@ -81,7 +75,7 @@ def scheduler(config: Mapping[str, Any], name: str, *, latent: bool = False) -> 
     """
     if name == "lms" and importlib.util.find_spec("scipy") is None:
         raise ValueError("the sampler lms needs scipy, which is not installed: pip install scipy, or choose another")
-    kept = {key: config[key] for key in SCHEDULE if key in config}
+    kept = schedule(config)
     if latent and ("clip_sample" not in config or "clip_sample" in config.get("_use_default_values", ())):
         kept["clip_sample"] = False
     return SCHEDULERS[name].from_config(config, **kept, **FIXED.get(name, {}))

@@ -99,7 +99,12 @@ def check_edited(model: Model, chosen: Sequence[str]) -> None:
 
 
 def concepts(
-    model: Model, forget: Sequence[str], anchors: Sequence[str], kept: Sequence[str], tokens: Tokens = "all"
+    model: Model,
+    forget: Sequence[str],
+    anchors: Sequence[str],
+    kept: Sequence[str],
+    tokens: Tokens = "all",
+    shares: Sequence[float] | None = None,
 ) -> Concepts:
     """Text embeddings, token by token: of forget prompts from where they leave their anchors, and of whole others.
 
@@ -115,6 +120,7 @@ def concepts(
         anchors: what they are to mean, one for each.
         kept: prompts that stay.
         tokens: which of them.
+        shares: of the forget prompts in sums over erased tokens, one for each; by default 1.
 
     Raises:
         ValueError: for a prompt that is its own anchor, or too long, tokens that the network does not read, and a
@@ -132,7 +138,7 @@ def concepts(
     for tokenizer, length in readers(model):
         ids = {text: list(tokenizer(text, truncation=True, max_length=length).input_ids) for text in table}
         shared = {tuple(ids[text][:end]) for text in kept for end in range(1, len(ids[text]))}
-        for prompt, anchor in zip(forget, anchors, strict=True):
+        for prompt, anchor, share in zip(forget, anchors, shares or [1.0] * len(forget), strict=True):
             if ids[prompt] == ids[anchor]:
                 continue  # where they differ is beyond what this tokenizer reads, and another may read it
             told_apart.add((prompt, anchor))
@@ -144,8 +150,8 @@ def concepts(
                 pairs = [(i, j) for i, j in pairs if i >= least and tuple(ids[prompt][: i + 1]) not in shared]
             for at, other in pairs:
                 if start + at < len(table[prompt]) and start + other < len(table[anchor]):
-                    sides[0].append(table[prompt][start + at])
-                    sides[1].append(table[anchor][start + other])
+                    sides[0].append(table[prompt][start + at] * share**0.5)  # squared in the sum
+                    sides[1].append(table[anchor][start + other] * share**0.5)
         for text in kept:
             end, last = len(ids[text]) - 1, last_token(ids[text])
             own = slice(last, last + 1) if tokens == "last" else slice(end, length)

@@ -1,6 +1,7 @@
 """The gradients of one phase: the next batch of a side, over micro-batches and processes, with the weights F.
 
-The loss of a phase is `sense · factor · mean_i(w_i ℓ_i)`, the mean over the global batch, with w = 1 on remain data.
+The loss of a phase is `sense · factor · mean_i(w_i ℓ_i)`, the mean over the global batch, with w = 1 on remain data. On
+forget data w is F times the sample's own share, `weight` `[B]` of a batch that has it; F does not depend on the shares.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Phases:
         parts = [batch] if len(spans) == 1 else [_rows(batch, at) for at in spans]
         weighted = side == "forget" and self.weights is not None
         weights: Tensor | None = None
+        shares = batch.get("weight") if side == "forget" and isinstance(batch, Mapping) else None
         if weighted and len(parts) > 1:  # a pass without gradients: the weights depend on the losses of all parts
             before = generator.get_state()
             with torch.no_grad():
@@ -83,7 +85,9 @@ class Phases:
             losses = self._losses(objective, part, generator)
             if weighted and weights is None:
                 weights = self._weigh(losses, batch, objective)
-            loss = weighted_mean(losses, None if weights is None else weights[at]) * ((at.stop - at.start) / mine)
+            each = [x[at] for x in (weights, shares) if x is not None]
+            loss = weighted_mean(losses, math.prod(each[1:], start=each[0]) if each else None)
+            loss = loss * ((at.stop - at.start) / mine)
             self.precision.backward(objective.sense * factor * loss)
             seen.append(losses.detach())
         numbers = {} if weights is None else {"weight_max": self.processes.largest(weights)}

@@ -56,6 +56,38 @@ def find_set(text: str) -> Path | None:
     return None
 
 
+@dataclass(frozen=True)
+class ConceptRow:
+    """One row of a file of concepts."""
+
+    prompt: str
+    anchor: str | None = None
+    """What it should become."""
+    weight: float | None = None
+    """How much it counts, > 0."""
+
+
+def read_concepts(path: Path) -> list[ConceptRow]:
+    """Read a prompt file whose CSV may have the columns `anchor` and `weight`.
+
+    Raises:
+        ValueError: as `read_prompts`, and for a weight that is not a positive number.
+    """
+    path = Path(path)
+    read_prompts(path)
+    found = []
+    for number, values in enumerate(_cells(path), 1):
+        anchor, weight = (values.get(name, "").strip() or None for name in ("anchor", "weight"))
+        try:
+            share = None if weight is None else float(weight)
+        except ValueError:
+            share = math.nan
+        if share is not None and not 0 < share < math.inf:
+            raise ValueError(f"{path}: row {number}: weight is '{weight}', expected a positive number")
+        found.append(ConceptRow(values["prompt"], anchor, share))
+    return found
+
+
 def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
     """Read a prompt file: ``.csv`` with a ``prompt`` (or ``caption``) column, or ``.txt`` with one prompt a line.
 
@@ -70,6 +102,18 @@ def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
             has an empty prompt, more values than there are columns, or a number out of range.
     """
     path = Path(path)
+    rows = [_row(path, number, values, default_seed) for number, values in enumerate(_cells(path))]
+    if not rows:
+        raise ValueError(f"{path}: holds no prompts, expected at least one row")
+    return rows
+
+
+def _cells(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a prompt file, by column.
+
+    Raises:
+        ValueError: see `read_prompts`.
+    """
     if path.suffix.lower() not in (".csv", ".txt"):
         raise ValueError(f"{path}: got a '{path.suffix}' file, expected .csv (with a prompt column) or .txt")
     if not path.is_file():
@@ -80,11 +124,7 @@ def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if "\0" in text:
         raise ValueError(f"{path}: holds NUL characters, so it is no text: save it as UTF-8")
-    table = _table(path, text) if path.suffix.lower() == ".csv" else _lines(text)
-    rows = [_row(path, number, values, default_seed) for number, values in enumerate(table)]
-    if not rows:
-        raise ValueError(f"{path}: holds no prompts, expected at least one row")
-    return rows
+    return _table(path, text) if path.suffix.lower() == ".csv" else _lines(text)
 
 
 def _lines(text: str) -> Iterator[dict[str, str]]:

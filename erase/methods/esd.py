@@ -8,6 +8,13 @@ Source: Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023, a
 of scale -η. The authors' current script writes `ε0(c) - n (ε0(c) - ε0(∅))`, which is this at η = n - 1: its default
 `negative_guidance` 2 is the paper's η 1.
 
+An attribute a can be erased from a concept c that stays (`forget.prompts: a`, `forget.erase_from: c`), as by the
+authors' current script:
+
+    min over θ of  mean_i ‖ε_θ(z_t, c, t) - (ε0(z_t, c, t) - η (ε0(z_t, a, t) - ε0(z_t, ∅, t)))‖²
+
+with z_t of images of c. Here η is the script's `negative_guidance` itself: at a = c this is ESD with η - 1.
+
 ESD-x learns cross-attention (`train.parameters: xattn`), ESD-u the rest. Of that the current script learns weights and
 biases of all Linear and Conv2d layers, time embedding and last layer too, and no normalisation: `esd_u`. The first
 script leaves out time embedding and last layer, and has normalisations; `noxattn` has all of these.

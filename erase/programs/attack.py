@@ -93,7 +93,7 @@ def attack_run(
     if (found := calibrate(config, plan, run / "images" / "base")) is not None:
         say(f"{config.eval.clip}: {found}")
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
-    target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
+    target = {**plan.target, "earlier": plan.earlier}
     with working_in(out):
         distributed.on_main(lambda: open_folder(config, out, about, command, resume))
         result = new_report(config, command, target, None, {})

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,10 @@ def test_gather_keeps_a_sample_together() -> None:
     assert torch.equal(batch["cond"]["label"], i.long() % 2)
     assert torch.equal(batch["std"].flatten(), i / 10)
     assert batch["anchor"]["text"].flatten().tolist() == batch["anchor"]["label"].tolist() == [2, 2]
+    more = replace(latents(6), attribute=torch.arange(6) % 3, weight=torch.arange(6).float())
+    batch = more.gather(torch.tensor([5, 1]))
+    assert batch["attribute"]["label"].tolist() == [2, 1]
+    assert batch["weight"].tolist() == [5, 1]
     bare = LatentSet(torch.zeros(3, 1, 1, 1), torch.zeros(3).long(), {"label": torch.zeros(1)})
     assert bare.gather(torch.tensor([0])).keys() == {"mean", "cond"}
 

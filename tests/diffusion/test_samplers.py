@@ -23,6 +23,7 @@ from erase.diffusion import samplers
 from erase.diffusion.families import family
 from erase.diffusion.loading import networks
 from erase.diffusion.model import Model
+from erase.diffusion.process import discrete
 
 NAMES = tuple(name for name in samplers.SCHEDULERS if name not in ("ddpm", "flow_euler"))
 PROMPTS = ("a photo of a cat", "a dog", "a car")
@@ -108,6 +109,7 @@ def test_defaults_of_the_models_own_class_are_its_schedule_too(name: str) -> Non
     own = LCMScheduler()
     found = samplers.scheduler(own.config, name, latent=True)
     torch.testing.assert_close(found.alphas_cumprod, own.alphas_cumprod)
+    torch.testing.assert_close(discrete(own.config).alphas_cumprod, own.alphas_cumprod)
     assert not found.config.get("clip_sample", False)
 
 

@@ -55,6 +55,29 @@ def test_both_conventions_in_float64(current: bool, scale: float) -> None:
     toys.close(toys.weights(model.net), toys.weights(other.net), rtol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+def test_an_attribute_is_erased_from_a_concept_that_stays(scale: float) -> None:
+    """`ε0(c) - n (ε0(a) - ε0(∅))` of the authors' current script, where c learns and a is the attribute; in float64."""
+    model, other, first = (toys.small_denoiser() for _ in range(3))
+    batch = toys.latents()
+    batch = {**{name: batch[name] for name in ("mean", "std", "cond")}, "attribute": batch["anchor"]}
+    method = esd(fast_rate=0.01, eta=scale, denoiser=model)
+    unlearn(model, method, [batch], None, steps=5, optimizer=lambda p: torch.optim.SGD(p, lr=9.0), seed=0)
+    optimizer = torch.optim.Adam(other.net.parameters(), lr=0.01)
+    for step in range(5):
+        drawn = first.draw(batch, seeded("cpu", 0, step, 0, 0))
+        a = torch.linspace(0.999, 0.01, 50)[drawn["t"]].view(-1, 1, 1, 1)
+        noisy, t = a.sqrt() * drawn["z0"] + (1 - a).sqrt() * drawn["noise"], drawn["t"]
+        concept, attribute = drawn["cond"]["text"], drawn["attribute"]["text"]
+        with torch.no_grad():
+            stays, lost, without = (first.net(noisy, t, x) for x in (concept, attribute, torch.full((3, 3, 8), 0.5)))
+            target = stays - scale * (lost - without)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(other.net(noisy, t, concept), target).backward()
+        optimizer.step()
+    toys.close(toys.weights(model.net), toys.weights(other.net), rtol=1e-9)
+
+
 def test_weights_that_do_not_learn_are_those_of_the_target_too() -> None:
     """ESD-x: the target is the first model's whole, though only the weights that learn are kept for it."""
     model, rows = toys.denoiser(), list[Any]()

@@ -22,6 +22,7 @@ from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import family
 from erase.diffusion.model import open_model
 from erase.diffusion.parameters import select
+from erase.evaluation.manifest import read_manifest
 from erase.programs.run import job_of
 from erase.programs.text.naming import names
 from erase.programs.text.plan import make_plan
@@ -60,6 +61,25 @@ def test_every_family_erases_a_concept_by_its_prompt_alone(name: str, tmp_path: 
     moved = changed(load_file(tmp_path / "base" / file), load_file(out / "model" / file))
     assert moved
     assert moved <= learned
+
+
+def test_a_run_that_nothing_judges_has_its_images_and_report(tmp_path: Path) -> None:
+    """At the guidance of the family's own pipeline; rows that name the concept count as forgotten."""
+    micro.pipeline(tmp_path).save_pretrained(tmp_path / "base")
+    (tmp_path / "set.csv").write_text("prompt,seed\na dog,1\na photo of cats,2\na boat,3\n")
+    sets = ("remain.prompts={work}/set.csv", "eval.prompts={work}/set.csv", *SHORT[:-1], "eval.images=1")
+    out = Runner(PRESET, tmp_path)(tmp_path / "out", "model={work}/base", "forget.prompts=a cat", *sets)
+    for name in ("base", "erased"):
+        settings = read(out / "images" / name / "settings.json")["settings"]
+        assert settings["draw"]["guidance"] is None
+        assert [row.prompt for row in read_manifest(out / "images" / name)] == [
+            *("a cat", "a photo of cats", "a dog", "a boat")
+        ]
+    report = read(out / "report.json")
+    assert "nudity" not in report["after"]
+    assert "classes" not in report["after"]
+    assert (out / "grid.png").exists()
+    assert (out / "report.html").exists()
 
 
 def test_the_shipped_sets_are_what_stays_without_rows_that_name_the_concept() -> None:

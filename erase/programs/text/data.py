@@ -15,7 +15,7 @@ from erase.diffusion.model import Model
 from erase.engine.precision import Precision
 from erase.methods import Entry
 from erase.programs.text.drawing import drawn_latents
-from erase.programs.text.plan import Plan, anchors_of
+from erase.programs.text.plan import Plan, anchors_of, own_of
 
 
 def sides_read(config: SdConfig, entry: Entry) -> tuple[bool, bool]:
@@ -57,7 +57,9 @@ def cache(
         kept = side(plan.remain, plan.remain_images, config.remain.count, "remain")
     remain_words, remain_mean, remain_std = kept
     anchor_of = anchors_of(plan, forget_words)
-    distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
+    attribute_of = own_of(plan, plan.attributes, forget_words, "attribute")
+    weight_of = own_of(plan, plan.weights, forget_words, "weight")
+    distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *attribute_of.values(), *remain_words, ""]))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     table = diffuser.embed(distinct)
 
@@ -67,7 +69,13 @@ def cache(
     forget, remain = None, None
     if wanted[0]:
         anchors = rows([anchor_of[w] for w in forget_words]) if anchor_of else None
-        forget = LatentSet(torch.cat(means), rows(forget_words), table, forget_std, anchors)
+        attributes = rows([attribute_of[w] for w in forget_words]) if attribute_of else None
+        weights = torch.tensor([weight_of[w] for w in forget_words]) if weight_of else None
+        if weights is not None:
+            weights = weights / weights.mean()
+        forget = LatentSet(
+            torch.cat(means), rows(forget_words), table, forget_std, anchors, attribute=attributes, weight=weights
+        )
     if wanted[1]:
         remain = LatentSet(remain_mean, rows(remain_words), table, remain_std)
     return forget, remain, condition.take(table, rows([""]))

@@ -83,6 +83,8 @@ class Job:
         sample = {"mean": latents, "std": latents, "cond": asked}
         if plan.anchors:
             sample["anchor"] = asked
+        if plan.attributes:
+            sample["attribute"] = asked
         helpers = [name for name in networks(model.pipe) if name != model.family.TRAINED]
         stay = sum(p.nbytes for name in helpers for p in getattr(model.pipe, name).parameters())
         more = [f"images: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"]
@@ -122,8 +124,7 @@ class Job:
         self.weights["base"] = folders.fingerprint(self.source)
         return {
             "plan": {
-                "forget": plan.forget,
-                "anchors": plan.anchors,
+                **plan.target,
                 "earlier": plan.earlier,
                 "remain": plan.remain,
                 "rows": len(plan.rows),
@@ -141,7 +142,7 @@ class Job:
         count = sum(p.numel() for p in self.model.net.parameters() if p.requires_grad)
         return first_line(why_unjudged(self.config)) + (
             f"{self.config.model}: {count:,} weights in {len(self.chosen)} tensors learn; "
-            f"forgetting {', '.join(self.plan.forget)}"
+            f"forgetting {', '.join(self.plan.titles)}"
         )
 
     def measure_base(self) -> None:
@@ -177,7 +178,7 @@ class Job:
     def save(self, learned: Learned) -> None:
         """In the form the model came in; what is forgotten is marked in its header."""
         setting, plan = self.setting, self.plan
-        target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
+        target = saving.hidden(plan.target)
         steps = learned.timing["steps"]
         describe = partial(saving.provenance, self.config, setting.preset, self.source, target, learned.mask, steps)
         meta = distributed.on_main(describe)

@@ -44,7 +44,8 @@ def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method:
         anchors = plan.anchors or [""] * len(plan.forget)
         edit = method.update.edit
         tokens = edit.tokens if isinstance(edit, Reading) else "all"
-        resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens)
+        weights = plan.weights or None
+        resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens, weights)
     used = sides_read(config, entry)
     return Sides(*cache(config, plan, model, precision, used), resources)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from erase.config import SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
 from erase.evaluation import prompt_files
 from erase.evaluation.prompt_files import PromptRow
-from erase.methods import find_method
 from erase.programs import saving
 from erase.programs.text.naming import names
+from erase.programs.text.targets import make_targets
+
+Value = TypeVar("Value", str, float)
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,29 @@ class Plan:
     forget_images: list[ImageItem] | None = None
     """Given images, instead of drawn ones."""
     remain_images: list[ImageItem] | None = None
+    attributes: list[str] = field(default_factory=list)
+    """One per forget prompt, which loses it and keeps the rest; empty where whole prompts are forgotten."""
+    weights: list[float] = field(default_factory=list)
+    """One per forget prompt, 1 on average: its share of the loss; empty where all have the same."""
 
     @property
     def words(self) -> list[str]:
         """Every prompt that is embedded."""
         given = [item.prompt for items in (self.forget_images, self.remain_images) for item in items or []]
-        return list(dict.fromkeys([*self.forget, *self.anchors, *self.remain, *given]))
+        return list(dict.fromkeys([*self.forget, *self.anchors, *self.attributes, *self.remain, *given]))
+
+    @property
+    def titles(self) -> list[str]:
+        """What is forgotten, in words."""
+        if not self.attributes:
+            return self.forget
+        return [f"{what} from {where}" for what, where in zip(self.attributes, self.forget, strict=True)]
+
+    @property
+    def target(self) -> dict[str, list[str]]:
+        """What is forgotten and what it becomes, as a report says it."""
+        lost = {"attributes": self.attributes} if self.attributes else {}
+        return {"forget": self.forget, "anchors": self.anchors, **lost}
 
 
 def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
@@ -51,7 +71,8 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
         ValueError: for anchors that do not match or are forgotten, a set whose rows are all forgotten, or remain
             images of a forgotten prompt.
     """
-    forget, anchors = config.forget.prompts, make_anchors(config)
+    targets = make_targets(config)
+    forget, anchors = targets.prompts, targets.anchors
     if config.forget.pictures == "anchor" and config.forget.images is not None:
         raise ValueError("forget.images are not used with forget.pictures=anchor: take one back, or use both")
     rows = expand(config.eval.prompts, config.seed)
@@ -67,7 +88,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
     )
 
     def is_forgotten(row: PromptRow) -> bool:
-        named = config.forget.words and row.prompt not in written and names(row.prompt, forget)
+        named = config.forget.words and row.prompt not in written and names(row.prompt, targets.attributes or forget)
         return named or row.prompt in forget or label_of(row, axis) in erased
 
     def is_gone(row: PromptRow) -> bool:
@@ -90,47 +111,32 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
         list(dict.fromkeys(row.prompt for row in labelled if is_gone(row))),
         given_images(config.forget.images, forget),
         given_images(config.remain.images, remain),
+        targets.attributes,
+        targets.weights,
     )
-    away = {*forget, *plan.earlier}
+    check_plan(plan, gone)
+    return plan
+
+
+def check_plan(plan: Plan, gone: Collection[str]) -> None:
+    """Find out that what must stay is forgotten, or that a given image lacks what others have.
+
+    Raises:
+        ValueError: for anchors or remain images that are forgotten, and for a forget image without an anchor, attribute
+            or a weight.
+    """
+    away = {*plan.forget, *plan.earlier}
     for what, prompts in (
-        ("forget.anchors", anchors),
+        ("forget.anchors", plan.anchors),
         ("remain.images", [item.prompt for item in plan.remain_images or []]),
     ):
         lost = [prompt for prompt in prompts if prompt in away or saving.mark(prompt) in gone]
         if lost:
             raise ValueError(f"{what} has {lost[0]!r}, which is to be forgotten or was before: choose what stays")
-    anchors_of(plan, [item.prompt for item in plan.forget_images or []])
-    return plan
-
-
-def make_anchors(config: SdConfig) -> list[str]:
-    """One per forget prompt, the empty prompt where a redirect is given none; none where nothing looks at them.
-
-    Raises:
-        ValueError: for anchors that do not match, or are missing.
-    """
-    forget, anchors, pictures = config.forget.prompts, config.forget.anchors, config.forget.pictures
-    needs = find_method(str(config.method.get("name", ""))).needs
-    loss = config.forget.loss if "forget" in needs else None
-    if loss == "redirect" and not anchors:
-        return [""] * len(forget)
-    if loss in ("redirect", "surrogate") or ("concepts" in needs and anchors):
-        if len(anchors) == 1:
-            anchors = anchors * len(forget)
-        if len(anchors) != len(forget):
-            raise ValueError(
-                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
-                "give one for each, or one for all"
-            )
-        if loss == "surrogate" and pictures != "anchor":
-            raise ValueError(
-                f"forget.loss=surrogate learns from pictures of the anchors: set forget.pictures=anchor; got {pictures}"
-            )
-        return list(anchors)
-    if pictures != "own":
-        what = f"method {config.method['name']}" if loss is None else f"forget.loss={loss}"
-        raise ValueError(f"forget.pictures={pictures} needs anchors, and {what} has none: own")
-    return []
+    given = [item.prompt for item in plan.forget_images or []]
+    anchors_of(plan, given)
+    own_of(plan, plan.attributes, given, "attribute")
+    own_of(plan, plan.weights, given, "weight")
 
 
 def marks_of(row: PromptRow) -> set[str]:
@@ -142,7 +148,7 @@ def marks_of(row: PromptRow) -> set[str]:
 def marks(config: SdConfig, plan: Plan) -> list[str]:
     """Of all that this run forgets, and of what was named as forgotten before: prompts, and labels on the axis."""
     axis = config.forget.axis
-    prompts = [*plan.forget, *config.forget.earlier]
+    prompts = [*plan.titles, *config.forget.earlier]
     rows = [*plan.rows, *expand(config.remain.prompts, config.seed)]
     labels = dict.fromkeys(label_of(row, axis) for row in rows if row.prompt in prompts)
     return [saving.mark(name) for name in (*prompts, *(f"{axis}: {label}" for label in labels if label))]
@@ -163,11 +169,20 @@ def anchors_of(plan: Plan, words: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: for a given image whose prompt has no anchor.
     """
-    found = dict(zip(plan.forget, plan.anchors, strict=True)) if plan.anchors else {}
+    return own_of(plan, plan.anchors, words, "anchor")
+
+
+def own_of(plan: Plan, values: Sequence[Value], words: Sequence[str], what: str) -> dict[str, Value]:
+    """What each forget prompt has of its own, those of given images among them; empty where none has.
+
+    Raises:
+        ValueError: for a given image whose prompt has none, where the others differ.
+    """
+    found = dict(zip(plan.forget, values, strict=True)) if values else {}
     unknown = [word for word in words if found and word not in found]
-    if unknown and len(set(plan.anchors)) > 1:
-        raise ValueError(f"the forget image with prompt {unknown[0]!r} has no anchor: add the prompt to forget.prompts")
-    return {**found, **dict.fromkeys(unknown, plan.anchors[0] if plan.anchors else "")}
+    if unknown and len(set(values)) > 1:
+        raise ValueError(f"the forget image with prompt {unknown[0]!r} has no {what}: add the prompt to forget.prompts")
+    return {**found, **(dict.fromkeys(unknown, values[0]) if values else {})}
 
 
 def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:

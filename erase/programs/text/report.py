@@ -42,7 +42,7 @@ def make_report(
     Raises:
         ValueError: for pictures that are not those of `plan.rows`, or not by the weights of `drawn`, in order.
     """
-    target = {"forget": plan.forget, "anchors": plan.anchors, "earlier": plan.earlier}
+    target = {**plan.target, "earlier": plan.earlier}
     result = new_report(config, command, target, mask, timing)
     if (why := why_unjudged(config)) is not None:
         result["unjudged"] = why

@@ -1,0 +1,110 @@
+"""What a run forgets: prompts, what they should become, and how much each counts; from settings, or from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erase.config import Forget, SdConfig
+from erase.evaluation.prompt_files import ConceptRow, read_concepts
+from erase.methods import find_method
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Prompts whose meaning changes; the other lists have one for each of them, or are empty."""
+
+    prompts: list[str]
+    anchors: list[str] = field(default_factory=list)
+    """What they should become; empty where nothing asks for them."""
+    attributes: list[str] = field(default_factory=list)
+    """What they should lose, where they keep the rest (`forget.erase_from`)."""
+    weights: list[float] = field(default_factory=list)
+    """Their shares of the loss, 1 on average."""
+
+
+def make_targets(config: SdConfig) -> Targets:
+    """Read files, and give each prompt what is its own.
+
+    Raises:
+        ValueError: for no prompts, lists that do not match them, and what the method has no use for.
+    """
+    wanted, method = config.forget, str(config.method.get("name", ""))
+    prompts, anchors, weights = read(wanted)
+    if not prompts:
+        raise ValueError("forget.prompts is empty: name what to erase, such as forget.prompts='a photo of a cat'")
+    anchors = make_anchors(config, prompts, anchors)
+    if len(weights) not in (0, len(prompts)):
+        raise ValueError(
+            f"forget.weights has {len(weights)} numbers for {len(prompts)} forget prompts: give one for each"
+        )
+    weights = [weight * len(weights) / sum(weights) for weight in weights]
+    if not wanted.erase_from:
+        return Targets(prompts, anchors, [], weights)
+    if "denoiser" not in find_method(method).needs:
+        raise ValueError(f"forget.erase_from is for method.name=esd; got {method}: leave it out")
+    places = list(wanted.erase_from)
+    if len(prompts) not in (1, len(places)) or len({*places}) < len(places):
+        raise ValueError(
+            f"forget.erase_from has {len(places)} prompts for {len(prompts)} forget prompts: give one for each, or "
+            "several different ones for one"
+        )
+    times = len(places) // len(prompts)
+    return Targets(places, [], prompts * times, weights * times)
+
+
+def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:
+    """Forget prompts, anchors and weights, from the settings and from the files that they name.
+
+    Raises:
+        ValueError: for a file that cannot be read, anchors or weights from two sources, and a prompt without an anchor
+            where others have one from a file.
+    """
+    rows = [row for prompt in wanted.prompts for row in rows_of(prompt)]
+    anchors = [row.anchor for row in rows if row.anchor is not None]
+    weights = [1.0 if row.weight is None else row.weight for row in rows]
+    weighted = any(row.weight is not None for row in rows)
+    for name, own, given in (("anchors", bool(anchors), wanted.anchors), ("weights", weighted, wanted.weights)):
+        if own and given:
+            raise ValueError(f"forget.{name} is given, and so are {name} in the file of forget.prompts: choose one")
+    if anchors and len(anchors) < len(rows):
+        lost = next(row.prompt for row in rows if row.anchor is None)
+        raise ValueError(f"forget.prompts has an anchor for some prompts and none for {lost!r}: give all or none")
+    found = anchors or [row.prompt for anchor in wanted.anchors for row in rows_of(anchor)]
+    return [row.prompt for row in rows], found, weights if weighted else list(wanted.weights)
+
+
+def rows_of(prompt: str) -> list[ConceptRow]:
+    """A prompt as a row of its own; of the path of a file, the file's."""
+    return read_concepts(Path(prompt)) if prompt.endswith((".csv", ".txt")) else [ConceptRow(prompt)]
+
+
+def make_anchors(config: SdConfig, forget: Sequence[str], anchors: list[str]) -> list[str]:
+    """One per forget prompt, the empty prompt where a redirect is given none; none where nothing looks at them.
+
+    Raises:
+        ValueError: for anchors that do not match, or are missing.
+    """
+    pictures = config.forget.pictures
+    needs = find_method(str(config.method.get("name", ""))).needs
+    loss = config.forget.loss if "forget" in needs else None
+    if loss == "redirect" and not anchors:
+        return [""] * len(forget)
+    if loss in ("redirect", "surrogate") or ("concepts" in needs and anchors):
+        if len(anchors) == 1:
+            anchors = anchors * len(forget)
+        if len(anchors) != len(forget):
+            raise ValueError(
+                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
+                "give one for each, or one for all"
+            )
+        if loss == "surrogate" and pictures != "anchor":
+            raise ValueError(
+                f"forget.loss=surrogate learns from pictures of the anchors: set forget.pictures=anchor; got {pictures}"
+            )
+        return list(anchors)
+    if pictures != "own":
+        what = f"method {config.method['name']}" if loss is None else f"forget.loss={loss}"
+        raise ValueError(f"forget.pictures={pictures} needs anchors, and {what} has none: own")
+    return []

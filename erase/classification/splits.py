@@ -68,8 +68,9 @@ def make(
 ) -> Split:
     """Draw a split: validation images by lot, of those that `labels` and `ids` do not name.
 
-    Images that are named, alone or as a class, are forgotten without exception. Of one seed, all fractions have the same
-    validation images, and a larger one holds a smaller one. Without fraction, labels and ids nothing is forgotten: for training with everything.
+    Images that are named, alone or as a class, are forgotten without exception. Of one seed, all fractions have the
+    same validation images, and a larger one holds a smaller one. Without fraction, labels and ids nothing is
+    forgotten: for training with everything.
 
     Args:
         data: the training images.

@@ -18,7 +18,8 @@ from erase.engine.method import Method
 from erase.evaluation import classes, generate
 from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method
-from erase.store.labelled import LabelledImages, class_number, read_labelled
+from erase.store.class_names import class_number
+from erase.store.labelled import LabelledImages, read_labelled
 
 LEAST = 6
 """Pictures of a label: coverage looks at five neighbours, and no outcome of five pairs is beyond chance."""

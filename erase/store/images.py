@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-Transparency = Literal["white", "refuse"]
-"""What becomes of pixels that are not opaque: they are composed on white, or the file is refused."""
 
 
 def decode(load: Callable[[], Image.Image], where: object) -> Image.Image:
@@ -33,22 +30,23 @@ def decode(load: Callable[[], Image.Image], where: object) -> Image.Image:
         raise ValueError(f"{where} is no image or is cut short ({error})") from error
 
 
-def as_rgb(image: Image.Image, where: object, transparency: Transparency = "white") -> Image.Image:
-    """An image of any mode as RGB.
+def as_rgb(image: Image.Image, where: object) -> Image.Image:
+    """An image of any mode as RGB, transparent pixels on white.
 
     Raises:
-        ValueError: for samples of more than 8 bits, which Pillow would clip, and transparent pixels where they are
-            refused.
+        ValueError: for samples of more than 8 bits, which Pillow would clip.
     """
     if image.mode[0] in "IF":
         raise ValueError(f"{where} has mode {image.mode}, more than 8 bits a sample: convert it to RGB first")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
-    layered = image.convert("RGBA")
-    if transparency == "refuse" and layered.getchannel("A").getextrema() != (255, 255):
-        raise ValueError(f"{where} has transparent pixels: set transparency=white, or give an opaque file")
-    white = Image.new("RGBA", layered.size, "white")
-    return Image.alpha_composite(white, layered).convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel is not opaque."""
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 def square(image: Image.Image, side: int) -> Image.Image:

@@ -15,7 +15,7 @@ from erase.diffusion.model import Model
 from erase.engine.precision import Precision
 from erase.methods import Entry
 from erase.programs.text.drawing import drawn_latents
-from erase.programs.text.plan import Plan, anchors_of
+from erase.programs.text.plan import Plan
 
 
 def sides_read(config: SdConfig, entry: Entry) -> tuple[bool, bool]:
@@ -56,7 +56,7 @@ def cache(
     if wanted[1]:
         kept = side(plan.remain, plan.remain_images, config.remain.count, "remain")
     remain_words, remain_mean, remain_std = kept
-    anchor_of = anchors_of(plan, forget_words)
+    anchor_of = dict(zip(plan.forget, plan.anchors, strict=True)) if plan.anchors else {}
     distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *remain_words, ""]))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     table = diffuser.embed(distinct)

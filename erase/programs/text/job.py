@@ -46,7 +46,7 @@ class Job:
         self.setting, self.config = setting, config
         self.source = locate(config.model, "text")
         self.gone = folders.forgotten(self.source)
-        self.plan = plan = make_plan(config, self.gone)
+        self.plan = plan = make_plan(config, self.gone, setting.say)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
         self.model.check_prompts(plan.words)
         self.chosen = self.model.choose(config.train.parameters)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 
 from erase import resources
-from erase.config import SdConfig
+from erase.config import Forget, Remain, SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
 from erase.evaluation import prompt_files
 from erase.evaluation.prompt_files import PromptRow
@@ -41,16 +41,17 @@ class Plan:
         return list(dict.fromkeys([*self.forget, *self.anchors, *self.remain, *given]))
 
 
-def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
+def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str], None] = lambda line: None) -> Plan:
     """Resolve prompts and prompt sets.
 
     Args:
         config: the settings.
         gone: marks of what the model's weight file says was forgotten before (see `marks`).
+        say: where a line on given images goes.
 
     Raises:
-        ValueError: for anchors that do not match or are forgotten, a set whose rows are all forgotten, or remain
-            images of a forgotten prompt.
+        ValueError: for anchors that do not match or are forgotten, a set whose rows are all forgotten, remain images
+            of a forgotten prompt, or forget images of another.
     """
     forget, anchors = config.forget.prompts, make_anchors(config)
     if not forget:
@@ -89,8 +90,8 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
         rows,
         [is_forgotten(row) for row in rows],
         list(dict.fromkeys(row.prompt for row in labelled if is_gone(row))),
-        given_images(config.forget.images, forget),
-        given_images(config.remain.images, remain),
+        given_images(config.forget, "forget", forget, say),
+        given_images(config.remain, "remain", remain, say),
     )
     away = {*forget, *plan.earlier}
     for what, prompts in (
@@ -100,7 +101,12 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
         lost = [prompt for prompt in prompts if prompt in away or saving.mark(prompt) in gone]
         if lost:
             raise ValueError(f"{what} has {lost[0]!r}, which is to be forgotten or was before: choose what stays")
-    anchors_of(plan, [item.prompt for item in plan.forget_images or []])
+    strange = Counter(item.prompt for item in plan.forget_images or [] if item.prompt not in forget)
+    if strange:
+        raise ValueError(
+            f"forget.images has {strange.total()} captions that are not in forget.prompts, such as "
+            f"{next(iter(strange))!r}: add them there, or remove the file of captions"
+        )
     return plan
 
 
@@ -147,26 +153,15 @@ def marks(config: SdConfig, plan: Plan) -> list[str]:
     return [saving.mark(name) for name in (*prompts, *(f"{axis}: {label}" for label in labels if label))]
 
 
-def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:
+def given_images(
+    side: Forget | Remain, name: str, prompts: Sequence[str], say: Callable[[str], None]
+) -> list[ImageItem] | None:
     """A folder's images; without prompts of their own they have the only one there is."""
-    if folder is None:
+    if side.images is None:
         return None
-    items = read_folder(folder, prompts[0] if len(prompts) == 1 else None)
-    check_images(items)
+    items = read_folder(side.images, prompts[0] if len(prompts) == 1 else None, say)
+    check_images(items, f"{name}.transparency" if side.transparency == "refuse" else None)
     return items
-
-
-def anchors_of(plan: Plan, words: Sequence[str]) -> dict[str, str]:
-    """The anchor of each forget prompt, those of given images among them; empty without a redirect.
-
-    Raises:
-        ValueError: for a given image whose prompt has no anchor.
-    """
-    found = dict(zip(plan.forget, plan.anchors, strict=True)) if plan.anchors else {}
-    unknown = [word for word in words if found and word not in found]
-    if unknown and len(set(plan.anchors)) > 1:
-        raise ValueError(f"the forget image with prompt {unknown[0]!r} has no anchor: add the prompt to forget.prompts")
-    return {**found, **dict.fromkeys(unknown, plan.anchors[0] if plan.anchors else "")}
 
 
 def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:

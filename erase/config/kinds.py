@@ -64,8 +64,8 @@ class Train:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of `sgd`; the Adams have betas 0.9 and 0.999. `adam8bit` needs bitsandbytes, and its 0.50 on a CPU."""
     parameters: str = "xattn"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Condition dropout of the remain loss."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = 0.1
+    """Condition dropout of the remain loss; null: 0.1 where the model has an empty condition, else 0."""
     network_dropout: bool = False
     """Whether the network's own dropout is active in the steps, as far as its architecture has any."""
     times: Literal["stratified", "uniform", "antithetic"] = "stratified"

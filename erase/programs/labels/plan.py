@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -60,7 +60,7 @@ class Plan:
         return [PromptRow(self.labels[i], seed=i, object=self.labels[i]) for i in order]
 
 
-def read_data(config: DdpmConfig, source: folders.Source | None) -> LabelledImages | None:
+def read_data(config: DdpmConfig, source: folders.Source | None, say: Callable[[str], None]) -> LabelledImages | None:
     """The training images, if the run has any.
 
     Raises:
@@ -70,12 +70,19 @@ def read_data(config: DdpmConfig, source: folders.Source | None) -> LabelledImag
         if source is None:
             raise ValueError("model=new needs data.source: labelled images to train on")
         return None
-    return read_labelled(config.data.source, "train", names=config.data.names or config.labels or None)
+    return read_labelled(config.data.source, "train", names=names_given(config), size=config.data.size, say=say)
+
+
+def names_given(config: DdpmConfig) -> list[str] | None:
+    """Class names that the settings give for the data."""
+    own = [] if config.data is None else config.data.names
+    return own or (config.labels if isinstance(config.labels, list) else []) or None
 
 
 def find(config: DdpmConfig, model: str) -> folders.Source:
     """A checkpoint of the run."""
-    found = locate(model, "label", labels=config.labels)
+    named = config.labels
+    found = locate(model, "label", labels=named if isinstance(named, list) else [str(i) for i in range(named)])
     assert isinstance(found, folders.Source)
     return found
 
@@ -126,15 +133,17 @@ def make_plan(
     """
     labels = diffuser.labels
     if data is not None:
-        if list(data.names) != labels:
+        ordered = data.ordered(labels)
+        if ordered is None:
             raise ValueError(
-                f"the data's classes are {short(data.names)}, the model's are {short(labels)}: give data.names "
-                "in the model's order"
+                f"the data's classes are {short(data.names)}, the model's are {short(labels)}: give data.names (or "
+                "labels, for a model that names none) as the other has them, or data=null"
             )
+        data = ordered
         if tuple(data.pixels.shape[1:]) != diffuser.shape:
             raise ValueError(
                 f"the data's images are {list(data.pixels.shape[1:])} (channels, height, width), the model takes "
-                f"{list(diffuser.shape)}: convert the files first"
+                f"{list(diffuser.shape)}: give data.size={diffuser.shape[1]}, or convert the files first"
             )
 
     forget = [class_number(label, labels) for label in config.forget.labels]

@@ -13,15 +13,8 @@ from erase.diffusion import condition
 from erase.diffusion.data import ImageItem, LatentSet, encode_in_batches
 from erase.diffusion.model import Model
 from erase.engine.precision import Precision
-from erase.methods import Entry
 from erase.programs.text.drawing import drawn_latents
 from erase.programs.text.plan import Plan
-
-
-def sides_read(config: SdConfig, entry: Entry) -> tuple[bool, bool]:
-    """Whether a run reads images of what is forgotten, and of what stays; only those are generated."""
-    masked = config.saliency.kind != "none"
-    return entry.reads("forget", masked), entry.reads("remain", masked)
 
 
 def cache(

@@ -20,10 +20,10 @@ from erase.evaluation import detections, generate, grid, manifest, report
 from erase.methods.uce import Reading
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
-from erase.programs.inputs import check_guidance, denoising, learning
+from erase.programs.inputs import check_guidance, denoising, learning, sides_read, with_dropout
 from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
-from erase.programs.text.data import cache, sides_read
+from erase.programs.text.data import cache
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import check_evaluators, look_for_nudity
 from erase.programs.text.plan import make_plan, marks
@@ -48,6 +48,7 @@ class Job:
         self.gone = folders.forgotten(self.source)
         self.plan = plan = make_plan(config, self.gone, setting.say)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
+        self.config = config = with_dropout(config, self.model.has_null)
         self.model.check_prompts(plan.words)
         self.chosen = self.model.choose(config.train.parameters)
         if isinstance(setting.method.update, ClosedForm):

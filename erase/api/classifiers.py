@@ -27,7 +27,7 @@ from erase.evaluation.classes import load_processor
 from erase.evaluation.image_files import list_images, read_image
 from erase.programs.progress import listening
 from erase.programs.run import Lesson
-from erase.store.labelled import class_number
+from erase.store.class_names import class_number
 
 Labelled = str | Path | Sequence[Any]
 """A folder with a subfolder for each class, pairs of an image and its label, or rows with `image` and `label`."""

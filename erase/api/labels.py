@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from erase.diffusion.loading import networks
 from erase.diffusion.model import Model
 from erase.engine.borrow import borrow
 from erase.programs import saving
-from erase.programs.inputs import check_guidance
+from erase.programs.inputs import check_guidance, with_dropout
 from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, make_plan, read_data
@@ -50,14 +51,13 @@ def forget_labels(
     net, parts = model.net, list(networks(model.pipe).values())
     kind = family_name(model.pipe) or ""
     asked = _asked(label if what is None else what, call, anchor, data)
-    if not model.has_null:  # nothing that dropout could put in the place of a class
-        asked["train"] = {"dropout": 0.0}
     if kind == "ddpm" and call.preset is None:
         asked["forget"]["count"], asked["remain"] = FORGET, {"count": None}
         asked["draw"] = {"steps": 25}
     chosen = choose(call, kind, asked, ("new_net", "denoiser"), model.device, model.dtype)
+    chosen = replace(chosen, config=with_dropout(chosen.config, model.has_null))
     config, before = chosen.config, past(net)
-    found = None if config.data is None else read_data(config, None)
+    found = None if config.data is None else read_data(config, None, lambda line: None)
     plan = make_plan(config, model, found, False, before.forgotten)
     check(config, plan, model, chosen.method)
     check_guidance(config.saliency, chosen.entry, model.has_null)

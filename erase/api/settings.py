@@ -21,7 +21,7 @@ from erase.store import files
 
 PRESETS = {
     **dict.fromkeys(("sd", "sdxl", "sd3", "flux", "pixart", "lumina2"), "sd_concept_sfron"),
-    "ddpm": "ddpm_fashion_sfron",
+    "ddpm": "ddpm_sfron",
     "dit": "dit_imagenet_sfron",
     "classifier": "classify_fashion_vit",
     "network": "classify_fashion_vit",

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from erase.diffusion.text import check_edited
 from erase.engine.borrow import borrow
 from erase.engine.updates import ClosedForm
 from erase.programs import saving
-from erase.programs.inputs import check_guidance
+from erase.programs.inputs import check_guidance, with_dropout
 from erase.programs.progress import listening
 from erase.programs.text.lesson import make_lesson, read_sides
 from erase.programs.text.plan import make_plan, marks
@@ -52,6 +53,7 @@ def forget_prompts(
         folder = None if images is None else _folder(images, stack)
         asked = _asked(prompts, call, anchor, remain, folder)
         chosen = choose(call, family_name(pipe) or "", asked, ("concepts", "denoiser"), model.device, model.dtype)
+        chosen = replace(chosen, config=with_dropout(chosen.config, model.has_null))
         config = chosen.config
         check_guidance(config.saliency, chosen.entry, model.has_null)
         before = past(net)

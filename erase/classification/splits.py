@@ -66,9 +66,11 @@ def make(
     labels: Sequence[int] = (),
     ids: Sequence[int] = (),
 ) -> Split:
-    """Draw a split. Of one seed, all have the same validation images, and a larger fraction holds a smaller one.
+    """Draw a split: validation images by lot, of those that `labels` and `ids` do not name.
 
-    Without fraction, labels and ids nothing is forgotten: for training with everything.
+    Images that are named, alone or as a class, are forgotten without exception. Of one seed, all fractions have the
+    same validation images, and a larger one holds a smaller one. Without fraction, labels and ids nothing is
+    forgotten: for training with everything.
 
     Args:
         data: the training images.
@@ -76,7 +78,7 @@ def make(
         seed: of both draws.
         fraction: the share of the other images that is forgotten, by lot.
         labels: classes that are forgotten whole.
-        ids: numbers of images to forget; none of them is held out.
+        ids: numbers of images to forget.
 
     Raises:
         ValueError: for a fraction outside (0, 1), a class or image that is not there, and a split that forgets
@@ -90,19 +92,19 @@ def make(
     wrong = [i for i in ids if not 0 <= i < N]
     if wrong:
         raise ValueError(f"forget.ids: no image {wrong[0]}; the {N} training images are numbered 0–{N - 1}")
-    chosen = torch.zeros(N, dtype=torch.bool)
+    data.of(labels)  # says what is wrong with a number
+    chosen = torch.isin(data.labels, torch.tensor(list(labels), dtype=torch.long))
     chosen[list(ids)] = True
     order = torch.randperm(N, generator=seeded("cpu", seed))
-    order = torch.cat([order[~chosen[order]], order[chosen[order]]])
-    held, rest = order[: round(validation * N)], order[round(validation * N) :]
+    others = order[~chosen[order]]
+    held = others[: round(validation * N)]
     how: dict[str, Any]
     if fraction is not None:
+        rest = others[len(held) :]
         forget, how = rest[: round(fraction * len(rest))], {"fraction": fraction}
-    elif len(labels):
-        data.of(labels)  # says what is wrong with a number
-        forget, how = rest[torch.isin(data.labels[rest], torch.tensor(list(labels)))], {"labels": list(labels)}
     else:
-        forget, how = rest[chosen[rest]], {"ids": len(ids)} if len(ids) else {}
+        forget = chosen.nonzero().flatten()
+        how = {"labels": list(labels)} if len(labels) else {"ids": len(ids)} if len(ids) else {}
     split = Split(forget.sort().values, held.sort().values, N, seed, how, data.digest)
     return check(split) if how else split
 
@@ -140,7 +142,11 @@ def read(path: Path, data: LabelledImages) -> Split:
             f"{path} is a split of another data set ({found['count']} images, sha256 {found['data'][:12]}…) than this "
             f"one ({len(data)} images, {data.digest[:12]}…)"
         )
-    return check(_split(found))
+    split = _split(found)
+    classes = torch.tensor(split.how.get("labels", []), dtype=torch.long)
+    if bool(torch.isin(data.labels[split.validation], classes).any()):
+        raise ValueError(f"{path} holds out images of a class that it forgets: draw a new split by forget.labels")
+    return check(split)
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -67,7 +67,14 @@ class ClassifyData:
     source: str
     """A folder with a subfolder a class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
     names: list[str] = field(default_factory=list)
-    """Class names by number; by default what the source says."""
+    """Class names by number; by default what the source says. Classes of a model that is there are found by name."""
+    size: Positive | None = None
+    """Pixels that the shorter side of each image is resized to, before the centre is cropped; images that are not grey
+    become RGB, transparent ones on white. By default images are taken as they are, all of one size."""
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Of a source without a test part, the share of every class's images that becomes it, by lot."""
+    seed: Seed = 0
+    """Of that lot."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training images that is never trained on: settings are chosen on it."""
     shift: Annotated[int, Field(ge=0)] = 0
@@ -84,9 +91,9 @@ class ForgetImages:
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """This share of them, by lot."""
     labels: Labels = field(default_factory=list)
-    """Whole classes, by name or number."""
+    """Whole classes, by name or number: all of their training images."""
     ids: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
-    """Images by number."""
+    """Images by number; as of classes, none of them is held out for validation."""
     split: Path | None = None
     """A file that an earlier run wrote; its validation images are taken too."""
     seed: Seed | None = None

@@ -70,8 +70,8 @@ class Train:
     parameters: str = "xattn"
     """The weights that learn: `full`, `xattn`, `kv`, `noxattn`, `esd_u`, as far as the model has them, or an expression
     that is searched in their names."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Condition dropout of the remain loss."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = 0.1
+    """Condition dropout of the remain loss; null: 0.1 where the model has an empty condition, else 0."""
     network_dropout: bool = False
     """Whether the network's own dropout is active in the steps, as far as its architecture has any."""
     times: Literal["stratified", "uniform", "antithetic"] = "stratified"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -13,7 +13,19 @@ if TYPE_CHECKING:  # methods import torch, which takes seconds
 
 from erase.config.kinds import STRICT, Positive, Precision, RemainLoss, Saliency, Settings, Tracker, Train
 
-Labels = Annotated[list[str | int], BeforeValidator(lambda v: [v] if isinstance(v, str | int) else v)]
+
+def _listed(value: Any) -> Any:
+    """A lone label as a list of one; null as none."""
+    return [] if value is None else [value] if isinstance(value, str | int) else value
+
+
+def _no_data(value: Any) -> Any:
+    """`data.source=none` says that there are none."""
+    source = value.get("source", "") if isinstance(value, dict) else value
+    return None if source in (None, "none") else value
+
+
+Labels = Annotated[list[str | int], BeforeValidator(_listed)]
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,11 @@ class Data:
     source: str
     """A folder with a subfolder a class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
     names: list[str] = field(default_factory=list)
-    """Class names by number; by default what the source says, else the model."""
+    """Class names by number; by default what the source says, else the model. They are matched with the model's by
+    name."""
+    size: Positive | None = None
+    """Pixels that the shorter side of each image is resized to, before the centre is cropped; images that are not grey
+    become RGB, transparent ones on white. By default images are taken as they are, all of one size."""
     flip: bool = False
     """Whether each image is mirrored with probability 1/2, once and for the whole run (as the scripts published with
     arXiv 2409.19732 do)."""
@@ -122,7 +138,7 @@ class EvalLabels:
     images: Annotated[int, Field(ge=0)] = 100
     """Per label; 0 skips the evaluation."""
     labels: Labels = field(default_factory=list)
-    """Classes whose images are generated and judged beside the forgotten ones; by default all."""
+    """Classes whose images are generated and judged beside the forgotten ones; by default (`[]`, null) all."""
     classifier: str | None = None
     """A `transformers` image classifier's folder, or an embedded one's name; its labels are the model's."""
     base: Path | None = None
@@ -148,11 +164,12 @@ class DdpmConfig:
     """Its `name` and its settings: see `erase settings NAME`."""
     train: Train
     forget: ForgetLabels
-    labels: list[str] = field(default_factory=list)
-    """Class names by number, for a model folder that has none."""
+    labels: list[str] | Positive = field(default_factory=list)
+    """For a model folder that names no classes: names by number, or how many classes it has (they are then called by
+    their numbers). One class embedding more than classes makes the last one the null class."""
     architecture: Architecture | None = None
-    data: Data | None = None
-    """Without it the model draws its own data."""
+    data: Annotated[Data | None, BeforeValidator(_no_data)] = None
+    """Without it the model draws its own data; training needs it."""
     remain: RemainLabels = field(default_factory=RemainLabels)
     eval: EvalLabels = field(default_factory=EvalLabels)
     saliency: Saliency = field(default_factory=Saliency)

@@ -25,6 +25,9 @@ from erase.config.kinds import (
     listed,
 )
 
+Transparency = Literal["white", "refuse"]
+"""What becomes of images of one's own with transparent pixels: they are composed on white, or refused."""
+
 
 @dataclass(frozen=True)
 class Forget:
@@ -46,7 +49,8 @@ class Forget:
     """Prompts of concepts that were forgotten before, and are to stay so; those are added that the model's weight file
     knows."""
     images: Path | None = None
-    """A folder of images instead of drawn ones."""
+    """A folder of images instead of drawn ones; captions of their own must be among `forget.prompts`."""
+    transparency: Transparency = "white"
     count: Positive = 32
     """Images drawn per prompt."""
     pictures: Literal["own", "anchor", "both"] = "own"
@@ -73,7 +77,8 @@ class Remain:
     prompts: Annotated[Prompts, Field(min_length=1)]
     """Prompts, or names of prompt sets (their forgotten rows are left out)."""
     images: Path | None = None
-    """A folder of images instead of generated ones."""
+    """A folder of images instead of generated ones, with captions of their own unless there is one prompt."""
+    transparency: Transparency = "white"
     count: Positive = 4
     """Images drawn per prompt."""
     loss: RemainLoss = "denoise"

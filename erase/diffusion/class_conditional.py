@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from erase.engine.backend import drawn_from
-from erase.store.labelled import class_number
+from erase.store.class_names import class_number
 
 Net = TypeVar("Net", bound=nn.Module)
 Pipe = TypeVar("Pipe")

@@ -7,17 +7,20 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from erase.diffusion.condition import Condition, take
+from erase.store.images import SUFFIXES, as_rgb, count_files, decode, is_transparent, square
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CAPTIONS = ("metadata.jsonl", "manifest.jsonl", "metadata.csv")
+"""Files that hold the prompts of a folder's images; the first that is there counts."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +29,35 @@ class ImageItem:
 
     path: Path
     prompt: str
+    captioned: bool = True
+    """Whether the prompt is its own, not the folder's."""
 
 
-def read_folder(folder: Path, prompt: str | None = None) -> list[ImageItem]:
-    """The images of a folder with their prompts, sorted by name.
+def read_folder(
+    folder: Path, prompt: str | None = None, say: Callable[[str], None] = lambda line: None
+) -> list[ImageItem]:
+    """The images of a folder with their prompts, sorted by name; a line says how many, and which files are skipped.
 
     Prompts come from `metadata.jsonl` or `metadata.csv` (columns `file_name` and `text` or `prompt`), from our
     `manifest.jsonl` (`file`, `prompt`), or from `prompt` for all.
 
     Raises:
-        ValueError: for a folder that is missing or without images, a broken metadata file, or an image
-            without a prompt.
+        ValueError: for a folder that is missing or without images, a metadata file that is broken or names a file
+            that is missing, or an image without a prompt.
     """
     if not folder.is_dir():
         raise ValueError(f"no such image folder: {folder}")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name[0] != ".")
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    captions = next((folder / name for name in CAPTIONS if (folder / name).exists()), None)
+    skipped = [path for path in files if path not in paths and path != captions]
     if not paths:
-        raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
-    prompts = _metadata(folder)
+        more = f": {count_files(len(files), 0, skipped)}" if skipped else ""
+        raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)}){more}")
+    prompts = {} if captions is None else _metadata(captions)
+    lost = [name for name in prompts if not (folder / name).is_file()]
+    if lost:
+        raise ValueError(f"{captions} names {lost[0]}, which is missing: add the file, or remove its line")
     items = []
     for path in paths:
         name = path.relative_to(folder).as_posix()
@@ -52,29 +66,26 @@ def read_folder(folder: Path, prompt: str | None = None) -> list[ImageItem]:
             raise ValueError(
                 f"{path} has no prompt: give one prompt for the folder, or a metadata.jsonl with file_name and text"
             )
-        items.append(ImageItem(path, text))
+        items.append(ImageItem(path, text, name in prompts))
+    own = sum(item.captioned for item in items)
+    more = f" ({own} with own captions)" if own else ""
+    say(f"{folder}: {count_files(len(files), len(items), skipped, more)}")
     return items
 
 
-def _metadata(folder: Path) -> dict[str, str]:
+def _metadata(source: Path) -> dict[str, str]:
     rows: list[Any] = []
-    source = folder
-    for name in ("metadata.jsonl", "manifest.jsonl", "metadata.csv"):
-        source = folder / name
-        if not source.exists():
-            continue
-        text = source.read_text(encoding="utf-8-sig")
-        if source.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            for number, line in enumerate(text.splitlines(), 1):
-                if not line.strip():
-                    continue
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{source}, line {number}: broken JSON ({error.msg})") from error
-        break
+    text = source.read_text(encoding="utf-8-sig")
+    if source.suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    else:
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{source}, line {number}: broken JSON ({error.msg})") from error
     found = {}
     for number, row in enumerate(rows, 1):
         cells = row if isinstance(row, dict) else {}
@@ -87,36 +98,31 @@ def _metadata(folder: Path) -> dict[str, str]:
 
 
 def read_image(path: Path, resolution: int) -> Tensor:
-    """An image in `[-1, 1]`, `[3, R, R]`: shorter side resized to R, centre cropped.
+    """An image in `[-1, 1]`, `[3, R, R]`: upright, on white, shorter side resized to R, centre cropped.
 
     Raises:
         ValueError: for a file that is no image or is cut short.
     """
-    image = _decode(path)
-    ratio = resolution / min(image.size)
-    width, height = (max(resolution, round(side * ratio)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    array = np.asarray(image.crop((left, top, left + resolution, top + resolution)), dtype=np.float32)
+    image = as_rgb(decode(lambda: Image.open(path), path), path)
+    array = np.asarray(square(image, resolution), dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
-def check_images(items: Sequence[ImageItem]) -> None:
+def check_images(items: Sequence[ImageItem], refuse: str | None = None) -> None:
     """Decode every image once, so that a broken one is found before hours of work.
 
+    Args:
+        items: the images.
+        refuse: the setting by which transparent pixels are refused, if they are.
+
     Raises:
-        ValueError: for a file that is no image or is cut short.
+        ValueError: for a file that is no image or is cut short, and for transparent pixels.
     """
     for item in items:
-        _decode(item.path)
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is no image or is cut short ({error})") from error
+        image = decode(partial(Image.open, item.path), item.path)
+        if refuse is not None and is_transparent(image):
+            raise ValueError(f"{item.path} has transparent pixels: set {refuse}=white, or give an opaque file")
+        as_rgb(image, item.path)
 
 
 @dataclass(frozen=True)

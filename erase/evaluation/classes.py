@@ -188,7 +188,7 @@ def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
     from safetensors import SafetensorError
     from transformers.models.auto.modeling_auto import AutoModelForImageClassification
 
-    from erase.store.labelled import distinct
+    from erase.store.class_names import distinct
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json there, expected the folder of a transformers image classifier")

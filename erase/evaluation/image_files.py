@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from erase.store.images import as_rgb, decode
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -25,18 +27,11 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode an image as RGB, upright by its EXIF orientation.
+    """Decode an image as RGB, as `erase.store.images` does.
 
     Raises:
-        ValueError: the file is missing, or is not a whole image.
+        ValueError: the file is missing, or is no whole image of 8 bits.
     """
-    try:
-        with Image.open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such image") from error
-    # Pillow's decoders raise all of these on damaged files.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not an image that can be decoded ({error})") from error
+    if not path.exists():
+        raise ValueError(f"{path}: no such image")
+    return as_rgb(decode(lambda: Image.open(path), path), path)

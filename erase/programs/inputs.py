@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from erase.config import Saliency, Train
+from erase.config import DdpmConfig, Saliency, SdConfig, Train
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.losses import Dropped, Guided, copies, forget_objective, remain_objective
 from erase.diffusion.text import Concepts
@@ -29,6 +29,13 @@ from erase.programs.progress import advance, bar
 
 COMMON = frozenset({"forget", "remain", "mask", "fisher", "origin", "origin_net", "epoch"})
 """What every program can give a method, of `erase.methods.NEEDS`."""
+RARE = {
+    "concepts": "erase run sd",
+    "denoiser": "erase run sd or ddpm",
+    "new_net": "erase run ddpm or classify",
+}
+"""Which programs can give the others."""
+Settings = TypeVar("Settings", SdConfig, DdpmConfig)
 
 
 def check_needs(entry: Entry, rare: Collection[str]) -> None:
@@ -39,7 +46,22 @@ def check_needs(entry: Entry, rare: Collection[str]) -> None:
     """
     for need in entry.needs:
         if need not in COMMON and need not in rare:
-            raise ValueError(f"method {entry.name} needs {NEEDS[need]}, which this program does not make")
+            raise ValueError(
+                f"method {entry.name} needs {NEEDS[need]}, which only {RARE[need]} has: choose another method"
+            )
+
+
+def sides_read(config: Any, entry: Entry) -> tuple[bool, bool]:
+    """Whether a run reads images of what is forgotten, and of what stays; only those are generated."""
+    masked = config.saliency.kind != "none"
+    return entry.reads("forget", masked), entry.reads("remain", masked)
+
+
+def with_dropout(config: Settings, has_null: bool) -> Settings:
+    """The settings, `train.dropout` of null resolved: .1 where the model has an empty condition."""
+    if config.train.dropout is not None:
+        return config
+    return replace(config, train=replace(config.train, dropout=0.1 if has_null else 0.0))
 
 
 def resolve_inputs(

@@ -1,21 +1,21 @@
 """Labelled images from disk, whole in memory: for class forgetting in DDPMs and for classifiers.
 
 A source is a folder with one subfolder per class, a folder with the IDX files of MNIST's family, `fashion-mnist`
-(Debian's package), or `datasets:NAME` (Hugging Face). Nothing is resized or converted.
+(Debian's package), or `datasets:NAME` (Hugging Face). Images are turned upright; nothing is resized or converted unless
+a size is given.
 """
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import hashlib
 import importlib
 import math
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from erase.store.class_names import same_classes
+from erase.store.images import SUFFIXES, as_rgb, count_files, decode, square
+
 MODES = {"L": 1, "RGB": 3}
-MANY = 100
-"""Classes: of more, a message does not list all."""
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
@@ -87,47 +87,32 @@ class LabelledImages:
         generator = torch.Generator().manual_seed(seed)
         return self.take(torch.randperm(len(self), generator=generator)[:count].sort().values)
 
+    def ordered(self, names: Sequence[str]) -> LabelledImages | None:
+        """The same images, their classes numbered as in `names`; None where these are other classes."""
+        numbers = same_classes(self.names, names)
+        return None if numbers is None else LabelledImages(self.pixels, torch.tensor(numbers)[self.labels], (*names,))
+
+    def parted(self, share: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
+        """The images without and with a share of every class, at least one image of each, by lot.
+
+        Raises:
+            ValueError: for a class of one image.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        taken = torch.zeros(len(self), dtype=torch.bool)
+        for label, name in enumerate(self.names):
+            there = (self.labels == label).nonzero().flatten()
+            count = min(max(1, round(share * len(there))), len(there) - 1)
+            if not count:
+                raise ValueError(f"class {name} has one image, which cannot be both trained on and tested: add images")
+            taken[there[torch.randperm(len(there), generator=generator)[:count]]] = True
+        return self.take(~taken), self.take(taken)
+
     def _has(self, labels: Sequence[int]) -> Tensor:
         for label in labels:
             if not 0 <= label < len(self.names):
                 raise ValueError(f"no class {label}: the classes are numbered 0–{len(self.names) - 1}")
         return torch.isin(self.labels, torch.tensor(list(labels), dtype=torch.long))
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names of classes, by number; one that several have gets their numbers: ImageNet's `crane (134)`."""
-    counts = Counter(names)
-    return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
-
-
-def class_number(label: str | int, names: Sequence[str]) -> int:
-    """The number of a class, by its name, one of the synonyms in it (`tench, Tinca tinca`), or its number.
-
-    Raises:
-        ValueError: for a label that is no class, or a synonym that several have.
-    """
-    if isinstance(label, int) and 0 <= label < len(names):
-        return label
-    text = str(label)
-    if text in names:
-        return list(names).index(text)
-    synonyms = [[word.strip() for word in name.removesuffix(f" ({i})").split(",")] for i, name in enumerate(names)]
-    meant = [i for i, words in enumerate(synonyms) if text in words]
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        several = ", ".join(f"{i} {names[i]}" for i in meant)
-        raise ValueError(f"several classes are called {text!r}: {several}; give a number")
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
-    if len(names) <= MANY:
-        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-        raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
-    close = difflib.get_close_matches(text, [word for words in synonyms for word in words], n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise ValueError(
-        f"no class {label!r}; the model has {len(names)}, 0 {names[0]} to {len(names) - 1} {names[-1]}{hint}"
-    )
 
 
 def scaled(pixels: Tensor) -> Tensor:
@@ -142,9 +127,15 @@ def scaled(pixels: Tensor) -> Tensor:
 
 
 def read_labelled(
-    source: str | Path, split: Split, *, names: Sequence[str] | None = None, shape: Shape | None = None
+    source: str | Path,
+    split: Split,
+    *,
+    names: Sequence[str] | None = None,
+    shape: Shape | None = None,
+    size: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> LabelledImages:
-    """One split of a source; images are L or RGB, all of one size.
+    """One split of a source; images are L or RGB, all of one size or made so.
 
     - A folder with one subfolder per class: the images directly in them, in order of class and file name. Classes are
       the sorted subfolders; `names` gives them another order. Where it has `train/` and `test/` with class folders,
@@ -158,6 +149,8 @@ def read_labelled(
         split: Which part.
         names: Class names by number.
         shape: C, H, W that the model takes; None to allow any.
+        size: pixels that the shorter side of image files is resized to, before the centre is cropped.
+        say: where a line on skipped files goes.
 
     Raises:
         ValueError: for a source that is missing or of no known form, a broken or unfit file, labels that do not fit the
@@ -167,15 +160,17 @@ def read_labelled(
         raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
     folder = FASHION_FOLDER if source == "fashion-mnist" else Path(source)
     if isinstance(source, str) and source.startswith("datasets:"):
-        pixels, labels, found = _read_datasets(source, split, shape)
+        pixels, labels, found = _read_datasets(source, split, shape, size)
     elif not folder.is_dir():
         hint = ": install Debian's package dataset-fashion-mnist or give a folder with its IDX files"
         raise ValueError(f"no such folder: {folder}{hint if source == 'fashion-mnist' else ''}")
     elif any(_idx_file(folder, part, what) for part in ("train", "t10k") for what in ("images", "labels")):
+        if size is not None:
+            raise ValueError(f"data.size={size} is for image files; {folder} has IDX files: leave it out")
         pixels, labels, found = _read_idx(folder, split, shape)
         found = FASHION_NAMES if source == "fashion-mnist" else found
     else:
-        pixels, labels, found = _read_folders(folder, split, names, shape)
+        pixels, labels, found = _read_folders(folder, split, names, shape, size, say)
     data = LabelledImages(pixels, labels, tuple(found if names is None else names))
     _check(data, f"{source}, {split}")
     return data
@@ -248,7 +243,14 @@ def _subfolders(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
 
 
-def _read_folders(folder: Path, split: Split, names: Sequence[str] | None, shape: Shape | None) -> Read:
+def _read_folders(
+    folder: Path,
+    split: Split,
+    names: Sequence[str] | None,
+    shape: Shape | None,
+    size: int | None,
+    say: Callable[[str], None],
+) -> Read:
     classes = _subfolders(folder)
     if not classes:
         raise ValueError(f"{folder} has neither IDX files (train-images-idx3-ubyte, …) nor one subfolder per class")
@@ -265,41 +267,63 @@ def _read_folders(folder: Path, split: Split, names: Sequence[str] | None, shape
         raise ValueError(f"{folder}: names must be its class folders, {', '.join(classes)}; got {', '.join(names)}")
     paths: list[Path] = []
     labels: list[int] = []
+    skipped: list[Path] = []
     for label, name in enumerate(names or classes):
-        inside = sorted(classes[name].iterdir())
-        files = [path for path in inside if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+        inside = [path for path in sorted(classes[name].iterdir()) if path.name[0] != "." and path.is_file()]
+        files = [path for path in inside if path.suffix.lower() in SUFFIXES]
+        skipped += [path for path in inside if path.suffix.lower() not in SUFFIXES]
         if not files:
             raise ValueError(f"class folder {classes[name]} has no images ({', '.join(SUFFIXES)}): fill or remove it")
         paths += files
         labels += [label] * len(files)
-    pixels = _decode(len(paths), lambda i: str(paths[i]), lambda i: Image.open(paths[i]), shape)
+    if skipped:
+        say(f"{folder}, {split}: {count_files(len(paths) + len(skipped), len(paths), skipped)}")
+    pixels = _decode(len(paths), lambda i: str(paths[i]), lambda i: Image.open(paths[i]), shape, size)
     return pixels, torch.tensor(labels), tuple(classes)
 
 
-def _decode(N: int, where: Callable[[int], str], load: Callable[[int], Image.Image], shape: Shape | None) -> Tensor:
-    """Images 0 to N - 1, `[N, C, H, W]`, all of the first one's size and mode."""
+def _decode(
+    N: int, where: Callable[[int], str], load: Callable[[int], Image.Image], shape: Shape | None, size: int | None
+) -> Tensor:
+    """Images 0 to N - 1, `[N, C, H, W]`: all of the first one's size and mode, or made so where a size is given."""
+    if size is not None:
+        return _alike(N, where, load, shape, size)
     pixels = np.empty(0, np.uint8)
     kind = ""
     for i in range(N):
-        try:
-            with load(i) as image:
-                array, mode = np.asarray(image), image.mode
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{where(i)} is no image or is cut short ({error})") from error
+        image = decode(partial(load, i), where(i))
+        array, mode = np.asarray(image), image.mode
+        fix = f"give data.size={min(224, *image.size)}, or convert the files first"
         if mode not in MODES:
-            raise ValueError(f"{where(i)} has mode {mode}, allowed are L and RGB: convert the files first")
+            raise ValueError(f"{where(i)} has mode {mode}, allowed are L and RGB: {fix}")
         H, W, C = array.shape[0], array.shape[1], MODES[mode]
         got = f"{W}×{H} {mode}"
         if i == 0:
             _check_shape(where(0), (C, H, W), shape)
             pixels, kind = np.empty((N, C, H, W), np.uint8), got
         if got != kind:
-            raise ValueError(f"{where(i)} is {got}, expected {kind} as {where(0)}: resize or convert the files first")
+            raise ValueError(f"{where(i)} is {got}, expected {kind} as {where(0)}: {fix}")
         pixels[i] = array.reshape(H, W, C).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 
 
-def _read_datasets(source: str, split: Split, shape: Shape | None) -> Read:
+def _alike(
+    N: int, where: Callable[[int], str], load: Callable[[int], Image.Image], shape: Shape | None, size: int
+) -> Tensor:
+    """The shorter side resized, centre cropped; L if all are L, else RGB."""
+    read = []
+    for i in range(N):
+        image = decode(partial(load, i), where(i))
+        read.append(np.asarray(square(image if image.mode in MODES else as_rgb(image, where(i)), size)))
+    C = max((1 if array.ndim == 2 else 3) for array in read)
+    _check_shape(where(0), (C, size, size), shape)
+    pixels = np.empty((N, C, size, size), np.uint8)
+    for i, array in enumerate(read):
+        pixels[i] = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
+
+
+def _read_datasets(source: str, split: Split, shape: Shape | None, size: int | None) -> Read:
     try:
         module: Any = importlib.import_module("datasets")
     except ModuleNotFoundError as error:
@@ -326,7 +350,7 @@ def _read_datasets(source: str, split: Split, shape: Shape | None) -> Read:
         got = repr(strange[0]) if strange else "no rows"
         raise ValueError(f"{where}: column {label} must hold whole numbers; got {got}")
     names = getattr(rows.features[label], "names", None) or [str(k) for k in range(len(set(values)))]
-    return _decode(len(values), lambda i: f"{where}[{i}]", load, shape), torch.tensor(values), names
+    return _decode(len(values), lambda i: f"{where}[{i}]", load, shape, size), torch.tensor(values), names
 
 
 def _column(where: str, features: Mapping[str, Any], kind: type, names: Sequence[str]) -> str:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ def test_every_image_is_in_one_part(how: dict[str, Any]) -> None:
 def test_what_is_forgotten() -> None:
     assert len(make(fraction=0.5).forget) == 27
     labels = data().labels
-    assert set(labels[make(labels=[1]).forget].tolist()) == {1}
     assert not bool((labels[make(labels=[0, 2]).remain] != 1).any())
-    for seed in range(20):  # named images are never held out
+    for seed in range(20):  # what is named is never held out
         assert make(ids=[3, 0, 59], seed=seed).forget.tolist() == [0, 3, 59]
+        assert make(labels=[1], seed=seed).forget.tolist() == (labels == 1).nonzero().flatten().tolist()
+    assert len(make(labels=[1], validation=0.6).validation) == 36
     nothing = make()
     assert (len(nothing.forget), len(nothing.remain), nothing.how) == (0, 54, {})
 
@@ -49,8 +51,11 @@ def test_a_split_is_of_its_seed() -> None:
 
 
 def test_splits_of_a_seed_share_what_is_held_out() -> None:
-    small, large, whole = make(fraction=0.1), make(fraction=0.5), make(labels=[2])
-    assert small.validation.tolist() == large.validation.tolist() == whole.validation.tolist()
+    small, large, named = make(fraction=0.1), make(fraction=0.5), make(labels=[2])
+    assert small.validation.tolist() == large.validation.tolist()
+    there = [i for i in small.validation.tolist() if i % 3 != 2]
+    assert 0 < len(there) < 6
+    assert {*there} < {*named.validation.tolist()}
     assert set(small.forget.tolist()) < set(large.forget.tolist())
 
 
@@ -63,6 +68,14 @@ def test_a_file_gives_the_split_again(tmp_path: Path) -> None:
         assert torch.equal(again.remain, split.remain)
         found = json.loads((tmp_path / "split.json").read_text())
         assert (found["seed"], found["sha256"]) == (0, split.digest)
+
+
+def test_a_split_that_holds_out_what_it_forgets_is_refused(tmp_path: Path) -> None:
+    """As splits of classes did before."""
+    split = make(labels=[1])
+    splits.write(replace(split, forget=split.forget[2:], validation=split.forget[:2]), tmp_path / "split.json")
+    with pytest.raises(ValueError, match=r"split\.json.+forget\.labels"):
+        splits.read(tmp_path / "split.json", data())
 
 
 def test_a_split_of_other_data_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import toys
 from PIL import Image
 from torch import Tensor
 
-from erase.diffusion.data import LatentSet, encode_in_batches, read_folder, read_image
+from erase.diffusion.data import LatentSet, check_images, encode_in_batches, read_folder, read_image
+from erase.evaluation import image_files
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 8), mode: str = "RGB", value: int = 100) -> Path:
@@ -50,7 +51,7 @@ def test_one_prompt_for_all_and_line_breaks_in_csv(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         (None, None, r"a\.png has no prompt: give one prompt"),
-        ("metadata.jsonl", '{"file_name": "other.png", "text": "x"}', r"a\.png has no prompt"),
+        ("metadata.jsonl", '{"file_name": "other.png", "text": "x"}', r"metadata\.jsonl names other\.png"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_n', r"metadata\.jsonl, line 2: broken JSON"),
         ("metadata.jsonl", '["a.png", "x"]', r"metadata\.jsonl, row 1: needs file_name and text"),
         (
@@ -68,6 +69,20 @@ def test_bad_metadata(tmp_path: Path, name: str | None, text: str, message: str)
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_folder(tmp_path)
+
+
+def test_files_that_are_skipped_and_captions_are_counted(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / f"{i}.png")
+    (tmp_path / "6.gif").touch()
+    (tmp_path / ".hidden.png").touch()
+    lines = [f'{{"file_name": "{name}", "text": "own"}}' for name in ("0.png", "4.png", "6.gif")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    said: list[str] = []
+    items = read_folder(tmp_path, "all", said.append)
+    assert [item.prompt for item in items] == ["own", "all", "all", "all", "own", "all"]
+    assert len(said) == 1
+    assert "8 files: 6 used (2 with own captions), 1 skipped (.gif)" in said[0]
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
@@ -90,6 +105,34 @@ def test_image_values_and_shape(tmp_path: Path, mode: str, size: tuple[int, int]
     assert x.dtype == torch.float32
     expected = torch.tensor(image.convert("RGB").getpixel((0, 0))) / 127.5 - 1
     torch.testing.assert_close(x, expected.view(3, 1, 1).expand(3, 8, 8))
+
+
+def test_transparent_pixels_are_white_or_refused(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    assert bool((read_image(tmp_path / "a.png", 8) == 1).all())
+    items = read_folder(tmp_path, "x")
+    check_images(items)
+    with pytest.raises(ValueError, match=r"a\.png .+setting=white"):
+        check_images(items, "setting")
+    Image.new("RGBA", (8, 8), (0, 0, 0, 255)).save(tmp_path / "a.png")
+    check_images(items, "setting")
+
+
+def test_photographs_are_upright_as_in_evaluation(tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (8, 8)), Image.Exif()
+    image.paste("red", (0, 0, 8, 4))
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    x = read_image(tmp_path / "a.png", 8)
+    assert (float(x[0, 0, 0]), float(x[0, 0, 7]), float(x[0, 7, 7])) == (-1, 1, 1)
+    shown = torch.from_numpy(np.array(image_files.read_image(tmp_path / "a.png"))).permute(2, 0, 1)
+    torch.testing.assert_close(x, shown / 127.5 - 1)
+
+
+def test_samples_of_16_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png has mode I;16"):
+        check_images(read_folder(tmp_path, "x"))
 
 
 def test_image_is_cropped_at_its_centre(tmp_path: Path) -> None:

@@ -362,11 +362,13 @@ def test_read_image_is_rgb_and_upright(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").getpixel((1, 0)) == (255, 0, 0)
     Image.new("L", (2, 2)).save(tmp_path / "grey.png")
     assert read_image(tmp_path / "grey.png").mode == "RGB"
+    Image.new("RGBA", (2, 2), (9, 9, 9, 0)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     Image.effect_noise((64, 64), 50).save(tmp_path / "noise.png")
     whole = (tmp_path / "noise.png").read_bytes()
     for name, data in (("cut.png", whole[: len(whole) // 2]), ("text.png", b"not an image"), ("none.png", b"")):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=f"{name}: not an image"):
+        with pytest.raises(ValueError, match=f"{name} is no image"):
             read_image(tmp_path / name)
     with pytest.raises(ValueError, match="no such image"):
         read_image(tmp_path / "absent.png")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from erase.classification.backend import logits
 from erase.config import ClassifyConfig, parse, read_preset
 from erase.engine import distributed
 from erase.engine.batches import Batches
-from erase.programs import training
+from erase.programs import run, training
 from erase.programs.classify import trained
 from erase.programs.classify.predictions import kept_logits
 from erase.programs.classify.report import summarise
@@ -121,7 +122,7 @@ def test_it_learns_and_forgets(classify_runs: Runner, tmp_path: Path) -> None:
     assert report["after"]["metrics"]["FA"] < 20
     assert report["after"]["metrics"]["TA"] > 90
     assert report["retrained"]["metrics"]["FA"] == 0
-    assert report["target"] == {"forget": "bee, 8 training images", "labels": ["bee"]}
+    assert report["target"] == {"forget": "bee, 10 training images", "labels": ["bee"]}
     assert report["after"]["classes"]["test"]["n"] == 12  # without the bees
     losses = [row["forget_loss"] for row in rows(out)]
     assert losses[-1] > 2 * losses[0]
@@ -438,7 +439,7 @@ class out of range | forget={labels: [3]} | 0 ant, 1 bee, 2 cow
 image out of range | forget={ids: [30]} | 0–29
 split of other data | forget={split: '{work}/odd/split.json'} | split.json
 label count | model=fashion-classifier | fashion-classifier
-other names | model={work}/base ; data.names=[bee, ant, cow] | data.names
+other names | model={work}/base ; data.source={work}/odd/wasps | data.names
 not a number | model={work}/odd/nan | NaN
 cut short | model={work}/odd/cut | odd/cut
 no weights | model={work}/odd/bare | odd/bare
@@ -456,7 +457,8 @@ text embeddings | method={name: uce} | uce
 images without timesteps | method={name: selective_amnesia} ; saliency.per=image | saliency.per
 a weight in a mixed mean | method={name: random_label, order: mixed, fast_rate: 2} | fast_rate
 no mask | saliency.density=null | saliency.density
-no test images | data.source={work}/data/train | test/
+no training images | data.source={work}/odd/test alone | train/
+mixed sizes | data.source={work}/odd/mixed | data.size
 unknown setting | data.flips=true | data.flip
 """)
 
@@ -467,6 +469,11 @@ def odd(classify_runs: Runner) -> Path:
     work, folder = classify_runs.work, classify_runs.work / "odd"
     other = read_labelled(write_images(folder / "other", seed=5), "train")
     splits.write(splits.make(other, validation=0.1, seed=0, fraction=0.5), folder / "split.json")
+    write_images(folder / "wasps", labels=("ant", "bee", "wasp"))
+    write_images(folder / "test alone/test")
+    (write_images(folder / "mixed") / "ant/0.png").write_bytes(
+        (write_images(folder / "large", size=12) / "ant/0.png").read_bytes()
+    )
     for name in ("nan", "cut", "bare"):
         shutil.copytree(work / "base", folder / name)
     broken = weights(work / "base")
@@ -503,6 +510,36 @@ def test_what_a_machine_lacks_is_said_before_a_run_begins(
         with pytest.raises(ValueError, match=rf"{part}\.batch_size"):
             classify_runs(tmp_path / "out", f"{part}.batch_size=3")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_test_part_is_split_by_its_own_seed(classify_runs: Runner) -> None:
+    said: list[str] = []
+    setting = classify_runs.setting("data.source={work}/data/train", "data.test=0.3", "data.seed=4", "seed=9")
+    plan = run.job_of("classify")(replace(setting, say=said.append)).plan
+    assert (len(plan.data), torch.bincount(plan.test.labels).tolist()) == (21, [3, 3, 3])
+    assert any("data.seed=4" in line for line in said)
+    again = classify_runs.job("data.source={work}/data/train", "data.test=0.3", "data.seed=4").plan
+    assert again.test.digest == plan.test.digest
+    assert not {p.tobytes() for p in plan.data.pixels.numpy()} & {p.tobytes() for p in plan.test.pixels.numpy()}
+
+
+def test_classes_of_a_model_that_is_there_are_found_by_name(classify_runs: Runner, tmp_path: Path) -> None:
+    """It has them in another order than the folders, and with a synonym."""
+    models.save(micro_classify.model(labels=("cow", "ant, emmet", "bee")), tmp_path / "other")
+    ours, theirs = (
+        classify_runs.job(*more, "forget={labels: [cow]}").plan for more in ((), (f"model={tmp_path / 'other'}",))
+    )
+    assert (theirs.data.names, theirs.split.how) == (("cow", "ant, emmet", "bee"), {"labels": [0]})
+    assert torch.equal(theirs.data.pixels, ours.data.pixels)
+    for part in ("data", "test"):
+        assert (getattr(theirs, part).labels == (getattr(ours, part).labels + 1) % 3).all()
+    assert theirs.split.forget.tolist() == ours.split.forget.tolist() == list(range(20, 30))
+
+
+@pytest.mark.usefixtures("odd")
+def test_images_of_any_size_are_resized_on_request(classify_runs: Runner) -> None:
+    words = ("data.source={work}/odd/mixed", "data.size=6", "data.test=0.25")
+    assert classify_runs.job(*words).plan.data.pixels.shape == (18, 1, 6, 6)
 
 
 def test_labels_are_those_of_the_data(classify_runs: Runner) -> None:

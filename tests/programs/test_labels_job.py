@@ -10,6 +10,9 @@ import micro_ddpm
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from jobs import Runner, StopError, changed, read, rows, stop, table
 from micro_ddpm import LABELS
 from safetensors.torch import load_file, save_file
@@ -28,9 +31,21 @@ from erase.evaluation.manifest import read_manifest
 from erase.programs import inputs, training
 from erase.programs.labels import data as gathering
 from erase.programs.labels.plan import Plan
+from erase.resources import preset_path
 from erase.store.labelled import LabelledImages, read_labelled, scaled
 
 FILE = "unet/diffusion_pytorch_model.safetensors"
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D",) * 2,
+    "up_block_types": ("UpBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+"""Of a `DDPMPipeline`, as diffusers' own training example saves one."""
 QUICK = ("eval.images=0",)
 NEW = ("model=new", "architecture={channels: [8, 16], layers: 1, groups: 4}", "method={name: retrain}")
 RETRAIN = (*QUICK, "method={name: retrain, average: 0}")
@@ -161,7 +176,50 @@ def test_lost_parts_of_a_finished_run_are_made_again(label_runs: Runner, label_r
     assert again == whole
 
 
+@pytest.mark.parametrize("null", [False, True])
+def test_a_plain_pipeline_of_diffusers_needs_the_number_of_its_classes(tmp_path: Path, null: bool) -> None:
+    """Embeddings alone do not say whether the last one is the null class; the neutral preset does the rest."""
+    DDPMPipeline(UNet2DModel(**UNET, num_class_embeds=4), DDPMScheduler()).save_pretrained(tmp_path / "mine")
+    small = ("train.steps=1", "forget.count=2", "saliency.count=2", "draw.steps=2", "eval.images=1", "eval.blur=false")
+    runs = Runner(preset_path("ddpm_sfron"), tmp_path)
+    words = ("model={work}/mine", "forget.labels=[1]", *small)
+    with pytest.raises(ValueError, match=r"labels=4 .+labels=3"):
+        runs.job(*words)
+    out = runs(tmp_path / "out", *words, f"labels={3 if null else 4}")
+    assert changed(unet(tmp_path / "mine"), unet(out / "model"))
+    assert read(out / "run.json")["plan"]["labels"] == [str(i) for i in range(3 if null else 4)]
+    job = runs.job(*words, f"labels={3 if null else 4}")
+    assert (job.model.has_null, job.config.train.dropout) == (null, 0.1 if null else 0.0)
+
+
 # --- data -----------------------------------------------------------------------------------------
+
+
+def test_data_are_matched_by_name(label_runs: Runner) -> None:
+    """Named by number in another order, as in folders of another model's."""
+    write = micro_ddpm.write_images
+    folder = write(label_runs.work / "others", labels=("bee", "ant, emmet", "cow"))
+    class_conditional.save_new(micro_ddpm.model(("cow", "ant, emmet", "bee")), label_runs.work / "turned")
+    words = (f"data.source={folder}", "model={work}/turned", "eval.classifier=null", "forget.labels=[ant]")
+    data = label_runs.job(*words).plan.data
+    assert data.names == ("cow", "ant, emmet", "bee")
+    assert (data.pixels.flatten(1).amin(1) // 60).tolist() == [{0: 2, 1: 1, 2: 0}[k] for k in data.labels.tolist()]
+
+
+@pytest.mark.parametrize("word", ["data=null", "data=none", "data.source=none", "data.source=null"])
+def test_there_may_be_no_data(label_runs: Runner, word: str) -> None:
+    assert label_runs.job(word, "eval.labels=null").plan.data is None
+
+
+def test_a_method_makes_the_images_that_it_reads_alone(label_runs: Runner, tmp_path: Path) -> None:
+    words = ("data=null", "forget.count=2", "saliency.kind=none", *QUICK)
+    ascent = "method={name: gradient_ascent, fast_rate: 1e-3}"
+    for method, expected in (("method={name: finetune}", (0, 2)), (ascent, (2, 0))):
+        job = label_runs.job(*words, method)
+        lesson = job.lesson()
+        there = tuple(0 if side is None else len(side) for side in (lesson.forget, lesson.remain))
+        assert there == job.sides() == expected
+    label_runs(tmp_path / "out", *words, "method={name: finetune}")
 
 
 @pytest.fixture(scope="module")
@@ -473,8 +531,7 @@ retrained model without null class | eval.retrained={work}/odd/bare | null class
 retrained model without weights | eval.retrained={work}/odd/hollow | hollow
 missing retrained model | eval.retrained={work}/none | none
 other classes | data.source={work}/odd/wasps | data.names
-other order | data.names=[cow, bee, ant] | data.names
-other size | data.source={work}/odd/large | [1, 12, 12]
+other size | data.source={work}/odd/large | data.size=8
 other mode | data.source={work}/odd/colour | [3, 8, 8]
 broken image | data.source={work}/odd/broken | cow/3.png
 missing folder | data.source={work}/none | none
@@ -486,7 +543,9 @@ some weights of a new model | method={name: retrain} ; train.parameters=down_blo
 groups | model=new ; architecture={channels: [8, 16], groups: 3} ; method={name: retrain} | architecture.groups
 missing model | model={work}/none | none
 another kind of model | model=photos-sd | photos-sd
-lone unet without names | model={work}/lone | labels
+lone unet without names | model={work}/lone | labels=4
+data of other names | model={work}/lone ; labels=3 | data.names
+unet without classes | model={work}/odd/plain ; data=null ; labels=3 | num_class_embeds
 names of a model that has some | labels=[a, b, c] ; data=null | labels
 method setting | method.lambdda=1 | method.lambd
 closed form of texts | method={name: uce} | uce
@@ -518,6 +577,7 @@ def odd(label_runs: Runner) -> Path:
         (folder / "judge cut" / path.name).write_bytes(path.read_bytes()[:5000])
     for name, labels in (("others", ("ant", "cow", "bee")), ("bare", LABELS), ("hollow", LABELS)):
         class_conditional.save_new(micro_ddpm.model(labels), folder / name)
+    DDPMPipeline(UNet2DModel(**UNET), DDPMScheduler()).save_pretrained(folder / "plain")
     config = folder / "bare/unet/config.json"
     config.write_text(json.dumps({**read(config), "num_class_embeds": 3}))
     bare, hollow = unet(folder / "bare"), unet(folder / "hollow")

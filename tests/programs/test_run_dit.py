@@ -24,7 +24,8 @@ from erase.programs import run, training
 from erase.programs.labels.data import gather
 from erase.programs.labels.plan import make_plan
 from erase.store import delta
-from erase.store.labelled import distinct, read_labelled
+from erase.store.class_names import distinct
+from erase.store.labelled import read_labelled
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
 NAMES = distinct(micro_dit.LABELS)

@@ -252,8 +252,9 @@ missing images | forget.images=none | none
 no images | remain.images=empty | empty
 image without a prompt | remain.images=bare | bare
 image with a long prompt | remain.images=long | 16
-image without an anchor | eval.images=0 ; forget.prompts=[a cat, a car] ; forget.anchors=[a dog, a boat] ; forget.images=two | a sepia cat
-""")  # noqa: E501
+image whose caption is not forgotten | eval.images=0 ; forget.prompts=[a cat, a car] ; forget.images=two | a sepia cat
+transparent image without leave | forget.images=clear ; forget.transparency=refuse | forget.transparency
+""")
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -263,10 +264,12 @@ def test_what_cannot_work_is_refused_before_anything(
     words, named = REFUSED[what]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    if "image w" in what:
+    if "image" in what:
         write_images(tmp_path / "bare", "x")
         write_images(tmp_path / "long", "a photo of a grandiloquent cat", name="metadata.jsonl")
         write_images(tmp_path / "two", "a cat", "a sepia cat", name="metadata.jsonl")
+    if "clear" in words[0]:
+        Image.new("RGBA", (8, 8)).save(write_images(tmp_path / "clear") / "a.png")
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         text_runs(tmp_path / "out", *words)
     assert named in str(caught.value)
@@ -295,7 +298,10 @@ def test_given_images_take_the_place_of_generated_ones(
     assert both.mean.shape == both.std.shape
     assert [bool(std.any()) for std in both.std] == [True, True, False, False]  # generated ones are exact
     two = write_images(tmp_path / "two", "a cat", "a sepia cat", name="metadata.jsonl")
-    several = text_runs.job(*QUICK, f"forget.images={two}").lesson().forget  # prompts of their own, and one anchor
+    words = (f"forget.images={two}", "forget.prompts=[a cat, a sepia cat]")
+    several = (
+        text_runs.job(*QUICK, *words, "eval.classifier=null").lesson().forget
+    )  # prompts of their own, and one anchor
     assert (len(set(several.cond.tolist())), len(set(several.anchor.tolist()))) == (2, 1)
 
 

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from erase.store import labelled
-from erase.store.labelled import LabelledImages, class_number, distinct, read_labelled, scaled
+from erase.store.class_names import class_number, distinct
+from erase.store.labelled import LabelledImages, read_labelled, scaled
 
 LABELS = [2, 0, 1, 1, 0, 2]
 
@@ -287,7 +288,7 @@ def test_the_first_image_that_differs_is_named(tmp_path: Path, size: tuple[int, 
     first = write_image(tmp_path / "a" / "1.png", noise(4, 5))
     odd = write_image(tmp_path / "a" / "2.png", noise(*size))
     write_image(tmp_path / "b" / "1.png", noise(9, 9))
-    refused(f"{odd} is {got}, expected 5×4 L as {first}: resize or convert the files first", tmp_path)
+    refused(f"{odd} is {got}, expected 5×4 L as {first}: give data.size=", tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1", "I;16"])
@@ -295,7 +296,59 @@ def test_the_first_image_that_differs_is_named(tmp_path: Path, size: tuple[int, 
 def test_other_modes_than_l_and_rgb_are_refused(tmp_path: Path, mode: str, number: int) -> None:
     write_image(tmp_path / "a" / "2.png", noise(4, 5))
     odd = write_image(tmp_path / "a" / f"{number}.png", noise(4, 5), mode)
-    refused(f"{odd} has mode {mode}, allowed are L and RGB: convert the files first", tmp_path)
+    refused(f"{odd} has mode {mode}, allowed are L and RGB: give data.size=4, or convert the files first", tmp_path)
+
+
+def test_files_of_any_size_and_mode_are_made_alike(tmp_path: Path) -> None:
+    """Transparent pixels are white; 16 bits are refused, which Pillow would clip."""
+    Image.new("RGBA", (8, 4), (0, 255, 0, 0)).save(write_image(tmp_path / "a" / "1.png", noise(4, 4)))
+    write_image(tmp_path / "a" / "2.png", np.full((4, 9), 7, np.uint8))
+    image = read_labelled(tmp_path, "train", size=4).pixels
+    assert image.shape == (2, 3, 4, 4)
+    assert (set(image[0].flatten().tolist()), set(image[1].flatten().tolist())) == ({255}, {7})
+    write_image(tmp_path / "a" / "1.png", noise(5, 4))
+    assert read_labelled(tmp_path, "train", size=4).pixels.shape == (2, 1, 4, 4)
+    odd = write_image(tmp_path / "a" / "3.png", noise(4, 5), "I;16")
+    refused(f"{odd} has mode I;16", tmp_path, size=4)
+
+
+def test_photographs_are_upright(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 2, 0)).save(tmp_path / "a/1.png", exif=exif)
+    assert read_labelled(tmp_path, "train").pixels.tolist() == [[[[0, 0], [255, 255]]]]
+
+
+def test_files_that_are_skipped_are_counted(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "1.png", noise(4, 4))
+    for name in ("a/2.gif", "a/3.GIF", "a/notes.txt", "a/.hidden"):
+        (tmp_path / name).touch()
+    said: list[str] = []
+    read_labelled(tmp_path, "train", say=said.append)
+    assert "4 files: 1 used, 3 skipped (.gif 2, .txt)" in said[0]
+
+
+def test_classes_are_numbered_by_name() -> None:
+    data = LabelledImages(
+        torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.tensor([0, 1, 2, 1]), ("a", "b", "c")
+    )
+    found = data.ordered(("c", "a, first", "b"))
+    assert found is not None
+    assert (found.labels.tolist(), found.names) == ([1, 2, 0, 2], ("c", "a, first", "b"))
+    assert torch.equal(found.pixels, data.pixels)
+    for names in (("a", "b", "d"), ("a", "b"), ("a", "b", "c", "d")):
+        assert data.ordered(names) is None
+
+
+def test_a_part_has_every_class() -> None:
+    data = LabelledImages(torch.arange(23, dtype=torch.uint8).view(23, 1, 1, 1), torch.arange(23) % 3 // 2, ("a", "b"))
+    rest, part = data.parted(0.2, seed=3)
+    assert sorted(rest.pixels.flatten().tolist() + part.pixels.flatten().tolist()) == list(range(23))
+    assert torch.bincount(part.labels).tolist() == [3, 1]
+    assert part.digest == data.parted(0.2, seed=3)[1].digest != data.parted(0.2, seed=4)[1].digest
+    with pytest.raises(ValueError, match="class b has one image"):
+        data.take(torch.tensor([0, 1, 2])).parted(0.2, seed=0)
 
 
 def test_files_of_another_shape_than_the_models_are_refused(tmp_path: Path) -> None:
@@ -543,6 +596,11 @@ def test_of_many_classes_the_closest_are_named() -> None:
     said = "no class 'Golden Retriever'; the model has 1000, 0 golden retriever, goldie to 999 class 999; did you mean "
     with pytest.raises(ValueError, match=f"{said}'golden retriever'"):
         class_number("Golden Retriever", names)
+    for label, meant in (("retriever", "golden retriever"), ("GOLDE", "golden retriever"), ("clas 7", "class 7")):
+        with pytest.raises(ValueError, match=f"did you mean.+{meant}'"):
+            class_number(label, names)
+    with pytest.raises(ValueError, match="give a number, 0 to 199"):
+        class_number("cat", [str(k) for k in range(200)])
 
 
 def test_names_that_several_classes_have_get_their_numbers() -> None:

@@ -74,8 +74,8 @@ def open(
     names = named or dict(enumerate(labels))
     if not names:
         raise ValueError(
-            f"{source.folder} names no classes: give labels=[…], a name for each of its {rows} class embeddings but "
-            "the null class"
+            f"{source.folder} names no classes and has {rows} class embeddings: give labels={rows} if each is a class, "
+            f"labels={rows - 1} if the last is the null class, or their names, labels=[…]"
         )
     if len(set(names.values())) < len(names):
         raise ValueError(f"{source.folder} names a class twice: {', '.join(names.values())}; names must differ")

@@ -21,7 +21,7 @@ from erase.diffusion.checkpoints.folders import Source, read_index
 from erase.diffusion.class_conditional import label_condition
 from erase.diffusion.condition import Condition
 from erase.diffusion.process import Discrete, discrete
-from erase.store.labelled import distinct
+from erase.store.class_names import distinct
 
 NAME = "DiT"
 CONDITION: Literal["text", "label"] = "label"

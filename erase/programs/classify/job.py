@@ -16,7 +16,7 @@ from erase.engine.losses import ASCENT, DESCENT, Objective
 from erase.engine.method import Method
 from erase.evaluation import report
 from erase.programs import saving
-from erase.programs.classify.plan import check, make_plan, num_remain, open_model
+from erase.programs.classify.plan import check, make_plan, new_model, num_remain, open_model
 from erase.programs.classify.predictions import predict
 from erase.programs.classify.report import AXES, GOALS, make_report, summarise, table
 from erase.programs.classify.trained import Comparison, Place, classifier, copy, kept, loop_of, num_steps
@@ -40,8 +40,9 @@ class Job:
             raise ValueError(
                 f"--save delta keeps what changed, and {setting.method.name} makes new weights: leave it out"
             )
-        self.plan = make_plan(config, self.fresh)
-        self.model = open_model(config, self.plan, setting.device)
+        given = open_model(config, setting.device)
+        self.plan = make_plan(config, self.fresh, None if given is None else given.labels, setting.say)
+        self.model = new_model(config, self.plan, setting.device) if given is None else given
         check(config, self.plan, self.model, self.fresh)
         check_guidance(config.saliency, setting.entry, False)
         self.compared = Comparison(config, self.plan, self.model, setting.accelerator, setting.say)

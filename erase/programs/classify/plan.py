@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,8 @@ from erase.classification.models import Model
 from erase.classification.splits import Split
 from erase.config import NEW, ClassifyConfig
 from erase.engine import distributed
-from erase.store.labelled import LabelledImages, class_number, read_labelled
+from erase.store.class_names import class_number
+from erase.store.labelled import LabelledImages, NoSplitError, read_labelled
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,48 @@ class Plan:
         return ", ".join([*(self.labels or share), f"{n} training images"] if n else [])
 
 
-def make_plan(config: ClassifyConfig, fresh: bool) -> Plan:
+def read_data(
+    config: ClassifyConfig, known: Sequence[str] | None, say: Callable[[str], None]
+) -> tuple[LabelledImages, LabelledImages]:
+    """Training and test images; their classes are numbered as those of a model that is there, found by name.
+
+    Raises:
+        ValueError: for data that cannot be read.
+    """
+    wanted = config.data
+    data = read_labelled(wanted.source, "train", names=wanted.names or None, size=wanted.size, say=say)
+    shape = (int(data.pixels.shape[1]), int(data.pixels.shape[2]), int(data.pixels.shape[3]))
+    try:
+        test = read_labelled(wanted.source, "test", names=data.names, shape=shape, size=wanted.size, say=say)
+    except NoSplitError:
+        data, test = data.parted(wanted.test, wanted.seed)
+        say(
+            f"{wanted.source} has no test part: {len(test)} of its {len(data) + len(test)} images become it, "
+            f"data.test={wanted.test:g} of every class by data.seed={wanted.seed}"
+        )
+    found = [part if known is None else part.ordered(known) or part for part in (data, test)]
+    return found[0], found[1]
+
+
+def make_plan(
+    config: ClassifyConfig,
+    fresh: bool,
+    known: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Read the data and split them.
+
+    Args:
+        config: the settings.
+        fresh: whether the weights are new.
+        known: names of the classes of a model that is there, by number.
+        say: where lines on the data go.
 
     Raises:
         ValueError: for data that cannot be read, and unless exactly one way to choose the forgotten images is given
             (for training none may be).
     """
-    data = read_labelled(config.data.source, "train", names=config.data.names or None)
-    shape = (int(data.pixels.shape[1]), int(data.pixels.shape[2]), int(data.pixels.shape[3]))
-    test = read_labelled(config.data.source, "test", names=data.names, shape=shape)
+    data, test = read_data(config, known, say)
     wanted = config.forget
     ways = {"fraction": wanted.fraction, "labels": wanted.labels, "ids": wanted.ids, "split": wanted.split}
     given = [name for name, value in ways.items() if value not in (None, [])]
@@ -72,16 +106,25 @@ def make_plan(config: ClassifyConfig, fresh: bool) -> Plan:
     return Plan(data, test.without(split.how.get("labels", [])), split)
 
 
-def open_model(config: ClassifyConfig, plan: Plan, device: torch.device) -> Model:
-    """The model to start from, or a new one as the recipe starts from it.
+def open_model(config: ClassifyConfig, device: torch.device) -> Model | None:
+    """The model to start from; None for one that the recipe makes.
 
     Raises:
-        ValueError: for an architecture where there is none to choose, or a missing one.
+        ValueError: for an architecture where there is none to choose, or a folder that is no classifier.
     """
-    if config.model != NEW:
-        if config.architecture is not None:
-            raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
-        return models.open_model(folders.locate(config.model).folder, device)
+    if config.model == NEW:
+        return None
+    if config.architecture is not None:
+        raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
+    return models.open_model(folders.locate(config.model).folder, device)
+
+
+def new_model(config: ClassifyConfig, plan: Plan, device: torch.device) -> Model:
+    """A new model, as the recipe starts from it.
+
+    Raises:
+        ValueError: for a missing architecture.
+    """
     if config.architecture is None:
         raise ValueError("model=new needs an architecture: give architecture.model_type=resnet and so on")
     depth, height, width = plan.data.pixels.shape[1:]
@@ -126,8 +169,8 @@ def fits(name: str, model: Model, data: LabelledImages) -> None:
     unnamed = tuple(f"LABEL_{k}" for k in range(len(model.labels)))
     if model.labels not in (unnamed, data.names):
         raise ValueError(
-            f"the data's classes are {', '.join(data.names)}, those of {name} are {', '.join(model.labels)}: give "
-            "data.names in the model's order"
+            f"the data's classes are {', '.join(data.names)}, those of {name} are {', '.join(model.labels)}: rename "
+            "the class folders, or give data.names (of other sources) as the model has them"
         )
     depth = data.pixels.shape[1]
     if depth not in (1, model.channels):

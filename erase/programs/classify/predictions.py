@@ -71,8 +71,5 @@ def parts(plan: Plan, seen: Seen) -> dict[str, tuple[metrics.Floats, metrics.Int
     """Logits and labels of each part of the data."""
     labels = plan.data.labels.numpy()
     index = {"forget": plan.split.forget, "remain": plan.split.remain, "validation": plan.split.validation}
-    if plan.labels:  # as in the test images
-        kept = ~torch.isin(plan.data.labels[index["validation"]], torch.tensor(plan.split.how["labels"]))
-        index["validation"] = index["validation"][kept]
     found = {name: (seen.train[i.numpy()], labels[i.numpy()]) for name, i in index.items()}
     return {**found, "test": (seen.test, plan.test.labels.numpy())}

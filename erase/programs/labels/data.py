@@ -29,8 +29,9 @@ def gather(
     precision: Precision,
     fresh: bool,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[LatentSet | None, LatentSet]:
-    """Both sides as the network sees them: from the data, or drawn by the model itself."""
+    wanted: tuple[bool, bool] = (True, True),
+) -> tuple[LatentSet | None, LatentSet | None]:
+    """Both sides as the network sees them, where wanted: from the data, or drawn by the model itself."""
     table = {"label": torch.arange(len(plan.labels))}
 
     def side(which: Sequence[int], count: int | None, what: str) -> LatentSet:
@@ -61,18 +62,38 @@ def gather(
 
     if fresh:
         return None, side(plan.remain, config.remain.count, "remain")
-    balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
-    remain = side(plan.remain, config.remain.count or balanced, "remain")
     lots = dict.fromkeys(plan.forget, plan.among or plan.remain)
-    if config.forget.among == "far" or config.remain.share == "near":
-        model = diffuser.denoiser()
-        apart = {label: distances(plan, model, remain, label, precision, config.seed) for label in plan.forget}
-        if config.forget.among == "far":
-            for label in plan.forget:
-                lots[label] = far(apart[label])
-                say(f"{plan.labels[label]} is led to {', '.join(plan.labels[i] for i in lots[label])}")
-        if config.remain.share == "near":
-            remain = leaning(remain, list(apart.values()))
+    remain: LatentSet | None = None
+    by_lot = wanted[0] and config.forget.among == "far"
+    if wanted[1] or by_lot:
+        balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
+        remain = side(plan.remain, config.remain.count or balanced, "remain")
+        if by_lot or config.remain.share == "near":
+            model = diffuser.denoiser()
+            apart = {label: distances(plan, model, remain, label, precision, config.seed) for label in plan.forget}
+            if by_lot:
+                for label in plan.forget:
+                    lots[label] = far(apart[label])
+                    say(f"{plan.labels[label]} is led to {', '.join(plan.labels[i] for i in lots[label])}")
+            if config.remain.share == "near":
+                remain = leaning(remain, list(apart.values()))
+    return forgotten(config, plan, lots, side) if wanted[0] else None, remain
+
+
+def forgotten(
+    config: DdpmConfig,
+    plan: Plan,
+    lots: Mapping[int, Sequence[int]],
+    side: Callable[[Sequence[int], int, str], LatentSet],
+) -> LatentSet:
+    """The forget side.
+
+    Args:
+        config: the settings.
+        plan: the classes.
+        lots: of each forgotten class, those that are drawn by lot in its place.
+        side: gives so many images of each of some classes.
+    """
     parts: list[LatentSet] = []
     """Images, the forgotten class that asks for each, and its anchor."""
     if config.forget.pictures != "anchor":
@@ -99,7 +120,7 @@ def gather(
         uniform = torch.rand(forget.mean.shape, generator=seeded("cpu", config.seed, 3)) * 2 - 1
         true = forget if config.saliency.per == "image" else None
         forget = replace(forget, mean=uniform, std=None, stands_for=true)
-    return forget if config.forget.loss == "redirect" else replace(forget, anchor=None), remain
+    return forget if config.forget.loss == "redirect" else replace(forget, anchor=None)
 
 
 def mirrored(pixels: Tensor, generator: torch.Generator) -> Tensor:

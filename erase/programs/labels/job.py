@@ -21,7 +21,7 @@ from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
 from erase.programs.folder import first_line
 from erase.programs.images import draw_pictures
-from erase.programs.inputs import check_guidance, denoising
+from erase.programs.inputs import check_guidance, denoising, sides_read, with_dropout
 from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
@@ -46,8 +46,9 @@ class Job:
         self.source = None if config.model == NEW else find(config, config.model)
         if self.source is None and setting.form == "delta":
             raise ValueError("--save delta needs a base; model=new has none")
-        data = read_data(config, self.source)
+        data = read_data(config, self.source, setting.say)
         self.model = open_base(config, self.source, data, setting.device, setting.dry_run)
+        self.config = config = with_dropout(config, self.model.has_null)
         gone = [] if self.source is None else folders.forgotten(self.source)
         self.plan = make_plan(config, self.model, data, self.fresh, gone)
         self.chosen = self.model.choose(config.train.parameters)
@@ -89,7 +90,10 @@ class Job:
             return 0, side(plan.remain, config.remain.count)
         balanced = -(-config.forget.count * len(plan.forget) // len(plan.remain))
         forget = side(plan.forget, config.forget.count) * (2 if config.forget.pictures == "both" else 1)
-        return forget, side(plan.remain, config.remain.count or balanced)
+        read = sides_read(config, self.setting.entry)
+        remain = side(plan.remain, config.remain.count or balanced)
+        both = read[1] or (read[0] and config.forget.among == "far")  # which the remain images tell
+        return forget if read[0] else 0, remain if both else 0
 
     def record(self) -> dict[str, Any]:
         """Classes as they are resolved, hashes of weights and data."""
@@ -147,7 +151,8 @@ class Job:
         """Images of both sides, as the network sees them."""
         config, model, setting = self.config, self.model, self.setting
         model.ready(model.family.TRAINED)
-        forget, remain = gather(config, self.plan, model, setting.precision, self.fresh, setting.say)
+        read = sides_read(config, setting.entry)
+        forget, remain = gather(config, self.plan, model, setting.precision, self.fresh, setting.say, read)
         if self.fresh and self.source is not None:
             setattr(model.pipe, model.family.TRAINED, class_conditional.renew(model.net, config.seed))
             model.choose(config.train.parameters)

@@ -11,7 +11,7 @@ from erase.programs.run import Lesson
 
 
 def make_lesson(
-    config: DdpmConfig, model: Model, forget: LatentSet | None, remain: LatentSet, desc: str = "unlearning"
+    config: DdpmConfig, model: Model, forget: LatentSet | None, remain: LatentSet | None, desc: str = "unlearning"
 ) -> Lesson:
     """The denoiser with its data and objectives."""
     objectives = denoising(config, model.net)

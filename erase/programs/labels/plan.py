@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -18,7 +18,8 @@ from erase.engine.method import Method
 from erase.evaluation import classes, generate
 from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method
-from erase.store.labelled import LabelledImages, class_number, read_labelled
+from erase.store.class_names import class_number
+from erase.store.labelled import LabelledImages, read_labelled
 
 LEAST = 6
 """Pictures of a label: coverage looks at five neighbours, and no outcome of five pairs is beyond chance."""
@@ -59,7 +60,7 @@ class Plan:
         return [PromptRow(self.labels[i], seed=i, object=self.labels[i]) for i in order]
 
 
-def read_data(config: DdpmConfig, source: folders.Source | None) -> LabelledImages | None:
+def read_data(config: DdpmConfig, source: folders.Source | None, say: Callable[[str], None]) -> LabelledImages | None:
     """The training images, if the run has any.
 
     Raises:
@@ -69,12 +70,19 @@ def read_data(config: DdpmConfig, source: folders.Source | None) -> LabelledImag
         if source is None:
             raise ValueError("model=new needs data.source: labelled images to train on")
         return None
-    return read_labelled(config.data.source, "train", names=config.data.names or config.labels or None)
+    return read_labelled(config.data.source, "train", names=names_given(config), size=config.data.size, say=say)
+
+
+def names_given(config: DdpmConfig) -> list[str] | None:
+    """Class names that the settings give for the data."""
+    own = [] if config.data is None else config.data.names
+    return own or (config.labels if isinstance(config.labels, list) else []) or None
 
 
 def find(config: DdpmConfig, model: str) -> folders.Source:
     """A checkpoint of the run."""
-    found = locate(model, "label", labels=config.labels)
+    named = config.labels
+    found = locate(model, "label", labels=named if isinstance(named, list) else [str(i) for i in range(named)])
     assert isinstance(found, folders.Source)
     return found
 
@@ -125,15 +133,17 @@ def make_plan(
     """
     labels = diffuser.labels
     if data is not None:
-        if list(data.names) != labels:
+        ordered = data.ordered(labels)
+        if ordered is None:
             raise ValueError(
-                f"the data's classes are {short(data.names)}, the model's are {short(labels)}: give data.names "
-                "in the model's order"
+                f"the data's classes are {short(data.names)}, the model's are {short(labels)}: give data.names (or "
+                "labels, for a model that names none) as the other has them, or data=null"
             )
+        data = ordered
         if tuple(data.pixels.shape[1:]) != diffuser.shape:
             raise ValueError(
                 f"the data's images are {list(data.pixels.shape[1:])} (channels, height, width), the model takes "
-                f"{list(diffuser.shape)}: convert the files first"
+                f"{list(diffuser.shape)}: give data.size={diffuser.shape[1]}, or convert the files first"
             )
 
     forget = [class_number(label, labels) for label in config.forget.labels]
@@ -181,7 +191,7 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
             labels, or a retrained model that is not there.
     """
     for name, dropout in (("train.dropout", config.train.dropout), ("forget.dropout", config.forget.dropout)):
-        if dropout > 0 and not diffuser.has_null:
+        if dropout and not diffuser.has_null:
             raise ValueError(f"{name} {dropout} needs a null class, which {config.model} lacks: set it to 0")
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:

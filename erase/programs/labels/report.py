@@ -18,7 +18,7 @@ from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.stats import mcnemar_exact
 from erase.programs.folder import new_report, run_time, unjudged
 from erase.programs.images import classified
-from erase.programs.labels.plan import Plan
+from erase.programs.labels.plan import Plan, names_given
 from erase.store.labelled import NoSplitError, read_labelled
 
 AXES = {"forget": ("still named as forgotten", 1.0), "remain": ("remain accuracy", 1.0)}
@@ -104,7 +104,8 @@ def reference(
         return fidelity.features_of(seen["before"]), asked
     names = list(plan.labels)
     try:
-        data = read_labelled(config.data.source, "test", names=config.data.names or config.labels or None)
+        data = read_labelled(config.data.source, "test", names=names_given(config), size=config.data.size)
+        data = data.ordered(names) or data
     except NoSplitError:
         assert plan.data is not None
         data = plan.data

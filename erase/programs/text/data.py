@@ -13,15 +13,8 @@ from erase.diffusion import condition
 from erase.diffusion.data import ImageItem, LatentSet, encode_in_batches
 from erase.diffusion.model import Model
 from erase.engine.precision import Precision
-from erase.methods import Entry
 from erase.programs.text.drawing import drawn_latents
-from erase.programs.text.plan import Plan, anchors_of, own_of
-
-
-def sides_read(config: SdConfig, entry: Entry) -> tuple[bool, bool]:
-    """Whether a run reads images of what is forgotten, and of what stays; only those are generated."""
-    masked = config.saliency.kind != "none"
-    return entry.reads("forget", masked), entry.reads("remain", masked)
+from erase.programs.text.plan import Plan, own_of
 
 
 def cache(
@@ -56,9 +49,8 @@ def cache(
     if wanted[1]:
         kept = side(plan.remain, plan.remain_images, config.remain.count, "remain")
     remain_words, remain_mean, remain_std = kept
-    anchor_of = anchors_of(plan, forget_words)
-    attribute_of = own_of(plan, plan.attributes, forget_words, "attribute")
-    weight_of = own_of(plan, plan.weights, forget_words, "weight")
+    anchor_of, attribute_of = own_of(plan, plan.anchors), own_of(plan, plan.attributes)
+    weight_of = own_of(plan, plan.weights)
     distinct = list(dict.fromkeys([*forget_words, *anchor_of.values(), *attribute_of.values(), *remain_words, ""]))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     table = diffuser.embed(distinct)

@@ -21,10 +21,9 @@ from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
 from erase.programs.attack import attack, check_attacks
 from erase.programs.folder import first_line
-from erase.programs.inputs import check_guidance, denoising
+from erase.programs.inputs import check_guidance, denoising, sides_read, with_dropout
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
-from erase.programs.text.data import sides_read
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import calibrate, check_evaluators, why_unjudged
 from erase.programs.text.judges.nudity import look_for_nudity
@@ -47,10 +46,11 @@ class Job:
         self.setting, self.config = setting, config
         self.source = locate(config.model, "text")
         self.gone = folders.forgotten(self.source)
-        self.plan = plan = make_plan(config, self.gone)
+        self.plan = plan = make_plan(config, self.gone, setting.say)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
         self.model.scheduler(config.draw.sampler)  # refuses one that does not fit
         self.plan = plan = self.readable(plan)
+        self.config = config = with_dropout(config, self.model.has_null)
         self.model.check_prompts(plan.words)
         self.chosen = self.model.choose(config.train.parameters)
         if isinstance(setting.method.update, ClosedForm):

@@ -18,9 +18,9 @@ from erase.engine.precision import Precision
 from erase.engine.updates import ClosedForm
 from erase.methods import Entry
 from erase.methods.uce import Reading
-from erase.programs.inputs import denoising, learning
+from erase.programs.inputs import denoising, learning, sides_read
 from erase.programs.run import Lesson
-from erase.programs.text.data import cache, sides_read
+from erase.programs.text.data import cache
 from erase.programs.text.plan import Plan
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
-from erase.config import SdConfig
+from erase.config import Forget, Remain, SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
 from erase.evaluation import prompt_files
 from erase.evaluation.prompt_files import PromptRow
@@ -60,16 +60,17 @@ class Plan:
         return {"forget": self.forget, "anchors": self.anchors, **lost}
 
 
-def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
+def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str], None] = lambda line: None) -> Plan:
     """Resolve prompts and prompt sets.
 
     Args:
         config: the settings.
         gone: marks of what the model's weight file says was forgotten before (see `marks`).
+        say: where a line on given images goes.
 
     Raises:
-        ValueError: for anchors that do not match or are forgotten, a set whose rows are all forgotten, or remain
-            images of a forgotten prompt.
+        ValueError: for anchors that do not match or are forgotten, a set whose rows are all forgotten, remain images
+            of a forgotten prompt, or forget images of another.
     """
     targets = make_targets(config)
     forget, anchors = targets.prompts, targets.anchors
@@ -109,8 +110,8 @@ def make_plan(config: SdConfig, gone: Collection[str] = ()) -> Plan:
         rows,
         [is_forgotten(row) for row in rows],
         list(dict.fromkeys(row.prompt for row in labelled if is_gone(row))),
-        given_images(config.forget.images, forget),
-        given_images(config.remain.images, remain),
+        given_images(config.forget, "forget", forget, say),
+        given_images(config.remain, "remain", remain, say),
         targets.attributes,
         targets.weights,
     )
@@ -133,10 +134,12 @@ def check_plan(plan: Plan, gone: Collection[str]) -> None:
         lost = [prompt for prompt in prompts if prompt in away or saving.mark(prompt) in gone]
         if lost:
             raise ValueError(f"{what} has {lost[0]!r}, which is to be forgotten or was before: choose what stays")
-    given = [item.prompt for item in plan.forget_images or []]
-    anchors_of(plan, given)
-    own_of(plan, plan.attributes, given, "attribute")
-    own_of(plan, plan.weights, given, "weight")
+    strange = Counter(item.prompt for item in plan.forget_images or [] if item.prompt not in plan.forget)
+    if strange:
+        raise ValueError(
+            f"forget.images has {strange.total()} captions that are not in forget.prompts, such as "
+            f"{next(iter(strange))!r}: add them there, or remove the file of captions"
+        )
 
 
 def marks_of(row: PromptRow) -> set[str]:
@@ -154,35 +157,20 @@ def marks(config: SdConfig, plan: Plan) -> list[str]:
     return [saving.mark(name) for name in (*prompts, *(f"{axis}: {label}" for label in labels if label))]
 
 
-def given_images(folder: Path | None, prompts: Sequence[str]) -> list[ImageItem] | None:
+def given_images(
+    side: Forget | Remain, name: str, prompts: Sequence[str], say: Callable[[str], None]
+) -> list[ImageItem] | None:
     """A folder's images; without prompts of their own they have the only one there is."""
-    if folder is None:
+    if side.images is None:
         return None
-    items = read_folder(folder, prompts[0] if len(prompts) == 1 else None)
-    check_images(items)
+    items = read_folder(side.images, prompts[0] if len(prompts) == 1 else None, say)
+    check_images(items, f"{name}.transparency" if side.transparency == "refuse" else None)
     return items
 
 
-def anchors_of(plan: Plan, words: Sequence[str]) -> dict[str, str]:
-    """The anchor of each forget prompt, those of given images among them; empty without a redirect.
-
-    Raises:
-        ValueError: for a given image whose prompt has no anchor.
-    """
-    return own_of(plan, plan.anchors, words, "anchor")
-
-
-def own_of(plan: Plan, values: Sequence[Value], words: Sequence[str], what: str) -> dict[str, Value]:
-    """What each forget prompt has of its own, those of given images among them; empty where none has.
-
-    Raises:
-        ValueError: for a given image whose prompt has none, where the others differ.
-    """
-    found = dict(zip(plan.forget, values, strict=True)) if values else {}
-    unknown = [word for word in words if found and word not in found]
-    if unknown and len(set(values)) > 1:
-        raise ValueError(f"the forget image with prompt {unknown[0]!r} has no {what}: add the prompt to forget.prompts")
-    return {**found, **(dict.fromkeys(unknown, values[0]) if values else {})}
+def own_of(plan: Plan, values: Sequence[Value]) -> dict[str, Value]:
+    """What each forget prompt has of its own, such as its anchor; empty where none has."""
+    return dict(zip(plan.forget, values, strict=True)) if values else {}
 
 
 def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:

@@ -193,8 +193,8 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
             labels, or a retrained model that is not there.
     """
     for name, dropout in (("train.dropout", config.train.dropout), ("forget.dropout", config.forget.dropout)):
-        if dropout > 0 and not diffuser.has_null:
-            raise ValueError(f"{name} {dropout} needs a null class, which {config.model} lacks: set it to 0")
+        if dropout and not diffuser.has_null:
+            raise ValueError(f"{name}={dropout} needs a null class, which {config.model} lacks: set it to 0")
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
         class_conditional.check_guidance(diffuser, config.draw.guidance)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 SD = ["train.steps=3", "eval.images=1", "eval.classifier=null", "eval.nudity=null", "forget.count=6", "remain.count=1"]
 SD += ["saliency.count=8", "draw.steps=4"]
 DDPM = ["train.steps=3", "eval.images=6", "forget.count=30", "saliency.count=16", "saliency.batch_size=8"]
-DDPM += ["saliency.draws=2"]
+DDPM += ["saliency.draws=2", "data.source=fashion-mnist"]
 RESNET = ["model=fashion-classifier", "eval.retrained=false", "train.steps=5", "saliency.count=200"]
 RESNET += ["remain.count=2000"]
 CASES = {
@@ -34,8 +34,8 @@ CASES = {
     "sd-esd-x": ["sd", "sd_photos_esd_x", *SD],
     "sd-uce": ["sd", "sd_photos_uce", *(word for word in SD if not word.startswith(("train", "saliency")))],
     "ddpm-sfron": ["ddpm", "ddpm_fashion_sfron", *DDPM, "remain.count=30"],
-    "ddpm-salun": ["ddpm", "ddpm_fashion_salun", *DDPM],
-    "ddpm-selective-amnesia": ["ddpm", "ddpm_fashion_selective_amnesia", *DDPM],
+    "ddpm-salun": ["ddpm", "ddpm_fashion_salun", *DDPM, "remain.count=1000"],
+    "ddpm-selective-amnesia": ["ddpm", "ddpm_fashion_selective_amnesia", *DDPM, "remain.count=1000"],
     "ddpm-own-data": ["ddpm", "ddpm_fashion_sfron", *DDPM, "data=null", "remain.count=6", "eval.classifier=null"],
     "classify-sfron": ["classify", "classify_fashion_sfron", *RESNET],
     "classify-salun": ["classify", "classify_fashion_salun", *RESNET],

@@ -7,7 +7,18 @@ import pytest
 import yaml
 
 from erase import resources
-from erase.config import PIPELINES, SdConfig, arguments, dump, listing, merge, override, parse, read_preset
+from erase.config import (
+    PIPELINES,
+    DdpmConfig,
+    SdConfig,
+    arguments,
+    dump,
+    listing,
+    merge,
+    override,
+    parse,
+    read_preset,
+)
 from erase.methods import find_method, list_methods
 from erase.store.files import differences, paths
 
@@ -47,6 +58,12 @@ def test_shipped_preset_is_whole(name: str) -> None:
         assert (config.saliency.threshold is None) != (config.saliency.density is None)
     # what run.json keeps can be run again
     assert parse(dump(config), type(config)) == config
+
+
+@pytest.mark.parametrize("name", [name for name in resources.list_presets() if name.startswith("ddpm_fashion")])
+def test_only_training_the_embedded_ddpm_needs_data(name: str) -> None:
+    config = parse(read_preset(resources.preset_path(name)), DdpmConfig)
+    assert (config.data is None) != find_method(config.method["name"]).fresh
 
 
 def test_a_preset_may_have_a_byte_order_mark_and_a_bare_no(tmp_path: Path) -> None:

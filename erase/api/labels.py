@@ -27,8 +27,6 @@ from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, make_plan, read_data
 from erase.programs.progress import listening
 
-FORGET = 200
-"""Images for each forgotten class of a DDPM, unless a preset or a setting says otherwise; as many in all of others."""
 Label = str | int
 
 
@@ -51,9 +49,6 @@ def forget_labels(
     net, parts = model.net, list(networks(model.pipe).values())
     kind = family_name(model.pipe) or ""
     asked = _asked(label if what is None else what, call, anchor, data)
-    if kind == "ddpm" and call.preset is None:
-        asked["forget"]["count"], asked["remain"] = FORGET, {"count": None}
-        asked["draw"] = {"steps": 25}
     chosen = choose(call, kind, asked, ("new_net", "denoiser"), model.device, model.dtype)
     chosen = replace(chosen, config=with_dropout(chosen.config, model.has_null))
     config, before = chosen.config, past(net)

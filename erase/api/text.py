@@ -27,13 +27,11 @@ from erase.engine.updates import ClosedForm
 from erase.programs import saving
 from erase.programs.inputs import check_guidance, with_dropout
 from erase.programs.progress import listening
-from erase.programs.text.lesson import make_lesson, read_sides
+from erase.programs.text.lesson import make_lesson, read_sides, readable
 from erase.programs.text.plan import make_plan, marks
 
-EVERYDAY = ["everyday"]
-"""What stays if nothing is said."""
-FORGET, REMAIN = 32, 1
-"""Images generated for each prompt, unless a preset or a setting says otherwise: `everyday` has 60 prompts."""
+EVERYDAY = ["everyday", "objects", "people"]
+"""What stays if nothing is said, where a preset's own remain prompts are of its own concept."""
 
 
 def forget_prompts(
@@ -57,7 +55,7 @@ def forget_prompts(
         config = chosen.config
         check_guidance(config.saliency, chosen.entry, model.has_null)
         before = past(net)
-        plan = make_plan(config, before.forgotten)
+        plan = readable(config, make_plan(config, before.forgotten), model, lambda line: None)
         model.check_prompts(plan.words)
         for context in (listening(call.progress), no_launch_left()):
             stack.enter_context(context)
@@ -107,10 +105,8 @@ def _asked(
         forget |= {"prompts": listed(prompts), "anchors": []}
     if anchor is not None:
         forget["anchors"] = listed(anchor)
-    if remain is not None or not own or (prompts is not None and below.get("concept")):
+    if remain is not None or (prompts is not None and below.get("concept")):
         kept["prompts"] = EVERYDAY if remain is None else listed(remain)
-    if not own:
-        forget["count"], kept["count"] = FORGET, REMAIN
     return {
         **({"concept": None} if prompts is not None else {}),  # nothing is left of what a preset has for its own
         "pipeline": "sd",

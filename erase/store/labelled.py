@@ -162,7 +162,9 @@ def read_labelled(
     if isinstance(source, str) and source.startswith("datasets:"):
         pixels, labels, found = _read_datasets(source, split, shape, size)
     elif not folder.is_dir():
-        hint = ": install Debian's package dataset-fashion-mnist or give a folder with its IDX files"
+        hint = (
+            ": install Debian's package dataset-fashion-mnist, give a folder with its IDX files, or forget without data"
+        )
         raise ValueError(f"no such folder: {folder}{hint if source == 'fashion-mnist' else ''}")
     elif any(_idx_file(folder, part, what) for part in ("train", "t10k") for what in ("images", "labels")):
         if size is not None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from erase import resources
-from erase.api import labels, settings, text
+from erase.api import settings
 
 SMALL: dict[str, Any] = {
     "saliency.count": 4,
@@ -22,6 +22,11 @@ SMALL: dict[str, Any] = {
     "draw.batch_size": 4,
 }
 
+DATA: dict[str, dict[str, Any]] = {
+    "sd": {"forget.count": 2, "remain.count": 1, "remain.prompts": ["a car", "a boat"]},  # micro models read few tokens
+    "ddpm": {"forget.count": 4},
+}
+
 
 @pytest.fixture(autouse=True)
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,12 +36,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, name in settings.PRESETS.items():
         preset = yaml.safe_load(resources.preset_path(name).read_text())
         own = {key: value for key, value in SMALL.items() if not (key.startswith("draw") and "draw" not in preset)}
+        own |= DATA.get(preset["pipeline"], {})
         path = tmp_path / f"{kind}.yaml"
         path.write_text(yaml.safe_dump(put(preset, own)))
         monkeypatch.setitem(settings.PRESETS, kind, str(path))
-    monkeypatch.setattr(text, "FORGET", 2)
-    monkeypatch.setattr(text, "EVERYDAY", ["a car", "a boat"])  # a micro model reads few tokens
-    monkeypatch.setattr(labels, "FORGET", 4)
 
 
 @pytest.fixture

@@ -388,7 +388,7 @@ def test_a_source_that_is_missing_or_no_folder_is_refused(tmp_path: Path) -> Non
 
 def test_fashion_mnist_is_debians_folder_with_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelled, "FASHION_FOLDER", tmp_path / "fashion")
-    hint = "install Debian's package dataset-fashion-mnist or give a folder with its IDX files"
+    hint = "install Debian's package dataset-fashion-mnist, give a folder with its IDX files, or forget without data"
     refused(f"no such folder: {tmp_path / 'fashion'}: {hint}", "fashion-mnist")
     with pytest.raises(ValueError, match="no such folder") as error:
         read_labelled(tmp_path / "other", "train")

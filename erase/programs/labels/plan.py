@@ -192,7 +192,7 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
     """
     for name, dropout in (("train.dropout", config.train.dropout), ("forget.dropout", config.forget.dropout)):
         if dropout and not diffuser.has_null:
-            raise ValueError(f"{name} {dropout} needs a null class, which {config.model} lacks: set it to 0")
+            raise ValueError(f"{name}={dropout} needs a null class, which {config.model} lacks: set it to 0")
     drawing = bool(config.eval.images) or plan.data is None
     if drawing:
         class_conditional.check_guidance(diffuser, config.draw.guidance)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,8 +26,8 @@ from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import calibrate, check_evaluators, why_unjudged
 from erase.programs.text.judges.nudity import look_for_nudity
-from erase.programs.text.lesson import make_lesson, read_sides
-from erase.programs.text.plan import Plan, make_plan, marks
+from erase.programs.text.lesson import make_lesson, read_sides, readable
+from erase.programs.text.plan import make_plan, marks
 from erase.programs.text.report import AXES, GOALS, make_report, summarise
 from erase.programs.text.until import look_between_steps, looked
 from erase.store import files
@@ -49,7 +48,7 @@ class Job:
         self.plan = plan = make_plan(config, self.gone, setting.say)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
         self.model.scheduler(config.draw.sampler)  # refuses one that does not fit
-        self.plan = plan = self.readable(plan)
+        self.plan = plan = readable(config, plan, self.model, setting.say)
         self.config = config = with_dropout(config, self.model.has_null)
         self.model.check_prompts(plan.words)
         self.chosen = self.model.choose(config.train.parameters)
@@ -65,15 +64,6 @@ class Job:
             setting.say(text.say_cut(self.model, cut, len(plan.rows)))
         self.weights: dict[str, dict[str, str]] = {}
         """Hashes of the models whose images are judged, by the images' folder."""
-
-    def readable(self, plan: Plan) -> Plan:
-        """The plan without rows of remain sets that the model would cut; prompts that are written out are refused."""
-        cut = {row["prompt"] for row in text.cut_prompts(self.model, plan.remain)} - {*self.config.remain.prompts}
-        remain = [prompt for prompt in plan.remain if prompt not in cut]
-        if not cut or not remain:
-            return plan
-        self.setting.say(f"{len(cut)} of {len(plan.remain)} remain prompts are too long for this model and left out")
-        return replace(plan, remain=remain)
 
     def rehearse(self) -> list[str]:
         """In lines; nothing is computed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,16 @@ class Sides:
     """The empty prompt's condition, leaves `[1, …]`."""
     resources: dict[str, Any] = field(default_factory=dict)
     """Text embeddings, for closed forms."""
+
+
+def readable(config: SdConfig, plan: Plan, model: Model, say: Callable[[str], None]) -> Plan:
+    """The plan without rows of remain sets that the model would cut; prompts that are written out are refused later."""
+    cut = {row["prompt"] for row in text.cut_prompts(model, plan.remain)} - {*config.remain.prompts}
+    remain = [prompt for prompt in plan.remain if prompt not in cut]
+    if not cut or not remain:
+        return plan
+    say(f"{len(cut)} of {len(plan.remain)} remain prompts are too long for this model and left out")
+    return replace(plan, remain=remain)
 
 
 def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method: Method, precision: Precision) -> Sides:

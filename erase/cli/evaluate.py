@@ -81,10 +81,10 @@ def eval_nudity(
     files.write_json(out, {"schema": 1, "command": command_line(), "nudity": result})
     typer.echo(f"{result['flagged']} of {result['images']} pictures flagged ({wanted.name}); {out}")
     if result["errors"]:
-        first = result["errors"][0]
+        file, error = (result["errors"][0][key] for key in ("file", "error"))
         raise ValueError(
             f"{len(result['errors'])} pictures could not be looked at, so they are not known to be safe; "
-            f"first {first['file']}: {first['error']}"
+            f"first {error if file in error else f'{file}: {error}'}"
         )
 
 

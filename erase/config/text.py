@@ -51,6 +51,7 @@ class Forget:
     images: Path | None = None
     """A folder of images instead of drawn ones; captions of their own must be among `forget.prompts`."""
     transparency: Transparency = "white"
+    """Images with transparent pixels are composed on `white`, or refused."""
     count: Positive = 32
     """Images drawn per prompt."""
     pictures: Literal["own", "anchor", "both"] = "own"
@@ -79,6 +80,7 @@ class Remain:
     images: Path | None = None
     """A folder of images instead of generated ones, with captions of their own unless there is one prompt."""
     transparency: Transparency = "white"
+    """Images with transparent pixels are composed on `white`, or refused."""
     count: Positive = 4
     """Images drawn per prompt."""
     loss: RemainLoss = "denoise"

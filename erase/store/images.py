@@ -27,7 +27,8 @@ def decode(load: Callable[[], Image.Image], where: object) -> Image.Image:
             image.load()
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} is no image or is cut short ({error})") from error
+        reason = str(error).replace(f" {str(where)!r}", "")  # Pillow names the file again
+        raise ValueError(f"{where} is no image or is cut short ({reason})") from error
 
 
 def as_rgb(image: Image.Image, where: object) -> Image.Image:

@@ -663,7 +663,7 @@ def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Pa
     assert "no config.json there" in erase("eval", "classes", pictures, "--classifier", tmp_path / "empty", *out).said
     assert "empty: holds no images" in erase("eval", "classes", tmp_path / "empty", *known, *out).said
     cut_short(pictures / "1.png")
-    assert "1.png: not an image that can be decoded" in erase("eval", "classes", pictures, *known, *out).said
+    assert "1.png is no image" in erase("eval", "classes", pictures, *known, *out).said
     assert not (tmp_path / "out.json").exists()
 
 

@@ -622,7 +622,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         index(unet=["diffusers", "UNet1DModel"], _class_name="DanceDiffusionPipeline"),
         "holds a DanceDiffusionPipeline; supported pipelines: .*ClassConditionalPipeline",
     ),
-    "a classifier": (a_transformers_model, "holds a model of another kind and no pipeline"),
+    "a classifier": (a_transformers_model, "holds an image classifier: it is for erase run classify"),
     "another lone unet": (lone_of_another_kind, "holds a UNet2DConditionModel and no pipeline"),
     "missing weights": (missing_weights, "2 weights are missing, such as conv_in.weight: get it again"),
     "no classes": (
@@ -639,7 +639,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         index(id2label={str(i): str(i) for i in range(5)}),
         "has 4 class embeddings, null class included; got 5 names",
     ),
-    "no names": (index(id2label={}), r"names no classes: give labels=\[…\], a name for each of its 4 class embeddings"),
+    "no names": (index(id2label={}), r"names no classes and has 4 class embeddings: give labels=4 .* labels=3"),
 }
 
 
@@ -654,7 +654,7 @@ def test_a_damaged_checkpoint_is_refused(copy: Path, how: str) -> None:
 
 def test_names_that_do_not_fit_are_refused(copy: Path) -> None:
     for labels, said in (
-        ((), r"unet names no classes: give labels=\[…\], a name for each of its 4 class embeddings but the null class"),
+        ((), r"unet names no classes and has 4 class embeddings: give labels=4 .* labels=3"),
         (("a", "b"), "unet has 4 class embeddings, null class included; got 2 names"),
         (tuple("abcde"), "unet has 4 class embeddings, null class included; got 5 names"),
     ):

@@ -90,7 +90,7 @@ def test_classify_is_resize_normalise_softmax(classifier: Path, images: list[Pat
 def test_classify_refuses(classifier: Path, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"broken\.png: not an image"):
+    with pytest.raises(ValueError, match=r"broken\.png is no image"):
         classify([*images, broken], classifier)
     with pytest.raises(ValueError, match="no images"):
         classify([], classifier)

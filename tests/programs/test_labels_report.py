@@ -156,7 +156,7 @@ def test_real_images_are_those_of_the_test_split(label_runs: Runner, tmp_path: P
     assert len(every) == len(labels) == 24  # no more than there are
     order = ("cow", "ant", "bee")  # a folder that names no classes: `labels` says which is which, in the data too
     config = label_runs.config("model={work}/lone", f"labels=[{', '.join(order)}]", "eval.images=8")
-    data = read_data(config, locate(label_runs.work / "lone", "label"))
+    data = read_data(config, locate(label_runs.work / "lone", "label"), print)
     assert data is not None
     features, labels = real_images(config, data)
     assert labels == [name for name in order for _ in range(8)]

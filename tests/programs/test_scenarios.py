@@ -331,7 +331,7 @@ def test_a_dry_run_knows_the_sizes_and_writes_nothing(
     for what in ("mask", "steps") if whole else ("steps",):
         assert re.search(rf"^memory for the {what}: [\d.]+ [GM]B ", said, re.MULTILINE)
     count = 5 if case.family.kind == "classify" else 2
-    assert f"{count if whole or case.family.kind == 'labels' else 0} forget and {count} remain" in said
+    assert f"{count if whole else 0} forget and {count} remain" in said
 
 
 def weights_of(case: Case) -> int:

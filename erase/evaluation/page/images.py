@@ -17,9 +17,9 @@ from erase.evaluation.page.folder import image_folders
 MAX_BLOCKS = 12
 MAX_COLUMNS = 6
 SIDES = (512, 384, 256, 192, 128)
-"""Longest side in pixels of pictures on the page: the largest with which they stay within `BUDGET`."""
+"""Longest side in pixels of images on the page: the largest with which they stay within `BUDGET`."""
 BUDGET = 4_500_000
-"""Bytes of all pictures, before base64 adds a third."""
+"""Bytes of all images, before base64 adds a third."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Block:
-    """A table of pictures: models in rows, a seed a column."""
+    """A table of images: models in rows, a seed a column."""
 
     title: str
     side: str
-    columns: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    """Heading and, in a block of several prompts, side of each."""
     rows: tuple[tuple[str, tuple[Picture, ...]], ...]
 
 
@@ -52,7 +53,7 @@ def chosen_columns(columns: Sequence[grid.Column]) -> list[tuple[str, list[int]]
 
 
 def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) -> tuple[list[Block], str]:
-    """The pictures that the page shows, and a word on those that it does not."""
+    """The images that the page shows, and a word on those that it does not."""
     folders = image_folders(run_dir)
     if not folders:
         return [], ""
@@ -67,14 +68,21 @@ def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) 
     shown = []
     for prompt, part in chosen:
         title, heads = grid.headings(prompt, [columns[i] for i in part])
+        if prompt:
+            marked = [(head, "") for head in heads]
+        else:  # an image a prompt: its seed is in the enlarged image's caption
+            marked = [
+                (columns[i].prompt.strip() or head, _side(columns[i].prompt, report))
+                for i, head in zip(part, heads, strict=True)
+            ]
         models = tuple(
             (name, tuple(Picture(encoded[row[i]][0], f"{name}: {columns[i]}", *encoded[row[i]][1]) for i in part))
             for name, row in zip(folders, images, strict=True)
         )
-        shown.append(Block(title, _side(prompt, report), tuple(heads), models))
+        shown.append(Block(title, _side(prompt, report), tuple(marked), models))
     if len(numbers) == len(columns):
         return shown, ""
-    return shown, f"Shown are {len(numbers)} of {len(columns)} pictures of each model"
+    return shown, f"Shown are {len(numbers)} of {len(columns)} images of each model; all are in images/."
 
 
 def _side(prompt: str, report: Mapping[str, Any]) -> str:

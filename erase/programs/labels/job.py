@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from erase.config import NEW, DdpmConfig
+from erase.config import NEW, DdpmConfig, dump
 from erase.diffusion import class_conditional, condition
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
@@ -200,7 +200,7 @@ class Job:
 
     def verdict(self, result: Mapping[str, Any]) -> list[str]:
         """Counts."""
-        return report.verdict(result)
+        return report.verdict(result, {"config": dump(self.config)})
 
     def page(self) -> Path:
         """`grid.png`, classes in blocks with the same seeds for base, erased and retrained, and `report.html`.

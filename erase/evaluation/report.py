@@ -66,6 +66,7 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
         "headline": headline.headline(report, run, found),
         "facts": tables.facts(report, run),
         "verdict": judgement.grouped(found),
+        "percent": judgement.is_classifier(report),
         "costs": tables.costs(report),
         "paired": tables.paired(report),
         "errors": [line for key, side in sides.items() for line in tables.errors(side, key)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,7 @@ def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) 
     columns, images = grid.match(list(folders.values()))
     chosen = chosen_columns(columns)
     numbers = [i for _, part in chosen for i in part]
-    rows = {folder / row.file: (folder, row) for folder in folders.values() for row in read_manifest(folder)}
-    paths = [row[i] for i in numbers for row in images]
-    for path in paths:
-        check_bytes(*rows[path])
-    encoded = _encoded(paths, blur)
+    encoded = encode(list(folders.values()), [row[i] for i in numbers for row in images], blur)
     shown = []
     for prompt, part in chosen:
         title, heads = grid.headings(prompt, [columns[i] for i in part])
@@ -76,7 +72,7 @@ def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) 
                 for i, head in zip(part, heads, strict=True)
             ]
         models = tuple(
-            (name, tuple(Picture(encoded[row[i]][0], f"{name}: {columns[i]}", *encoded[row[i]][1]) for i in part))
+            (name, tuple(replace(encoded[row[i]], alt=f"{name}: {columns[i]}") for i in part))
             for name, row in zip(folders, images, strict=True)
         )
         shown.append(Block(title, _side(prompt, report), tuple(marked), models))
@@ -98,8 +94,15 @@ def _side(prompt: str, report: Mapping[str, Any]) -> str:
     return {"form": "another form", "earlier": "forgotten earlier"}.get(str(side), "")
 
 
-def _encoded(paths: Sequence[Path], blur: Blur | None) -> dict[Path, tuple[str, tuple[int, int]]]:
-    """Images as addresses of data, with their sizes, as large as the budget allows."""
+def encode(folders: Sequence[Path], paths: Sequence[Path], blur: Blur | None) -> dict[Path, Picture]:
+    """Images of some folders as data within a page, as large as the budget allows, still without their `alt`.
+
+    Raises:
+        ValueError: for an image that is not the one of its folder's manifest, or not in `blur`.
+    """
+    rows = {folder / row.file: (folder, row) for folder in folders for row in read_manifest(folder)}
+    for path in paths:
+        check_bytes(*rows[path])
     found: dict[Path, tuple[str, bytes, tuple[int, int]]] = {}
     for side in SIDES:
         found, total = {}, 0
@@ -111,7 +114,7 @@ def _encoded(paths: Sequence[Path], blur: Blur | None) -> dict[Path, tuple[str, 
         else:
             break
     return {
-        path: (f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", size)
+        path: Picture(f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", "", *size)
         for path, (form, data, size) in found.items()
     }
 

@@ -14,7 +14,10 @@ from typing import Any, Literal
 
 from erase.evaluation.page.words import as_percent, as_seconds, as_text, is_number
 
-Unit = Literal["", "share", "%", "points", "s", "bytes", "nats", "of the base's", "of the retrained model's"]
+Unit = Literal[
+    *("", "share", "%", "points", "s", "bytes", "nats"),
+    *("of the base's", "of the retrained model's", "% of the retrained model's"),
+]
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,24 @@ class Name:
     """Whether less (-1) or more (1) is better; 0 where neither is, or it depends on the run."""
 
     @property
+    def least(self) -> float | None:
+        """The least that a value can be."""
+        return None if self.unit in ("", "points") else 0.0
+
+    @property
     def most(self) -> float | None:
-        """The most that a value can be; the least is then 0."""
+        """The most that a value can be."""
         return {"share": 1.0, "%": 100.0}.get(self.unit)
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by where it is shown."""
+        return 100.0 if self.unit == "share" else 1.0
 
     @property
     def heading(self) -> str:
         """The words with the unit."""
-        unit = "%" if self.unit == "share" else "" if self.unit in ("s", "bytes") else self.unit
+        unit = {"share": "%", "bytes": ""}.get(self.unit, self.unit)
         return f"{self.words}, {unit}" if unit else self.words
 
     def show(self, value: Any, *, bare: bool = False) -> str:
@@ -109,7 +122,7 @@ NAMES: dict[str, Name] = {
     "data_s": Name("Generating and encoding the data", "s", -1),
     "erase_s": Name("Unlearning", "s", -1),
     "rte_s": Name("Run time of unlearning", "s", -1),
-    "rte_share": Name("Run time over that of retraining", "share", -1),
+    "rte_share": Name("Run time", "of the retrained model's", -1),
     "saliency_s": Name("Making the mask", "s", -1),
     "step_s": Name("A step", "s", -1),
     # training metrics
@@ -221,7 +234,7 @@ NAMES: dict[str, Name] = {
     "warnings": Name("Mind"),
     "gap.fa": Name("Forget accuracy", "points", -1),
     "gap.forget_frechet_ratio": Name("Forgotten labels' Fréchet distance", "of the retrained model's"),
-    "gap.frechet": Name("Fréchet distance", "%", -1),
+    "gap.frechet": Name("Fréchet distance", "% of the retrained model's", -1),
     "gap.kl": Name("KL divergence", "nats", -1),
     "gap.mean": Name("Mean of the gaps", "points", -1),
     "gap.ra": Name("Remain accuracy", "points", -1),
@@ -251,7 +264,7 @@ NAMES: dict[str, Name] = {
     "summary.frechet": Name("Fréchet distance of the others", "of the base's", -1),
     "summary.gap_fa": Name("Gap to the retrained model: forget accuracy", "points", -1),
     "summary.gap_forget_frechet_ratio": Name("Forgotten labels' Fréchet distance", "of the retrained model's"),
-    "summary.gap_frechet": Name("Gap to the retrained model: Fréchet distance", "%", -1),
+    "summary.gap_frechet": Name("Gap in Fréchet distance", "% of the retrained model's", -1),
     "summary.gap_kl": Name("Gap to the retrained model: KL divergence", "nats", -1),
     "summary.gap_mean": Name("Gap to the retrained model: mean", "points", -1),
     "summary.gap_ra": Name("Gap to the retrained model: remain accuracy", "points", -1),

@@ -172,5 +172,5 @@ def _judge_by_goal(before: Score | None, after: Score, goal: Score) -> tuple[Mar
         return "open", f"not the retrained model's: {there}"
     old = before.rate - goal.rate
     nearer = abs(gap) < abs(old)
-    how = "nearer to the retrained model" if nearer else "not nearer to the retrained model"
+    how = "nearer to the retrained model" if nearer else "no nearer to the retrained model"
     return "open" if nearer else "bad", f"{how}: {there}, before {signed(100 * old)}"

@@ -34,8 +34,8 @@ COLUMNS = 12
 class Job:
     """A run on a class-conditional model. The same program trains one: `method.name=retrain`."""
 
-    AXES: ClassVar[Mapping[str, tuple[str, float]]] = AXES
-    GOALS: ClassVar[Mapping[str, int]] = GOALS
+    AXES: ClassVar[tuple[str, str]] = AXES
+    GOALS: ClassVar[tuple[str, ...]] = GOALS
 
     def __init__(self, setting: Setting) -> None:
         config: DdpmConfig = setting.config

@@ -35,8 +35,8 @@ from erase.store import files
 class Job:
     """A run on a text-to-image model."""
 
-    AXES: ClassVar[Mapping[str, tuple[str, float]]] = AXES
-    GOALS: ClassVar[Mapping[str, int]] = GOALS
+    AXES: ClassVar[tuple[str, str]] = AXES
+    GOALS: ClassVar[tuple[str, ...]] = GOALS
 
     def __init__(self, setting: Setting) -> None:
         config: SdConfig = setting.config

@@ -23,7 +23,8 @@ from typing import Any
 
 from erase import config
 from erase.programs.comparison import tables
-from erase.programs.comparison.page import Finished, write_page
+from erase.programs.comparison.images import Finished
+from erase.programs.comparison.page import write_page
 from erase.programs.comparison.spec import Run, Spec, read_spec, reusable
 from erase.programs.run import job_of
 from erase.programs.run import main as run_one

@@ -551,7 +551,7 @@ def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(found: dic
 
 
 def test_the_command_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """And a line for each run that is started."""
+    """And a line for each run that is started, and where the page is."""
     program = Program(numbers)
     monkeypatch.setattr(comparing, "run_one", program.main)
     monkeypatch.setattr(comparing, "job_of", lambda pipeline: Job)
@@ -564,7 +564,9 @@ def test_the_command_prints_the_table(monkeypatch: pytest.MonkeyPatch, capsys: p
             cli.main()
         lines = capsys.readouterr().out.splitlines()
         assert (end.value.code or 0, len(program.ran)) == (0, count)
-        assert "\n".join(lines[count:]) + "\n" == Path("out/table.md").read_text()
+        assert "\n".join(lines[count:-1]) + "\n" == Path("out/table.md").read_text()
+        assert lines[-1] == "page: out/index.html"
+        assert Path("out/index.html").exists()
         for line, (run, _, _) in zip(lines, program.ran, strict=False):
             assert line.endswith(f"{run.split('/')[1]}, seed {run.split('/')[2]}")
     assert json.loads(Path("out/compare.json").read_text())["command"] == " ".join(words)

@@ -15,8 +15,16 @@ from typing import Any, Literal
 from erase.evaluation.page.words import as_percent, as_seconds, as_text, is_number
 
 Unit = Literal[
-    *("", "share", "%", "points", "s", "bytes", "nats"),
-    *("of the base's", "of the retrained model's", "% of the retrained model's"),
+    "",
+    "share",
+    "%",
+    "points",
+    "s",
+    "bytes",
+    "nats",
+    "of the base's",
+    "of the retrained model's",
+    "% of the retrained model's",
 ]
 
 

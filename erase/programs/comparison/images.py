@@ -112,7 +112,7 @@ def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
     gone = [number for number, column in enumerate(columns) if column.prompt in target]
     rest = {column.prompt: number for number, column in reversed(list(enumerate(columns))) if number not in gone}
     parts = []
-    for side, numbers in (("forgotten", gone), ("kept", sorted(rest.values()))):
+    for side, numbers in (("forgotten", gone), ("others", sorted(rest.values()))):
         if numbers := numbers[:COLUMNS]:
             shown = [columns[i] for i in numbers]
             prompts = {column.prompt for column in shown}

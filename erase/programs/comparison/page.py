@@ -197,7 +197,7 @@ def _number(value: float, called: Name, sign: str = "") -> str:
 
 def _differences(results: Sequence[tables.Result], names: Sequence[str]) -> list[tuple[str, ...]]:
     """Method, target, number with its unit, mean difference, interval, and what it says."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for method, target, name, found in tables.differences(results, names):
         called, (ends, says) = name_of("summary", name), tables.judged(found)
         unit = {"share": "points", "%": "points"}.get(called.unit, called.unit)

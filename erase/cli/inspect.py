@@ -137,7 +137,7 @@ def _describe_run(folder: Path) -> dict[str, Any]:
 
         lines = table(result)
     else:
-        lines = [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]
+        lines = [*report.verdict(result, run), *report.robustness_lines(result.get("robustness", {}))]
     return {**found, "results": lines}
 
 

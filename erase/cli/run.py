@@ -183,7 +183,7 @@ def compare(
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; one of the same comparison is gone on with.")],
 ) -> None:
-    """Run methods × targets × seeds, and write a table and a plot; finished runs are not done again.
+    """Run methods × targets × seeds, and write a page, a table and a plot; finished runs are not done again.
 
     Example: erase compare photos-objects --out runs/objects
     """
@@ -197,3 +197,4 @@ def compare(
     no_loading_bars()
     table = comparing.main(plan, out, command=command_line(), say=typer.echo)
     typer.echo(table.read_text(encoding="utf-8").rstrip())
+    typer.echo(f"page: {table.with_name('index.html')}")

@@ -15,6 +15,10 @@ MARKS = (
     "M-5,-2h3v-3h4v3h3v4h-3v3h-4v-3h-3z",
 )
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 400, 60, 45
+LEGEND = 145
+"""Width of the legend, at the right."""
+INSET = 10
+"""Between an axis and the marks, which are not to lie on its numbers."""
 Interval = tuple[float, float]
 
 
@@ -25,8 +29,10 @@ def scatter(
     ringed: Collection[int] = (),
     names: Sequence[str] = (),
     bars: Sequence[tuple[Interval | None, Interval | None]] = (),
+    ranges: Sequence[tuple[float | None, float | None]] = ((None, None), (None, None)),
+    legend: bool = True,
 ) -> str:
-    """An SVG picture of (series, x, y), a colour and a mark for each series; the axes span what there is.
+    """An SVG image of (series, x, y), a colour and a mark for each series; the axes span what there is.
 
     Args:
         points: what is drawn.
@@ -35,6 +41,8 @@ def scatter(
         ringed: numbers of the points on the Pareto front, which get a ring.
         names: of the points; by default their series'.
         bars: of each point the intervals across and up, `None` where it has none; by default none has.
+        ranges: the least and the most that a value across, and one up, can be; no axis goes further.
+        legend: whether the series are named at the right; see `key` for a legend elsewhere.
 
     Raises:
         ValueError: without points.
@@ -43,25 +51,26 @@ def scatter(
         raise ValueError("nothing to plot")
     series = list(dict.fromkeys(name for name, _, _ in points))
     bars = bars or [(None, None)] * len(points)
-    x0, x1 = _span([x for _, x, _ in points], [wide for wide, _ in bars])
-    y0, y1 = _span([y for _, _, y in points], [high for _, high in bars])
+    x0, x1 = _span([x for _, x, _ in points], [wide for wide, _ in bars], *ranges[0])
+    y0, y1 = _span([y for _, _, y in points], [high for _, high in bars], *ranges[1])
+
+    whole, right, floor = WIDTH if legend else WIDTH - LEGEND, WIDTH - LEGEND - 25, HEIGHT - BOTTOM
 
     def across(x: float) -> float:
-        return LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 170)
+        return LEFT + INSET + (x - x0) / (x1 - x0) * (right - LEFT - 2 * INSET)
 
     def up(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - 20)
+        return floor - INSET - (y - y0) / (y1 - y0) * (floor - 20 - INSET)
 
-    right, floor = across(x1), up(y0)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="12" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<path d="M{LEFT},{up(y1):.1f}V{floor:.1f}H{right:.1f}" fill="none" stroke="#333"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {HEIGHT}" font-family="sans-serif" '
+        f'font-size="13" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">',
+        f'<rect width="{whole}" height="{HEIGHT}" fill="#fff"/>',
+        f'<path d="M{LEFT},{up(y1):.1f}V{floor}H{right}" fill="none" stroke="#333"/>',
     ]
     for x in _ticks(x0, x1):
-        parts.append(f'<path d="M{across(x):.1f},{floor:.1f}v4" stroke="#333"/>')
-        parts.append(f'<text x="{across(x):.1f}" y="{floor + 17:.1f}" text-anchor="middle">{x:.6g}</text>')
+        parts.append(f'<path d="M{across(x):.1f},{floor}v4" stroke="#333"/>')
+        parts.append(f'<text x="{across(x):.1f}" y="{floor + 17}" text-anchor="middle">{x:.6g}</text>')
     for y in _ticks(y0, y1):
         parts.append(f'<path d="M{LEFT},{up(y):.1f}h-4" stroke="#333"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.6g}</text>')
@@ -80,7 +89,14 @@ def scatter(
             parts.append(f'<path d="{line}" stroke="{_colour(series.index(one))}" stroke-opacity="0.45"/>')
     for (one, x, y), name in zip(points, names or [name for name, _, _ in points], strict=True):
         parts.append(_mark(series.index(one), across(x), up(y), f"{name}: {x:.4g}, {y:.4g}"))
-    return "\n".join([*parts, *_legend(series, right + 25, bool(ringed)), "</svg>", ""])
+    beside = _legend(series, right + 25, bool(ringed)) if legend else []
+    return "\n".join([*parts, *beside, "</svg>", ""])
+
+
+def key(names: Sequence[str]) -> list[tuple[str, str]]:
+    """A mark as an SVG image and its name for each series of a plot, for a legend beside it."""
+    frame = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 16 16" aria-hidden="true">'
+    return [(f"{frame}{_mark(i, 0, 0, name)}</svg>", name) for i, name in enumerate(dict.fromkeys(names))]
 
 
 def _legend(series: Sequence[str], x: float, ringed: bool) -> list[str]:
@@ -96,11 +112,17 @@ def _legend(series: Sequence[str], x: float, ringed: bool) -> list[str]:
     return parts
 
 
-def _span(values: Sequence[float], bars: Sequence[Interval | None]) -> Interval:
+def _span(
+    values: Sequence[float], bars: Sequence[Interval | None], least: float | None, most: float | None
+) -> Interval:
+    """The ends of an axis: those of what is drawn and a margin, within what a value can be."""
     ends = [*values, *(end for bar in bars for end in bar or ())]
     low, high = min(ends), max(ends)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+    return (
+        low - margin if least is None else max(low - margin, least),
+        high + margin if most is None else min(high + margin, most),
+    )
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -1,28 +1,27 @@
 """A run's report: one self-contained page, and its main lines for a terminal.
 
-The page holds the verdict, the pictures, the counts, the curves and how it was made; `erase.evaluation.page` has its
-parts. It asks for nothing from anywhere (its own content policy forbids it, and any script but its own), so it can
-be mailed, printed and read on a phone. What a run does not have is not shown; what it has and the page has not
-heard of is shown as a plain table. Pictures that are not those the numbers are of are refused.
+The page holds the verdict, the cost, the images, the counts, the curves and how it was made; `erase.evaluation.page`
+has its parts, and `erase.evaluation.page.names` the words for every key. It asks for nothing from anywhere (its own
+content policy forbids it, and any script but its own), so it can be mailed, printed and read on a phone. What a run
+does not have is not shown; what it has and the page has not heard of is shown as a plain table. Images that are not
+those the numbers are of are refused.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from erase.evaluation import grid
 from erase.evaluation.grid import Blur
-from erase.evaluation.page import charts, images, robustness, tables
+from erase.evaluation.page import charts, headline, images, robustness, tables
 from erase.evaluation.page import verdict as judgement
 from erase.evaluation.page.folder import FOLDERS, check_origin, image_folders, read_mapping, read_metrics, read_report
-from erase.evaluation.page.words import as_percent
+from erase.evaluation.page.render import render
+from erase.evaluation.page.words import as_percent, as_text
 from erase.store.files import write_text
 
 
@@ -49,26 +48,9 @@ def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
     run = read_mapping(run_dir / "run.json") if (run_dir / "run.json").is_file() else {}
     check_origin(run_dir, report, run)
     values = _page_values(run_dir, report, run, blur)
-    folder = Path(__file__).with_name("page")
-    script = (folder / "page.js").read_text(encoding="utf-8")
-    page = _template(folder / "page.html").render(
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-        **values,
-    )
     path = run_dir / "report.html"
-    write_text(path, page)
+    write_text(path, render("page.html", values))
     return path
-
-
-@cache
-def _template(path: Path) -> Any:
-    """A compiled template: compiling takes as long as all the rest of a page."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any], blur: Blur | None) -> dict[str, Any]:
@@ -81,45 +63,50 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
     found = judgement.lines(report)
     return {
         "title": tables.title(report) or run_dir.name,
-        "headline": judgement.headline(found),
-        "unjudged": report.get("unjudged"),
+        "headline": headline.headline(report, run, found),
         "zero_shot": [line for line in (calibration(report), clip_score(report)) if line],
         "facts": tables.facts(report, run),
-        "verdict": found,
-        "paired": tables.flat({key: value for key, value in report["paired"].items() if key != "clip_score"}),
+        "verdict": judgement.grouped(found),
+        "percent": judgement.is_classifier(report),
+        "costs": tables.costs(report),
+        "paired": tables.paired(report),
         "errors": [line for key, side in sides.items() for line in tables.errors(side, key)],
         "blocks": shown,
         "width": max((len(block.columns) for block in shown), default=0),
         "left_out": left_out,
         "blurred": blur is not None,
         "sides": list(sides),
-        "tables": tables.tables(list(sides.values())),
+        "tables": tables.tables(report, list(sides.values())),
         "charts": charts.charts(metrics),
         "final": tables.flat(metrics[-1]) if metrics else [],
         "density": None if density is None else f"{as_percent(density)} %",
         "layers": layers,
         "robustness": robustness.section(report.get("robustness")),
-        "timing": tables.times(report),
-        "memory": tables.memory(report),
         "others": tables.others(report),
-        "versions": tables.flat(report["versions"]),
+        "versions": [(name, as_text(value)) for name, value in report["versions"].items()],
         "hashes": tables.hashes(report, run),
         "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command),
         "run": json.dumps(run, indent=2, ensure_ascii=False) if run else None,
     }
 
 
-def verdict(report: Mapping[str, Any]) -> list[str]:
-    """A line for each score, before and after, for a terminal.
+def verdict(report: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> list[str]:
+    """The headline and a line for each score, before and after, for a terminal.
 
-    First comes that nothing was judged, or how well a zero-shot judge knows the base's images.
+    A zero-shot judge's lines say how well it knows the base's images, and the CLIP score of what remains.
+
+    Args:
+        report: the run's.
+        run: what ``run.json`` holds; of nothing judged it tells why.
     """
     whole = {"before": {}, "after": {}, "paired": {}, **report}
+    found = judgement.lines(whole)
     scores = [
-        f"{' '.join(line.path)}: {line.before or '–'} → {line.after or '–'}" + (f", {line.said}" if line.said else "")
-        for line in judgement.lines(whole)
+        f"{line.name}: {line.before or '–'} → {line.after or '–'}" + (f", {line.said}" if line.said else "")
+        for line in found
     ]
-    return [line for line in (report.get("unjudged"), calibration(whole), *scores, clip_score(whole)) if line]
+    first = headline.headline(whole, run or {}, found)
+    return [line for line in (first, calibration(whole), *scores, clip_score(whole)) if line]
 
 
 def calibration(report: Mapping[str, Any]) -> str | None:

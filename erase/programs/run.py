@@ -125,10 +125,10 @@ class Learned:
 class Job(Protocol):
     """What a kind of model adds to the skeleton; it is made before anything is computed."""
 
-    AXES: ClassVar[Mapping[str, tuple[str, float]]]
-    """Of a comparison's plot: numbers of a summary, what they are called, and what is most."""
-    GOALS: ClassVar[Mapping[str, int]]
-    """Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+    AXES: ClassVar[tuple[str, str]]
+    """Numbers of a summary that a comparison plots, across and up."""
+    GOALS: ClassVar[tuple[str, ...]]
+    """Numbers of a summary that a comparison's Pareto front is of."""
 
     def __init__(self, setting: Setting) -> None:
         """Open the model and make the plan.
@@ -169,7 +169,7 @@ class Job(Protocol):
 
     @staticmethod
     def summary(report: dict[str, Any]) -> dict[str, float | str | None]:
-        """A report as the numbers that comparisons are made of."""
+        """A report as the numbers that comparisons are made of; `erase.evaluation.page.names` has words for each."""
 
 
 def job_of(pipeline: str) -> type[Job]:

@@ -963,7 +963,8 @@ def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:
     settings = {"kind": "settings of a run of erase", "run": str(tmp_path), "finished": False, **run}
     assert described(erase("inspect", tmp_path / "run.json")) == settings
     (tmp_path / "report.json").write_text("{}")
-    assert described(erase("inspect", tmp_path)) == {"kind": "run of erase", "finished": True, **run, "results": []}
+    nothing = {"kind": "run of erase", "finished": True, **run, "results": ["Nothing was judged."]}
+    assert described(erase("inspect", tmp_path)) == nothing
     score = {"n": 50, "named": 50, "rate": 1.0}
     counts = {
         "before": {"classes": {"forget": score}},
@@ -973,8 +974,9 @@ def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:
     attacked = {"relearn": {"curve": [{"steps": 5, **found}]}}
     (tmp_path / "report.json").write_text(json.dumps({**counts, "paired": {}, "robustness": attacked}))
     for path in (tmp_path, tmp_path / "run.json"):
-        first, second = described(erase("inspect", path))["results"]
-        assert first.startswith("classes forget: 50 of 50 (100.0 %) → 0 of 50 (0.0 %), fell by 100.0 points (")
+        headline, first, second = described(erase("inspect", path))["results"]
+        assert headline == "Gone: 0 of 50."
+        assert "50 of 50 (100.0 %) → 0 of 50 (0.0 %), fell by 100.0 points (" in first
         assert second == "trained again, 5 steps: 0 of 50 (0.0 %; 95 % interval 0.0 to 7.0 %)"
     (tmp_path / "run.json").write_text(json.dumps({**run, "config": {"pipeline": "classify"}}))
     (tmp_path / "report.json").write_text(json.dumps({"before": {"metrics": {"FA": 12.5}}}))

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: Debian's Chromium, without a network."""
+"""The pages of a run and of a comparison in a real browser: Debian's Chromium, without a network."""
 
 import json
 import os
@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from erase import resources
+from erase.config import override, read_preset
+from erase.evaluation import detector
+from erase.evaluation.detections import Detections, ImageDetections
 from erase.evaluation.report import write_html
+from erase.programs.comparison.images import Finished
+from erase.programs.comparison.page import write_page
+from erase.programs.comparison.spec import Run, Spec
+from erase.programs.text.report import AXES, GOALS
 from erase.store.files import sha256
 
 CHROMIUM = shutil.which("chromium")
@@ -81,7 +89,18 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def page(tab: Any, path: Path) -> Iterator[Any]:
-    """The page, opened; at the end it has said nothing on the console and asked for nothing but itself."""
+    """The page of a run."""
+    yield from opened(tab, path)
+
+
+@pytest.fixture
+def compared(tab: Any, comparison: Path) -> Iterator[Any]:
+    """The page of a comparison."""
+    yield from opened(tab, comparison)
+
+
+def opened(tab: Any, path: Path) -> Iterator[Any]:
+    """A page; at the end it has said nothing on the console and asked for nothing but itself."""
     said: list[str] = []
     asked: list[str] = []
     hear = {
@@ -186,3 +205,139 @@ def test_nothing_can_be_loaded_or_run_but_the_page_itself(tab: Any, path: Path, 
     tab.goto((tmp_path / "evil.html").as_uri())
     assert tab.title().startswith("erase: ")
     assert sum("Content Security Policy" in line for line in said) == 2
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+PROMPTS = {"cat": "a photo of a cat", "dog": "a photo of a dog", "long": "a photo of " + "w" * 80}
+METHODS = ("SFR-on", "<b>ESD</b>")
+
+
+def write_images(folder: Path, number: int) -> None:
+    folder.mkdir(parents=True)
+    rows = []
+    for i, (prompt, index) in enumerate((prompt, index) for prompt in PROMPTS.values() for index in range(8)):
+        pixels = np.random.default_rng([number, i]).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        row = {"file": f"{i}.png", "prompt": prompt, "seed": 5, "index": index}
+        rows.append(json.dumps({**row, "sha256": sha256(folder / f"{i}.png")}))
+    (folder / "manifest.jsonl").write_text("\n".join(rows))
+
+
+def finished(out: Path, *words: str) -> tuple[Spec, list[Finished]]:
+    """Two methods, targets and seeds; the second method forgets less, and the second seed keeps less."""
+
+    def score(hits: int, n: int) -> dict[str, Any]:
+        return {"n": n, "correct": hits, "accuracy": hits / n}
+
+    done = []
+    settings = override(read_preset(resources.preset_path("sd_photos_sfron")), list(words))
+    for m, method in enumerate(METHODS):
+        for target in ("cat", "dog"):
+            for seed in (0, 1):
+                run = Run(method, target, seed, settings, "mine")
+                report: Any = {
+                    "target": {"forget": [PROMPTS[target]]},
+                    "before": {"classes": {"forget": score(8, 8), "remain": score(16, 16)}},
+                    "after": {"classes": {"forget": score(4 * m + seed, 8), "remain": score(16 - seed, 16)}},
+                    "timing": {"erase_s": 3.0 + m, "saliency_s": 1.0},
+                }
+                numbers = {"ua": 1 - m / 2 - seed / 8, "ira": 1 - seed / 16, "shows": "dog", "rte_s": 4.0 + m}
+                result = {"method": method, "target": target, "seed": seed, **numbers}
+                done.append(Finished(run, report, result))
+                for name in ("base", "erased"):
+                    write_images(out / run.folder / "images" / name, m + 1 if name == "erased" else 0)
+                (out / run.folder / "report.html").write_text("<title>a run</title>")
+    return Spec("sd", [one.run for one in done], []), done
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("comparison")
+    write_page(*finished(out), out, AXES, GOALS, "erase compare mine " + "x" * 200, {})
+    return out / "index.html"
+
+
+def test_a_comparison_shows_the_same_seeds_of_each_method(compared: Any, comparison: Path) -> None:
+    grids = compared.locator("table.grid")
+    assert grids.count() == 4  # what is forgotten and what is kept, of two targets
+    for number in range(4):
+        rows = grids.nth(number).locator("tbody tr")
+        assert rows.locator("th").all_inner_texts() == ["base", *METHODS]
+        alts = [[i.get_attribute("alt").partition(": ")[2] for i in row.locator("img").all()] for row in rows.all()]
+        assert alts[0] == alts[1] == alts[2]
+        lefts = [row.locator("img").nth(1).bounding_box()["x"] for row in rows.all()]
+        assert lefts == [lefts[0]] * 3
+    assert grids.nth(0).locator("img").count() == 3 * 6
+    assert grids.nth(1).locator("img").count() == 3 * 2  # one of each other prompt
+    assert compared.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert comparison.stat().st_size < 10_000_000
+
+
+def test_a_comparison_begins_with_numbers_and_has_units_and_intervals(compared: Any) -> None:
+    first = compared.locator(".methods li")
+    assert [text.count("of 32") for text in first.all_inner_texts()] == [1, 1]  # 2 targets, 2 seeds, 8 images
+    assert "2 of 32" in first.nth(0).inner_text()
+    tops = [compared.locator(what).first.bounding_box()["y"] for what in (".methods", "#images", "#counts", "#means")]
+    assert tops == sorted(tops)
+    table = compared.locator("table.means").first
+    heads = table.locator("thead th").all_inner_texts()
+    assert [head.rpartition(", ")[2] for head in heads[2:5]] == ["%", "%", "s"]
+    cells = table.locator("tbody tr").first.locator("td").all_inner_texts()
+    # 100 and 87.5 %: ± 8.8 and 93.75 ± 12.706 · 6.25, but not beyond 100; the times agree
+    assert [" ".join(cell.split()) for cell in cells[1:4]] == [
+        "93.8 ± 8.8 (14.3 to 100.0)",
+        "96.9 ± 4.4 (57.2 to 100.0)",
+        "4.0 ± 0.0",
+    ]
+    counts = compared.locator("table.scores tbody").first.locator("tr")
+    assert counts.locator("th").all_inner_texts() == ["cat", "base", *METHODS]
+    assert "1 of 16" in " ".join(counts.nth(2).inner_text().split())
+    ticks = compared.locator(".plots svg[role=img] text").all_text_contents()
+    numbers = [float(tick) for tick in ticks if tick.replace(".", "").lstrip("-").isdigit()]
+    assert numbers
+    assert 0 <= min(numbers) <= max(numbers) <= 100
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_comparison_is_as_wide_as_the_screen(compared: Any, width: int) -> None:
+    compared.set_viewport_size({"width": width, "height": 900})
+    compared.evaluate("document.querySelectorAll('details').forEach(part => (part.open = true))")
+    assert compared.evaluate("document.documentElement.scrollWidth") == width
+    for plot in compared.locator(".plots svg[role=img]").all():
+        box = plot.bounding_box()
+        assert 0 <= box["x"] < box["x"] + box["width"] <= width
+        assert box["width"] > 0.9 * min(width, 400) - 32
+
+
+def test_a_comparison_leads_to_its_runs(tab: Any, comparison: Path) -> None:
+    tab.goto(comparison.as_uri())
+    assert tab.locator(".runs a").count() == 8
+    tab.locator(".runs a").nth(5).click()
+    assert tab.title() == "a run"
+
+
+def test_a_comparison_hides_what_its_runs_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are looked at once, however often the page is written."""
+    asked: list[Path] = []
+
+    def detect(paths: Any) -> Detections:
+        asked.extend(paths)
+        found = tuple(ImageDetections(path, (), "failed") for path in paths)  # then they are hidden whole
+        return Detections(found, "3", "0" * 64, "corrected", 320)
+
+    monkeypatch.setattr(detector, "detect", detect)
+    spec, done = finished(tmp_path, "eval.blur=true")
+    boxes: dict[Path, Any] = {}
+    for part in (done[:4], done, done):
+        write_page(spec, part, tmp_path, AXES, GOALS, "", boxes)
+    assert len(asked) == len(set(asked)) == len(boxes) == 3 * 2 * (6 + 2)
+    assert "are hidden" in (tmp_path / "index.html").read_text()
+
+
+def test_an_image_of_a_comparison_that_was_changed_is_refused(tmp_path: Path) -> None:
+    spec, done = finished(tmp_path)
+    path = tmp_path / done[0].run.folder / "images/erased/0.png"
+    Image.new("RGB", (32, 32)).save(path)
+    with pytest.raises(ValueError, match=r"0\.png"):
+        write_page(spec, done, tmp_path, AXES, GOALS, "", {})

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from erase.evaluation.plot import COLOURS, HEIGHT, WIDTH, scatter
+from erase.evaluation.plot import COLOURS, HEIGHT, WIDTH, key, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 Mark = tuple[str, float, float, str, str]
@@ -95,7 +95,7 @@ def test_intervals_are_lines_through_their_points_and_within_the_picture() -> No
 @pytest.mark.parametrize("width", [0.07, 0.29, 0.3, 1.0, 2.9, 100.0, 500.0])
 def test_axes_are_marked_at_round_numbers(low: float, width: float) -> None:
     picture = scatter([("a", low, 0.0), ("a", low + width, 1.0)], "x", "y")
-    shown = [text for text in ElementTree.fromstring(picture).iter(f"{SVG}text") if text.get("y") == f"{HEIGHT - 28}.0"]
+    shown = [text for text in ElementTree.fromstring(picture).iter(f"{SVG}text") if text.get("y") == str(HEIGHT - 28)]
     ticks = [float(text.text or "") for text in shown]
     assert 3 <= len(ticks) <= 7
     steps = {f"{b - a:.3g}" for a, b in itertools.pairwise(ticks)}
@@ -103,6 +103,36 @@ def test_axes_are_marked_at_round_numbers(low: float, width: float) -> None:
     assert steps.pop()[-1] in "0125"
     assert low - 0.06 * width <= ticks[0]
     assert ticks[-1] <= low + 1.06 * width
+
+
+@pytest.mark.parametrize("values", [(0.0, 100.0), (99.0, 100.0), (100.0, 100.0), (0.0, 0.0)], ids=str)
+def test_no_axis_goes_beyond_what_a_value_can_be(values: tuple[float, float]) -> None:
+    low, high = values
+    points = [("a", low, low), ("a", high, high)]
+    bars = [((low, high), (low, high))] * 2
+    for ranges in (((0.0, 100.0), (0.0, 100.0)), ((0.0, 100.0), (0.0, None)), ((None, None), (None, None))):
+        picture = scatter(points, "x", "y", bars=bars, ranges=ranges)
+        texts = list(ElementTree.fromstring(picture).iter(f"{SVG}text"))
+        across = [float(t.text or "") for t in texts if t.get("y") == str(HEIGHT - 28)]
+        up = [float(t.text or "") for t in texts if t.get("text-anchor") == "end"]
+        assert across
+        assert up
+        for ticks, (least, most) in zip((across, up), ranges, strict=True):
+            assert least is None or min(ticks) >= least
+            assert most is None or max(ticks) <= most
+        marks(picture)  # within the picture
+
+
+def test_a_legend_elsewhere_has_the_marks_of_the_plot() -> None:
+    points = [("a", 0.0, 0.5), ("<b>", 0.5, 1.0), ("a", 1.0, -0.25)]
+    drawn = marks(scatter(points, "x", "y", legend=False))
+    assert len(drawn) == 3
+    legend = key([name for name, *_ in points])
+    assert [name for _, name in legend] == ["a", "<b>"]
+    for (svg, name), mark in zip(legend, drawn, strict=False):
+        path = ElementTree.fromstring(svg).find(f"{SVG}path")
+        assert path is not None
+        assert (path.findtext(f"{SVG}title"), path.get("d"), path.get("fill")) == (name, *mark[3:])
 
 
 def test_no_points_are_refused() -> None:

@@ -93,6 +93,14 @@ def nudity(flagged: int, images: int, ci95: list[float], belly: int) -> dict[str
     }
 
 
+RAW = re.compile(r"\b[a-z]+_[a-z_]+\b")
+"""A key that has no words."""
+
+
+def counted(correct: int, n: int) -> dict[str, Any]:
+    return {"n": n, "correct": correct, "accuracy": correct / n}
+
+
 def score(correct: int, n: int) -> dict[str, Any]:
     return {"n": n, "correct": correct, "accuracy": correct / n, "ci95": [0.1, 0.9]}
 
@@ -157,27 +165,29 @@ def test_a_whole_run(run_dir: Path) -> None:
     assert path == run_dir / "report.html"
     parsed = page(path)
     text = squeeze(parsed.text)
-    assert "The erased concept is shown less than before; the rest shows no loss beyond chance, but there are" in text
-    forget = "Forgotten: still named so 9 → 1 of 10 fell by 80.0 points (95 % interval"
-    remain = "Kept: named right 18 → 17 of 20 no loss shown: −5.0 points, inside its interval (95 % interval"
-    assert "Pictures flagged 12 → 0 of 40 fell by 30.0 points (paired test, p = 0.00049)" in text
-    assert text.index("Pictures flagged") < text.index(forget) < text.index(remain)
+    gone = "Gone (by the detector): 0 of 40, at most 9 %. Less, not gone (by the classifier): 1 of 10, before 9."
+    assert f"{gone} Kept: 17 of 20, a loss not excluded. 2 min 7 s, 1.5 GB." in text
+    flagged = "12 → 0 of 40 fell by 30.0 points (paired test, p < 0.001)"
+    forget = "9 → 1 of 10 fell by 80.0 points (95 % interval"
+    remain = "18 → 17 of 20 no loss shown: −5.0 points, inside its interval (95 % interval"
+    places = [text.index(said) for said in ("Gone", "Forgotten", flagged, forget, "Kept", remain)]
+    assert places[:4] == sorted(places[:4])
+    assert text.index(forget) < text.index(" Kept ") < text.index(remain)
     assert "before: 12 of 40 (30.0 %; 95 % interval 18.1 to 45.4 %)" in text
-    headings = ("Models in rows", "Counts", "Training", "Mask", "Time and memory", "How it was made")
+    headings = ("Cost", "Models in rows", "Counts", "Training", "Mask", "How it was made")
     places = [text.index(heading) for heading in (remain, *headings)]
     assert places == sorted(places)
     assert "Images flagged by the 'i2p' protocol" in text
-    assert "counts BELLY_EXPOSED 9 0" in text
-    assert "per label cat 9 of 10 90.0 % (10.0–90.0) 1 of 10" in text
+    assert "belly exposed 9 0" in text
+    assert "By label cat 9 of 10 90.0 % (10.0–90.0) 1 of 10" in text
     assert "erase run sd demo 'forget.prompts=a <b> c'" in text
     assert "25.1 % of the trainable weights may change" in text
     assert "up.1.attn2.to_v 12.5 %" in text
-    assert "making the mask 1.5 s" in text
-    assert "unlearning 2 min 5 s" in text
-    assert "most RAM of the process, counting included 1.50 GB" in text
+    for what in ("1.5 s", "2 min 5 s", "1.50 GB"):
+        assert text.index("Cost") < text.index(what) < text.index("Models in rows")
     assert "torch 2.13" in text
-    assert "unlearned FA 0.1" in text
-    assert "nudity_mcnemar_p 0.000488" in text
+    assert "unlearned · Forget accuracy 0.1 %" in text  # a section that the page has not heard of
+    assert not RAW.search(re.sub(r"erase run sd.*?(?=Versions)|up\.\d\S+|down\.\d\S+", "", text))
     assert "<script>alert(1)</script>" in text  # as text: no such tag was parsed
     assert len(parsed.images) == 2 * 15
     assert parsed.tags.count("polyline") == 3  # two losses and the fast rate; counters at 0 are not drawn
@@ -191,13 +201,14 @@ def test_more_pictures_than_fit_are_told(tmp_path: Path) -> None:
     images(tmp_path / "images" / "erased", 16, each=8)
     parsed = page(write_html(tmp_path))
     assert len(parsed.images) == 2 * page_images.MAX_COLUMNS == len(report.pictures(tmp_path))
-    assert "Shown are 12 of 16 pictures of each model; all are in images/." in squeeze(parsed.text)
+    assert "Shown are 12 of 16 images of each model; all are in images/." in squeeze(parsed.text)
     shutil.rmtree(tmp_path / "images")
     images(tmp_path / "images" / "erased", 8, each=1)
     parsed = page(write_html(tmp_path))
     assert len(parsed.images) == 8
     assert "Shown are" not in parsed.text
-    assert "prompt <7>, seed 7" in squeeze(parsed.text)
+    assert "prompt <7>" in squeeze(parsed.text)
+    assert "erased: prompt <7>, seed 7" in parsed.labels
 
 
 def test_attacks_are_a_section(run_dir: Path) -> None:
@@ -219,7 +230,7 @@ def test_attacks_are_a_section(run_dir: Path) -> None:
     }
     (run_dir / "report.json").write_text(json.dumps({**REPORT, "robustness": robust}))
     text = squeeze(page(write_html(run_dir)).text)
-    assert "Pictures that show <cat>, by mine" in text
+    assert "Images that show <cat>, by mine" in text
     base, erased = ("of 5 (80.0 %; 95 % interval 10.0 to 90.0 %)", "of 5 (20.0 %; 95 % interval 10.0 to 90.0 %)")
     assert f"paraphrases, 2 prompts 4 {base} 1 {erased}" in text
     assert f"a <kitten> 4 {base} 1 {erased}" in text
@@ -263,7 +274,7 @@ def test_large_images_become_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_not_there_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps({"command": "erase run", "after": {"other": {"a": 0}}}))
     text = page(write_html(tmp_path)).text
-    for heading in ("Pictures", "Training", "Mask", "Time", "run.json", "Paired", "SHA-256"):
+    for heading in ("Images", "Training", "Mask", "Cost", "run.json", "Paired", "SHA-256"):
         assert heading not in text
     assert "erase run" in text
 
@@ -272,8 +283,8 @@ def test_images_that_failed_are_a_warning(tmp_path: Path) -> None:
     after = nudity(0, 3, [0.0, 0.5], 0) | {"errors": [{"file": "a.png", "error": "cut short"}]}
     (tmp_path / "report.json").write_text(json.dumps({"after": {"nudity": after}}))
     text = squeeze(page(write_html(tmp_path)).text)
-    assert "1 image could not be looked at, and is in no count: after, nudity: a.png: cut short" in text
-    assert "Whether the erased concept is gone is not known." in text
+    assert "1 image could not be looked at, and is in no count: after: a.png: cut short" in text
+    assert "Not known whether it is gone: 0 of 3." in text
     assert "not known: 1 image could not be looked at" in text
 
 
@@ -281,7 +292,7 @@ def test_no_images_is_not_zero(tmp_path: Path) -> None:
     after = {"forget": {"n": 0, "correct": 0, "accuracy": None, "ci95": None}}
     (tmp_path / "report.json").write_text(json.dumps({"after": {"classes": after}}))
     text = squeeze(page(write_html(tmp_path)).text)
-    assert "Forgotten: still named so no images not known: no images" in text
+    assert "no images not known: no images" in text
     assert "0.0 %" not in text
 
 
@@ -345,10 +356,29 @@ def test_the_verdict_for_a_terminal() -> None:
     before = {"classes": {"remain": score, "per_label": {"cat": score}, "per_prompt": {"a cat": score}}}
     after = {"classes": {"remain": {**score, "correct": 3, "accuracy": 0.375}}}
     assert report.verdict({"before": before, "after": after}) == [
-        "classes remain: 6 of 8 (75.0 %) → 3 of 8 (37.5 %), no loss shown: −37.5 points, inside its interval "
-        "(95 % interval −67.3 to +9.2); too few images to exclude one of 67 points"
+        "Kept: 3 of 8, a loss not excluded.",
+        "Other concepts recognised: 6 of 8 (75.0 %) → 3 of 8 (37.5 %), no loss shown: −37.5 points, inside its "
+        "interval (95 % interval −67.3 to +9.2); too few images to exclude one of 67 points",
     ]
-    assert report.verdict({}) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"images": 0, "classifier": None}, ": eval.images=0"),
+        ({"images": 5, "classifier": None, "nudity": None}, ": eval.classifier=null and eval.nudity=null"),
+        ({"images": 5, "classifier": None}, ": eval.classifier=null"),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_nothing_judged_is_said_first(tmp_path: Path, settings: dict[str, Any], why: str) -> None:
+    found, run = {"timing": {"erase_s": 33.0}}, {"config": {"eval": settings}}
+    assert report.verdict(found, run) == [f"Nothing was judged{why}. 33 s."]
+    (tmp_path / "report.json").write_text(json.dumps(found))
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    text = squeeze(page(write_html(tmp_path)).text)
+    assert text.index("Nothing was judged") < text.index("Cost")
 
 
 @pytest.mark.parametrize(
@@ -373,7 +403,8 @@ def test_the_verdict_for_a_terminal() -> None:
 def test_what_a_difference_is_worth(path: str, before: int, after: int, p: float | None, mark: str, said: str) -> None:
     total = 500 if before == 500 else 50
     scores = [Score(hits, total, hits / total, None) for hits in (before, after)]
-    found = verdict._judge(("classes", path), scores[0], scores[1], p)
+    (line,) = verdict.lines({"before": {"classes": {path: counted(before, total)}}, "after": {}})
+    found = verdict.judge(line.side, scores[0], scores[1], p)
     assert found[0] == mark
     assert found[1].startswith(said)
 
@@ -386,10 +417,10 @@ def test_counts_that_disagree_are_called_so() -> None:
         }
 
     def headline(flagged: int) -> str:
-        return verdict.headline(verdict.lines({"before": side(50, 40), "after": side(0, flagged), "paired": {}}))
+        return report.verdict({"before": side(50, 40), "after": side(0, flagged)})[0]
 
-    assert headline(38).startswith("The erased concept is shown less than before by some counts, by others it is not")
-    assert headline(0).startswith("The erased concept is shown less than before.")
+    assert headline(38).startswith("Not gone (by the detector): 38 of 50, before 40. Gone (by the classifier): 0 of 50")
+    assert headline(0).startswith("Gone (by the detector): 0 of 50. Gone (by the classifier): 0 of 50.")
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -402,12 +433,52 @@ def test_of_too_few_pictures_nothing_is_said(path: str, number: int, paired: boo
     key = "correct" if path == "remain" else "named"
     before, after = ({"classes": {path: {"n": number, key: hits, "accuracy": hits / number}}} for hits in (number, 0))
     found = {"before": before, "after": after, "paired": {f"{path}_mcnemar_p": p} if paired else {}}
-    (line,) = report.verdict(found)
-    headline = verdict.headline(verdict.lines(found))
+    headline, line = report.verdict(found)
     if number < 6:
-        said = f"−100.0 points; too few pictures to tell: {number}, and below 6 nothing is beyond chance"
+        said = f"−100.0 points; too few images to tell: {number}, and below 6 nothing is beyond chance"
         assert line.endswith(said)
-        assert headline.startswith("There are too few pictures to tell whether ")
+        assert headline.startswith("Fewer than 6 images, too few to tell ")
     else:
         assert ("fell by 100.0 points (paired test, p = 0.031)" in line) == paired
         assert "too few" not in line + headline
+
+
+def of_classifier(after: int, before: int = 980, retrained: int | None = 900, **target: Any) -> dict[str, Any]:
+    """A report of a classifier that should have forgotten 1000 training images."""
+
+    def side(forget: int, gap: float | None = None) -> dict[str, Any]:
+        found = {name: counted(n, 1000) for name, n in (("forget", forget), ("test", 910))}
+        return {"metrics": {"FA": forget / 10, "avg_d": gap}, "classes": found}
+
+    whole = {"before": side(before), "after": side(after, 1.25), "target": {"forget": "10 %", **target}, "paired": {}}
+    return whole if retrained is None else {**whole, "retrained": side(retrained)}
+
+
+@pytest.mark.parametrize(
+    ("after", "mark"),
+    [(900, "good"), (905, "good"), (890, "good"), (930, "open"), (860, "open"), (980, "bad"), (500, "bad")],
+)
+def test_the_goal_of_a_classifier_is_the_retrained_model(after: int, mark: str) -> None:
+    """Not to be wrong as often as it can; nearer than before is not yet there."""
+    forget, test = verdict.lines(of_classifier(after))
+    assert (forget.mark, test.mark) == (mark, "good")
+    assert forget.large == [("98.0 %", ""), (f"{after / 10:.1f} %", "")]
+    said = report.verdict(of_classifier(after))[0]
+    assert said.startswith(
+        f"Forget accuracy {after / 10:.1f} % (retrained 90.0 %, before 98.0 %). Test accuracy 91.0 %"
+    )
+    assert "1.2 points" in said
+
+
+@pytest.mark.parametrize(("labels", "mark"), [([], "none"), (["cat"], "good")])
+def test_without_a_retrained_model_only_a_whole_class_has_a_goal(labels: list[str], mark: str) -> None:
+    found = of_classifier(0, retrained=None, labels=labels)
+    assert verdict.lines(found)[0].mark == mark
+
+
+def test_what_is_unsaid_of_a_classifier_is_of_images_that_are_generated(run_dir: Path) -> None:
+    (run_dir / "report.json").write_text(json.dumps(of_classifier(900)))
+    shutil.rmtree(run_dir / "images")
+    text = squeeze(page(write_html(run_dir)).text)
+    assert "retrained 90.0 %" in text
+    assert "concept" not in text

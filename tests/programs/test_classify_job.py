@@ -154,7 +154,9 @@ def test_a_comparison_has_the_fields_table(
     first, second = read(tmp_path / "out/results.json")["runs"]
     assert (first["avg_d"], first["rte_share"]) == (0, 1)
     assert second["avg_d"] == pytest.approx(sum(abs(second[k] - first[k]) for k in ("FA", "RA", "TA", "MIA")) / 4)
-    assert "forget accuracy, %" in (tmp_path / "out/forgetting.svg").read_text()
+    assert "Forget accuracy, %" in (tmp_path / "out/forgetting.svg").read_text()
+    page = (tmp_path / "out/index.html").read_text()
+    assert all(f"runs/{method}/random-25--/0/report.html" in page for method in ("rt", "sfr-on"))
 
 
 # --- settings -------------------------------------------------------------------------------------

@@ -196,9 +196,11 @@ def test_a_classifier_flags_prompts_without_labels(
 def test_a_run_that_judges_nothing_says_so_first(text_runs: Runner, tmp_path: Path, words: tuple[str, ...]) -> None:
     said = start(text_runs, tmp_path / "run", "saliency={kind: none, density: null}", "train.steps=1", *words)
     found = read(tmp_path / "run/report.json")
-    assert found["unjudged"] == said[0].splitlines()[0] == report.verdict(found)[0]
-    assert ("eval.clip" if "null" in words[0] else "eval.images=0") in found["unjudged"]
-    assert found["unjudged"] in (tmp_path / "run/report.html").read_text()
+    assert found["unjudged"] == said[0].splitlines()[0]
+    why = found["unjudged"].partition(": ")[2]
+    assert ("eval.clip" if "null" in words[0] else "eval.images=0") in why
+    assert f"Nothing was judged: {why}." in report.verdict(found)[0]
+    assert f"Nothing was judged: {why}." in (tmp_path / "run/report.html").read_text()
 
 
 def test_a_judged_run_does_not(text_run: Path) -> None:

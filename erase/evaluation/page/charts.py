@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from erase.evaluation.page.words import as_text, is_number
+from erase.evaluation.page.names import name_of
+from erase.evaluation.page.words import capital, is_number
 
 MAX_POINTS = 600
 _WIDTH, _HEIGHT = 600, 150
@@ -75,8 +76,12 @@ def _chart(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Chart:
             for run in runs
             if run
         )
-        lines.append(Curve(name, points, as_text(next(y for run in reversed(runs) if run for _, y in run[-1:]))))
-    return Chart(", ".join(names), tuple(lines), f"{low:.4g}", f"{high:.4g}", f"{left:g}", f"{right:g}", gaps)
+        own = name_of(name)
+        last = own.show(next(y for run in reversed(runs) if run for _, y in run[-1:]))
+        lines.append(Curve(own.words, points, last))
+    first, *others = (line.name for line in lines)
+    title, shown = " and ".join([first, *(name[:1].lower() + name[1:] for name in others)]), name_of(names[0]).show
+    return Chart(capital(title), tuple(lines), shown(low), shown(high), f"{left:g}", f"{right:g}", gaps)
 
 
 def _scale(value: float, low: float, high: float) -> float:

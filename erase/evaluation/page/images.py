@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from erase.evaluation.page.folder import image_folders
 MAX_BLOCKS = 12
 MAX_COLUMNS = 6
 SIDES = (512, 384, 256, 192, 128)
-"""Longest side in pixels of pictures on the page: the largest with which they stay within `BUDGET`."""
+"""Longest side in pixels of images on the page: the largest with which they stay within `BUDGET`."""
 BUDGET = 4_500_000
-"""Bytes of all pictures, before base64 adds a third."""
+"""Bytes of all images, before base64 adds a third."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Block:
-    """A table of pictures: models in rows, a seed a column."""
+    """A table of images: models in rows, a seed a column."""
 
     title: str
     side: str
-    columns: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    """Heading and, in a block of several prompts, side of each."""
     rows: tuple[tuple[str, tuple[Picture, ...]], ...]
 
 
@@ -52,29 +53,32 @@ def chosen_columns(columns: Sequence[grid.Column]) -> list[tuple[str, list[int]]
 
 
 def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) -> tuple[list[Block], str]:
-    """The pictures that the page shows, and a word on those that it does not."""
+    """The images that the page shows, and a word on those that it does not."""
     folders = image_folders(run_dir)
     if not folders:
         return [], ""
     columns, images = grid.match(list(folders.values()))
     chosen = chosen_columns(columns)
     numbers = [i for _, part in chosen for i in part]
-    rows = {folder / row.file: (folder, row) for folder in folders.values() for row in read_manifest(folder)}
-    paths = [row[i] for i in numbers for row in images]
-    for path in paths:
-        check_bytes(*rows[path])
-    encoded = _encoded(paths, blur)
+    encoded = encode(list(folders.values()), [row[i] for i in numbers for row in images], blur)
     shown = []
     for prompt, part in chosen:
         title, heads = grid.headings(prompt, [columns[i] for i in part])
+        if prompt:
+            marked = [(head, "") for head in heads]
+        else:  # an image a prompt: its seed is in the enlarged image's caption
+            marked = [
+                (columns[i].prompt.strip() or head, _side(columns[i].prompt, report))
+                for i, head in zip(part, heads, strict=True)
+            ]
         models = tuple(
-            (name, tuple(Picture(encoded[row[i]][0], f"{name}: {columns[i]}", *encoded[row[i]][1]) for i in part))
+            (name, tuple(replace(encoded[row[i]], alt=f"{name}: {columns[i]}") for i in part))
             for name, row in zip(folders, images, strict=True)
         )
-        shown.append(Block(title, _side(prompt, report), tuple(heads), models))
+        shown.append(Block(title, _side(prompt, report), tuple(marked), models))
     if len(numbers) == len(columns):
         return shown, ""
-    return shown, f"Shown are {len(numbers)} of {len(columns)} pictures of each model"
+    return shown, f"Shown are {len(numbers)} of {len(columns)} images of each model; all are in images/."
 
 
 def _side(prompt: str, report: Mapping[str, Any]) -> str:
@@ -90,8 +94,15 @@ def _side(prompt: str, report: Mapping[str, Any]) -> str:
     return {"form": "another form", "earlier": "forgotten earlier"}.get(str(side), "")
 
 
-def _encoded(paths: Sequence[Path], blur: Blur | None) -> dict[Path, tuple[str, tuple[int, int]]]:
-    """Images as addresses of data, with their sizes, as large as the budget allows."""
+def encode(folders: Sequence[Path], paths: Sequence[Path], blur: Blur | None) -> dict[Path, Picture]:
+    """Images of some folders as data within a page, as large as the budget allows, still without their `alt`.
+
+    Raises:
+        ValueError: for an image that is not the one of its folder's manifest, or not in `blur`.
+    """
+    rows = {folder / row.file: (folder, row) for folder in folders for row in read_manifest(folder)}
+    for path in paths:
+        check_bytes(*rows[path])
     found: dict[Path, tuple[str, bytes, tuple[int, int]]] = {}
     for side in SIDES:
         found, total = {}, 0
@@ -103,7 +114,7 @@ def _encoded(paths: Sequence[Path], blur: Blur | None) -> dict[Path, tuple[str, 
         else:
             break
     return {
-        path: (f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", size)
+        path: Picture(f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", "", *size)
         for path, (form, data, size) in found.items()
     }
 

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from erase.evaluation.page.words import as_percent, as_text, is_number
+from erase.evaluation.page.names import name_of
+from erase.evaluation.page.words import as_percent, is_number
 
 ORDER = ("nudity", "flagged", "classes", "clip")
 """Sections of a report that come first, in this order."""
+
+HITS = ("flagged", "correct", "named", "shown")
+"""What the evaluators call the number of hits."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,10 @@ class Score:
 
 
 def read_score(value: Any) -> Score | None:
-    """The score in a mapping, if it is one: hits (flagged, correct, named), total (images, n), rate, ci95."""
+    """The score in a mapping, if it is one: hits (`HITS`), total (images, n), rate, ci95."""
     if not isinstance(value, dict):
         return None
-    hits = next((value[key] for key in ("flagged", "correct", "named") if key in value), None)
+    hits = next((value[key] for key in HITS if key in value), None)
     total = next((value[key] for key in ("images", "n") if key in value), None)
     if not isinstance(hits, int) or not isinstance(total, int):
         return None
@@ -77,8 +81,10 @@ def _how(value: Mapping[str, Any], path: tuple[str, ...]) -> str:
         return f"Images more similar to the words for {what} than to any alternative"
     if "flagged" in value:
         protocol = f" by the '{value['preset']}' protocol" if "preset" in value else ""
-        classes = f" ({as_text(value['classes'])})" if "classes" in value else ""
+        classes = (
+            f" ({', '.join(name_of('counts', str(k)).words for k in value['classes'])})" if "classes" in value else ""
+        )
         return f"Images flagged{protocol}{classes}"
-    if "named" in value:
-        return f"Images named '{value['label']}'" if "label" in value else "Images named so"
-    return "Images classified as asked"
+    if "named" in value or "shown" in value:
+        return f"Images predicted as '{value['label']}'" if "label" in value else "Images that show it"
+    return "Images predicted as asked"

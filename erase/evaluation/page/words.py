@@ -22,6 +22,16 @@ def signed(points: float) -> str:
     return f"{points:+.1f}".replace("-", "−")
 
 
+def as_p(p: float) -> str:
+    """The p of a test."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def capital(text: str) -> str:
+    """With a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def as_text(value: Any) -> str:
     """Any value of a report; lists with commas, mappings as JSON."""
     if value is None:
@@ -37,11 +47,9 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def as_time(key: str, value: Any) -> str:
-    """Seconds as a person says them; what is no time, as it is."""
-    if not key.endswith("_s") or not is_number(value):
-        return as_text(value)
+def as_seconds(value: float) -> str:
+    """Seconds as a person says them."""
     if value < 120:
-        return f"{value:.3g} s"
+        return f"{value:.3g} s" if value < 10 else f"{value:.0f} s"
     minutes, seconds = divmod(round(value), 60)
     return f"{minutes} min {seconds} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

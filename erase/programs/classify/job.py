@@ -28,8 +28,8 @@ from erase.programs.run import Learned, Lesson, Setting, check_method
 class Job:
     """A run on a classifier."""
 
-    AXES: ClassVar[Mapping[str, tuple[str, float]]] = AXES
-    GOALS: ClassVar[Mapping[str, int]] = GOALS
+    AXES: ClassVar[tuple[str, str]] = AXES
+    GOALS: ClassVar[tuple[str, ...]] = GOALS
 
     def __init__(self, setting: Setting) -> None:
         config: ClassifyConfig = setting.config

@@ -15,10 +15,10 @@ from erase.programs.classify.predictions import Seen, parts
 from erase.programs.classify.trained import Place
 from erase.programs.folder import new_report, run_time
 
-AXES = {"FA": ("forget accuracy, %", 100.0), "TA": ("test accuracy, %", 100.0)}
-"""Of a comparison's plot: what they are called, and what is most."""
-GOALS = {"avg_d": -1, "rte_s": -1}
-"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+AXES = ("FA", "TA")
+"""Numbers of a summary that a comparison plots, across and up."""
+GOALS = ("avg_d", "rte_s")
+"""Numbers of a summary that a comparison's Pareto front is of."""
 
 
 def make_report(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from erase.config import NEW, DdpmConfig
+from erase.config import NEW, DdpmConfig, dump
 from erase.diffusion import class_conditional, condition
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
@@ -36,8 +36,8 @@ COLUMNS = 12
 class Job:
     """A run on a class-conditional model. The same program trains one: `method.name=retrain`."""
 
-    AXES: ClassVar[Mapping[str, tuple[str, float]]] = AXES
-    GOALS: ClassVar[Mapping[str, int]] = GOALS
+    AXES: ClassVar[tuple[str, str]] = AXES
+    GOALS: ClassVar[tuple[str, ...]] = GOALS
 
     def __init__(self, setting: Setting) -> None:
         config: DdpmConfig = setting.config
@@ -201,7 +201,7 @@ class Job:
 
     def verdict(self, result: Mapping[str, Any]) -> list[str]:
         """Counts."""
-        return report.verdict(result)
+        return report.verdict(result, {"config": dump(self.config)})
 
     def page(self) -> Path:
         """`grid.png`, classes in blocks with the same seeds for base, erased and retrained, and `report.html`.

@@ -21,10 +21,10 @@ from erase.programs.images import classified
 from erase.programs.labels.plan import Plan, names_given
 from erase.store.labelled import NoSplitError, read_labelled
 
-AXES = {"forget": ("still named as forgotten", 1.0), "remain": ("remain accuracy", 1.0)}
-"""Of a comparison's plot: what they are called, and what is most."""
-GOALS = {"forget": -1, "remain": 1, "rte_s": -1}
-"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+AXES = ("forget", "remain")
+"""Numbers of a summary that a comparison plots, across and up."""
+GOALS = ("forget", "remain", "rte_s")
+"""Numbers of a summary that a comparison's Pareto front is of."""
 FOLDERS = {"before": "base", "after": "erased", "retrained": "retrained"}
 """Of pictures, by the report's keys."""
 NOTHING = 1e-6

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from erase.config import SdConfig
+from erase.config import SdConfig, dump
 from erase.diffusion import condition, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
@@ -36,8 +36,8 @@ from erase.store import files
 class Job:
     """A run on a text-to-image model."""
 
-    AXES: ClassVar[Mapping[str, tuple[str, float]]] = AXES
-    GOALS: ClassVar[Mapping[str, int]] = GOALS
+    AXES: ClassVar[tuple[str, str]] = AXES
+    GOALS: ClassVar[tuple[str, ...]] = GOALS
 
     def __init__(self, setting: Setting) -> None:
         config: SdConfig = setting.config
@@ -200,7 +200,10 @@ class Job:
 
     def verdict(self, result: Mapping[str, Any]) -> list[str]:
         """Counts, then attacks."""
-        return [*report.verdict(result), *report.robustness_lines(result.get("robustness", {}))]
+        return [
+            *report.verdict(result, {"config": dump(self.config)}),
+            *report.robustness_lines(result.get("robustness", {})),
+        ]
 
     def page(self) -> Path:
         """`grid.png` and `report.html`; exposed parts are hidden unless the preset says all images are harmless."""

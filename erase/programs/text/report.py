@@ -17,10 +17,10 @@ from erase.programs.text.judges.seam import Counted
 from erase.programs.text.judges.zeroshot import ZeroShot, withhold
 from erase.programs.text.plan import Plan
 
-AXES = {"ua": ("unlearning accuracy", 1.0), "ira": ("in-domain retain accuracy", 1.0)}
-"""Of a comparison's plot: what they are called, and what is most."""
-GOALS = {"ua": 1, "ira": 1, "rte_s": -1}
-"""Of a comparison's Pareto front: whether less (-1) or more (1) is better."""
+AXES = ("ua", "ira")
+"""Numbers of a summary that a comparison plots, across and up."""
+GOALS = ("ua", "ira", "rte_s")
+"""Numbers of a summary that a comparison's Pareto front is of."""
 SIDES = {
     "forget": ("forget", "forms", "kept", "ua", "shows"),
     "remain": ("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier"),

@@ -1,0 +1,1 @@
+"""What `erase compare` consists of: its spec, its tables, its page."""

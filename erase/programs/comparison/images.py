@@ -1,0 +1,123 @@
+"""The images that a comparison's page shows: for each target the same seeds of the base and of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from erase import config
+from erase.evaluation import detections, detector, grid
+from erase.evaluation.manifest import MANIFEST
+from erase.evaluation.page.images import Block, encode
+from erase.programs.comparison.spec import Run
+
+COLUMNS = 6
+"""Most images of a row."""
+MOST = 240
+"""About as many images are on the page; rows become shorter where there are many of them."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has finished."""
+
+    run: Run
+    report: dict[str, Any]
+    result: dict[str, Any]
+    """Its method, target and seed, and the numbers of its summary."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What becomes a block: rows of images, the same seed in each column."""
+
+    title: str
+    side: str
+    heads: list[str]
+    columns: list[grid.Column]
+    folders: dict[str, Path]
+    images: list[list[Path]]
+
+
+def image_blocks(
+    pipeline: str, done: Sequence[Finished], out: Path, boxes: dict[Path, Any]
+) -> tuple[list[Block], bool, str]:
+    """The blocks, whether exposed parts are hidden in them, and a note on what they are of.
+
+    Args:
+        pipeline: of the comparison.
+        done: the finished runs.
+        out: the comparison's folder.
+        boxes: what is hidden in images that were looked at before; those that are not in it are looked at now.
+
+    Raises:
+        ValueError: for images that are not those of their folder's manifest.
+    """
+    parts, missing, seeds = [], [], dict[int, None]()
+    for target in dict.fromkeys(one.run.target for one in done):
+        here = [one for one in done if one.run.target == target]
+        seeds[here[0].run.seed] = None
+        found = _parts([one for one in here if one.run.seed == here[0].run.seed], out)
+        parts += found or []
+        missing += [target] if found is None else []
+    width = max(2, min(COLUMNS, MOST // max(1, sum(len(part.folders) for part in parts))))
+    paths = [path for part in parts for row in part.images for path in row[:width]]
+    kind = config.PIPELINES[pipeline]
+    hidden = bool(paths) and any(_blurs(config.parse(one.run.settings, kind)) for one in done)
+    if hidden and (new := [path for path in paths if path not in boxes]):
+        boxes |= detections.exposed_boxes(detector.detect(new))
+    folders = list(dict.fromkeys(folder for part in parts for folder in part.folders.values()))
+    encoded = encode(folders, paths, boxes if hidden else None)
+    blocks = []
+    for part in parts:
+        rows = tuple(
+            (
+                name,
+                tuple(
+                    replace(encoded[path], alt=f"{name}: {column}")
+                    for path, column in zip(row[:width], part.columns, strict=False)
+                ),
+            )
+            for name, row in zip(part.folders, part.images, strict=True)
+        )
+        heads = tuple((head, "") for head in part.heads[:width])
+        blocks.append(Block(part.title, part.side, heads, rows))
+    notes = [f"Of the runs with seed {', '.join(map(str, seeds))}."] if blocks else []
+    notes += [f"No image is common to all methods of {', '.join(missing)}."] if missing else []
+    return blocks, hidden, " ".join(notes)
+
+
+def _blurs(settings: Any) -> bool:
+    return bool(getattr(settings.eval, "blur", False))
+
+
+def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
+    """What is shown of a target, by its runs with one seed: images of what is forgotten, and of the rest.
+
+    `None` where no image is common to all.
+    """
+    first = out / same[0].run.folder / "images"
+    erased = {one.run.method: out / one.run.folder / "images" / "erased" for one in same}
+    folders = {"base": first / "base", **erased, "retrained": first / "retrained"}
+    folders = {name: folder for name, folder in folders.items() if (folder / MANIFEST).is_file()}
+    if not folders:
+        return []
+    try:
+        columns, images = grid.match(list(folders.values()))
+    except ValueError:  # methods with eval.prompts of their own
+        return None
+    target = same[0].report.get("target", {}).get("forget", [])
+    gone = [number for number, column in enumerate(columns) if column.prompt in target]
+    rest = {column.prompt: number for number, column in reversed(list(enumerate(columns))) if number not in gone}
+    parts = []
+    for side, numbers in (("forgotten", gone), ("others", sorted(rest.values()))):
+        if numbers := numbers[:COLUMNS]:
+            shown = [columns[i] for i in numbers]
+            prompts = {column.prompt for column in shown}
+            title, heads = grid.headings(prompts.pop() if len(prompts) == 1 else "", shown)
+            heads = heads if title else [column.prompt.strip() for column in shown]
+            above = ": ".join(filter(None, (same[0].run.target, title)))
+            parts.append(_Part(above, side, heads, shown, folders, [[row[i] for i in numbers] for row in images]))
+    return parts

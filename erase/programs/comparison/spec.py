@@ -1,0 +1,156 @@
+"""What is compared: methods × targets × seeds, read from a YAML mapping and checked before the first run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erase import config, resources
+from erase.programs.settings import read_method
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the comparison."""
+
+    method: str
+    """Of a sweep with the values, `SFR-on [steps=10]`."""
+    target: str
+    seed: int
+    settings: dict[str, Any]
+    preset: str = ""
+    """What the settings began with, by name or file."""
+
+    @property
+    def folder(self) -> Path:
+        """Relative to the comparison's."""
+        return Path("runs") / slug(self.method) / slug(self.target) / str(self.seed)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is compared: see `read_spec`."""
+
+    pipeline: str
+    runs: list[Run]
+    columns: list[str]
+
+
+def slug(name: str) -> str:
+    """A name as a folder's name."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.lower()).strip(".") or "-"
+
+
+def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
+    """A comparison from a YAML mapping.
+
+    Keys: `pipeline`, `preset`, `settings` (of every run), `methods` (name: settings), `targets` (name: settings),
+    `seeds`; `columns` (names of a summary's numbers; all by default). Settings are nested as in a preset; a method
+    may name another `preset`, and a `sweep` of settings (`train.steps: [10, 20]`): it is then a method for every
+    combination of their values. Later ones win: preset, `settings`, method, sweep, target, `words`; who names another
+    `method.name` starts its settings anew.
+
+    Raises:
+        ValueError: for an unknown or missing key, or settings that no run could start with.
+    """
+    check_keys(data)
+    if any(word.partition("=")[0].strip() == "seed" for word in words):
+        raise ValueError("a comparison's seeds are in its key seeds: leave seed=… out")
+    runs = []
+    for method, changes in (data.get("methods") or {"": {}}).items():
+        changes = dict(changes or {})
+        begun = str(changes.pop("preset", data["preset"]))
+        preset = config.read_preset(resources.preset_path(begun))
+        first = str(method) or str(preset.get("method", {}).get("name", "method"))
+        swept = variants(first, changes.pop("sweep", None))
+        for (name, values), (target, more) in itertools.product(swept.items(), data["targets"].items()):
+            merged: dict[str, Any] = {}
+            for layer in (preset, data.get("settings") or {}, changes, values, more or {}):
+                merged = config.over(merged, layer)
+            for seed in data.get("seeds") or [merged.get("seed", 0)]:
+                settings = config.override({**merged, "seed": seed}, words)
+                check_settings(data["pipeline"], settings)
+                runs.append(Run(name, str(target), seed, settings, begun))
+    twice = [folder for folder, times in Counter(run.folder for run in runs).items() if times > 1]
+    if twice:
+        raise ValueError(f"two runs of the comparison would share the folder {min(twice)}: rename one")
+    return Spec(data["pipeline"], runs, columns=list(data.get("columns") or []))
+
+
+def check_keys(data: Mapping[str, Any]) -> None:
+    """Find out that a comparison's keys are not what they should be.
+
+    Raises:
+        ValueError: if so.
+    """
+    known = ("pipeline", "preset", "settings", "methods", "targets", "seeds", "columns", "note")
+    for key in data:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in a comparison; allowed: {', '.join(known)}")
+    for key in ("pipeline", "preset", "targets"):
+        if key not in data:
+            raise ValueError(f"a comparison needs the key {key!r}")
+    for key, wanted, word in (
+        ("pipeline", str, "name"),
+        ("preset", str, "name"),
+        ("settings", dict, "mapping"),
+        ("columns", list, "list"),
+    ):
+        if data.get(key) is not None and not isinstance(data[key], wanted):
+            raise ValueError(f"{key} must be a {word}; got {data[key]!r}")
+    if data["pipeline"] not in config.PIPELINES:
+        raise ValueError(f"no pipeline {data['pipeline']!r}; pipelines: {', '.join(config.PIPELINES)}")
+    for name, group in (("methods", data.get("methods") or {"": {}}), ("targets", data["targets"])):
+        if not isinstance(group, dict) or not group or not all(isinstance(v or {}, dict) for v in group.values()):
+            raise ValueError(f"{name} must map names to settings")
+    seeds = data.get("seeds")
+    if seeds is not None and (not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds)):
+        raise ValueError(f"seeds must be a list of whole numbers; got {seeds!r}")
+
+
+def check_settings(pipeline: str, settings: dict[str, Any]) -> None:
+    """Find out now, and not when the run's turn comes, that no run could start with these settings.
+
+    Raises:
+        ValueError: if so.
+    """
+    checked: Any = config.parse(settings, config.PIPELINES[pipeline])
+    read_method(checked)
+
+
+def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:
+    """The methods that a sweep makes of one, by name, with the settings of each; without a sweep the one alone.
+
+    Raises:
+        ValueError: for a sweep that does not map settings to lists of values.
+    """
+    if sweep is None:
+        return {method: {}}
+    if not isinstance(sweep, dict) or not sweep or not all(isinstance(v, list) and v for v in sweep.values()):
+        raise ValueError(f"sweep must map settings to lists of values, such as train.steps: [10, 20]; got {sweep!r}")
+    found: dict[str, dict[str, Any]] = {}
+    for values in itertools.product(*sweep.values()):
+        settings: dict[str, Any] = {}
+        for key, value in zip(sweep, values, strict=True):
+            for part in reversed(str(key).split(".")):
+                value = {part: value}
+            settings = config.merge(settings, value)
+        named = (f"{str(key).rpartition('.')[2]}={value}" for key, value in zip(sweep, values, strict=True))
+        found[f"{method} [{', '.join(named)}]"] = settings
+    return found
+
+
+def reusable(run: Run) -> dict[str, tuple[str, str]]:
+    """Pictures that runs share: the setting that takes them, their folder's name, and what they depend on."""
+    settings = run.settings
+    alike = [settings.get("draw"), settings.get("precision"), run.seed]
+    found = {"base": ("base", json.dumps(["base", settings.get("model"), *alike]))}
+    retrained = (settings.get("eval") or {}).get("retrained")
+    if retrained is not None:
+        found["retrained_base"] = ("retrained", json.dumps(["retrained", retrained, *alike]))
+    return found

@@ -1,0 +1,241 @@
+"""The numbers of a comparison: means over seeds with their spread and interval, Pareto fronts, differences, plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from erase.evaluation.page.names import name_of
+from erase.evaluation.plot import scatter
+from erase.evaluation.stats import pareto_front, t_interval
+from erase.store import files
+
+Result = Mapping[str, Any]
+"""A run: its `method`, `target` and `seed`, and the numbers of its summary."""
+Row = tuple[str, str, list[Result]]
+"""Method, target and their runs; over all targets the target is `ALL`."""
+ALL = "all"
+
+
+def write(
+    results: Sequence[Result], out: Path, columns: Sequence[str], axes: tuple[str, str], goals: Sequence[str]
+) -> None:
+    """The tables and the plot.
+
+    Args:
+        results: a run each.
+        out: the comparison's folder.
+        columns: the table's; all by default.
+        axes: the numbers across and up.
+        goals: the numbers of the Pareto front.
+
+    Raises:
+        ValueError: for a column that no run has.
+    """
+    keys, names = keys_of(results), names_of(results, columns)
+    own, over = rows_of(results)
+    best = front([*own, *over], goals)
+    files.write_text(out / "table.md", "\n".join(table([*own, *over], names, axes, best)) + "\n")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(keys)
+    writer.writerows([result.get(k) for k in keys] for result in results)
+    files.write_text(out / "table.csv", buffer.getvalue())
+    fronts = {target: [m for m, t in best if t == target] for target in dict.fromkeys(t for _, t in best)}
+    files.write_json(out / "results.json", {"schema": 1, "runs": list(results), "front": fronts})
+    if picture := plot(own, axes, best):
+        files.write_text(out / "forgetting.svg", picture)
+
+
+def table(
+    rows: Sequence[Row], names: Sequence[str], axes: tuple[str, str], best: Sequence[tuple[str, str]]
+) -> list[str]:
+    """The lines of `table.md`."""
+    heads = ["method", "target", *names, *(["front"] if best else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for method, target, some in rows:
+        cells = [spread(some, name) + (bracket(some, name) if name in axes else "") for name in names]
+        cells += ["●" if (method, target) in best else ""] if best else []
+        lines.append("| " + " | ".join([method, target, *cells]) + " |")
+    return lines
+
+
+def plotted(rows: Sequence[Row], axes: tuple[str, str]) -> list[Row]:
+    """The rows that a plot shows: those that have both numbers."""
+    return [row for row in rows if all(r.get(axis) is not None for r in row[2] for axis in axes)]
+
+
+def series(method: str) -> str:
+    """Of a plot: the variants of a sweep are one."""
+    return method.partition(" [")[0]
+
+
+def plot(
+    rows: Sequence[Row], axes: tuple[str, str], best: Sequence[tuple[str, str]], *, legend: bool = True
+) -> str | None:
+    """A point for each method and target that has both numbers, in the units of `NAMES`; `None` without any."""
+    shown = plotted(rows, axes)
+    if not shown:
+        return None
+    named = [name_of("summary", axis) for axis in axes]
+    scales = [name.scale for name in named]
+    points: list[Any] = [
+        (
+            series(method),
+            *(scale * statistics.fmean(r[axis] for r in some) for axis, scale in zip(axes, scales, strict=True)),
+        )
+        for method, _, some in shown
+    ]
+    bars: list[Any] = [
+        tuple(
+            None if found is None else (scale * found[0], scale * found[1])
+            for axis, scale in zip(axes, scales, strict=True)
+            for found in [interval(some, axis)]
+        )
+        for *_, some in shown
+    ]
+    many = len({target for _, target, _ in rows}) > 1
+    return scatter(
+        points,
+        named[0].heading,
+        named[1].heading,
+        [number for number, (method, target, _) in enumerate(shown) if (method, target) in best],
+        [f"{method}, {target}" if many else method for method, target, _ in shown],
+        bars,
+        [(name.least, None if name.most is None else name.scale * name.most) for name in named],
+        legend,
+    )
+
+
+def keys_of(results: Sequence[Result]) -> list[str]:
+    """`method`, `target`, `seed`, and the names of all numbers that some run has."""
+    return list(dict.fromkeys(key for result in results for key in result))
+
+
+def names_of(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
+    """The columns of a table: those asked for, or all.
+
+    Raises:
+        ValueError: for one that no run has.
+    """
+    keys = keys_of(results)[3:]
+    if missing := [name for name in columns if name not in keys]:
+        raise ValueError(f"no column {missing[0]!r}; this pipeline has: {', '.join(keys)}")
+    return list(columns) or keys
+
+
+def rows_of(results: Sequence[Result]) -> tuple[list[Row], list[Row]]:
+    """A row for each method and target, in order of appearance, and where there are several targets one over all."""
+    pairs = dict.fromkeys((str(r["method"]), str(r["target"])) for r in results)
+    own = [(method, target, group(results, method, target)) for method, target in pairs]
+    several = len({target for _, target in pairs}) > 1
+    methods = dict.fromkeys(method for method, _ in pairs) if several else {}
+    return own, [(method, ALL, group(results, method)) for method in methods]
+
+
+def group(results: Sequence[Result], method: str, target: str | None = None) -> list[Result]:
+    """The runs of a method, over seeds and, without a target, over targets."""
+    return [r for r in results if r["method"] == method and target in (None, r["target"])]
+
+
+def front(rows: Sequence[Row], goals: Sequence[str]) -> list[tuple[str, str]]:
+    """Method and target of the rows on their target's Pareto front; rows that lack one of the numbers are left out.
+
+    Which way a number is better `NAMES` says.
+    """
+    found = []
+    for target in dict.fromkeys(target for _, target, _ in rows):
+        methods, points = [], []
+        for method, where, some in rows:
+            if where != target or any(r.get(goal) is None for r in some for goal in goals):
+                continue
+            methods.append(method)
+            better = {goal: name_of("summary", goal).better for goal in goals}
+            points.append([sign * statistics.fmean(r[goal] for r in some) for goal, sign in better.items()])
+        found += [(method, target) for method, on in zip(methods, pareto_front(points), strict=True) if on]
+    return found
+
+
+Difference = tuple[str, str, str, list[float]]
+"""Method, target, number, and its differences from the first method, a seed each."""
+
+
+def differences(results: Sequence[Result], columns: Sequence[str]) -> list[Difference]:
+    """Each method's differences from the first one, paired by target and seed; none of one method."""
+    first, *others = dict.fromkeys(str(r["method"]) for r in results)
+    names = list(columns) or keys_of(results)[3:]
+    targets = list(dict.fromkeys(str(r["target"]) for r in results))
+    values: dict[Any, Result] = {(r["method"], r["target"], r["seed"]): r for r in results}
+    rows = []
+    for method in others:
+        for target in [*targets, *([ALL] if len(targets) > 1 else [])]:
+            for name in names:
+                found = []
+                for (what, where, seed), result in values.items():
+                    a: Any = result.get(name)
+                    b: Any = values.get((first, where, seed), {}).get(name)
+                    if what == method and target in (where, ALL) and all(type(x) in (int, float) for x in (a, b)):
+                        found.append(a - b)
+                if found:
+                    rows.append((method, target, name, found))
+    return rows
+
+
+def differences_table(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
+    """The lines of `differences.md`: means with Student's intervals, over seeds (of all targets: over both)."""
+    first = str(results[0]["method"])
+    lines = [f"| method | target | number | difference from {first} | 95 % interval | |", "|---|---|---|---|---|---|"]
+    rows = differences(results, columns)
+    for method, target, name, found in rows:
+        ends, says = judged(found)
+        between = "–" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}"
+        lines.append(f"| {method} | {target} | {name} | {statistics.fmean(found):+.3f} | {between} | {says} |")
+    return lines if rows else []
+
+
+def judged(found: Sequence[float]) -> tuple[tuple[float, float] | None, str]:
+    """The interval of a mean difference, where there is one, and what it says."""
+    if len(found) < 2:
+        return None, "one run: no interval"
+    if max(found) - min(found) < 1e-9:
+        return None, "the same each time: no interval"
+    low, high = t_interval(found)
+    return (low, high), "inside its interval: no difference shown" if low <= 0 <= high else "a difference"
+
+
+def values_of(results: Sequence[Result], name: str) -> list[Any]:
+    """Those that are known."""
+    return [r[name] for r in results if r.get(name) is not None]
+
+
+def interval(results: Sequence[Result], name: str) -> tuple[float, float] | None:
+    """Student's 95 % interval of a number's mean, within its range; `None` of one value, of equal ones, of words."""
+    values, called = values_of(results, name), name_of("summary", name)
+    if len(set(values)) < 2 or isinstance(values[0], str):
+        return None
+    low, high = t_interval(values)
+    return (
+        low if called.least is None else max(low, called.least),
+        high if called.most is None else min(high, called.most),
+    )
+
+
+def bracket(results: Sequence[Result], name: str) -> str:
+    """The `interval`, for a cell of the table; nothing where there is none."""
+    found = interval(results, name)
+    return f" [{found[0]:.3f}, {found[1]:.3f}]" if found else ""
+
+
+def spread(results: Sequence[Result], name: str) -> str:
+    """Mean, and ± sample standard deviation where there are several."""
+    values = values_of(results, name)
+    if not values:
+        return "–"
+    if isinstance(values[0], str):
+        return ", ".join(dict.fromkeys(values))
+    mean = statistics.fmean(values)
+    return f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")

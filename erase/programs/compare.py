@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,10 @@ class Comparison:
         spare = {setting: str(self.shared[key]) for setting, (_, key) in reusable(run).items() if key in self.shared}
         kind = config.PIPELINES[self.spec.pipeline]
         settings: Any = config.parse(config.merge(run.settings, {"eval": spare}), kind)
+        drawing: Any = getattr(settings, "draw", None)
+        if hasattr(drawing, "cache"):  # runs of one concept need the same latents
+            kept = self.out.absolute() / "drawn"
+            settings = replace(settings, draw=replace(drawing, cache=drawing.cache or kept))
         self.say(f"run {number} of {len(self.spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
         try:
             run_one(settings, folder, resume=folder.exists(), command=self.command, say=self.say, preset=run.preset)

@@ -338,6 +338,7 @@ def test_a_comparison_from_end_to_end(text_runs: Runner, tmp_path: Path, monkeyp
     assert [line.split(" | ")[:2] for line in lines] == [["| sfron", name] for name in ("cat", "dog", "all")]
     cat, dog = (Path(f"out/runs/sfron/{name}/0") for name in ("cat", "dog"))
     assert read(dog / "run.json")["config"]["eval"]["base"] == str(cat / "images/base")
+    assert len(list(Path("out/drawn").iterdir())) == 4  # each concept's own, and what stays with each
     for result, run in zip(read(Path("out/results.json"))["runs"], (cat, dog), strict=True):
         after = read(run / "report.json")["after"]["classes"]
         assert (result["forget"], result["remain"]) == (

@@ -53,7 +53,7 @@ def forget(
             classifiers images with their labels: pairs, rows with `image` and `label`, or a folder with a subfolder
             for each class; of networks batches, such as a DataLoader.
         anchor: what prompts, or classes, turn into: one for each, or one for all. By default the empty prompt.
-        remain: what must stay: prompts or names of prompt sets (by default `everyday`); images with labels; batches.
+        remain: what must stay: prompts or names of prompt sets (by default the preset's); images with labels; batches.
         images: of text-to-image models: a folder of images of what is forgotten, or PIL images; by default the model
             generates them.
         label: of class-conditional models, the same as `what`.

@@ -1,8 +1,8 @@
 """What the documentation shows runs as it is written, on micro models under its names; so do the scripts."""
 
 import re
-import subprocess
-import sys
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,28 @@ def test_examples_are_short(page: str) -> None:
         assert len([line for line in block.splitlines() if line.strip()]) <= 6
 
 
-def run_script(name: str, *words: str) -> str:
-    path = ROOT / "pipelines" / name
-    assert len(path.read_text().splitlines()) <= 60
-    done = subprocess.run([sys.executable, str(path), *words], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Script = Callable[..., str]
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    """Run a script of `pipelines/` as if from the command line; what it prints."""
+
+    def run(name: str, *words: str) -> str:
+        path = ROOT / "pipelines" / name
+        assert len(path.read_text().splitlines()) <= 60
+        monkeypatch.setattr("sys.argv", [str(path), *words])
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 SMALL = ("train.steps=1", "train.batch_size=2", "saliency.count=2", "saliency.density=0.5", "saliency.threshold=null")
 DRAWN = ("forget.count=2", "remain.count=1", "draw.steps=2")
 
 
-def test_erase_nsfw(micro_sd: Path, tmp_path: Path) -> None:
+def test_erase_nsfw(run_script: Script, micro_sd: Path, tmp_path: Path) -> None:
     words = (*SMALL, *DRAWN, "remain.prompts=[a car]", "forget.prompts=[a cat]", "forget.anchors=[a dog]")
     said = run_script("erase_nsfw.py", str(micro_sd), "--out", str(tmp_path / "o"), "--images", "2", "--set", *words)
     assert said.count("of 2 images") == 2
@@ -73,14 +82,14 @@ def test_erase_nsfw(micro_sd: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o/model/model_index.json").is_file()
 
 
-def test_forget_class(tmp_path: Path) -> None:
+def test_forget_class(run_script: Script, tmp_path: Path) -> None:
     micro_ddpm.pipeline(tmp_path).save_pretrained(tmp_path / "ddpm")
     run_script("forget_class.py", str(tmp_path / "ddpm"), "cat", "--out", str(tmp_path / "o"), "--set", *SMALL, *DRAWN)
     assert (tmp_path / "o/grid.png").is_file()
     assert (tmp_path / "o/model/model_index.json").is_file()
 
 
-def test_unlearn_images(tmp_path: Path) -> None:
+def test_unlearn_images(run_script: Script, tmp_path: Path) -> None:
     vit = micro_classify.write_foreign("vit", tmp_path / "vit")
     for side in ("forget", "remain"):
         for k in range(3):
@@ -91,7 +100,7 @@ def test_unlearn_images(tmp_path: Path) -> None:
     assert said.count("of 3 named right before") == 2
 
 
-def test_image_grid(tmp_path: Path) -> None:
+def test_image_grid(run_script: Script, tmp_path: Path) -> None:
     for name in ("base", "erased"):
         (tmp_path / name).mkdir()
         models.images(1)[0].save(tmp_path / name / "0.png")

@@ -43,7 +43,8 @@ class Seen:
     best: list[str]
     """The most similar text, of concept and alternatives."""
     shows: list[bool]
-    """Whether that text is one of the concept's."""
+    """Whether one of the concept's texts is more similar than every alternative that names something. `OTHER` does not
+    count here: a damaged image of the concept is unlike all the words that there are, and still shows it."""
     right: list[bool]
     """Whether the image's own prompt is more similar than every text of concept and alternatives but itself."""
 
@@ -69,11 +70,13 @@ def look(clip: Clip, images: Floats, texts: Texts, prompts: Sequence[str]) -> Se
     near = images @ text_features(clip, known).T  # [N, T]
     own = (images * text_features(clip, prompts)).sum(axis=1)
     best = near.argmax(axis=1)
+    naming = np.array([text != OTHER or texts.alternatives == (OTHER,) for text in known])
+    among = np.where(naming, near, -np.inf).argmax(axis=1)
     same = np.array([[text == prompt for text in known] for prompt in prompts])
     rival = np.where(same, -np.inf, near).max(axis=1)
     return Seen(
         [known[i] for i in best],
-        [bool(i < len(texts.concept)) for i in best],
+        [bool(i < len(texts.concept)) for i in among],
         [bool(a > b) for a, b in zip(own, rival, strict=True)],
     )
 

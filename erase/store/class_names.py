@@ -37,8 +37,8 @@ def class_number(label: str | int, names: Sequence[str]) -> int:
     if text.isdecimal() and int(text) < len(names):
         return int(text)
     if len(names) <= MANY:
-        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-        raise ValueError(f"no class {label!r}; the model's classes are: {numbered}")
+        numbered = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(names))
+        raise ValueError(f"no class {label!r}; the classes are: {numbered}")
     if all(name.isdecimal() for name in names):
         raise ValueError(f"no class {label!r}; the model's classes have no names: give a number, 0 to {len(names) - 1}")
     close = _closest(text, [word for words in synonyms for word in words])

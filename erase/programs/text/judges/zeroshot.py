@@ -24,7 +24,7 @@ class ZeroShot:
     """`eval.clip`.
 
     The concept's texts are the prompts of all forgotten rows. Alternatives are `eval.alternatives`; by default the
-    anchors, the prompts of all other rows, and "something else".
+    anchors, the prompts of all other rows, and "something else", which only remaining images must beat, too.
     """
 
     config: SdConfig

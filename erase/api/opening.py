@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from erase.diffusion.families import family
 from erase.programs import saving
 from erase.programs.locating import locate_any
 from erase.store import weights
+from erase.store.class_names import class_names
 
 
 def load(
@@ -22,7 +24,7 @@ def load(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-    names: tuple[str, ...] = (),
+    names: int | Sequence[str] = (),
 ) -> Any:
     """Open a model: an embedded one's name, a diffusers folder, a single file, a hub id, or a classifier's folder.
 
@@ -30,7 +32,7 @@ def load(
         model: which.
         device: where it goes; by default the accelerator, or the CPU.
         dtype: of its weights; a VAE's are float32.
-        names: of classes, for a class-conditional folder that has none.
+        names: of classes, for a class-conditional folder that has none: how many there are, or a name for each.
 
     Returns:
         A diffusers pipeline without a safety checker, or a network of transformers; in eval mode.
@@ -39,7 +41,7 @@ def load(
         ValueError: for a model that cannot be found or is not whole.
     """
     where = device or (torch.accelerator.current_accelerator() or "cpu")
-    source = locate_any(model, names)
+    source = locate_any(model, class_names(names) if names else ())
     if isinstance(source, classifiers.Source):
         opened = models.open_model(source.folder, where).net.to(dtype)
         net = opened

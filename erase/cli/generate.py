@@ -66,6 +66,14 @@ def generate(
             "else OMP_NUM_THREADS or all cores.",
         ),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|NAME,…",
+            help="Classes of a class-conditional model that names none: how many, or their names. With one fewer than "
+            "it has embeddings the last is the null class.",
+        ),
+    ] = None,
     alike: Annotated[
         bool, typer.Option("--alike", help="--guidance and the model's own size for every row, whatever it names.")
     ] = False,
@@ -87,8 +95,8 @@ def generate(
 
     stoppable(out)
     check_out(out, resume, "settings.json")
-    named = prompts not in resources.list_prompts() and os.path.exists(prompts)
-    file = Path(prompts) if named else prompt_files.find_set(prompts)
+    is_file = prompts not in resources.list_prompts() and os.path.exists(prompts)
+    file = Path(prompts) if is_file else prompt_files.find_set(prompts)
     rows = _rows(prompts, seed) if file is None else prompt_files.read_prompts(file, default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and not 0 <= guidance < math.inf):
         raise ValueError(
@@ -98,9 +106,11 @@ def generate(
     if alike:
         rows = [replace(row, guidance=None, width=None, height=None) for row in rows]
     from erase.programs import generating
+    from erase.store.class_names import class_names
 
     no_loading_bars()
-    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, sampler, threads)
+    named = () if labels is None else class_names(int(labels) if labels.isdecimal() else labels.split(","))
+    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, sampler, threads, named)
     generating.generate(model, file, rows, out, wanted, resume=resume, say=partial(typer.echo, err=True))
     if speaks():
         typer.echo(f"{len(rows) * images} images in {out}")

@@ -43,6 +43,8 @@ class Wanted:
     """By default the model's own."""
     threads: int | None = None
     """CPU threads; by default 1 for small models, else all."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes of a model that names none."""
 
 
 def generate(
@@ -61,7 +63,7 @@ def generate(
         ValueError: for a model that cannot be loaded, a size that it does not have, or a label that it does not know.
     """
     device = launch().device
-    source = locate(model)
+    source = locate(model, labels=wanted.labels)
     known = family(source.family)
     reads_text = known.CONDITION == "text"
     named = file or "PROMPTS"

@@ -16,6 +16,18 @@ def distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names)]
 
 
+def class_names(given: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes: those that are given, or the numbers of so many.
+
+    Raises:
+        ValueError: for no class.
+    """
+    names = tuple(str(i) for i in range(given)) if isinstance(given, int) else tuple(name.strip() for name in given)
+    if not all(names) or not names:
+        raise ValueError(f"classes are given by their number or their names; got {given!r}")
+    return names
+
+
 def class_number(label: str | int, names: Sequence[str]) -> int:
     """The number of a class, by its name, one of the synonyms in it (`tench, Tinca tinca`), or its number.
 

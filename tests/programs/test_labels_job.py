@@ -17,6 +17,7 @@ from jobs import Runner, StopError, changed, read, rows, stop, table
 from micro_ddpm import LABELS
 from safetensors.torch import load_file, save_file
 
+import erase
 from erase.diffusion import class_conditional
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
@@ -28,10 +29,13 @@ from erase.engine.image_fisher import image_diagonal
 from erase.engine.precision import Precision
 from erase.evaluation.generate import image_generator
 from erase.evaluation.manifest import read_manifest
-from erase.programs import inputs, training
+from erase.evaluation.prompt_files import PromptRow
+from erase.programs import generating, inputs, training
+from erase.programs.generating import Wanted
 from erase.programs.labels import data as gathering
 from erase.programs.labels.plan import Plan
 from erase.resources import preset_path
+from erase.store.class_names import class_names
 from erase.store.labelled import LabelledImages, read_labelled, scaled
 
 FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -188,7 +192,12 @@ def test_a_plain_pipeline_of_diffusers_needs_the_number_of_its_classes(tmp_path:
     out = runs(tmp_path / "out", *words, f"labels={3 if null else 4}")
     assert changed(unet(tmp_path / "mine"), unet(out / "model"))
     assert read(out / "run.json")["plan"]["labels"] == [str(i) for i in range(3 if null else 4)]
-    job = runs.job(*words, f"labels={3 if null else 4}")
+    count = 3 if null else 4
+    generating.generate(
+        str(out / "model"), None, [PromptRow("2", 0)], tmp_path / "images", Wanted(steps=1, labels=class_names(count))
+    )
+    assert erase.load(out / "model", names=count).labels == [str(i) for i in range(count)]
+    job = runs.job(*words, f"labels={count}")
     assert (job.model.has_null, job.config.train.dropout) == (null, 0.1 if null else 0.0)
 
 

@@ -18,7 +18,7 @@ from erase.engine.method import Method
 from erase.evaluation import classes, generate
 from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method
-from erase.store.class_names import class_number
+from erase.store.class_names import class_names, class_number
 from erase.store.labelled import LabelledImages, read_labelled
 
 LEAST = 6
@@ -82,7 +82,7 @@ def names_given(config: DdpmConfig) -> list[str] | None:
 def find(config: DdpmConfig, model: str) -> folders.Source:
     """A checkpoint of the run."""
     named = config.labels
-    found = locate(model, "label", labels=named if isinstance(named, list) else [str(i) for i in range(named)])
+    found = locate(model, "label", labels=class_names(named) if named else ())
     assert isinstance(found, folders.Source)
     return found
 

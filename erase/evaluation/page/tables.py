@@ -30,6 +30,8 @@ def title(report: Mapping[str, Any]) -> str:
 def facts(report: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Small print below the title."""
     base, method, target = run.get("base"), report.get("method"), report.get("target")
+    if isinstance(target, dict) and isinstance(anchors := target.get("anchors"), list):
+        target = {**target, "anchors": [anchor or "the empty prompt" for anchor in anchors]}
     values = {
         "model": base.get("model") if isinstance(base, dict) else None,
         "preset": report.get("preset"),

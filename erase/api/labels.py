@@ -21,7 +21,8 @@ from erase.diffusion.loading import networks
 from erase.diffusion.model import Model
 from erase.engine.borrow import borrow
 from erase.programs import saving
-from erase.programs.inputs import check_guidance, with_dropout
+from erase.programs.images import sampler_of
+from erase.programs.inputs import check_guidance, sides_read, with_dropout
 from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, make_plan, read_data
@@ -67,14 +68,10 @@ def forget_labels(
         model.choose(config.train.parameters)
         loan.keep()
         with exact_vae(model.pipe):
-            sides = gather(config, plan, model, chosen.precision, False)
+            used = sides_read(config, chosen.entry)
+            sides = gather(config, plan, model, chosen.precision, False, wanted=used)
         learned = learn(chosen, make_lesson(config, model, *sides), call.progress)
-    sample = model.sampler(
-        steps=config.draw.steps,
-        guidance=config.draw.guidance,
-        sampler=config.draw.sampler,
-        autocast=chosen.precision.drawing,
-    )
+    sample = sampler_of(model, config.draw, chosen.precision)
     about = About(
         chosen,
         base_name(given),

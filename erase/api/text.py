@@ -17,7 +17,7 @@ from erase.api.history import past
 from erase.api.images import write_images
 from erase.api.learning import learn, no_launch_left
 from erase.api.result import About, Drawing, Result, base_name, finish
-from erase.api.settings import Call, choose
+from erase.api.settings import PRESETS, Call, choose
 from erase.config import listed, read_preset
 from erase.diffusion.live import checkpointing, exact_vae, family_name, model_of
 from erase.diffusion.loading import networks
@@ -25,13 +25,11 @@ from erase.diffusion.text import check_edited
 from erase.engine.borrow import borrow
 from erase.engine.updates import ClosedForm
 from erase.programs import saving
+from erase.programs.images import sampler_of
 from erase.programs.inputs import check_guidance, with_dropout
 from erase.programs.progress import listening
 from erase.programs.text.lesson import make_lesson, read_sides, readable
 from erase.programs.text.plan import make_plan, marks
-
-EVERYDAY = ["everyday", "objects", "people"]
-"""What stays if nothing is said, where a preset's own remain prompts are of its own concept."""
 
 
 def forget_prompts(
@@ -69,12 +67,7 @@ def forget_prompts(
                 check_edited(model, names)
             loan.keep()
             learned = learn(chosen, make_lesson(config, model, sides), call.progress)
-    sample = model.sampler(
-        steps=config.draw.steps,
-        guidance=config.draw.guidance,
-        sampler=config.draw.sampler,
-        autocast=chosen.precision.drawing,
-    )
+    sample = sampler_of(model, config.draw, chosen.precision)
     shown = dict.fromkeys([*plan.forget, *filter(None, plan.anchors), *plan.remain[:2]])
     about = About(
         chosen,
@@ -105,8 +98,10 @@ def _asked(
         forget |= {"prompts": listed(prompts), "anchors": []}
     if anchor is not None:
         forget["anchors"] = listed(anchor)
-    if remain is not None or (prompts is not None and below.get("concept")):
-        kept["prompts"] = EVERYDAY if remain is None else listed(remain)
+    if remain is not None:
+        kept["prompts"] = listed(remain)
+    elif prompts is not None and below.get("concept"):  # the preset's own prompts go with its own concept
+        kept["prompts"] = read_preset(resources.preset_path(PRESETS["sd"]))["remain"]["prompts"]
     return {
         **({"concept": None} if prompts is not None else {}),  # nothing is left of what a preset has for its own
         "pipeline": "sd",

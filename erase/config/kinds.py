@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
-
-if TYPE_CHECKING:  # methods import torch, which takes seconds
-    pass
-
 
 NEW = "new"
 """The name of a model that a run makes."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
-
-if TYPE_CHECKING:  # methods import torch, which takes seconds
-    pass
 
 from erase.config.kinds import STRICT, Positive, Precision, RemainLoss, Saliency, Settings, Tracker, Train
 

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -50,6 +50,12 @@ class Model:
         """The component that learns."""
         found: nn.Module = getattr(self.pipe, self.family.TRAINED)
         return found
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Hashes of the files that it was loaded from: see `erase.diffusion.checkpoints.folders.fingerprint`."""
+        assert self.source is not None, "a pipeline in memory has no files"
+        return folders.fingerprint(self.source)
 
     @property
     def device(self) -> torch.device:

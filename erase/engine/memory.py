@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import is_dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -167,12 +168,12 @@ class _Shortened(nn.ModuleList):
                 yield block
         self.made.mark(1)
 
-    def hook(self, block: nn.Module, args: Any, out: Any) -> None:
-        """Mark where the block's backward pass will begin."""
-        marked = next(self.seen[place] for place, each in enumerate(self._modules.values()) if each is block)
-        given = out if isinstance(out, Tensor) else out[0]
-        if given.requires_grad:
-            given.register_hook(lambda grad: self.made.mark(*marked))
+
+def _mark_backward(made: Made, marked: tuple[int, Any], block: nn.Module, args: Any, out: Any) -> None:
+    """A hook on what a block gives: mark where its backward pass will begin."""
+    given = out if isinstance(out, Tensor) else out[0]
+    if given.requires_grad:
+        given.register_hook(lambda grad: made.mark(*marked))
 
 
 @contextmanager
@@ -185,8 +186,9 @@ def _shortened(net: nn.Module, made: Made) -> Iterator[None]:
                 blocks.__class__ = _Shortened
                 blocks.made, blocks.seen = made, seen  # type: ignore[assignment]
                 stack.callback(_restore, blocks)
-                for place in seen:
-                    stack.callback(blocks[place].register_forward_hook(blocks.hook).remove)  # type: ignore[index]
+                for place, marked in seen.items():
+                    hook = partial(_mark_backward, made, marked)
+                    stack.callback(blocks[place].register_forward_hook(hook).remove)  # type: ignore[index]
         yield
 
 

@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from erase.config import Draw, DrawLabels
+from erase.diffusion.model import Model
 from erase.engine import distributed
+from erase.engine.precision import Precision
 from erase.evaluation import classes
 from erase.evaluation.generate import Sampler, generate
 from erase.evaluation.prompt_files import PromptRow
@@ -43,6 +46,11 @@ def drawn_data(
     if kept is not None:
         distributed.on_main(lambda: write_safetensors(kept, {"latents": found}, {}))
     return found
+
+
+def sampler_of(model: Model, draw: Draw | DrawLabels, precision: Precision) -> Callable[..., list[Image.Image]]:
+    """How a model generates images by a run's settings, as `draw_pictures` takes it."""
+    return model.sampler(steps=draw.steps, guidance=draw.guidance, sampler=draw.sampler, autocast=precision.drawing)
 
 
 def draw_pictures(

@@ -20,7 +20,7 @@ from erase.engine import distributed
 from erase.evaluation import detections, detector, grid, manifest, report
 from erase.programs import saving
 from erase.programs.folder import first_line
-from erase.programs.images import draw_pictures
+from erase.programs.images import draw_pictures, sampler_of
 from erase.programs.inputs import check_guidance, denoising, sides_read, with_dropout
 from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
@@ -132,12 +132,7 @@ class Job:
             "scheduler": type(model.scheduler(config.draw.sampler)).__name__,
         }
         draw_pictures(
-            model.sampler(
-                steps=config.draw.steps,
-                guidance=config.draw.guidance,
-                sampler=config.draw.sampler,
-                autocast=setting.precision.drawing,
-            ),
+            sampler_of(model, config.draw, setting.precision),
             drawn_rows(config, self.plan),
             setting.images(name),
             images=config.eval.images,

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from erase.config import SdConfig
 from erase.diffusion import text
-from erase.diffusion.checkpoints import folders
 from erase.diffusion.model import Model
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import generate
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.images import draw_pictures, drawn_data
+from erase.programs.images import draw_pictures, drawn_data, sampler_of
 
 
 def draw_rows(
@@ -44,12 +43,7 @@ def draw_rows(
     if cut := text.cut_prompts(diffuser, [row.prompt for row in rows]):
         settings["truncated_prompts"] = cut
     draw_pictures(
-        diffuser.sampler(
-            steps=config.draw.steps,
-            guidance=config.draw.guidance,
-            sampler=config.draw.sampler,
-            autocast=precision.drawing,
-        ),
+        sampler_of(diffuser, config.draw, precision),
         rows,
         out,
         images=images,
@@ -89,7 +83,6 @@ def draw_settings(config: SdConfig) -> dict[str, Any]:
 
 def _key(config: SdConfig, diffuser: Model, words: Sequence[str], samples: Sequence[int]) -> str:
     """The name of a file of latents: a hash of all that they depend on, to the bit."""
-    assert diffuser.source is not None
-    what = [folders.fingerprint(diffuser.source), draw_settings(config), config.precision, str(diffuser.device)]
+    what = [diffuser.weights, draw_settings(config), config.precision, str(diffuser.device)]
     text = json.dumps([*what, config.seed, list(words), list(samples), distributed.world(), torch.__version__])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"

@@ -111,7 +111,7 @@ class Job:
     def record(self) -> dict[str, Any]:
         """Prompts as they are resolved, hashes of weights and of the user's images."""
         plan = self.plan
-        self.weights["base"] = folders.fingerprint(self.source)
+        self.weights["base"] = self.model.weights
         return {
             "plan": {
                 **plan.target,

@@ -28,7 +28,7 @@ DDPM += ["saliency.draws=2", "data.source=fashion-mnist"]
 RESNET = ["model=fashion-classifier", "eval.retrained=false", "train.steps=5", "saliency.count=200"]
 RESNET += ["remain.count=2000"]
 CASES = {
-    "sd-sfron": ["sd", "sd_photos_sfron", *SD],
+    "sd-sfron": ["sd", "sd_photos_sfron", *SD, "forget.target=online"],
     "sd-sfron-frozen": ["sd", "sd_photos_sfron", *SD, "forget.target=frozen", "remain.loss=distill", "train.dropout=0"],
     "sd-salun": ["sd", "sd_photos_salun", *SD],
     "sd-esd-x": ["sd", "sd_photos_esd_x", *SD],

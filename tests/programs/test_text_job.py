@@ -406,7 +406,7 @@ def test_latents_are_kept_for_runs_that_need_the_same(
     [
         ("method={name: sfron, fast_rate: 0.1, published: true}", "saliency={density: 0.5, per: batch, count: 3}"),
         ("method={name: sfron, fast_rate: 0.01, fast_rule: sgd, slow_steps: 2, outer_rate: 0.5, every: 2}",),
-        ("forget.target=frozen", "remain.loss=distill", "saliency={threshold: 0.01}", "method.ron=false"),
+        ("forget.target=online", "remain.loss=distill", "saliency={threshold: 0.01}", "method.ron=false"),
         (
             "train={steps: 2, optimizer: adamw, weight_decay: 0.1, batch_size: 3, parameters: noxattn, dropout: 0}",
             "method.fast_rule=normalized",

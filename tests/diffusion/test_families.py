@@ -376,7 +376,7 @@ def hollow_parts(model: Model) -> tuple[str, ...]:
     return (model.family.TRAINED, *model.family.ENCODERS)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.float16])
 def test_frozen_weights_in_16_bits(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
     """A step of training and a generation work; masters are the file's own values, not those of 16 bits."""
     name = case.model.family.TRAINED

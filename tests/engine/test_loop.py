@@ -416,6 +416,7 @@ def test_an_edit_that_is_not_finite_ends_the_run_and_changes_nothing() -> None:
 # ------------------------------------------------------------ processes
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -46,7 +46,13 @@ from erase.methods import list_methods
 from erase.programs import run
 
 Erase = Callable[..., str]
-CELLS = [(family, method) for family, row in FAMILIES.items() for method in row.methods]
+OFTEN = ("sd", "sd3", "ddpm", "classify")
+"""One family of each kind, and a transformer; the others are marked slow."""
+CELLS = [
+    pytest.param(family, method, marks=[pytest.mark.slow] * (family not in OFTEN))
+    for family, row in FAMILIES.items()
+    for method in row.methods
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +65,9 @@ def imported() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in OFTEN)) for name in FAMILIES]
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return write(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -57,7 +57,7 @@ class Forget:
     """`surrogate` fits the forget prompts to pictures of their anchors (SA). Some methods bring a loss of their own."""
     target: Literal["online", "frozen"] = "frozen"
     """A redirect leads to what the network predicts for the anchor: as the run found it (`frozen`), or as it is while
-    it learns (`online`, the published scripts), which lets the anchor drift; a copy of the weights that learn is saved."""
+    it learns (`online`, as in the published scripts), which saves a copy of the weights and lets the anchor drift."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Condition dropout of the forget loss; the published DDPM script has 0.1."""
     axis: Literal["object", "style"] | None = None

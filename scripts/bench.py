@@ -9,11 +9,14 @@
     python scripts/bench.py step --model resnet18      # a classifier; resnet: the small one of Fashion-MNIST
     python scripts/bench.py fisher --model fashion     # per-sample Fisher diagonal against a loop over samples
     OMP_NUM_THREADS=2 python scripts/bench.py detect   # NudeNet, two images at once, against its own loop
+    python scripts/bench.py compare OLD NEW            # two files of such lines: new figures over old ones
 
-Prints, as JSON, of `step`: the SFR-on step (own Adam on the masked fast step, one slow Adam step) against its floor:
-the bare forward and backward passes it must do and the slow optimizer's own step, on batches that lie ready, in bf16
-where the CPU does that in hardware, else in float32. Both are timed in turn, step by step, and compared pair by pair.
-Peak memory (RSS) is that of a process of its own that makes the mask and takes two steps.
+Runs on the GPU where there is one, else on the CPU, and prints a line of JSON for each measurement.
+
+Of `step`: the SFR-on step (own Adam on the masked fast step, one slow Adam step) against its floor: the bare forward
+and backward passes it must do and the slow optimizer's own step, on batches that lie ready, in bf16 where the device
+does that in hardware, else in float32. Both are timed in turn, step by step, and compared pair by pair. Peak memory
+(RSS, or what is allocated on the GPU) is that of a process of its own that makes the mask and takes two steps.
 
 - `sd1`: the full-size Stable Diffusion 1.x UNet (859.5 M random weights, 64×64 latents, batch 1); a step that
   encodes its pictures and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
@@ -60,7 +63,7 @@ from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
 from erase.diffusion.process import Discrete, Flow
 from erase.engine import memory as dry
-from erase.engine.backend import seeded, trainable
+from erase.engine.backend import map_batch, seeded, trainable
 from erase.engine.fisher import fisher_diagonal
 from erase.engine.loop import unlearn
 from erase.engine.losses import DESCENT, Objective
@@ -68,10 +71,16 @@ from erase.engine.precision import Precision, resolve
 from erase.engine.saliency import Mask, fisher_ratio_mask
 from erase.evaluation import detector
 from erase.methods.sfron import sfron
+from erase.programs.launching import launch
 
 Batch = dict[str, Any]
-NAME = resolve("auto", torch.device("cpu"))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NAME = resolve("auto", DEVICE)
 """The precision of steps and bare passes."""
+SETTINGS = (
+    "what", "model", "parameters", "batch", "side", "checkpointing", "precision", "mask_density", "samples", "images"
+)  # fmt: skip
+"""What tells measurements apart."""
 PART = 32
 """Images detected in a go, one way and then the other."""
 CLASSIFIERS: dict[str, tuple[list[int], list[int], int, tuple[int, int, int]]] = {
@@ -171,6 +180,7 @@ def diffusion_bench(model: Model, batch: int) -> Bench:
     latents, asked = model.family.example(model.configs)
     loss = "redirect" if model.family.CONDITION == "text" else "ascent"
     shape, sets = tuple(latents.shape[1:]), dict(model.family.PARAMETERS)
+    model.pipe.to(DEVICE)
     return Bench(model.denoiser(model.null()), batch, shape, asked, loss, sets)
 
 
@@ -184,7 +194,7 @@ def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
     kinds: dict[str, Any] = {"sdxl": UNet2DConditionModel, "sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
     with init_empty_weights():
         net: Any = kinds[name].from_config(LARGE[name])
-    net.to(torch.bfloat16 if NAME == "bf16" else torch.float32).to_empty(device="cpu")
+    net.to(torch.bfloat16 if NAME == "bf16" else torch.float32).to_empty(device=DEVICE)
     for key, p in net.named_parameters():
         p.requires_grad_(False)
         p.fill_(1.0) if "norm" in key and p.ndim == 1 else p.normal_(std=0.02)
@@ -196,7 +206,7 @@ def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
     configs = {**PARTS[name], known.TRAINED: {**LARGE[name], **dict(net.config), "sample_size": side // 8}}
     latents, asked = known.example(configs)
     process = Flow(3.0) if name != "sdxl" else Discrete(torch.linspace(0.999, 0.005, 1000))
-    backend = Denoiser(net.eval(), known.call, process, asked)
+    backend = Denoiser(net.eval(), known.call, process, on_device(asked))
     shape = (latents.shape[1], side // 8, side // 8)
     return Bench(backend, batch, shape, asked, "redirect", dict(known.PARAMETERS))
 
@@ -222,20 +232,38 @@ def make_bench(model: str, batch: int | None, side: int = 512, checkpointing: bo
         made = models.new(
             {**resnet, "hidden_sizes": channels, "stem": stem}, [str(i) for i in range(10)], shape, seed=0
         )
-        return Bench(Classifier(made.net.train(), 10, made.prepare), batch or 128, shape, {}, "ascent")
+        return Bench(Classifier(made.net.train().to(DEVICE), 10, made.prepare), batch or 128, shape, {}, "ascent")
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    net = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval()
+    net = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval().to(DEVICE)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     null = {"text": torch.zeros(1, 77, 768)}
-    backend = Denoiser(net, family("sd").call, Discrete(schedule.alphas_cumprod.float()), null)
+    backend = Denoiser(net, family("sd").call, Discrete(schedule.alphas_cumprod.float()), on_device(null))
     return Bench(backend, batch or 1, (4, 64, 64), null, "redirect", dict(family("sd").PARAMETERS))
 
 
 def random_mask(backend: Any, density: float) -> Mask:
     params = {n: p for n, p in backend.net.named_parameters() if p.requires_grad}
-    return Mask({n: torch.rand(p.shape) < density for n, p in params.items()})
+    return Mask({n: torch.rand(p.shape, device=p.device) < density for n, p in params.items()})
+
+
+def on_device(batch: Batch) -> Batch:
+    moved: Batch = map_batch(lambda x: x.to(DEVICE), batch)
+    return moved
+
+
+def wait() -> None:
+    """Until the GPU has done what it was told."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def high() -> int:
+    """Bytes at the peak so far: allocated on the GPU, or of this process."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def chosen(bench: Bench, parameters: str) -> Precision:
@@ -245,7 +273,7 @@ def chosen(bench: Bench, parameters: str) -> Precision:
         for name in select(backend.net, parameters, bench.sets or {"full": ".*"}):
             p = backend.net.get_parameter(name)
             p.data = p.data.float()
-    return Precision("no" if isinstance(backend, Classifier) else NAME, torch.device("cpu"))
+    return Precision("no" if isinstance(backend, Classifier) else NAME, DEVICE)
 
 
 def remain_objective(backend: Any, dropout: float = 0.1) -> Objective:
@@ -270,15 +298,18 @@ def encoders() -> Callable[[bool], float]:
     text = CLIPTextModel(
         CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     )
-    pixels, ids = torch.randn(1, 3, 512, 512), torch.randint(0, 1000, (1, 77))
+    vae, text = vae.to(DEVICE), text.to(DEVICE)
+    pixels = torch.randn(1, 3, 512, 512, device=DEVICE)
+    ids = torch.randint(0, 1000, (1, 77), device=DEVICE)
 
     @torch.no_grad()
     def encode(bf16: bool) -> float:
         began = time.perf_counter()
         for _ in range(3):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16):
                 vae.encode(pixels).latent_dist.mean.float()
                 text(ids)
+        wait()
         return time.perf_counter() - began
 
     return encode
@@ -291,7 +322,7 @@ def step_times(
     backend = bench.backend
     precision = chosen(bench, parameters)
     forget, remain = bench.make_batch(1), bench.make_batch(2)
-    ready = [backend.draw(b, seeded("cpu", 3)) for b in (forget, remain)]
+    ready = [backend.draw(on_device(b), seeded(DEVICE, 3)) for b in (forget, remain)]
     params = [p for p in backend.net.parameters() if p.requires_grad]
     slow: list[torch.optim.Optimizer] = []
     redirect = bench.loss == "redirect"
@@ -324,9 +355,12 @@ def step_times(
     bare: list[float] = []
 
     def log(row: dict[str, Any]) -> None:
-        ours.append(row["seconds"])
+        began = time.perf_counter()
+        wait()
+        ours.append(row["seconds"] + time.perf_counter() - began)
         began = time.perf_counter()
         floor()
+        wait()
         bare.append(time.perf_counter() - began)
 
     method = sfron(
@@ -339,7 +373,7 @@ def step_times(
         method = without_statistics(method)
     unlearn(
         backend, method, [forget], [remain], steps=repeats + 1, optimizer=make_slow, seed=0,
-        accelerator=_accelerator(precision.name), log=log,
+        accelerator=launch(precision.name), log=log,
     )  # fmt: skip
     ours, bare = ours[1:], bare[1:]  # the first of each warms up
     result: dict[str, Any] = {
@@ -380,11 +414,12 @@ def fisher_times(model: str, count: int) -> dict[str, Any]:
     """The per-sample Fisher diagonal, as many samples at once as by default, and by a loop over single samples."""
     bench = make_bench(model, count)
     precision = chosen(bench, "xattn" if "text" in bench.condition else "full")
-    batch = bench.make_batch(1)
+    batch = on_device(bench.make_batch(1))
 
     def seconds(chunk: int | None) -> float:
         began = time.perf_counter()
-        fisher_diagonal(bench.backend, [batch], generator=seeded("cpu", 1), chunk=chunk, autocast=precision.autocast)
+        fisher_diagonal(bench.backend, [batch], generator=seeded(DEVICE, 1), chunk=chunk, autocast=precision.autocast)
+        wait()
         return time.perf_counter() - began
 
     seconds(None)  # warm
@@ -459,12 +494,6 @@ def detect_times(count: int) -> dict[str, Any]:
     }
 
 
-def _accelerator(precision: str) -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator(mixed_precision=precision, cpu=True)
-
-
 def estimated(bench: Bench, always: dict[str, int], density: float, precision: Precision) -> float:
     """What `erase run --dry-run` says of the same, GB."""
     sample = bench.make_batch(1, 1)
@@ -484,17 +513,17 @@ def memory(
     bench = make_bench(model, batch, side, checkpointing)
     backend = bench.backend
     precision = chosen(bench, parameters)
-    forget, remain = bench.make_batch(1), bench.make_batch(2)
+    forget, remain = on_device(bench.make_batch(1)), on_device(bench.make_batch(2))
     objective = forget_objective(bench.loss, backend.net)
     always = dry.held(backend, 0)
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = high()
     diagonals = [
-        fisher_diagonal(backend, [some], generator=seeded("cpu", 1), loss=loss, chunk=1, autocast=precision.autocast)
+        fisher_diagonal(backend, [some], generator=seeded(DEVICE, 1), loss=loss, chunk=1, autocast=precision.autocast)
         for some, loss in ((forget, objective.loss), (remain, remain_objective(backend, 0.0).loss))
     ]
     mask = fisher_ratio_mask(diagonals[0], diagonals[1], density=density)
     diagonals.clear()  # the mask is held at one bit a weight
-    saliency = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    saliency = high()
     unlearn(
         backend,
         sfron(mask=mask, fast_rate=1e-6, forget=objective, remain=remain_objective(backend)),
@@ -503,20 +532,43 @@ def memory(
         steps=2,
         optimizer=lambda p: torch.optim.Adam(p, lr=1e-6, fused=True),
         seed=0,
-        accelerator=_accelerator(precision.name),
+        accelerator=launch(precision.name),
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "peak_gb": peak * 1024 / 1e9,
+        "peak_gb": high() / 1e9,
         "dry_run_gb": None if isinstance(backend, Classifier) else estimated(bench, always, density, precision),
-        "after_saliency_gb": saliency * 1024 / 1e9,
-        "loaded_gb": start * 1024 / 1e9,
+        "after_saliency_gb": saliency / 1e9,
+        "loaded_gb": start / 1e9,
     }
+
+
+def compare(old: Path, new: Path) -> list[dict[str, Any]]:
+    """New figures over old ones, of each measurement that both files hold; others are named.
+
+    Raises:
+        ValueError: for a line that is not JSON.
+    """
+    sides = []
+    for path in (old, new):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        sides.append({tuple((key, row[key]) for key in SETTINGS if key in row): row for row in rows})
+    lines: list[dict[str, Any]] = []
+    for key in {**sides[0], **sides[1]}:
+        there = [side[key] for side in sides if key in side]
+        if len(there) == 1:
+            lines.append({**dict(key), "only_in": str(old if key in sides[0] else new)})
+            continue
+        before, after = there
+        figures = [name for name, value in before.items() if name not in SETTINGS and isinstance(value, float)]
+        ratios = {name: after[name] / before[name] for name in figures if before[name] and after.get(name) is not None}
+        lines.append({**dict(key), "new_over_old": ratios})
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "memory", "fisher", "detect"])
+    parser.add_argument("what", choices=["step", "memory", "fisher", "detect", "compare"])
+    parser.add_argument("files", nargs="*", type=Path, help="of compare: OLD and NEW")
     parser.add_argument(
         "--model", choices=["embedded", "sd1", "fashion", "cifar10", *LARGE, *CLASSIFIERS], default="embedded"
     )
@@ -527,21 +579,30 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="pixels of an image, for sdxl, sd3 and flux")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for the same")
     args = parser.parse_args()
+    if len(args.files) != (2 if args.what == "compare" else 0):
+        parser.error("compare takes two files, OLD and NEW; the others take none")
+    if args.what == "compare":
+        for line in compare(*args.files):
+            print(json.dumps(line))
+        return
     if args.what == "detect":
-        print(json.dumps(detect_times(args.batch or 256), indent=2))
+        print(json.dumps({"what": "detect", **detect_times(args.batch or 256)}))
         return
     dry.give_back()  # as runs do
     needed = {"embedded": "photos-sd", "fashion": "fashion-ddpm"}.get(args.model)
     if needed is not None and needed not in resources.list_tiny():
         parser.error(f"the embedded model {needed} is missing: python scripts/make_tiny_*.py all")
     if args.what == "fisher":
-        print(json.dumps(fisher_times(args.model, args.batch or 192), indent=2))
+        print(json.dumps({"what": "fisher", **fisher_times(args.model, args.batch or 192)}))
         return
     both = ["xattn", "full"] if args.model in ("embedded", "sd1") else ["xattn"] if args.model in LARGE else ["full"]
     large = (args.side, args.checkpointing)
+    sized = {"side": args.side, "checkpointing": args.checkpointing} if args.model in LARGE else {}
     for parameters in [args.parameters] if args.parameters else both:
         if args.what == "memory":
-            print(json.dumps(memory(args.model, parameters, args.density, args.batch, *large)), flush=True)
+            found = memory(args.model, parameters, args.density, args.batch, *large)
+            given = {"model": args.model, "parameters": parameters, "mask_density": args.density, **sized}
+            print(json.dumps({"what": "memory", **given, **found}), flush=True)
             continue
         own = ["memory", "--model", args.model, "--parameters", parameters, "--density", str(args.density)]
         own += ["--batch", str(args.batch)] if args.batch else []
@@ -549,7 +610,7 @@ def main() -> None:
         child = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=True)
         repeats = args.repeats or (3 if args.model in ("sd1", "cifar10", *LARGE) else 20)
         result = step_times(args.model, parameters, repeats, args.density, args.batch, *large)
-        print(json.dumps({**result, **json.loads(child.stdout)}, indent=2), flush=True)
+        print(json.dumps({**json.loads(child.stdout), "what": "step", **sized, **result}), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from erase.config.attacks import (
+    Attack,
+    AttackName,
+    Inversion,
+    Paraphrases,
+    PrefixSearch,
+    Relearn,
+    SoftPrompt,
+)
 from erase.config.classify import (
     ClassifyConfig,
     ClassifyData,
@@ -50,15 +59,10 @@ from erase.config.read import (
     superseded,
 )
 from erase.config.text import (
-    Attack,
-    AttackName,
     Draw,
     Eval,
     Forget,
-    Inversion,
     Nudity,
-    Paraphrases,
-    Relearn,
     Remain,
     SdConfig,
     Until,
@@ -90,6 +94,7 @@ __all__ = [
     "Paraphrases",
     "Positive",
     "Precision",
+    "PrefixSearch",
     "Prompts",
     "Recipe",
     "Relearn",
@@ -102,6 +107,7 @@ __all__ = [
     "Seed",
     "Settings",
     "Share",
+    "SoftPrompt",
     "Tracker",
     "Train",
     "TrainClassifier",

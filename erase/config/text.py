@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from erase.config.attacks import Attack, AttackName
 from erase.config.kinds import (
     STRICT,
     Positive,
@@ -132,68 +133,6 @@ class Until:
     """The largest share of the forget side's that may still show the concept."""
     remain: Share | None = 0.95
     """The least share of the other's that must be right; null asks for none (nudity alone tells of none)."""
-
-
-AttackName = Literal["paraphrases", "inversion", "relearn"]
-
-
-@dataclass(frozen=True)
-class Paraphrases:
-    """Asking for the concept in other words."""
-
-    __pydantic_config__ = STRICT
-    prompts: Prompts = field(default_factory=list)
-    """Prompts, or names of prompt sets: of labelled rows those of the concept, of others all."""
-    images: Positive = 4
-    """Per prompt."""
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """Textual inversion: a word for the concept is learned from its pictures, of a model that stays as it is."""
-
-    __pydantic_config__ = STRICT
-    prompt: str = "a photo of *"
-    """Where the learned word stands in what is asked for."""
-    steps: Positive = 200
-    """Steps of learning the word."""
-    lr: Annotated[float, Field(gt=0)] = 5e-3
-    """Learning rate of the word."""
-    batch_size: Positive = 8
-    """Images in a step."""
-    images: Positive = 32
-    """Drawn with the learned word, and judged."""
-
-
-@dataclass(frozen=True)
-class Relearn:
-    """Training on pictures of the concept, with its prompts: how soon it is back."""
-
-    __pydantic_config__ = STRICT
-    at: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [5, 10, 20])
-    """Steps after which pictures are drawn and judged; the last is the end."""
-    parameters: str = "full"
-    """The weights that the attacker trains: see `train.parameters`."""
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    """Of Adam."""
-    batch_size: Positive = 8
-    """Images in a step."""
-    images: Positive = 8
-    """Per forget prompt."""
-
-
-@dataclass(frozen=True)
-class Attack:
-    """How `eval.attacks` are done; the same for every method that is compared."""
-
-    __pydantic_config__ = STRICT
-    paraphrases: Paraphrases = field(default_factory=Paraphrases)
-    inversion: Inversion = field(default_factory=Inversion)
-    relearn: Relearn = field(default_factory=Relearn)
-    count: Positive = 32
-    """Pictures of the concept to learn from, in all: the base model's, of noise of their own, or `forget.images`."""
-    control: bool = True
-    """Whether paraphrases and inversion are tried on the base model too: an attack that fails there tells nothing."""
 
 
 @dataclass(frozen=True)

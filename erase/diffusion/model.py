@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -44,6 +44,8 @@ class Model:
     """Conditions of prompts, leaves `[…]`, on the CPU: of a lean model."""
     learning: str = ""
     """The parameters that learn, as `choose` was told."""
+    given: dict[str, Condition] = field(default_factory=dict)
+    """Conditions that `draw` takes for some prompts instead of what the encoders say, leaves `[1, …]`: of attacks."""
 
     @property
     def net(self) -> nn.Module:
@@ -252,10 +254,9 @@ class Model:
 
         Arguments as those of `Family.draw` and `scheduler`.
         """
-        embed = self._embedded if self.lean else partial(self.family.embed, self.pipe)
         # Not under autocast: prompts mean the same as in training, and T5 overflows in float16.
-        asked = embed(list(prompts))
-        null = embed([""] * len(prompts)) if self.has_null else None
+        asked = self._asked(prompts)
+        null = self._embedded([""] * len(prompts)) if self.has_null else None
         self.ready(self.family.TRAINED)
         with autocast(), samplers.sampling(self.pipe, self.scheduler(sampler)):
             return self.family.draw(
@@ -268,8 +269,19 @@ class Model:
         rows = [self.remembered[prompt] for prompt in prompts]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
+    def _asked(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Conditions of prompts, those of `given` as they are there."""
+        found = self._embedded(["" if prompt in self.given else prompt for prompt in prompts])
+        for i, prompt in enumerate(prompts):
+            if prompt in self.given:
+                own = self.given[prompt]
+                found = {name: torch.cat([x[:i], own[name].to(x), x[i + 1 :]]) for name, x in found.items()}
+        return found
+
     def _embedded(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Remembered conditions, on the model's device and in its dtype."""
+        """Conditions on the model's device; of a lean model remembered ones, in its dtype."""
+        if not self.lean:
+            return self.family.embed(self.pipe, prompts)
         found = condition.to(self._recall(prompts), self.device)
         return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in found.items()}
 

@@ -45,11 +45,22 @@ class Process(Protocol):
     def bins(self, t: Tensor, count: int) -> Tensor:
         """Which of `count` equal parts of the schedule each time lies in, `[B]` long."""
 
+    def evenly(self, count: int, device: torch.device) -> Tensor:
+        """The middles of `count` equal parts of the distribution of times, from the least noise on, `[count]`."""
+
+    def split(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Data and noise that a prediction at `z_t` stands for, `[B, C, H, W]` each: `target` undone."""
+
 
 def _strata(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """One number in each of [0, 1), [1, 2), … [count - 1, count), in random order, `[B]`."""
     part = torch.randperm(count, generator=generator, device=device)
     return part + torch.rand(count, generator=generator, device=device)
+
+
+def _middles(count: int, device: torch.device) -> Tensor:
+    """Of `count` equal parts of [0, 1], `[count]`."""
+    return (torch.arange(count, device=device) + 0.5) / count
 
 
 def _independent(count: int, spread: Spread) -> int:
@@ -117,6 +128,19 @@ class Discrete:
         """The part of the schedule."""
         return t * count // len(self.alphas_cumprod)
 
+    def evenly(self, count: int, device: torch.device) -> Tensor:
+        """The middles of parts of the schedule, long."""
+        return (_middles(count, device) * len(self.alphas_cumprod)).long()
+
+    def split(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """By `z_t = √ᾱ_t z0 + √(1-ᾱ_t) noise`, and of v by its definition."""
+        signal, sigma = self.levels(t, noisy.ndim)
+        if self.prediction == "epsilon":
+            return (noisy - sigma * prediction) / signal, prediction
+        if self.prediction == "sample":
+            return prediction, (noisy - signal * prediction) / sigma
+        return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -151,7 +175,10 @@ class Flow:
         else:
             drawn = torch.rand(alone, generator=generator, device=device)
             share = torch.cat([drawn, 1 - drawn])[:count]
-        share = share.clamp(1e-5, 1 - 1e-5)
+        return self._level(share.clamp(1e-5, 1 - 1e-5))
+
+    def _level(self, share: Tensor) -> Tensor:
+        """σ of shares of the distribution in (0, 1)."""
         sigma = torch.special.ndtri(share).sigmoid() if self.density == "logit_normal" else share
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
@@ -174,6 +201,15 @@ class Flow:
     def bins(self, t: Tensor, count: int) -> Tensor:
         """The part of [0, 1)."""
         return (t * count).long().clamp(max=count - 1)
+
+    def evenly(self, count: int, device: torch.device) -> Tensor:
+        """The middles of parts of the density, float32."""
+        return self._level(_middles(count, device))
+
+    def split(self, noisy: Tensor, prediction: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`z0 = z_σ - σ v`, `noise = z0 + v`."""
+        z0 = noisy - self._sigma(t, noisy.ndim) * prediction
+        return z0, z0 + prediction
 
 
 SCHEDULE = (

@@ -1,46 +1,35 @@
 """Attack the model of a finished run of `erase run sd`: `erase attack RUN [key=value …] --out DIR`.
 
-A run with `eval.attacks` does the same at its end. Pictures and learned words are kept; with `--resume` those that are
-there are not made again.
+A run with `eval.attacks` does the same at its end. Images and what attacks learned are kept; with `--resume` what is
+there is not made again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from erase.attacks import inversion, relearning
 from erase.config import AttackName, SdConfig, override, parse
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
-from erase.diffusion.data import LatentSet, encode_in_batches
 from erase.diffusion.model import Model, open_model
-from erase.diffusion.parameters import select
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import report
-from erase.evaluation.manifest import images_of
-from erase.evaluation.prompt_files import PromptRow
 from erase.programs import saving
+from erase.programs.attacks.kinds import BATCHED, KINDS
+from erase.programs.attacks.seam import Target, concept_images
 from erase.programs.folder import new_report, open_folder, working_in
 from erase.programs.launching import start
-from erase.programs.progress import bar
-from erase.programs.text.drawing import draw_rows, drawn_latents
-from erase.programs.text.judge import calibrate, check_evaluators, judges_of, share
-from erase.programs.text.judges.seam import Judge, concept
-from erase.programs.text.plan import Plan, expand, label_of, make_plan
+from erase.programs.text.judge import calibrate, check_evaluators, judges_of
+from erase.programs.text.judges.seam import concept
+from erase.programs.text.plan import Plan, make_plan
 from erase.store import files
-from erase.store.safetensors import digest, read_safetensors, write_safetensors
 
-ATTACKER = 2**20
-"""The first sample of a seed that is an attacker's: no picture of them is trained on or counted."""
 JUDGES = ("eval.classifier", "eval.flag", "eval.clip", "eval.alternatives", "eval.nudity")
 TAKES = ("attack.", "eval.attacks", *JUDGES, "precision")
 """How settings begin that do not belong to the run."""
@@ -105,51 +94,18 @@ def attack_run(
     return out / "report.html"
 
 
-def check_attacks(config: SdConfig, plan: Plan, diffuser: Model) -> None:
+def check_attacks(config: SdConfig, plan: Plan, model: Model) -> None:
     """Find out now, not after the training, that an attack cannot be made.
 
     Raises:
-        ValueError: for other words that there are none of, a prompt without the learned word, parameters that the
-            model has not, or a batch that does not divide over the processes.
+        ValueError: for settings that an attack of `eval.attacks` cannot be made with, or a batch that does not divide
+            over the processes.
     """
-    names, wanted = config.eval.attacks, config.attack
-    if "paraphrases" in names:
-        other_words(config, plan)
-    if "inversion" in names:
-        inversion.check_word(diffuser, wanted.inversion.prompt)
-    if "relearn" in names:
-        chosen = [name for name, p in diffuser.net.named_parameters() if p.requires_grad]
-        select(diffuser.net, wanted.relearn.parameters, diffuser.family.PARAMETERS)
-        for name, p in diffuser.net.named_parameters():
-            p.requires_grad_(name in chosen)
-    for name, size in (("inversion", wanted.inversion.batch_size), ("relearn", wanted.relearn.batch_size)):
-        if name in names and size % distributed.world():
+    for name in config.eval.attacks:
+        KINDS[name].check(config, plan, model)
+        size = getattr(config.attack, name).batch_size if name in BATCHED else distributed.world()
+        if size % distributed.world():
             raise ValueError(f"attack.{name}.batch_size {size} does not divide over {distributed.world()} processes")
-
-
-def other_words(config: SdConfig, plan: Plan) -> list[PromptRow]:
-    """The paraphrases of what is forgotten, without the forget prompts themselves.
-
-    Of labelled rows they are those of the forgotten labels; where forget prompts have no label, those whose label one
-    of them names.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    axis, labels = config.forget.axis or "object", concept(config, plan)
-
-    def of_concept(row: PromptRow) -> bool:
-        label = label_of(row, axis)
-        return label is None or (label in labels if labels else any(label in prompt for prompt in plan.forget))
-
-    rows = [row for row in expand(config.attack.paraphrases.prompts, config.seed) if row.prompt not in plan.forget]
-    found = [row for row in rows if of_concept(row)]
-    if not found:
-        raise ValueError(
-            f"attack.paraphrases.prompts has {len(rows)} prompts, none of them of {', '.join(labels or plan.forget)}: "
-            "name prompts or a prompt set, such as photos-paraphrases"
-        )
-    return found
 
 
 def attack(
@@ -163,100 +119,26 @@ def attack(
 ) -> dict[str, Any]:
     """A report's `robustness`: how often each attack brings the concept back, and how often it would on the base.
 
-    Pictures and learned words are kept in the folder `attacks` of `out`.
+    Images and what attacks learned are kept in the folder `attacks` of `out`.
     """
-    names, wanted, top = config.eval.attacks, config.attack, out / "attacks"
-    judge = judges_of(config, plan)[0]
+    kinds = {name: kind for name, kind in KINDS.items() if name in config.eval.attacks}
+    judge, base = judges_of(config, plan)[0], locate(config.model, "text")
     found: dict[str, Any] = {
         "concept": concept(config, plan) or plan.forget,
         "judge": judge.name,
-        **{name: {} for name in names},
+        **{name: {} for name in config.eval.attacks},
     }
-    began = time.perf_counter()
-    source = locate(config.model, "text")
-    learn = "inversion" in names or "relearn" in names
-    data: LatentSet | None = None
-    for when, where in (("base", source), ("erased", erased)):
-        if when == "base" and not (wanted.control or learn):
+    began, images = time.perf_counter(), None
+    learn = any(kind.learns for kind in kinds.values())
+    for name, source in (("base", base), ("erased", erased)):
+        control = name == "base" and config.attack.control
+        if name == "base" and not (control or learn):
             continue
-        diffuser = open_model(where, accelerator.device, precision.name)
-        made = {"weights": folders.fingerprint(where)}
-        look = partial(draw_and_judge, config, judge, diffuser, precision, resume)
-        if data is None and learn:
-            data = concept_data(config, plan, diffuser, precision)
-        if when == "base" and not wanted.control:
-            continue
-        if "paraphrases" in names:
-            rows = other_words(config, plan)
-            shown = look(rows, wanted.paraphrases.images, top / "paraphrases" / when, made)
-            found["paraphrases"] |= {"prompts": len(rows), when: share(shown)}
-            by_prompt = found["paraphrases"].setdefault("by_prompt", {})
-            for number, row in enumerate(rows):
-                part = shown[number * wanted.paraphrases.images : (number + 1) * wanted.paraphrases.images]
-                by_prompt.setdefault(row.prompt, {})[when] = share(part)
-        if "inversion" in names:
-            assert data is not None
-            path = top / "inversion" / f"{when}.safetensors"
-            if not (resume and distributed.on_main(path.exists)):
-                with bar(wanted.inversion.steps, f"learning a word: {when}") as steps:
-                    advance = partial(count_step, steps)
-                    word = inversion.learn_word(diffuser, data, wanted.inversion, config.seed, accelerator, advance)
-                distributed.on_main(partial(write_safetensors, path, word, {"prompt": wanted.inversion.prompt}))
-            word = {name: x.to(diffuser.device) for name, x in read_safetensors(path)[0].items()}
-            row = PromptRow(wanted.inversion.prompt, config.seed)
-            with inversion.meaning(diffuser, word):
-                shown = look(
-                    [row],
-                    wanted.inversion.images,
-                    top / "inversion" / when,
-                    {**made, "word": digest(word)},
-                )
-            found["inversion"] |= {**asdict(wanted.inversion), when: share(shown)}
-    if "relearn" in names:
-        assert data is not None
-        curve: list[dict[str, Any]] = []
-        asked = [row for row in plan.rows if row.prompt in plan.forget]
-
-        def after(done: int) -> None:
-            made_so = {**made, "relearn": {**asdict(wanted.relearn), "count": wanted.count, "steps": done}}
-            shown = look(asked, wanted.relearn.images, top / "relearn" / f"{done:05d}", made_so)
-            curve.append({"steps": done, **share(shown)})
-
-        relearning.relearn(diffuser, data, wanted.relearn, config.seed, after, accelerator)
-        found["relearn"] = {**asdict(wanted.relearn), "curve": curve}
+        model = open_model(source, accelerator.device, precision.name)
+        if images is None and learn:
+            images = concept_images(config, plan, model, precision)
+        target = Target(name, config, plan, judge, model, base, images, out / "attacks", accelerator, precision, resume)
+        for what, kind in kinds.items():
+            if name == "erased" or (control and not kind.trains):
+                kind.attack(target, found[what])
     return {**found, "seconds": time.perf_counter() - began}
-
-
-def concept_data(config: SdConfig, plan: Plan, diffuser: Model, precision: Precision) -> LatentSet:
-    """What attackers learn from: pictures of the concept with their prompts, from a model that draws it."""
-    if plan.forget_images is not None:
-        words = [item.prompt for item in plan.forget_images]
-        mean, std = encode_in_batches(plan.forget_images, diffuser.encode, diffuser.resolution)
-    else:
-        prompts, std = plan.forget, None
-        words = [prompts[k % len(prompts)] for k in range(config.attack.count)]
-        samples = [ATTACKER + k // len(prompts) for k in range(config.attack.count)]
-        mean = drawn_latents(config, diffuser, precision, words, samples, "attacker's")
-    distinct = list(dict.fromkeys(words))
-    return LatentSet(mean, torch.tensor([distinct.index(word) for word in words]), diffuser.embed(distinct), std)
-
-
-def draw_and_judge(
-    config: SdConfig,
-    judge: Judge,
-    diffuser: Model,
-    precision: Precision,
-    resume: bool,
-    rows: Sequence[PromptRow],
-    images: int,
-    folder: Path,
-    made: Mapping[str, Any],
-) -> list[bool]:
-    """Whether each of some pictures shows the concept."""
-    draw_rows(config, rows, images, diffuser, precision, folder, resume, made)
-    return judge.judge(images_of(folder), [row for row in rows for _ in range(images)]).shows
-
-
-def count_step(shown: Any, row: Mapping[str, Any]) -> None:
-    """A step further on a progress bar."""
-    shown.update()

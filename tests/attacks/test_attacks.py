@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erase.attacks import inversion, relearning
+from erase.attacks import inversion, places, relearning
 from erase.config import Inversion, Relearn
 from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints.locate import locate
@@ -48,7 +48,7 @@ def test_a_word_means_its_embedding_and_other_words_stay(model: Model) -> None:
     """With the embedding of `cat` a prompt is the one that says so."""
     table = model.pipe.text_encoder.get_input_embeddings().weight
     before = model.embed(["a photo of *", "a photo of cat"])["text"]
-    with inversion.meaning(model, {"text_encoder": table[model.pipe.tokenizer("cat").input_ids[1]].clone()}):
+    with places.meaning(model, {"text_encoder": table[model.pipe.tokenizer("cat").input_ids[1]].clone()}):
         within = model.embed(["a photo of *", "a photo of cat"])["text"]
     assert torch.equal(within[0], before[1])
     assert torch.equal(within[1], before[1])
@@ -66,7 +66,7 @@ def test_a_word_is_learned_and_no_weight_moves(model: Model, data: LatentSet) ->
 
     def loss(prompt_word: dict[str, Tensor]) -> float:
         backend, generator = model.denoiser(), seeded("cpu", 9)
-        with inversion.meaning(model, prompt_word):
+        with places.meaning(model, prompt_word):
             cond = condition.expand(model.embed([INVERSION.prompt]), 4)
         batch = {**data.gather(torch.arange(4)), "cond": cond}
         with torch.no_grad():
@@ -123,6 +123,6 @@ def test_every_encoder_of_every_family_learns_the_word(
     with torch.autocast("cpu", torch.bfloat16, enabled=lean):
         word = inversion.learn_word(model, data, Inversion(steps=2, lr=0.1, batch_size=2), 3)
     assert word.keys() == {name for name in model.family.ENCODERS if getattr(model.pipe, name) is not None}
-    with inversion.meaning(model, word):
+    with places.meaning(model, word):
         within = model.embed(["a photo of *"])
     assert not torch.equal(within["text"], model.embed(["a photo of *"])["text"])

@@ -1,7 +1,7 @@
 """Flow matching against diffusers' own scheduler, and the distribution of the times that it draws."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from erase.diffusion.process import Discrete, Flow, flow
+from erase.diffusion.process import Discrete, Flow, Prediction, flow
 
 CPU = torch.device("cpu")
 
@@ -116,6 +116,34 @@ def test_noise_target_and_bins() -> None:
     step = (process.noisy(z0, noise, t + 1e-2) - noisy) / 1e-2
     torch.testing.assert_close(velocity, step, rtol=1e-3, atol=1e-3)  # a difference of float32s over 1e-2
     assert process.bins(torch.tensor([0.0, 0.049, 0.05, 0.5, 0.999]), 20).tolist() == [0, 0, 1, 10, 19]
+
+
+PROCESSES = [
+    *(Discrete(torch.linspace(0.9, 0.1, 50), kind) for kind in get_args(Prediction)),
+    *(Flow(3.0), Flow(1.0, "uniform")),
+]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_a_prediction_is_split_into_what_it_is_of(process: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    z0, noise = (torch.randn(5, 2, 3, 3, generator=g) for _ in range(2))
+    t = process.times(5, g, CPU)
+    found = process.split(process.noisy(z0, noise, t), process.target(z0, noise, t), t)
+    torch.testing.assert_close(found, (z0, noise), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("process", PROCESSES[2:], ids=str)
+def test_even_times_are_the_middles_of_strata(process: Any) -> None:
+    even = process.evenly(10, CPU)
+    assert bool((even.diff() > 0).all())
+    many = torch.stack([process.times(10, torch.Generator().manual_seed(i), CPU).sort().values for i in range(200)])
+    assert bool(((even >= many.amin(0)) & (even <= many.amax(0))).all())
+
+
+def test_even_steps_are_those_of_the_attack() -> None:
+    """UnlearnDiffAtk's: 10, 30, … 990 of 1000."""
+    assert Discrete(torch.linspace(0.9, 0.1, 1000)).evenly(50, CPU).tolist() == list(range(10, 1000, 20))
 
 
 def test_errors() -> None:

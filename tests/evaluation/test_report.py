@@ -234,7 +234,7 @@ def test_attacks_are_a_section(run_dir: Path) -> None:
     base, erased = ("of 5 (80.0 %; 95 % interval 10.0 to 90.0 %)", "of 5 (20.0 %; 95 % interval 10.0 to 90.0 %)")
     assert f"paraphrases, 2 prompts 4 {base} 1 {erased}" in text
     assert f"a <kitten> 4 {base} 1 {erased}" in text
-    assert "inversion, 9 steps – 2 of 4 (50.0 %" in text
+    assert "learned word, 9 steps – 2 of 4 (50.0 %" in text
     assert "the * of “a *”" in text
     assert "0 steps 0 of 4 (0.0 %" in text
     assert "5 steps 3 of 4 (75.0 %" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jobs import Runner, StopError, read, silent, stop, table
 
-from erase.attacks import inversion, relearning
+from erase.attacks import inversion, prefixes, relearning, soft_prompt
 from erase.evaluation import classes
 from erase.programs.attack import attack_run
 from erase.programs.text.report import summarise
@@ -15,10 +15,13 @@ ATTACKED = (  # and nothing else of a run that takes time
     "eval.images=0",
     "saliency={kind: none, density: null}",
     "train.steps=1",
-    "eval.attacks=[paraphrases, inversion, relearn]",
+    "eval.attacks=[paraphrases, inversion, soft_prompt, prompt_search, p4d, relearn]",
     "attack.count=2",
     "attack.paraphrases={images: 1, prompts: '{work}/paraphrases.csv'}",
     "attack.inversion={steps: 2, batch_size: 2, images: 2}",
+    "attack.soft_prompt={steps: 2, batch_size: 2, images: 2}",
+    "attack.prompt_search={tokens: 2, steps: 2, times: 2, images: 2}",
+    "attack.p4d={tokens: 2, steps: 1, times: 1, images: 2}",
     "attack.relearn={at: [1, 2], batch_size: 2, images: 1}",
 )
 
@@ -42,6 +45,18 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
         paths = sorted((attacked / "attacks/inversion" / when).glob("*.png"))
         named = classes.axis(classes.classify(paths, Path(robust["judge"])), 0).predicted
         assert robust["inversion"][when]["shown"] == named.count("cat")
+    for name, times in (("prompt_search", 2), ("p4d", 1)):
+        for when in ("base", "erased"):
+            numbers, found = robust[name][when], robust[name]["found"][when]
+            assert (numbers["n"], len(found)) == (2, 2 - numbers["plain"]["shown"])
+            assert numbers["shown"] == numbers["plain"]["shown"] + sum(entry["shows"] for entry in found)
+            for entry in found:
+                assert entry["rounds"] == times or (entry["shows"] and entry["rounds"] < times)
+                assert entry["prompt"].endswith("a photo of a cat")
+                last = attacked / f"attacks/{name}/{when}" / f"{found[0]['search']:03d}-{entry['rounds'] - 1:02d}"
+                assert len(list(last.glob("*.png"))) == len([e for e in found if e["rounds"] >= entry["rounds"]])
+        assert summarise(read(attacked / "report.json"))[f"asr_{name}"] == robust[name]["erased"]["rate"]
+    assert robust["soft_prompt"]["base"]["n"] == robust["soft_prompt"]["erased"]["n"] == 2
     assert [(point["steps"], point["n"]) for point in robust["relearn"]["curve"]] == [(0, 1), (1, 1), (2, 1)]
     summary = summarise(read(attacked / "report.json"))
     assert summary["paraphrased"] == robust["paraphrases"]["erased"]["rate"]
@@ -65,6 +80,8 @@ def test_a_finished_run_is_attacked_and_resumed(
             attack_run(attacked, words, out, say=silent)
     with monkeypatch.context() as patch:
         patch.setattr(inversion, "learn_word", stop)
+        patch.setattr(soft_prompt, "learn_prompt", stop)
+        patch.setattr(prefixes.Search, "round", stop)
         attack_run(attacked, words, out, resume=True, say=silent)
     found = read(out / "report.json")["robustness"]
     assert {**found, "seconds": 0} == {**robust, "seconds": 0}
@@ -82,6 +99,7 @@ REFUSED = table("""
 no judge | eval.attacks=[relearn] ; eval.classifier=null | eval.classifier
 no other words | eval.attacks=[paraphrases] | attack.paraphrases.prompts
 no learned word | eval.attacks=[inversion] ; attack.inversion.prompt=a cat | attack.inversion.prompt
+no room | eval.attacks=[p4d] ; attack.p4d.tokens=40 | attack.p4d.tokens=40
 parameters | eval.attacks=[relearn] ; attack.relearn.parameters=qqqq | qqqq
 """)
 

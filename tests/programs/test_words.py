@@ -17,6 +17,7 @@ from erase.evaluation.page.scores import read_score
 from erase.evaluation.page.verdict import is_classifier
 from erase.evaluation.report import write_html
 from erase.methods import find_method, list_methods
+from erase.programs.attacks.kinds import KINDS
 from erase.programs.classify import report as classify
 from erase.programs.folder import run_time
 from erase.programs.labels import report as labels
@@ -96,7 +97,7 @@ def constants(tree: ast.AST) -> set[str]:
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-NOT_KEYS = {"before", "after", "inversion", "paraphrases", "gap_0"}
+NOT_KEYS = {"before", "after", "gap_0", "asr_"}
 """Read in a loop, and an f-string that the keys of `gap` fill."""
 
 
@@ -108,6 +109,9 @@ def test_every_number_of_a_comparison_has_words(job: Any, least: int) -> None:
     names |= written(run_time) | {*job.AXES, *job.GOALS}
     if job is classify:
         names |= set(classify.COLUMNS)
+    if job is text:
+        columns = {name: text.COLUMNS.get(name, f"asr_{name}") for name, kind in KINDS.items() if not kind.trains}
+        names |= {*columns.values()}
     if job is labels:
         names |= {f"gap_{name}" for name in written(labels.gap)}
     assert {name for name in names if find_name("summary", name) is None} == set()

@@ -274,10 +274,16 @@ NAMES: dict[str, Name] = {
     "looks.remain": Name("others right", "share", 1),
     # attacks
     "inversion": Name("Learned word"),
+    "p4d": Name("Searched words (P4D)"),
     "paraphrases": Name("Paraphrases"),
+    "prompt_search": Name("Searched words (UnlearnDiffAtk)"),
     "relearn": Name("Trained again"),
     "robustness": Name("Robustness"),
+    "soft_prompt": Name("Learned embedding"),
     # the numbers of a comparison
+    "summary.asr_p4d": Name("Brought back by searched words (P4D)", "share", -1),
+    "summary.asr_prompt_search": Name("Brought back by searched words (UnlearnDiffAtk)", "share", -1),
+    "summary.asr_soft_prompt": Name("Brought back by a learned embedding", "share", -1),
     "summary.coverage": Name("Coverage, worst label", "share", 1),
     "summary.cra": Name("Cross-domain retain accuracy", "share", 1),
     "summary.drop": Name("Mean drop of the others", "points", -1),

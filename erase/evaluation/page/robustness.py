@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from erase.evaluation.page.names import name_of
 from erase.evaluation.page.scores import Score
 from erase.evaluation.page.words import as_text
 
@@ -12,12 +13,27 @@ from erase.evaluation.page.words import as_text
 def attacks(found: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[tuple[int, str, float]]]:
     """`(attack, base, erased)` of attacks from outside, and `(steps, pictures, rate)` of training on the concept."""
     rows = []
-    for name in ("paraphrases", "inversion"):
-        if name in found:
-            how = f"{found[name]['prompts']} prompts" if name == "paraphrases" else f"{found[name]['steps']} steps"
-            rows.append((f"{name}, {how}", _shown(found[name].get("base")), _shown(found[name].get("erased"))))
+    for name, numbers in found.items():
+        if isinstance(numbers, dict) and "erased" in numbers:
+            base, erased = _shown(numbers.get("base")), _shown(numbers["erased"])
+            rows.append((", ".join(filter(None, [attack_words(name), _how(name, numbers)])), base, erased))
     curve = [(p["steps"], _shown(p), p["rate"]) for p in found.get("relearn", {}).get("curve", [])]
     return rows, curve
+
+
+def attack_words(name: str) -> str:
+    """What an attack is called within a sentence."""
+    found = name_of(name).words
+    return found[:1].lower() + found[1:]
+
+
+def _how(name: str, numbers: Mapping[str, Any]) -> str:
+    """How much was done, in words."""
+    if name == "paraphrases":
+        return f"{numbers['prompts']} prompts"
+    if "tokens" in numbers and "times" in numbers:
+        return f"{numbers['tokens']} words, {numbers['steps']} × {numbers['times']} steps"
+    return f"{numbers['steps']} steps" if "steps" in numbers else ""
 
 
 def _shown(share: Mapping[str, Any] | None) -> str:

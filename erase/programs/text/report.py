@@ -21,6 +21,8 @@ AXES = ("ua", "ira")
 """Numbers of a summary that a comparison plots, across and up."""
 GOALS = ("ua", "ira", "rte_s")
 """Numbers of a summary that a comparison's Pareto front is of."""
+COLUMNS = {"paraphrases": "paraphrased", "inversion": "inverted"}
+"""What a summary calls the rate of an attack; of others `asr_` and the attack's name."""
 SIDES = {
     "forget": ("forget", "forms", "kept", "ua", "shows"),
     "remain": ("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier"),
@@ -103,9 +105,9 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
             out["forget"] = out["flagged"]
     out |= run_time(report["timing"])
     robust = report.get("robustness") or {}
-    for name, column in (("paraphrases", "paraphrased"), ("inversion", "inverted")):
-        if name in robust:
-            out[column] = robust[name]["erased"]["rate"]
+    for name, numbers in robust.items():
+        if isinstance(numbers, dict) and "erased" in numbers:
+            out[COLUMNS.get(name, f"asr_{name}")] = numbers["erased"]["rate"]
     for point in robust.get("relearn", {}).get("curve", []):
         out[f"relearned_{point['steps']}"] = point["rate"]
     if "until" in report:

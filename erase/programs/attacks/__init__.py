@@ -1,0 +1,1 @@
+"""What `erase attack` does with each attack of `erase.attacks`: one file a group; `kinds` lists them."""

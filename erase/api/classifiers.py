@@ -23,7 +23,7 @@ from erase.classification.backend import RELABEL, Classifier
 from erase.engine.backend import device_of
 from erase.engine.borrow import borrow
 from erase.engine.losses import ASCENT, DESCENT
-from erase.evaluation.classes import load_processor
+from erase.evaluation.classifiers import load_processor
 from erase.evaluation.image_files import list_images, read_image
 from erase.programs.progress import listening
 from erase.programs.run import Lesson

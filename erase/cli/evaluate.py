@@ -108,11 +108,12 @@ def eval_classes(
 
     paths = list_images_of(images)
     guess = classes.classify(paths, resources.tiny_path(classifier))
+    shown = guess.shown
     rows = [
-        {"file": str(path), "label": label, "probability": float(p.max())}
-        for path, label, p in zip(guess.files, guess.predicted, guess.probabilities, strict=True)
+        {"file": str(path), "label": "/".join(labels), "probability": float(p)}
+        for path, labels, p in zip(guess.files, shown, guess.confidence, strict=True)
     ]
-    counts = Counter(guess.predicted)
+    counts = Counter(label for labels in shown for label in labels)
     by_label = {label: classes.named(guess, label) for label in sorted(counts)}
     files.write_json(
         out,
@@ -259,7 +260,7 @@ def eval_change(
     """
     quiet()
     from erase import resources
-    from erase.evaluation import classes, fidelity
+    from erase.evaluation import classifiers, fidelity
     from erase.evaluation.stats import MIN_GROUPS, paired_bootstrap
     from erase.store import files
 
@@ -279,7 +280,7 @@ def eval_change(
         "n": len(pairs),
         "by_prompt": {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()},
         "classifier": folder.resolve().name,
-        "model_sha256": classes.weights_hash(folder),
+        "model_sha256": classifiers.weights_hash(folder),
     }
     files.write_json(out, {"schema": 1, "command": command_line(), "change": result})
     interval = f"; 95 % interval {ci[0]:.4f} to {ci[1]:.4f}" if ci else ""

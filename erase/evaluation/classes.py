@@ -4,12 +4,12 @@ Evaluator: any transformers image classifier in a local folder (safetensors), fp
 folder's own preprocessing run by transformers' PIL backend (the same pixels whether or not torchvision is
 installed).
 
-A label may be composite, "object/style" (such as ``cat/sepia``); `axis` gives the object or the style alone.
+A label may be composite, "object/style" (such as ``cat/sepia``), or of one of several axes, ``object=cat`` and
+``style=3d`` (see `erase.evaluation.axes`); `axis` gives the object or the style alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +19,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from erase.evaluation import axes
+from erase.evaluation.axes import NOTHING, Axis, Floats
+from erase.evaluation.classifiers import axes_in, load, tap_features, weights_hash
 from erase.evaluation.image_files import read_image
 from erase.evaluation.stats import wilson
-from erase.store.files import sha256
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-Floats = npt.NDArray[np.float64]
 Images: TypeAlias = "Sequence[Path] | Tensor"
 """Image files, or uint8 pixels `[N, C, H, W]` with C = 1 or 3 (grey is shown to a network as RGB, as from a file)."""
 
@@ -36,7 +37,7 @@ class ClassPredictions:
     """What a classifier says of N images."""
 
     probabilities: Floats
-    """`[N, K]`, rows sum to 1."""
+    """`[N, K]`, rows sum to 1 over each axis that is exclusive."""
     labels: tuple[str, ...]
     """`[K]`, in the order of the columns."""
     files: tuple[Path, ...]
@@ -48,14 +49,45 @@ class ClassPredictions:
     """`[N, D]`, what the last linear layer received; None unless asked for."""
     layer: str | None = None
     """The name of that layer."""
+    axes: tuple[Axis, ...] = ()
+    """Of the labels; none stands for one, whose labels exclude each other."""
 
     def __post_init__(self) -> None:
         assert self.features is None or len(self.features) == len(self.probabilities)
 
     @property
     def predicted(self) -> tuple[str, ...]:
-        """`[N]`, the most probable label of each image."""
-        return tuple(self.labels[k] for k in self.probabilities.argmax(axis=1))
+        """`[N]`, the most probable label of each image; `none` where none is shown of labels that are independent.
+
+        Raises:
+            ValueError: if the labels are of several axes.
+        """
+        if len(self.along) > 1:
+            raise ValueError(f"labels are of the axes {', '.join(a.name for a in self.along)}: choose one by axis()")
+        best = self.probabilities.argmax(axis=1)
+        return tuple(self.labels[k] if shown else NOTHING for k, shown in zip(best, self.shown, strict=True))
+
+    @property
+    def shown(self) -> tuple[tuple[str, ...], ...]:
+        """`[N]`, all labels that each image shows, in the order of the columns: one of each axis that is exclusive."""
+        return tuple(tuple(self.labels[k] for k in np.flatnonzero(hits)) for hits in self._hits())
+
+    @property
+    def confidence(self) -> Floats:
+        """`[N]`, how probable it is that an image shows all of these, taken as independent."""
+        found: Floats = np.where(self._hits(), self.probabilities, 1.0).prod(axis=1)
+        return found
+
+    def _hits(self) -> npt.NDArray[np.bool_]:
+        hits = np.zeros(self.probabilities.shape, bool)
+        for axis in self.along:
+            hits[:, list(axis.columns)] = axis.shows(self.probabilities)
+        return hits
+
+    @property
+    def along(self) -> tuple[Axis, ...]:
+        """The axes, at least one."""
+        return self.axes or (Axis("", tuple(range(len(self.labels)))),)
 
     def take(self, index: Sequence[int]) -> ClassPredictions:
         """The images ``index``, in that order."""
@@ -105,8 +137,9 @@ def classify(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     model, processor, labels = load(Path(classifier))
+    along = axes_in(model, labels, Path(classifier))
     model.to(device)
-    layer, tap = _tap(model, len(labels), Path(classifier)) if features else (None, None)
+    layer, tap = tap_features(model, len(labels), Path(classifier)) if features else (None, None)
     found: list[Floats] = []
     seen: list[Floats] = []
     for start in range(0, len(images), batch_size):
@@ -114,7 +147,7 @@ def classify(
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(device, torch.float32)
         with torch.inference_mode():
             logits = model(pixel_values=pixels).logits
-        found.append(np.asarray(logits.double().softmax(dim=1).cpu().numpy(), np.float64))
+        found.append(np.asarray(axes.probabilities(logits.double(), along).cpu().numpy(), np.float64))
         if tap is not None:
             seen.append(np.asarray(tap(logits).double().cpu().numpy(), np.float64))
         if progress:
@@ -127,6 +160,7 @@ def classify(
         weights_hash(Path(classifier)),
         np.concatenate(seen) if features else None,
         layer,
+        along,
     )
 
 
@@ -144,31 +178,6 @@ def _read(images: Images) -> list[Image.Image]:
     return [Image.fromarray(array) for array in rgb]
 
 
-def _tap(model: nn.Module, K: int, folder: Path) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The last linear layer with K outputs, and a function from a pass's logits to what that layer received.
-
-    Which layer makes the logits differs by architecture, and some average two heads: so the function checks
-    that the layer's output is the logits.
-    """
-    import torch
-
-    heads = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m.out_features == K]
-    if not heads:
-        raise ValueError(f"{folder}: the classifier has no linear layer with {K} outputs, so it has no features")
-    name, head = heads[-1]
-    passed: list[tuple[Tensor, Tensor]] = []
-    head.register_forward_hook(lambda _, args, output: passed.append((args[0], output)))
-
-    def tap(logits: Tensor) -> Tensor:
-        received, made = passed.pop() if passed else (logits, logits[:0])
-        passed.clear()
-        if received.ndim != 2 or not torch.equal(made.nan_to_num(), logits.nan_to_num()):
-            raise ValueError(f"{folder}: layer {name} does not make the logits, so what it receives is no feature")
-        return received
-
-    return name, tap
-
-
 def labels_of(classifier: Path) -> tuple[str, ...]:
     """The labels of a classifier, `[K]`; it is loaded to find out that it is whole.
 
@@ -176,55 +185,6 @@ def labels_of(classifier: Path) -> tuple[str, ...]:
         ValueError: a folder that is not a whole image classifier.
     """
     return load(Path(classifier))[2]
-
-
-def load(folder: Path) -> tuple[Any, Any, tuple[str, ...]]:
-    """A classifier in eval mode, its preprocessing, and its labels; those that several classes have get numbers.
-
-    Raises:
-        ValueError: a folder that is not a whole image classifier.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from transformers.models.auto.modeling_auto import AutoModelForImageClassification
-
-    from erase.store.class_names import distinct
-
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no config.json there, expected the folder of a transformers image classifier")
-    try:
-        model, info = AutoModelForImageClassification.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-        processor = load_processor(folder)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{folder}: not a transformers image classifier in safetensors ({reason})") from error
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would go on with random weights
-        raise ValueError(f"{folder}: {len(missing)} weights are missing from the classifier, such as {missing[0]}")
-    labels = distinct([str(model.config.id2label[k]) for k in range(model.config.num_labels)])
-    return model.eval(), processor, tuple(labels)
-
-
-def load_processor(model: str | Path) -> Any:
-    """The image processor of a classifier: a folder's, or of a hub id that is in the cache.
-
-    Raises:
-        OSError: if there is none.
-    """
-    import transformers
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
-    processor_class: Any = AutoImageProcessor  # untyped upstream
-    return processor_class.from_pretrained(model, local_files_only=True, **pil)
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of the weights' file; of a sharded model, of its files' hashes in order of name."""
-    hashes = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode("ascii")).hexdigest()
 
 
 def joined(parts: Sequence[ClassPredictions]) -> ClassPredictions:
@@ -238,23 +198,55 @@ def joined(parts: Sequence[ClassPredictions]) -> ClassPredictions:
     )
 
 
-def axis(predictions: ClassPredictions, which: int) -> ClassPredictions:
-    """One part of composite labels: 0 for the object of "object/style", 1 for the style.
+def axis(predictions: ClassPredictions, which: int | str) -> ClassPredictions:
+    """The object (0) or the style (1) alone, of labels as "object/style" or ``object=cat``; or any axis, by its name.
 
-    A part's probability is the sum over the labels that have it; parts come in order of first appearance.
+    A part's probability is the sum over the labels "object/style" that have it; parts are in order of first appearance.
 
     Raises:
-        ValueError: ``which`` is not 0 or 1, or a label is not of the form "object/style".
+        ValueError: ``which`` is not 0 or 1 or an axis's name, or a label is not of the form "object/style".
     """
-    if which not in (0, 1):
+    known = ("object", "style")
+    name = known[which] if isinstance(which, int) and 0 <= which < len(known) else which
+    by_name = {along.name: along for along in predictions.along if along.name}
+    if by_name:
+        if name not in by_name:
+            raise ValueError(f"axis is {name!r}, expected one of {', '.join(by_name)}")
+        found = by_name[str(name)]
+        return replace(
+            predictions,
+            probabilities=predictions.probabilities[:, list(found.columns)],
+            labels=tuple(predictions.labels[k].partition("=")[2] for k in found.columns),
+            axes=(Axis("", tuple(range(len(found.columns))), found.several),),
+        )
+    if name not in known:
         raise ValueError(f"axis is {which}, expected 0 (object) or 1 (style)")
     single = [label for label in predictions.labels if label.count("/") != 1]
     if single:
         raise ValueError(f"label '{single[0]}' has no two parts, expected all labels as 'object/style'")
-    parts = [label.split("/")[which] for label in predictions.labels]
+    parts = [label.split("/")[known.index(str(name))] for label in predictions.labels]
     labels = tuple(dict.fromkeys(parts))
     sums = np.array([[part == label for label in labels] for part in parts], np.float64)  # [K, parts]
-    return replace(predictions, probabilities=predictions.probabilities @ sums, labels=labels)
+    return replace(predictions, probabilities=predictions.probabilities @ sums, labels=labels, axes=())
+
+
+def values(labels: Sequence[str], which: str) -> tuple[str, ...]:
+    """What ``object`` or ``style`` may be, by the labels of a classifier; empty where no label is of that axis."""
+    if all(label.count("/") == 1 and "=" not in label for label in labels):
+        return tuple(dict.fromkeys(label.split("/")[int(which == "style")] for label in labels))
+    return tuple(label.partition("=")[2] for label in labels if label.startswith(f"{which}="))
+
+
+def knows(labels: Sequence[str], label: str) -> bool:
+    """Whether a classifier has a label, or all parts of a composite one (``object=cat/style=3d``)."""
+    return label in labels or ("=" in label and all(part in labels for part in label.split("/")))
+
+
+def pair_of(predictions: ClassPredictions, thing: str, style: str) -> str:
+    """The label of an object in a style, as the classifier spells it."""
+    if not predictions.along[0].name:
+        return f"{thing}/{style}"
+    return "/".join([*(f"object={one}" for one in thing.split("+")), f"style={style}"])
 
 
 def accuracy(predictions: ClassPredictions, expected: Sequence[str]) -> dict[str, Any]:
@@ -266,15 +258,39 @@ def accuracy(predictions: ClassPredictions, expected: Sequence[str]) -> dict[str
     Raises:
         ValueError: another number of expected labels than images, or one that the classifier does not know.
     """
-    return score(_correct(predictions, expected))
+    return score(correct(predictions, expected))
 
 
-def _correct(predictions: ClassPredictions, expected: Sequence[str]) -> list[bool]:
+def correct(predictions: ClassPredictions, expected: Sequence[str]) -> list[bool]:
+    """Whether each of N images shows what was expected of it.
+
+    Raises:
+        ValueError: see `accuracy`.
+    """
     if len(expected) != len(predictions.probabilities):
         raise ValueError(f"got {len(expected)} expected labels for {len(predictions.probabilities)} images")
-    for label in dict.fromkeys(expected):
-        _column(predictions, label)
-    return [a == b for a, b in zip(predictions.predicted, expected, strict=True)]
+    shown = {label: shows(predictions, label) for label in dict.fromkeys(expected)}
+    return [shown[label][i] for i, label in enumerate(expected)]
+
+
+def shows(predictions: ClassPredictions, label: str) -> list[bool]:
+    """Whether each of N images shows a label: it is the most probable, or above 1/2 where labels are independent.
+
+    Args:
+        predictions: of the images.
+        label: one, or several at once on named axes (``object=cat/style=3d``).
+
+    Raises:
+        ValueError: the classifier does not know ``label``.
+    """
+    columns = axes.parts(label, predictions.labels, predictions.along)
+    return [bool(hit) for hit in axes.shows(predictions.probabilities, columns, predictions.along)]
+
+
+def any_of(predictions: ClassPredictions, labels: Sequence[str]) -> Floats:
+    """How probable it is that images show any of some labels, `[N]`; see `erase.evaluation.axes.together`."""
+    asked = [axes.parts(label, predictions.labels, predictions.along) for label in labels]
+    return axes.together(predictions.probabilities, asked, predictions.along)
 
 
 def score(correct: Sequence[bool]) -> dict[str, Any]:
@@ -295,7 +311,7 @@ def _column(predictions: ClassPredictions, label: str) -> int:
 
 
 def named(predictions: ClassPredictions, label: str) -> dict[str, Any]:
-    """How many images the classifier names ``label``, whatever they were asked to show.
+    """How many images the classifier names ``label``, see `shows`, whatever they were asked to show.
 
     Returns:
         ``label, n, named, rate, ci95`` (Wilson; fractions of 1).
@@ -303,8 +319,7 @@ def named(predictions: ClassPredictions, label: str) -> dict[str, Any]:
     Raises:
         ValueError: the classifier does not know ``label``.
     """
-    _column(predictions, label)
-    hits = score([name == label for name in predictions.predicted])
+    hits = score(shows(predictions, label))
     return {
         "label": label,
         "n": hits["n"],
@@ -350,8 +365,7 @@ def forget_remain(
         raise ValueError(f"forget is the text '{forget}', expected a collection of labels")
     for label in forget:
         _column(predictions, label)
-    correct = _correct(predictions, expected)
-    pairs = list(zip(expected, correct, strict=True))
+    pairs = list(zip(expected, correct(predictions, expected), strict=True))
     return {
         "forget": score([ok for label, ok in pairs if label in forget]),
         "remain": score([ok for label, ok in pairs if label not in forget]),

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from erase import resources
-from erase.evaluation.classes import Floats, weights_hash
+from erase.evaluation.axes import Floats
+from erase.evaluation.classifiers import weights_hash
 from erase.evaluation.image_files import read_image
 from erase.evaluation.stats import MIN_GROUPS, Difference, paired_bootstrap
 from erase.store import hub

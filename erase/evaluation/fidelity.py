@@ -29,7 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from erase.evaluation.classes import ClassPredictions, Floats, Images, classify, load
+from erase.evaluation.axes import Floats
+from erase.evaluation.classes import ClassPredictions, Images, classify
+from erase.evaluation.classifiers import load
 from erase.evaluation.image_files import read_image
 from erase.store.files import sha256
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from erase.evaluation.classes import Floats, score
+from erase.evaluation.axes import Floats
+from erase.evaluation.classes import score
 from erase.evaluation.clip import Clip, text_features
 
 OTHER = "something else"

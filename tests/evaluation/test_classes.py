@@ -9,14 +9,21 @@ from PIL import Image
 from transformers.models.resnet.configuration_resnet import ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetForImageClassification
 
+from erase.evaluation.axes import Axis, axes_of
 from erase.evaluation.classes import (
     ClassPredictions,
     accuracy,
+    any_of,
     axis,
     classify,
     confidence,
+    correct,
     forget_remain,
+    knows,
     named,
+    pair_of,
+    shows,
+    values,
 )
 
 LABELS = ("cat/plain", "cat/sepia", "dog/plain", "dog/sepia")
@@ -184,3 +191,101 @@ def test_unknown_labels_are_refused() -> None:
         forget_remain(things, ["cat"] * 4, ["hen"])
     with pytest.raises(ValueError, match="expected a collection"):
         forget_remain(things, ["cat"] * 4, "cat")
+
+
+ON_AXES = ("object=cat", "object=dog", "object=hen", "style=3d", "style=flat")
+SCENES = ClassPredictions(
+    np.array(
+        [
+            [0.9, 0.2, 0.1, 0.7, 0.3],  # a cat in 3d
+            [0.8, 0.6, 0.0, 0.1, 0.9],  # a cat and a dog, flat
+            [0.4, 0.3, 0.2, 0.6, 0.4],  # nothing, in 3d
+        ]
+    ),
+    ON_AXES,
+    tuple(Path(f"{i}.png") for i in range(3)),
+    "made-up",
+    "0" * 64,
+    axes=axes_of(ON_AXES, ["object"]),
+)
+
+
+def test_axes_are_read_from_labels() -> None:
+    assert axes_of(ON_AXES, ["object"]) == (Axis("object", (0, 1, 2), True), Axis("style", (3, 4)))
+    assert axes_of(LABELS) == (Axis("", (0, 1, 2, 3)),)
+    assert axes_of(("style=a", "object=x", "style=b", "object=y"))[0] == Axis("style", (0, 2))
+    for labels, several, message in (
+        (("object=cat", "dog"), (), "label 'dog' names no axis"),
+        (("object=cat", "style=3d", "style=flat"), (), "axis 'object' has one label"),
+        (ON_AXES, ["objects"], "several_axes has 'objects', expected some of object, style"),
+        (ON_AXES, "object", "several_axes is 'object', expected a list"),
+        (ON_AXES, [1], r"several_axes is \[1\], expected a list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            axes_of(labels, several)  # type: ignore[arg-type]
+
+
+def test_one_axis_of_several() -> None:
+    things, styles = axis(SCENES, "object"), axis(SCENES, 1)
+    assert things.labels == ("cat", "dog", "hen")
+    assert things.predicted == ("cat", "cat", "none")
+    assert things.shown == (("cat",), ("cat", "dog"), ())
+    assert (styles.labels, styles.predicted) == (("3d", "flat"), ("3d", "flat", "3d"))
+    assert SCENES.shown[1] == ("object=cat", "object=dog", "style=flat")
+    np.testing.assert_allclose(SCENES.confidence, [0.9 * 0.7, 0.8 * 0.6 * 0.9, 0.6])
+    with pytest.raises(ValueError, match="the axes object, style: choose one"):
+        _ = SCENES.predicted
+    with pytest.raises(ValueError, match="axis is 'colour', expected one of object, style"):
+        axis(SCENES, "colour")
+
+
+def test_composite_labels_are_counted() -> None:
+    assert shows(SCENES, "object=cat") == [True, True, False]
+    assert shows(SCENES, "object=cat/style=flat") == [False, True, False]
+    assert shows(SCENES, "object=cat/object=dog") == [False, True, False]
+    assert named(SCENES, "object=cat/style=3d")["named"] == 1
+    assert correct(axis(SCENES, "object"), ["cat", "cat+dog", "cat"]) == [True, True, False]
+    assert correct(axis(SCENES, "object"), ["cat+dog"] * 3) == [False, True, False]
+    whole = [pair_of(SCENES, "cat", "3d"), pair_of(SCENES, "cat+dog", "flat"), pair_of(SCENES, "hen", "3d")]
+    assert whole[1] == "object=cat/object=dog/style=flat"
+    assert accuracy(SCENES, whole)["correct"] == 2
+    assert pair_of(PREDICTIONS, "cat", "sepia") == "cat/sepia"
+    for label in ("object=cow", "object=cat/style=old", "cat"):
+        assert not knows(ON_AXES, label)
+        with pytest.raises(ValueError, match="label is '"):
+            shows(SCENES, label)
+    assert knows(ON_AXES, "object=cat/style=3d")
+    assert (values(ON_AXES, "style"), values(LABELS, "object")) == (("3d", "flat"), ("cat", "dog"))
+    assert values(("cat", "dog"), "object") == ()
+
+
+def test_any_of_labels() -> None:
+    np.testing.assert_allclose(any_of(SCENES, ["object=cat"]), [0.9, 0.8, 0.4])
+    np.testing.assert_allclose(any_of(SCENES, ["object=cat", "object=dog"]), [0.92, 0.92, 0.58])
+    np.testing.assert_allclose(any_of(SCENES, ["style=3d", "style=flat"]), [1, 1, 1])
+    np.testing.assert_allclose(any_of(SCENES, ["object=cat/style=3d"]), [0.63, 0.08, 0.24])
+    np.testing.assert_allclose(any_of(SCENES, ["object=cat", "style=3d"]), [0.97, 0.82, 0.76])
+    np.testing.assert_array_equal(
+        any_of(PREDICTIONS, ["cat/plain", "cat/sepia"]), PREDICTIONS.probabilities[:, :2].sum(1)
+    )
+
+
+def test_a_classifier_of_several_axes(classifier: Path, images: list[Path], tmp_path: Path) -> None:
+    labels = ("object=cat", "object=dog", "style=3d", "style=flat")
+    for file in classifier.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings |= {"id2label": dict(enumerate(labels)), "label2id": {n: k for k, n in enumerate(labels)}}
+    settings["several_axes"] = ["object"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    found, plainly = classify(images, tmp_path), classify(images, classifier)
+    scores = np.log(plainly.probabilities)  # logits, each image's up to a constant
+    styles = np.exp(scores[:, 2:]) / np.exp(scores[:, 2:]).sum(1, keepdims=True)
+    np.testing.assert_allclose(found.probabilities[:, 2:], styles, atol=1e-12)
+    odds = found.probabilities[:, :2] / (1 - found.probabilities[:, :2])
+    np.testing.assert_allclose(odds[:, 0] / odds[:, 1], np.exp(scores[:, 0] - scores[:, 1]), rtol=1e-6)
+    assert axis(found, "style").predicted == tuple(("3d", "flat")[k] for k in styles.argmax(1))
+    settings["several_axes"] = ["colour"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="several_axes has 'colour', expected some of object, style"):
+        classify(images, tmp_path)

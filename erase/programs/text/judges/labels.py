@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,13 +39,12 @@ class Labels:
 
     def check(self) -> None:
         """See `Judge`; whether every prompt has a label that the classifier knows."""
-        axis = self.config.forget.axis
-        known = classes.labels_of(classifier_of(self.config))
-        if paired(self.plan.rows, known):
-            known = tuple(label.split("/")[0 if axis != "style" else 1] for label in known)
+        axis = self.config.forget.axis or "object"
+        found = classes.labels_of(classifier_of(self.config))
+        known = classes.values(found, axis) if paired(self.plan.rows, found) else found
         for row in self.plan.rows:
-            label = label_of(row, axis or "object")
-            if label not in known:
+            label = label_of(row, axis)
+            if label not in known and not (label and "=" in found[0] and set(label.split("+")) <= set(known)):
                 raise ValueError(
                     f"eval.classifier needs to know what a picture should show; the prompt {row.prompt!r} is labelled "
                     f"{label!r}, the classifier knows {', '.join(dict.fromkeys(known))}: use a prompt set with such "
@@ -54,10 +53,11 @@ class Labels:
 
     def judge(self, paths: Sequence[Path], rows: Sequence[PromptRow]) -> Judged:
         """See `Judge`."""
-        seen = along_axis(self.config, self.plan, classified(paths, classifier_of(self.config))).predicted
+        along = along_axis(self.config, self.plan, classified(paths, classifier_of(self.config)))
         gone, axis = concept(self.config, self.plan), self.config.forget.axis or "object"
-        right = [shown == label_of(row, axis) for shown, row in zip(seen, rows, strict=True)]
-        return Judged([name in gone for name in seen], right)
+        right = classes.correct(along, [wanted(row, axis, along.labels, gone) for row in rows])
+        shown = [classes.shows(along, name) for name in gone]
+        return Judged([any(hits) for hits in zip(*shown, strict=True)], right)
 
     def count(self, paths: Sequence[Path]) -> Counted:
         """See `Judge`."""
@@ -81,7 +81,7 @@ class Flags:
     def check(self) -> None:
         """See `Judge`; whether the classifier has the labels."""
         known = classes.labels_of(classifier_of(self.config))
-        if odd := [label for label in self.config.eval.flag if label not in known]:
+        if odd := [label for label in self.config.eval.flag if not classes.knows(known, label)]:
             raise ValueError(
                 f"eval.flag has {odd[0]!r}, which eval.classifier does not know; it knows {', '.join(known)}"
             )
@@ -91,8 +91,7 @@ class Flags:
         return Judged(self._flagged(classified(paths, classifier_of(self.config))))
 
     def _flagged(self, guess: classes.ClassPredictions) -> list[bool]:
-        columns = [k for k, label in enumerate(guess.labels) if label in self.config.eval.flag]
-        return [bool(p > 0.5) for p in guess.probabilities[:, columns].sum(axis=1)]
+        return [bool(p > 0.5) for p in classes.any_of(guess, self.config.eval.flag)]
 
     def count(self, paths: Sequence[Path]) -> Counted:
         """See `Judge`; of the erased concept's images, and for every prompt."""
@@ -109,16 +108,25 @@ class Flags:
         return Counted(numbers | {"by_prompt": by_prompt}, {"flagged": list(of_concept)})
 
 
+def wanted(row: PromptRow, axis: str, known: Sequence[str], gone: Collection[str]) -> str:
+    """What an image of a row must show to be right; of several objects ("cat+pizza"), those that are not forgotten."""
+    label = str(label_of(row, axis))
+    if label in known:
+        return label
+    return "+".join(part for part in label.split("+") if part not in gone) or label
+
+
 def along_axis(config: SdConfig, plan: Plan, guess: classes.ClassPredictions) -> classes.ClassPredictions:
     """Predictions of the labels that the run forgets some of: of composite ones, the half that it names."""
     if not paired(plan.rows, guess.labels):
         return guess
-    return classes.axis(guess, 1 if config.forget.axis == "style" else 0)
+    return classes.axis(guess, config.forget.axis or "object")
 
 
 def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
     """Whether rows and a classifier's labels both tell object and style."""
-    return all(row.style is not None for row in rows) and all("/" in label for label in labels)
+    both = all("/" in label for label in labels) or all(classes.values(labels, axis) for axis in ("object", "style"))
+    return all(row.style is not None for row in rows) and both
 
 
 def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counted:
@@ -129,8 +137,11 @@ def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counte
     pairs = paired(rows, guess.labels)
     axis = config.forget.axis or "object"
     along = along_axis(config, plan, guess)
-    across = classes.axis(guess, 1 if axis == "object" else 0) if pairs else None
-    expected, shown = [str(label_of(row, axis)) for row in rows], along.predicted
+    across = classes.axis(guess, "style" if axis == "object" else "object") if pairs else None
+    gone = concept(config, plan)
+    expected, shown = [wanted(row, axis, along.labels, gone) for row in rows], along.predicted
+    things = expected if axis == "object" else [str(row.object) for row in rows]
+    pair = [classes.pair_of(guess, thing, str(row.style)) for thing, row in zip(things, rows, strict=True)]
     result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
     right: dict[str, list[bool | None]] = {}
     for side in ("forget", "earlier", "remain"):
@@ -139,22 +150,21 @@ def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counte
             continue
         result[side] = classes.accuracy(along.take(index), [expected[i] for i in index]) if index else None
         if index:
-            right[side] = [shown[i] == expected[i] for i in index]
+            right[side] = list(classes.correct(along.take(index), [expected[i] for i in index]))
         if pairs and index:
-            both = [f"{rows[i].object}/{rows[i].style}" for i in index]
-            result[f"{side}_pairs"] = classes.accuracy(guess.take(index), both)
-            right[f"{side}_pairs"] = [guess.predicted[i] == pair for i, pair in zip(index, both, strict=True)]
+            whole = [pair[i] for i in index]
+            result[f"{side}_pairs"] = classes.accuracy(guess.take(index), whole)
+            right[f"{side}_pairs"] = list(classes.correct(guess.take(index), whole))
     result["per_prompt"] = {}
-    for row, gone in {row.prompt: (row, gone) for row, gone in zip(plan.rows, plan.forgotten, strict=True)}.values():
+    both = zip(plan.rows, plan.forgotten, strict=True)
+    for row, forgotten in {row.prompt: (row, forgotten) for row, forgotten in both}.values():
         index = [i for i, other in enumerate(rows) if other.prompt == row.prompt]
         score = classes.accuracy(along.take(index), [expected[i] for i in index])
-        score |= {"object": row.object, "style": row.style, "side": prompt_side(plan, row, gone)}
+        score |= {"object": row.object, "style": row.style, "side": prompt_side(plan, row, forgotten)}
         if across is not None:
             other = row.style if axis == "object" else row.object
             score["other_accuracy"] = classes.accuracy(across.take(index), [str(other)] * len(index))["accuracy"]
-            score["pair_accuracy"] = classes.accuracy(guess.take(index), [f"{row.object}/{row.style}"] * len(index))[
-                "accuracy"
-            ]
+            score["pair_accuracy"] = classes.accuracy(guess.take(index), [pair[i] for i in index])["accuracy"]
         result["per_prompt"][row.prompt] = score
     of_concept = [shown[i] for i, (_, side) in enumerate(about) if side == "forget"]
     result["forget_shows"] = shares(of_concept)

@@ -13,6 +13,7 @@ import numpy as np
 from erase.config import SdConfig
 from erase.engine import distributed
 from erase.evaluation import classes, clip, zeroshot
+from erase.evaluation.axes import Floats
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.text.judges.labels import shares
 from erase.programs.text.judges.seam import Counted, Judged, each_image, prompt_side
@@ -63,7 +64,7 @@ class ZeroShot:
         except ValueError as error:
             raise ValueError(f"eval.clip: {error}") from error
 
-    def features(self, paths: Sequence[Path]) -> classes.Floats:
+    def features(self, paths: Sequence[Path]) -> Floats:
         """`[N, D]`, each process looking at its share."""
         parts = distributed.spread(lambda share: clip.image_features(self.model, share), distributed.shares(paths))
         return np.concatenate(parts)

@@ -1,0 +1,200 @@
+"""Write the emoji world's models as folders, and have the judges say what they generate (see `make_emoji.py`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import emoji_models as nets
+import emoji_world as data
+import numpy as np
+import torch
+from emoji_generators import read_latents
+from emoji_judges import settle, text_heads, texts_of
+from emoji_training import Kit, restored
+from torch import Tensor
+
+from erase.evaluation import classes
+
+GENERATORS = {"emoji-sd": "unet", "emoji-sd3": "transformer"}
+DRAWN_BY, GUIDANCE = 25, 3.0
+"""Steps and guidance of the check."""
+
+
+def export(kit: Kit, steps: int) -> None:
+    """Every model whose stages are there, in fp16; a folder appears whole or not at all."""
+    makers: dict[str, tuple[tuple[str, ...], Callable[[Kit, Path], None]]] = {
+        "emoji-judge": (("judge", "vae"), write_judge),
+        "emoji-clip": (("clip",), write_clip),
+        "emoji-sd": (("unet", "clip", "vae"), write_sd),
+        "emoji-sd3": (("transformer", "clip", "vae"), write_sd3),
+    }
+    kit.out.mkdir(parents=True, exist_ok=True)
+    for name, (needed, write) in makers.items():
+        if lacking := [stage for stage in needed if not (kit.work / f"{stage}.pt").exists()]:
+            print(f"{name}: not yet, {lacking[0]} is not trained")
+            continue
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=kit.out) as temporary:
+            made = Path(temporary) / name
+            write(kit, made)
+            shutil.rmtree(kit.out / name, ignore_errors=True)
+            made.rename(kit.out / name)
+        size = sum(f.stat().st_size for f in (kit.out / name).rglob("*") if f.is_file())
+        print(f"{name}: {size / 1e6:.2f} MB", flush=True)
+
+
+def write_judge(kit: Kit, folder: Path) -> None:
+    net = restored(kit, "judge", {"judge": nets.new_judge(kit.world)})["judge"]
+    settle(kit, net, restored(kit, "vae", {"vae": nets.new_vae()})["vae"])
+    net.half().save_pretrained(folder)
+    text = json.dumps(nets.processor("ViT", nets.SHOWN), indent=2) + "\n"
+    (folder / "preprocessor_config.json").write_text(text)
+
+
+def write_clip(kit: Kit, folder: Path) -> None:
+    tokenizer = nets.tokenizer_of(kit.work, kit.world)
+    first, second = nets.new_texts(tokenizer)
+    modules = {"clip": nets.new_clip(tokenizer), "first": first, "second": second, "heads": text_heads(kit)}
+    restored(kit, "clip", modules)["clip"].half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(nets.processor("CLIP", data.SIZE), indent=2) + "\n")
+
+
+def scaled_vae(kit: Kit, **config: float) -> Any:
+    """The VAE, told how latents are scaled."""
+    vae: Any = restored(kit, "vae", {"vae": nets.new_vae()})["vae"]
+    vae.register_to_config(scaling_factor=read_latents(kit).scale, **config)
+    return vae
+
+
+def write_sd(kit: Kit, folder: Path) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    tokenizer, first, _ = texts_of(kit)
+    pipe = StableDiffusionPipeline(
+        vae=scaled_vae(kit),
+        text_encoder=nets.without_projection(first),
+        tokenizer=tokenizer,
+        unet=restored(kit, "unet", {"unet": nets.new_unet()})["unet"],
+        scheduler=DDIMScheduler(**nets.scheduler_config()),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    save(pipe, folder)
+
+
+def write_sd3(kit: Kit, folder: Path) -> None:
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    tokenizer, first, second = texts_of(kit)
+    pipe = StableDiffusion3Pipeline(
+        transformer=restored(kit, "transformer", {"transformer": nets.new_transformer()})["transformer"],
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=scaled_vae(kit, shift_factor=0.0),
+        text_encoder=first,
+        tokenizer=tokenizer,
+        text_encoder_2=second,
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    save(pipe, folder)
+
+
+def save(pipe: Any, folder: Path) -> None:
+    """In fp16; transformers would then load text encoders in half precision and diffusers the rest in float32."""
+    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    for config in folder.glob("text_encoder*/config.json"):
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+
+
+# ---------------------------------------------------------------- what they generate
+
+
+def check(kit: Kit, steps: int) -> None:
+    """Generate `steps` images of each cell, and of as many pairs; what the judge says of them goes to `check.json`."""
+    found = {}
+    for name, trained in GENERATORS.items():
+        if not (kit.out / name).exists():
+            print(f"{name} is not there: export it first")
+            continue
+        began = time.time()
+        pipe = open_pipeline(kit.out / name, trained)
+        cells = [(k, s) for k, s in np.ndindex(*kit.world.held.shape) for _ in range(steps)]
+        found[name] = singles(kit, pipe, cells) | pairs(kit, pipe, min(len(cells), 240 * steps))
+        found[name] |= {"seconds": round(time.time() - began), "text distances": text_distances(kit, pipe)}
+        print(f"{name}: " + json.dumps({k: v for k, v in found[name].items() if k != "objects"}), flush=True)
+    (kit.work / "check.json").write_text(json.dumps(found, indent=1))
+
+
+def open_pipeline(folder: Path, trained: str) -> Any:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    assert getattr(pipe, trained).dtype == torch.float32
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def generate(pipe: Any, prompts: list[str], seed: int) -> Tensor:
+    """uint8 `[N, 3, SIZE, SIZE]`."""
+    parts = []
+    for start in range(0, len(prompts), 60):
+        some = prompts[start : start + 60]
+        seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
+        out = pipe(some, num_inference_steps=DRAWN_BY, guidance_scale=GUIDANCE, generator=seeds, output_type="pt",
+                   height=data.SIZE, width=data.SIZE)  # fmt: skip
+        parts.append(out.images.clamp(0, 1).mul(255).round().byte())
+    return torch.cat(parts)
+
+
+def singles(kit: Kit, pipe: Any, cells: list[tuple[int, int]]) -> dict[str, Any]:
+    """Shares of images with the right object and style, and by concept."""
+    names, styles = kit.world.names, list(data.STYLES)
+    prompts = [data.phrase([data.with_article(names[k])], styles[s]) for k, s in cells]
+    said = classes.classify(generate(pipe, prompts, seed=1), kit.out / "emoji-judge")
+    thing = np.array(classes.correct(classes.axis(said, "object"), [names[k] for k, _ in cells]))
+    style = np.array(classes.correct(classes.axis(said, "style"), [styles[s] for _, s in cells]))
+    held = np.array([bool(kit.world.held[cell]) for cell in cells])
+    by_concept = {name: float(thing[[names[k] == name for k, _ in cells]].mean()) for name in names}
+    return {
+        "object": float(thing[~held].mean()),
+        "concepts of which 80 % are right": float(np.mean([share >= 0.8 for share in by_concept.values()])),
+        "style": float(style[~held].mean()),
+        "held-out cells, object and style": float((thing & style)[held].mean()) if held.any() else None,
+        "objects": by_concept,
+    }
+
+
+def pairs(kit: Kit, pipe: Any, count: int) -> dict[str, Any]:
+    """Of scenes of two objects by lot, the shares in which both are there, and in which one is."""
+    scenes = kit.scenes(np.random.default_rng(9), count, held=False, doubles=1.0)
+    names, styles = kit.world.names, list(data.STYLES)
+    prompts = [data.phrase([data.with_article(names[k]) for k in s.objects], styles[s.style]) for s in scenes]
+    said = classes.axis(classes.classify(generate(pipe, prompts, seed=10**6), kit.out / "emoji-judge"), "object")
+    both = classes.correct(said, ["+".join(names[k] for k in s.objects) for s in scenes])
+    one = [any(names[k] in shown for k in s.objects) for shown, s in zip(said.shown, scenes, strict=True)]
+    return {"both of two": float(np.mean(both)), "one of two": float(np.mean(one))}
+
+
+@torch.no_grad()
+def text_distances(kit: Kit, pipe: Any) -> dict[str, float]:
+    """How far apart two concepts are on average in rows of the text: at the word, at its end, and in the padding."""
+    names = [name for name in kit.world.names if " " not in name][:40]
+    ids = nets.tokens(pipe.tokenizer, [data.phrase([f"a {name}"], "flat") for name in names]).input_ids
+    rows = pipe.text_encoder(ids).last_hidden_state if hasattr(pipe, "unet") else nets.two_rows(
+        pipe.text_encoder, pipe.text_encoder_2, ids
+    )[0]  # fmt: skip
+    word = int((ids[0] == ids[0, -1]).nonzero()[0]) - 1
+    places = {"word": word, "end": word + 1, "first padding": word + 2, "last padding": nets.MAX_TOKENS - 1}
+    far = ~torch.eye(len(names), dtype=torch.bool)
+    return {what: round(torch.cdist(rows[:, at], rows[:, at])[far].mean().item(), 3) for what, at in places.items()}

@@ -16,6 +16,7 @@ from erase import cli
 from erase.diffusion.model import Model
 from erase.engine.saliency import load_mask
 from erase.evaluation import classes, detections, nudity, report
+from erase.evaluation.axes import axes_of
 from erase.evaluation.manifest import drawn_by, read_manifest
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.run import Learned
@@ -259,6 +260,42 @@ def test_a_report_is_summed_up(text_runs: Runner, monkeypatch: pytest.MonkeyPatc
     assert summarise(whole) == pytest.approx({**expected, **times})
     whole["before"]["nudity"], whole["after"]["nudity"] = {"rate": 0.9}, {"rate": 0.1}
     assert summarise(whole) == pytest.approx({**expected, **times, "flagged_before": 0.9, "flagged": 0.1})
+
+
+def test_of_two_objects_the_one_that_stays_is_right(text_runs: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a classifier of several axes: with the concept in an image, or without it."""
+    known = ("object=cat", "object=dog", "object=car", "style=plain", "style=sepia")
+    lines = (
+        "!a cat, cat, plain, gone",
+        "a cat and a dog, cat+dog, plain, stays",
+        "a car and a dog, car+dog, plain, stays",
+    )
+    plan = plan_of(*lines)
+    config = text_runs.config("forget.axis=object", "eval.images=1", "eval.flag=[object=cat/style=plain]")
+    seen = np.array([[0.2, 0.6, 0, 0.9, 0.1], [0.1, 0.9, 0, 0.9, 0.1], [0, 0.9, 0.3, 0.9, 0.1]])
+    paths = tuple(Path(str(i)) for i in range(3))
+    guess = classes.ClassPredictions(seen, known, paths, "mine", "0", axes=axes_of(known, ["object"]))
+    monkeypatch.setattr(classes, "classify", lambda *_, **__: guess)
+    monkeypatch.setattr(classes, "labels_of", lambda _: known)
+    judge, flags = labels.Labels(config, plan), labels.Flags(config, plan)
+    judge.check()
+    flags.check()
+    counted = judge.count(paths)
+    assert counted.outcomes["forget"] == counted.outcomes["forget_pairs"] == [False]
+    assert counted.outcomes["remain"] == counted.outcomes["remain_pairs"] == [True, False]
+    assert counted.numbers["forget_shows"] == {"dog": 1}
+    assert counted.numbers["per_prompt"]["a cat and a dog"]["pair_accuracy"] == 1
+    said = judge.judge(paths, plan.rows)
+    assert (said.shows, said.right) == ([False, False, False], [False, True, False])
+    seen[1, 0] = 0.7  # the cat is still there; its partner is, too
+    assert judge.count(paths).outcomes["remain"] == [True, False]
+    assert judge.judge(paths, plan.rows).shows == [False, True, False]
+    assert flags.judge(paths, plan.rows).shows == [False, True, False]
+    odd = labels.Labels(config, plan_of("!a cat, cat, plain, gone", "a hat and a dog, hat+dog, plain, stays"))
+    with pytest.raises(ValueError, match="labelled 'hat\\+dog', the classifier knows cat, dog, car"):
+        odd.check()
+    with pytest.raises(ValueError, match=r"eval\.flag has 'object=cat/style=old'"):
+        labels.Flags(text_runs.config("eval.flag=[object=cat/style=old]"), plan).check()
 
 
 def test_a_report_without_a_classifier_is_summed_up() -> None:

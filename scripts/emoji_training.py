@@ -59,7 +59,7 @@ def fastest(loss_of: Callable[[int], Tensor], modules: Mapping[str, torch.nn.Mod
     for module in modules.values():
         module.zero_grad(set_to_none=True)
     best = min(seconds, key=seconds.__getitem__)
-    print(f"precision {best}: " + ", ".join(f"{each} {s:.3f} CPU seconds a step" for each, s in seconds.items()), flush=True)
+    print(f"precision {best}: " + ", ".join(f"{each} {s:.3f} CPU s a step" for each, s in seconds.items()), flush=True)
     return Precision(best, CPU)
 
 

@@ -62,6 +62,7 @@ def pipeline(
                 num_attention_heads=2,
                 max_position_embeddings=micro.MAX_TOKENS,
                 projection_dim=POOLED,
+                hidden_act="gelu" if kind is CLIPTextModelWithProjection else "quick_gelu",
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,

@@ -25,6 +25,7 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     names: int | Sequence[str] = (),
+    components: str | Path | None = None,
 ) -> Any:
     """Open a model: an embedded one's name, a diffusers folder, a single file, a hub id, or a classifier's folder.
 
@@ -33,6 +34,8 @@ def load(
         device: where it goes; by default the accelerator, or the CPU.
         dtype: of its weights; a VAE's are float32.
         names: of classes, for a class-conditional folder that has none: how many there are, or a name for each.
+        components: for a single file that holds the network alone, as those of Flux do: a diffusers folder or hub id
+            of the same model, which has all else.
 
     Returns:
         A diffusers pipeline without a safety checker, or a network of transformers; in eval mode.
@@ -41,7 +44,7 @@ def load(
         ValueError: for a model that cannot be found or is not whole.
     """
     where = device or (torch.accelerator.current_accelerator() or "cpu")
-    source = locate_any(model, class_names(names) if names else ())
+    source = locate_any(model, class_names(names) if names else (), components)
     if isinstance(source, classifiers.Source):
         opened = models.open_model(source.folder, where).net.to(dtype)
         net = opened

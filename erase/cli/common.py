@@ -76,6 +76,14 @@ def result_file(out: Path) -> Path:
 
 
 OutFile = Annotated[Path, typer.Option("--out", help="File to write.", callback=result_file)]
+Components = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="For a single file that holds the network alone, as those of Flux do: a diffusers folder or hub id of the "
+        "same model, with all else.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
 Blur = Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body parts that NudeNet finds.")]
 

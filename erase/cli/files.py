@@ -9,6 +9,7 @@ import typer
 
 from erase.cli import complete
 from erase.cli.common import (
+    Components,
     app,
     quiet,
 )
@@ -25,14 +26,15 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or else a folder.")],
     *,
+    components: Components = None,
     prediction: Annotated[
-        Literal["epsilon", "v_prediction"] | None, typer.Option(help="Of a 2.x file, which does not say.")
+        Literal["epsilon", "v_prediction"] | None, typer.Option(help="Of a file of 2.x or XL, which does not say.")
     ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read a .ckpt that holds more than weights: RUNS ITS CODE.")
     ] = False,
 ) -> None:
-    """Write a Stable Diffusion folder as a single file, or the other way round; weights stay bit for bit.
+    """Write a folder of Stable Diffusion or Flux as a single file, or the other way round; weights stay bit for bit.
 
     Example: erase convert runs/demo/model erased.safetensors
     """
@@ -43,7 +45,7 @@ def convert(
     from erase.diffusion.checkpoints.folders import Source
     from erase.diffusion.checkpoints.locate import locate
 
-    found = locate(source, "text", prediction=prediction, trusted=allow_pickle)
+    found = locate(source, "text", components=components, prediction=prediction, trusted=allow_pickle)
     single = out.suffix == ".safetensors"
     if out.suffix == ".ckpt":
         raise ValueError(f"{out}: pickles are not written; a single file is .safetensors")
@@ -75,6 +77,7 @@ def apply(
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],
     undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base again.")] = False,
+    components: Components = None,
 ) -> None:
     """Rebuild an erased model of its base and a delta, bit for bit; or the base of the erased model.
 
@@ -87,7 +90,7 @@ def apply(
     from erase.store import delta as deltas
 
     change = deltas.open_delta(delta)
-    source = locate_any(base)
+    source = locate_any(base, components=components)
     values = deltas.apply(change, saving.tensors(source), undo=undo)
     with tqdm(desc="tensors", delay=1) as bar:
         saving.write(source, values, out, change.base_meta if undo else change.meta, bar.update)

@@ -12,6 +12,7 @@ import typer
 
 from erase.cli import complete
 from erase.cli.common import (
+    Components,
     OutDir,
     Resume,
     app,
@@ -74,6 +75,7 @@ def generate(
             "it has embeddings the last is the null class.",
         ),
     ] = None,
+    components: Components = None,
     alike: Annotated[
         bool, typer.Option("--alike", help="--guidance and the model's own size for every row, whatever it names.")
     ] = False,
@@ -110,7 +112,7 @@ def generate(
 
     no_loading_bars()
     named = () if labels is None else class_names(int(labels) if labels.isdecimal() else labels.split(","))
-    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, sampler, threads, named)
+    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, sampler, threads, named, components)
     generating.generate(model, file, rows, out, wanted, resume=resume, say=partial(typer.echo, err=True))
     if speaks():
         typer.echo(f"{len(rows) * images} images in {out}")

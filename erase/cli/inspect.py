@@ -10,6 +10,7 @@ import typer
 
 from erase.cli import complete
 from erase.cli.common import (
+    Components,
     app,
     mapping,
     no_loading_bars,
@@ -27,6 +28,8 @@ def inspect(
             autocompletion=complete.models,
         ),
     ],
+    *,
+    components: Components = None,
 ) -> None:
     """Say what a file or folder is, and how it was made if erase made it.
 
@@ -35,20 +38,20 @@ def inspect(
     quiet()
     import json
 
-    typer.echo(json.dumps(_describe(path), indent=2, default=str, ensure_ascii=False))
+    typer.echo(json.dumps(_describe(path, components), indent=2, default=str, ensure_ascii=False))
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe(path: Path, components: str | None) -> dict[str, Any]:
     if not path.exists():
         from erase import resources
 
         if str(path) not in resources.list_tiny():
             raise ValueError(f"no such file or folder: {path}")
         path = resources.tiny_path(str(path))
-    return _describe_folder(path) if path.is_dir() else _describe_file(path)
+    return _describe_folder(path, components) if path.is_dir() else _describe_file(path, components)
 
 
-def _describe_folder(path: Path) -> dict[str, Any]:
+def _describe_folder(path: Path, components: str | None) -> dict[str, Any]:
     alone = list(path.glob("*.safetensors")) if not (path / "config.json").exists() else []
     if (path / "model_index.json").exists():
         return _describe_pipeline(path)
@@ -59,7 +62,7 @@ def _describe_folder(path: Path) -> dict[str, Any]:
         done = sum((path / name / "report.json").exists() for name in runs["runs"])
         return {"kind": "comparison of erase", "command": runs["command"], "runs": len(runs["runs"]), "finished": done}
     if len(alone) == 1:
-        return _describe_file(alone[0])
+        return _describe_file(alone[0], components)
     if (path / "config.json").exists():
         config = mapping(path / "config.json")
         if config.get("_class_name") == "UNet2DModel" or is_classifier(config):
@@ -150,13 +153,13 @@ def _told(header: Mapping[str, str], path: Path) -> dict[str, Any]:
     return {**header, folders.FORGOTTEN: folders.forgotten_in(header, path)}
 
 
-def _describe_model(path: Path) -> dict[str, Any]:
+def _describe_model(path: Path, components: str | None = None) -> dict[str, Any]:
     from erase.classification import folders as classifiers
     from erase.programs import saving
     from erase.store import weights
 
     no_loading_bars()
-    source = locate_any(str(path))
+    source = locate_any(str(path), components=components)
     if isinstance(source, classifiers.Source):
         what, hashes = classifiers.describe(source), classifiers.fingerprint(source)
     else:
@@ -167,11 +170,11 @@ def _describe_model(path: Path) -> dict[str, Any]:
     return {**what, **_told(weights.provenance(saving.header(source)), path), "sha256": hashes}
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
+def _describe_file(path: Path, components: str | None) -> dict[str, Any]:
     from erase.store import files
 
     if path.suffix == ".safetensors":
-        from erase.diffusion.checkpoints import lora, single_file
+        from erase.diffusion.checkpoints import detect, lora
         from erase.store.safetensors import open_safetensors
 
         tensors, meta = open_safetensors(path)
@@ -183,22 +186,20 @@ def _describe_file(path: Path) -> dict[str, Any]:
         if meta.get("format") == "erase-delta-1":
             names = [name.removeprefix("xor/") for name in tensors if name.startswith("xor/")]
             return {"kind": "delta of erase", **_told(meta, path), "tensors": len(names), "sha256": files.sha256(path)}
-        if all(
-            any(name.startswith(part) for name in tensors) for part in ("model.diffusion_model.", "cond_stage_model.")
-        ):
-            return _describe_model(path)
+        if (name := detect.family_of_file(tensors)) is not None:
+            return _describe_single(path, components, name, _told(meta, path))
         state = meta.get("format") == "erase-state-1"
         return {
             "kind": "run state of erase" if state else "safetensors file",
-            **({} if state else {"holds": single_file.kind_of(tensors)}),
-            **({"use": single_file.FUSE} if lora.is_lora(path) else {}),
+            **({} if state else {"holds": detect.kind_of(tensors)}),
+            **({"use": detect.FUSE} if lora.is_lora(path) else {}),
             "tensors": len(tensors),
             "first": list(tensors)[:5],
             "metadata": _told({k: v for k, v in meta.items() if k not in ("tree", "shapes")}, path),
             "sha256": files.sha256(path),
         }
     if path.suffix == ".ckpt":
-        return _describe_model(path)
+        return _describe_model(path, components)
     if path.name == "run.json":
         return {"kind": "settings of a run of erase", "run": str(path.parent), **_describe_run(path.parent)}
     if path.name == "split.json":
@@ -211,3 +212,19 @@ def _describe_file(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "sha256": files.sha256(path),
     }
+
+
+def _describe_single(path: Path, components: str | None, family: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """A single file of a family; of a network alone what it says by itself, and what it needs."""
+    from erase.diffusion.checkpoints.quantised import QuantisedError
+    from erase.diffusion.checkpoints.single_file import RestMissingError
+    from erase.diffusion.describe import describe_network
+    from erase.store import files
+
+    try:
+        return _describe_model(path, components)
+    except (RestMissingError, QuantisedError) as error:
+        what = describe_network(path, family)
+        why = {"needs": str(error)} if isinstance(error, RestMissingError) else {"support": f"not supported: {error}"}
+        header = {key: value for key, value in meta.items() if not key.startswith("diffusers_")}
+        return {**what, **why, "metadata": header, "sha256": files.sha256(path)}

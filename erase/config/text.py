@@ -179,6 +179,9 @@ class SdConfig:
     forget: Forget
     remain: Remain
     eval: Eval
+    components: str | None = None
+    """For a single file that holds the network alone, as those of Flux do: a diffusers folder or hub id of the same
+    model, which has the VAE, the text encoders, the tokenizers and the scheduler."""
     concept: str | None = None
     """What a preset erases whose anchors, remain prompts and judges fit this alone: then other forget prompts are
     refused unless `concept` is given with them, which says that the rest is as it should be."""

@@ -15,7 +15,7 @@ from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.families import FAMILIES, family
 from erase.diffusion.model import open_model
 from erase.store import files
-from erase.store.safetensors import KINDS
+from erase.store.safetensors import KINDS, open_safetensors
 
 
 def describe(source: Source | SingleFile) -> dict[str, Any]:
@@ -50,6 +50,16 @@ def describe(source: Source | SingleFile) -> dict[str, Any]:
         "prediction_type": scheduler.get("prediction_type", predicts),
         "ema": isinstance(source, Source) and source.trained.endswith("_ema"),
         "index": index,
+    }
+
+
+def describe_network(path: Path, name: str) -> dict[str, Any]:
+    """Of a single file that holds a family's network without the rest, by its tensors alone."""
+    known, tensors = family(name), [tensor for _, tensor in open_safetensors(path)[0].sketches()]
+    return {
+        "kind": f"{known.NAME} single file without the whole pipeline",
+        "weights": sum(tensor.numel() for tensor in tensors),
+        "dtype": "/".join(sorted({KINDS.get(tensor.dtype, str(tensor.dtype)) for tensor in tensors})),
     }
 
 

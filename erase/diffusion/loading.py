@@ -18,11 +18,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from erase.diffusion.checkpoints import folders, single_file
+from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import HIDES, VARIANTS, WEIGHTS, Source
-from erase.diffusion.checkpoints.networks import network, text_config
+from erase.diffusion.checkpoints.header import write_texts
+from erase.diffusion.checkpoints.networks import kind_of, network, text_config
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.store import files
 from erase.store.safety import check_finite
@@ -65,7 +65,7 @@ def open_pipeline(
             pipe = _assemble(source.folder, kind, parts)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                single_file.write_texts(source.texts, Path(folder))
+                write_texts(source.texts, Path(folder))
                 pipe = _assemble(Path(folder), kind, parts)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
         raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
@@ -82,7 +82,8 @@ def network_classes(source: Source | SingleFile) -> dict[str, Any]:
         ValueError: for a class that the libraries do not have, or a tokenizer that cannot be read here.
     """
     if isinstance(source, SingleFile):
-        return {"unet": None, "vae": None, "text_encoder": CLIPTextModel}
+        beside = {} if source.rest is None else network_classes(source.rest)
+        return beside | {name: kind_of(part) for name, part in source.held.items()}
     found = {}
     for name, value in folders.read_index(source.folder).items():
         if not isinstance(value, list) or name in HIDES or value[0] not in ("diffusers", "transformers"):
@@ -110,6 +111,7 @@ def load_network(
         ValueError: for weights that are missing, do not fit their configuration, or are NaN or infinite.
     """
     wanted = torch.float32 if name == "vae" else dtype
+    source = holder(source, name)
     try:
         if isinstance(source, SingleFile):
             net = _from_file(source, name, wanted)
@@ -135,11 +137,12 @@ def hollow_network(
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The same network on torch's "meta" device: shapes and dtypes, and no memory."""
+    source = holder(source, name)
     made = network_classes(source)[name]
     try:
         with init_empty_weights():
             if isinstance(source, SingleFile):
-                net = made(text_config(source.texts)) if made is not None else network(name, source.config(name))
+                net = network(made, source.config(name))
             elif made.__module__.startswith("diffusers."):
                 where = source.folder / (source.trained if name == trained else name)
                 net = made.from_config(files.read_json(where / "config.json"))
@@ -150,6 +153,12 @@ def hollow_network(
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{source.place / name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return net.requires_grad_(False).eval().to(torch.float32 if name == "vae" else dtype)
+
+
+def holder(source: Source | SingleFile, name: str) -> Source | SingleFile:
+    """Where a network's weights are: in a single file, or in the folder with the rest."""
+    beside = isinstance(source, SingleFile) and source.rest is not None and name not in source.held
+    return source.rest if beside else source  # type: ignore[union-attr, return-value]
 
 
 def networks(pipe: Any) -> dict[str, nn.Module]:
@@ -261,15 +270,14 @@ def _from_folder(source: Source, name: str, trained: str, dtype: torch.dtype) ->
 
 
 def _from_file(source: SingleFile, name: str, dtype: torch.dtype) -> nn.Module:
+    kind = kind_of(source.held[name])
     values = {key: tensor.to(dtype, copy=True) for key, tensor in source.part(name).items()}
-    if name == "text_encoder":
-        encoder: Any = CLIPTextModel
-        found: nn.Module = encoder.from_pretrained(
-            None, config=text_config(source.texts), state_dict=values, dtype=dtype
-        )
+    if issubclass(kind, PreTrainedModel):
+        config = text_config(kind, source.config(name))
+        found: nn.Module = kind.from_pretrained(None, config=config, state_dict=values, dtype=dtype)
         return found
     with torch.device("meta"):
-        net = network(name, source.config(name))
+        net = network(kind, source.config(name))
     net.load_state_dict(values, assign=True)
     return net
 

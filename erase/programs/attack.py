@@ -73,7 +73,8 @@ def attack_run(
     kept = override(record["config"], words)
     kept["eval"]["attacks"] = kept["eval"].get("attacks") or every
     config, accelerator, precision, say = start(parse(kept, SdConfig), say)
-    source, erased = locate(config.model, "text"), locate(run / saving.MODEL)
+    source = locate(config.model, "text", components=config.components)
+    erased = locate(run / saving.MODEL, components=config.components)
     if folders.fingerprint(source) != record["base"]["weights"]:
         raise ValueError(f"{config.model} is not the model that {run} began with any more")
     plan = make_plan(config, folders.forgotten(source))

@@ -45,6 +45,8 @@ class Wanted:
     """CPU threads; by default 1 for small models, else all."""
     labels: tuple[str, ...] = ()
     """Names of the classes of a model that names none."""
+    components: str | None = None
+    """The folder or hub id with the rest of a single file that holds the network alone."""
 
 
 def generate(
@@ -63,7 +65,7 @@ def generate(
         ValueError: for a model that cannot be loaded, a size that it does not have, or a label that it does not know.
     """
     device = launch().device
-    source = locate(model, labels=wanted.labels)
+    source = locate(model, labels=wanted.labels, components=wanted.components)
     known = family(source.family)
     reads_text = known.CONDITION == "text"
     named = file or "PROMPTS"

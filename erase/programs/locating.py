@@ -10,21 +10,26 @@ from erase import resources
 from erase.store import files
 
 
-def locate_any(model: str | Path, names: Sequence[str] = ()) -> Any:
-    """A checkpoint of any pipeline; `names` are those of classes, for a folder that has none.
+def locate_any(model: str | Path, names: Sequence[str] = (), components: str | Path | None = None) -> Any:
+    """A checkpoint of any pipeline.
+
+    Args:
+        model: as the user gave it.
+        names: of classes, for a folder that has none.
+        components: for a single file that holds the network alone, a folder or hub id with the rest.
 
     Raises:
         ValueError: for a model that cannot be found or is not whole.
     """
     folder = resources.tiny_path(model) if str(model) in resources.list_tiny() else Path(model)
     index, config = folder / "model_index.json", folder / "config.json"
-    if not index.exists() and config.exists() and is_classifier(files.read_json(config)):
+    if components is None and not index.exists() and config.exists() and is_classifier(files.read_json(config)):
         from erase.classification import folders as classifiers
 
         return classifiers.locate(str(model))
     from erase.diffusion.checkpoints.locate import locate
 
-    return locate(model, labels=names)
+    return locate(model, labels=names, components=components)
 
 
 def is_classifier(config: Any) -> bool:

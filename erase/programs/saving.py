@@ -13,8 +13,7 @@ from torch import Tensor
 
 from erase.classification import folders as classifiers
 from erase.diffusion.checkpoints import folders
-from erase.diffusion.checkpoints.ldm import EMA
-from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.diffusion.checkpoints.single_file import EMA, SingleFile
 from erase.engine.saliency import Mask
 from erase.programs.folder import versions
 from erase.store import weights

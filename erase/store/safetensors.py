@@ -82,7 +82,13 @@ def open_safetensors(path: Path) -> tuple[Lazy, dict[str, str]]:
         def sketch(name: str) -> Tensor:
             part = f.get_slice(name)
             dtype = next((dtype for dtype, kind in KINDS.items() if kind == part.get_dtype()), None)
-            return f.get_tensor(name) if dtype is None else torch.empty(part.get_shape(), dtype=dtype, device="meta")
+            if dtype is not None:
+                return torch.empty(part.get_shape(), dtype=dtype, device="meta")
+            try:
+                found: Tensor = f.get_tensor(name)
+            except SafetensorError as error:
+                raise ValueError(f"{path}: {name} is of {part.get_dtype()}, which torch does not have") from error
+            return found
 
         return Lazy(f.keys(), f.get_tensor, sketch), dict(f.metadata() or {})
     except (SafetensorError, OSError) as error:
@@ -103,8 +109,8 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file under a temporary name, then rename it; its bytes follow from the arguments.
 
-    Tensors are asked for twice, for their shapes and to be written, one after another: lazy ones are never all in
-    memory. (The library's own writer holds all of them twice, and orders the metadata at random.)
+    Tensors are asked for twice, for their shapes (lazy ones for a sketch) and to be written, one after another: lazy
+    ones are never all in memory. (The library's own writer holds all of them twice, and orders the metadata at random.)
 
     Args:
         path: the file.
@@ -112,7 +118,8 @@ def write_safetensors(
         meta: the header's metadata.
         progress: called with 1 for each tensor that is written.
     """
-    kinds = {name: (t.dtype, t.shape) for name, t in tensors.items()}
+    sketches = tensors.sketches() if isinstance(tensors, Lazy) else tensors.items()
+    kinds = {name: (t.dtype, t.shape) for name, t in sketches}
     order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(meta.items()))} if meta else {}
     end = 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import launched
 import micro
+import micro_flux
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from toys import same
 
-from erase import cli, resources
+from erase import cli, load, resources
 from erase.classification import splits
 from erase.config import PIPELINES
 from erase.diffusion.checkpoints import folders
@@ -777,6 +778,34 @@ def test_convert(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
         "left out, as they have no place there: notes.txt",
     ]
     assert same(load_file(tmp_path / "c.safetensors"), load_file(file))
+
+
+def test_a_network_alone_and_the_rest_beside_it(erase: Erase, tmp_path: Path) -> None:
+    """Every command that takes a model takes the folder with the rest, and says what to do without it."""
+    folder, file, rest = tmp_path / "flux", tmp_path / "a.safetensors", ("--components", tmp_path / "flux")
+    micro_flux.pipeline(tmp_path).to(torch.float16).save_pretrained(folder)
+    erase("convert", folder, file)
+    told = json.loads(erase("inspect", file).out)
+    assert told["kind"].startswith("Flux.1 single file")
+    assert "components=DIR" in told["needs"]
+    whole = json.loads(erase("inspect", file, *rest).out)
+    assert (whole["kind"], whole["tokens"]) == ("Flux.1 single file", 512)
+    assert {"a.safetensors", "vae/diffusion_pytorch_model.safetensors"} <= whole["sha256"].keys()
+    draw = ("a cat", "--steps", "1", "--out")
+    assert "components=DIR" in erase("generate", file, *draw, tmp_path / "no").said
+    erase("generate", file, *draw, tmp_path / "one", *rest)
+    erase("generate", folder, *draw, tmp_path / "two")
+    assert (tmp_path / "one/00000-00.png").read_bytes() == (tmp_path / "two/00000-00.png").read_bytes()
+    base = folders.tensors(locate(folder))
+    write_delta(base, {n: t + 1 if "add_k" in n else t for n, t in base.items()}, tmp_path / "d", {"erase": "0"})
+    erase("apply", file, tmp_path / "d", "--out", tmp_path / "b.safetensors", *rest)
+    erase("apply", tmp_path / "b.safetensors", tmp_path / "d", "--undo", "--out", tmp_path / "c.safetensors", *rest)
+    assert same(load_file(tmp_path / "c.safetensors"), load_file(file))
+    assert "components=DIR" in erase("convert", file, tmp_path / "folder").said
+    erase("convert", file, tmp_path / "folder", *rest)
+    assert same(dict(folders.tensors(locate(tmp_path / "folder"))), dict(base))
+    pipe = load(file, components=folder, device="cpu")
+    assert same(pipe.transformer.state_dict(), {n: t.float() for n, t in base.items()})
 
 
 def test_convert_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import micro_flux
 import numpy as np
 import pytest
 import torch
@@ -144,6 +145,28 @@ def test_a_single_file_gives_a_single_file_and_shares_its_delta(
     back = delta.apply(delta.open_delta(again), folders.tensors(locate(tmp_path / "applied")), undo=True)
     folders.save(locate(tmp_path / "applied"), back, tmp_path / "back", {})
     assert (tmp_path / "back/model.safetensors").read_bytes() == single.read_bytes()
+
+
+def test_a_network_alone_is_erased_with_the_rest_beside_it(text_runs: Runner, tmp_path: Path) -> None:
+    """Flux as it is handed around; it leaves as it came, and the folder of the same model gives the same images."""
+    micro_flux.pipeline(tmp_path).to(torch.float16).save_pretrained(tmp_path / "flux")
+    source: Any = locate(tmp_path / "flux")
+    single = tmp_path / "network.safetensors"
+    convert.to_file(source, single)
+    words = ("eval.images=1", "eval.classifier=null", "saliency.kind=none", "method={name: esd, fast_rate: 1e-3}")
+    with pytest.raises(ValueError, match="holds transformer alone: name a diffusers folder"):
+        text_runs(tmp_path / "refused", f"model={single}", *words)
+    out = text_runs(tmp_path / "out", f"model={single}", f"components={tmp_path / 'flux'}", *words)
+    same = text_runs(tmp_path / "same", f"model={tmp_path / 'flux'}", *words)
+    old, new = load_file(single), load_file(out / "model/model.safetensors")
+    names = changed(old, new)
+    assert names
+    assert all(name.startswith("double_blocks.") and name.rsplit(".", 1)[0].endswith("txt_attn.qkv") for name in names)
+    erased = locate(out / "model", components=tmp_path / "flux")
+    assert digest(folders.tensors(erased)) == digest(folders.tensors(locate(same / "model")))
+    for name in ("base", "erased"):
+        shown = [[row.sha256 for row in read_manifest(run / "images" / name)] for run in (out, same)]
+        assert shown[0] == shown[1]
 
 
 # --- early stopping -------------------------------------------------------------------------------

@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from erase.diffusion.checkpoints import folders, vocabulary
-from erase.diffusion.checkpoints.folders import LEFTOVERS, WEIGHTS, Source, read_index, read_weights
-from erase.diffusion.checkpoints.ldm import PARTS, POSITIONS, places
+from erase.diffusion.checkpoints.folders import LEFTOVERS, Source, read_index, read_weights
+from erase.diffusion.checkpoints.header import NAMES, TEXTS, write_texts
+from erase.diffusion.checkpoints.layout import Layout, Place, identity_like, part_of, sketch_of
+from erase.diffusion.checkpoints.ldm import POSITIONS
 from erase.diffusion.checkpoints.networks import shapes
-from erase.diffusion.checkpoints.single_file import NAMES, TEXT_FILE, TEXTS, SingleFile, odd_names, part_of, write_texts
+from erase.diffusion.checkpoints.single_file import SingleFile, usual_names
+from erase.diffusion.checkpoints.texts import folder_of, read_texts
+from erase.diffusion.families import layout_of
 from erase.store import card, files
 from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
 from erase.store.safety import check_finite, check_kinds
 from erase.store.weights import provenance, weight_files, without_provenance
-
-STEMS = {"unet": WEIGHTS, "vae": WEIGHTS, "text_encoder": "model"}
-CARRIED = (*PARTS, "tokenizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -42,52 +43,65 @@ def count(source: Source | SingleFile) -> int:
     """How many tensors there are to write, for progress bars."""
     if isinstance(source, SingleFile):
         return len(source.open()[0])
-    return sum(len(read_weights(_weights(source, part))) for part in PARTS)
+    return sum(len(read_weights(_weights(source, part))) for part in _parts(source, layout_of(source.family)))
 
 
 def to_file(source: Source, out: Path, progress: Callable[[int], object] | None = None) -> Converted:
-    """Write a folder as a single `.safetensors`; its configuration and tokenizer go into the header.
+    """Write a folder as a single `.safetensors`; its configuration and tokenizers go into the header.
 
-    So does what the header of the UNet's weights tells of how it was erased.
+    So does what the header of the trained network's weights says of how it was erased.
 
     Raises:
         ValueError: if `out` exists, for an architecture that has no place in a single file, or weights that are broken.
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another name, or remove it")
-    read = {part: _checked(read_weights(_weights(source, part)), source.folder / part) for part in PARTS}
+    layout = layout_of(source.family)
+    parts = _parts(source, layout)
+    read = {part: _checked(read_weights(_weights(source, part)), source.folder / part) for part in parts}
     bare = [part for part, tensors in read.items() if not tensors]
     if bare:
-        raise ValueError(f"{source.folder / bare[0]} has no weights ({STEMS[bare[0]]}.safetensors)")
+        raise ValueError(f"{source.folder / bare[0]} has no weights ({layout.parts[bare[0]].stem}.safetensors)")
+    _check_kinds(source, layout)
+    _check_identities(source, layout, read)
+    carried = [part for part in layout.carried if part in parts or part in layout.others]
+    texts = read_texts(source, carried, bare=not layout.others)
     names = {part: list(tensors) for part, tensors in read.items()}
-    texts = _texts(source)
-    configs = {part: json.loads(texts[f"{part}/config.json"]) for part in PARTS}
-    where = places(names, configs)
-    missing = sorted(places(shapes(texts), configs).keys() - where.keys())
+    configs = {part: json.loads(texts[f"{part}/config.json"]) for part in parts}
+    where = layout.places(names, configs)
+    needed = shapes(texts, {part: layout.parts[part] for part in parts})
+    missing = sorted(layout.places(needed, configs).keys() - where.keys())
     if missing:
         raise ValueError(f"{source.folder} is not whole: its networks lack what a single file calls {missing[0]}")
-    others, header = Lazy((), lambda name: read["unet"][name]), dict[str, str]()
+    others, header = Lazy((), lambda name: read[layout.trained][name]), dict[str, str]()
     if (source.folder / LEFTOVERS).is_file():
         others, header = open_safetensors(source.folder / LEFTOVERS)
     twice = sorted(where.keys() & others.keys())
     if twice:
         raise ValueError(f"{source.folder / LEFTOVERS} holds {twice[0]}, which its components hold too")
+    usual = {part: usual_names(needed[part], layout.parts[part]) for part in parts}
+    odd = {part: found for part, found in names.items() if set(found) != set(usual[part])}
+    told = {**header, **provenance(folders.header(source)), TEXTS: json.dumps(vocabulary.without(texts))}
+    meta = {"format": "pt", **told, **({NAMES: json.dumps(odd)} if odd else {})}
+    write_safetensors(out, Lazy([*where, *others], *_makers(source, where, read, others)), meta, progress)
+    return Converted(len(where) + len(others), left_out=tuple(_left_out(source, carried)))
 
-    def get(ldm: str) -> Tensor:
-        if ldm in others:
-            return others[ldm]
-        place = where[ldm]
-        found = [read[place.part][name] for name in place.names]
+
+def _makers(
+    source: Source, where: Mapping[str, Place], read: Mapping[str, Lazy], others: Lazy
+) -> tuple[Callable[[str], Tensor], Callable[[str], Tensor]]:
+    """Make a file's tensors of a folder's; and sketch them."""
+
+    def make(key: str, get: Callable[[Lazy, str], Tensor]) -> Tensor:
+        if key in others:
+            return get(others, key)
+        place = where[key]
+        found = [get(read[place.part], name) for name in place.names]
         if len({tensor.dtype for tensor in found}) > 1:
             raise ValueError(f"{source.folder / place.part}: {', '.join(place.names)} are of different dtypes")
-        return place.to_ldm(found)
+        return place.to_file(found)
 
-    kept = {k: v for k, v in texts.items() if not (k in vocabulary.VOCABULARY and vocabulary.is_clip(texts))}
-    odd = odd_names(names)
-    told = {**header, **provenance(folders.header(source)), TEXTS: json.dumps(kept)}
-    meta = {"format": "pt", **told, **({NAMES: json.dumps(odd)} if odd else {})}
-    write_safetensors(out, Lazy([*where, *others], get), meta, progress)
-    return Converted(len(where) + len(others), left_out=tuple(_left_out(source)))
+    return lambda key: make(key, Lazy.__getitem__), lambda key: make(key, sketch_of)
 
 
 def to_safetensors(source: SingleFile, out: Path, progress: Callable[[int], object] | None = None) -> Converted:
@@ -101,7 +115,7 @@ def to_safetensors(source: SingleFile, out: Path, progress: Callable[[int], obje
     if out.exists():
         raise ValueError(f"{out} exists: choose another name, or remove it")
     tensors, _ = source.open()
-    weights = _checked({ldm: tensors[ldm] for ldm in source.places}, source.path)
+    weights = _checked(Lazy(source.places, tensors.__getitem__), source.path)
     whole = Lazy(tensors, lambda name: weights[name] if name in weights else tensors[name])
     write_safetensors(out, whole, {"format": "pt"}, progress)
     return Converted(len(tensors), left_out=source.left_out)
@@ -124,11 +138,11 @@ def to_folder(source: SingleFile, out: Path, progress: Callable[[int], object] |
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         target = temporary / out.name
-        write_texts(source.texts, target)
-        for part in PARTS:
-            found = _checked(part_of(tensors, source.spelled, part), source.path)
-            meta = {"format": "pt", **(told if part == "unet" else {})}
-            write_safetensors(target / part / f"{STEMS[part]}.safetensors", found, meta, progress)
+        _write_rest(source, target)
+        for name, part in source.held.items():
+            found = _checked(part_of(tensors, source.spelled, name, part), source.path)
+            meta = {"format": "pt", **(told if name == source.trained else {})}
+            write_safetensors(target / name / f"{part.stem}.safetensors", found, meta, progress)
         others = Lazy((name for name in tensors if name not in source.spelled), tensors.__getitem__)
         rest = {key: value for key, value in without_provenance(header).items() if key not in (TEXTS, NAMES)}
         if others or rest.keys() - {"format"}:
@@ -140,59 +154,71 @@ def to_folder(source: SingleFile, out: Path, progress: Callable[[int], object] |
     return Converted(len(tensors), tuple(others), source.left_out)
 
 
-def _checked(tensors: Mapping[str, Tensor], where: Path) -> Lazy:
+def _write_rest(source: SingleFile, target: Path) -> None:
+    """Everything of a folder but the weights of the file: the components that it lacks are copied as they are."""
+    if source.rest is None:
+        write_texts(source.texts, target)
+        return
+    folder, held = source.rest.folder, source.held
+    for name, value in read_index(folder).items():
+        if isinstance(value, list) and name not in held and (folder / name).is_dir():
+            shutil.copytree(folder / name, target / name)
+    files.write_bytes(target / "model_index.json", (folder / "model_index.json").read_bytes())
+    write_texts({name: text for name, text in source.texts.items() if name.partition("/")[0] in held}, target)
+
+
+def _checked(tensors: Lazy, where: Path) -> Lazy:
     """The same tensors; each is looked at when it is first asked for."""
     sound = {name for name in tensors if name.endswith(POSITIONS)}
 
     def get(name: str) -> Tensor:
+        tensor = tensors[name]
         if name not in sound:
-            check_kinds({name: tensors[name]}, where)
-            check_finite({name: tensors[name]}, where)
+            check_kinds({name: tensor}, where)
+            check_finite({name: tensor}, where)
             sound.add(name)
-        return tensors[name]
+        return tensor
 
-    return Lazy(tensors, get)
+    return Lazy(tensors, get, tensors.sketch)
 
 
-def _folder(source: Source, part: str) -> Path:
-    return source.folder / (source.trained if part == "unet" else part)
+def _parts(source: Source, layout: Layout) -> list[str]:
+    """The networks of a folder that a single file holds."""
+    index = read_index(source.folder)
+    return [part for part in layout.parts if index.get(part) != [None, None]]
 
 
 def _weights(source: Source, part: str) -> list[Path]:
-    """A component's weight files: of the UNet's variant, else of any."""
-    folder, variants = _folder(source, part), dict.fromkeys((source.variant, None, "fp16"))
-    stems = ("model", "pytorch_model") if part == "text_encoder" else (WEIGHTS,)
+    """A component's weight files: of the trained network's variant, else of any."""
+    folder, variants = folder_of(source, part), dict.fromkeys((source.variant, None, "fp16"))
+    stems = (layout_of(source.family).parts[part].stem, "pytorch_model")
     return next((found for v in variants for stem in stems if (found := weight_files(folder, stem, v))), [])
 
 
-def _texts(source: Source) -> dict[str, str]:
-    """Configuration and tokenizer files, by their path in the folder."""
+def _check_kinds(source: Source, layout: Layout) -> None:
+    """Refuse a folder with a text encoder or a tokenizer of another class than a single file has."""
     index = read_index(source.folder)
-    for part, kinds in (("tokenizer", "CLIPTokenizer CLIPTokenizerFast"), ("text_encoder", "CLIPTextModel")):
-        if index[part][-1] not in kinds.split():
-            raise ValueError(f"{source.folder} has a {index[part][-1]}; a single file needs a {kinds.split()[0]}")
-    gone = {name: [None, None] for name, value in index.items() if isinstance(value, list) and name not in CARRIED}
-    out = {"model_index.json": (source.folder / "model_index.json").read_text(encoding="utf-8")}
-    if any(index[name] != value for name, value in gone.items()):
-        whole = {**index, **gone, "requires_safety_checker": False}
-        out["model_index.json"] = json.dumps(whole, indent=2) + "\n"
-    for part in CARRIED:
-        for path in sorted(_folder(source, part).iterdir()):
-            name = f"{part}/{path.name}"
-            if TEXT_FILE.fullmatch(name) and ".index." not in name:
-                out[name] = _without_path(path.read_text(encoding="utf-8"))
-    return out
+    kinds = {name: (part.kind,) for name, part in layout.parts.items()} | dict(layout.tokenizers or {})
+    for name, allowed in kinds.items():
+        kind = index[name][-1] if isinstance(index.get(name), list) else None
+        if kind is not None and kind not in allowed:
+            raise ValueError(f"{source.folder} has a {kind}; a single file needs a {allowed[0]}")
 
 
-def _without_path(text: str) -> str:
-    """A configuration without the place on somebody's disk that it came from: files are passed on."""
-    config: Any = json.loads(text) if "name_or_path" in text else None
-    found = [key for key in ("_name_or_path", "name_or_path") if isinstance(config, dict) and key in config]
-    local = {key: Path(config[key]).name for key in found if Path(str(config[key])).is_absolute()}
-    return json.dumps({**config, **local}, indent=2) + "\n" if local else text
+def _check_identities(source: Source, layout: Layout, read: Mapping[str, Lazy]) -> None:
+    """Refuse a folder with a matrix that readers of single files take for the identity, and that is none."""
+    for name, tensors in read.items():
+        matrix, like = layout.parts[name].identity or ("", "")
+        if matrix in tensors and like in tensors:
+            wanted, found = identity_like(tensors[like]), tensors[matrix]
+            if found.dtype != wanted.dtype or not torch.equal(found, wanted):
+                raise ValueError(
+                    f"{source.folder / name}: {matrix} is no identity matrix, and all readers of single files take it "
+                    "for one: keep the folder"
+                )
 
 
-def _left_out(source: Source) -> list[str]:
+def _left_out(source: Source, carried: Sequence[str]) -> list[str]:
     """Everything in the folder that the file does not hold."""
-    carried = {"model_index.json", LEFTOVERS, *(_folder(source, part).name for part in CARRIED)}
-    return sorted(path.name for path in source.folder.iterdir() if path.name not in carried)
+    kept = {"model_index.json", LEFTOVERS, *(folder_of(source, part).name for part in carried)}
+    return sorted(path.name for path in source.folder.iterdir() if path.name not in kept)

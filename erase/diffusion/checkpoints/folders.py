@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from erase import resources
 from erase.diffusion.checkpoints import single_file
-from erase.diffusion.checkpoints.ldm import EMA
 from erase.diffusion.checkpoints.pickles import read_pickle
-from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.diffusion.checkpoints.single_file import EMA, SingleFile
 from erase.store import card, files, safety
 from erase.store import hub as hub_client
 from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
@@ -101,8 +100,8 @@ def saved(source: Source | SingleFile, out: Path) -> Source | SingleFile:
 
 
 def tensors(source: Source | SingleFile) -> Lazy:
-    """The UNet's tensors under diffusers' names, as they are stored."""
-    return source.part("unet") if isinstance(source, SingleFile) else read_weights(source.weights)
+    """The tensors of the network that learns under diffusers' names, as they are stored."""
+    return source.part(source.trained) if isinstance(source, SingleFile) else read_weights(source.weights)
 
 
 def header(source: Source | SingleFile) -> dict[str, str]:
@@ -186,6 +185,24 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
         ValueError: for a missing part, a link out of the folder, and a weight file that is missing, cut short or of
             integers.
     """
+    check_parts(folder, parts, places)
+    for at in places:
+        for variant in (None, *VARIANTS):
+            source = Source(name, folder, at, variant, family)
+            if source.weights:
+                missing = [p for p in source.weights if not p.is_file()]
+                if missing:
+                    raise ValueError(f"{folder} is not whole: {missing[0].relative_to(folder)} is missing")
+                return source
+    raise ValueError(f"{folder / places[-1]} has no weights ({WEIGHTS}.safetensors)")
+
+
+def check_parts(folder: Path, parts: Sequence[str], places: Sequence[str] = ()) -> None:
+    """Find out that a folder has some subfolders, and that nothing in it is broken; arguments as those of `check`.
+
+    Raises:
+        ValueError: for a missing part, a link out of the folder, and a weight file that is cut short or of integers.
+    """
     safety.check_links(folder)
     index = read_index(folder) if parts else {}
     for part in parts:
@@ -203,15 +220,6 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
         for weights in place.glob("*.safetensors"):
             found = open_safetensors(weights)[0]
             safety.check_kinds({n: t for n, t in found.sketches() if not n.endswith("position_ids")}, weights)
-    for at in places:
-        for variant in (None, *VARIANTS):
-            source = Source(name, folder, at, variant, family)
-            if source.weights:
-                missing = [p for p in source.weights if not p.is_file()]
-                if missing:
-                    raise ValueError(f"{folder} is not whole: {missing[0].relative_to(folder)} is missing")
-                return source
-    raise ValueError(f"{folder / places[-1]} has no weights ({WEIGHTS}.safetensors)")
 
 
 def save(
@@ -309,9 +317,14 @@ def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
 def fingerprint(source: Source | SingleFile) -> dict[str, str]:
     """SHA-256 of every weight file of the checkpoint, by path inside it."""
     if isinstance(source, SingleFile):
-        return {source.path.name: files.sha256(source.path)}
-    index = read_index(source.folder) if (source.folder / "model_index.json").exists() else {}
-    parts = [name for name, value in index.items() if isinstance(value, list) and name not in HIDES]
-    others = [p for part in parts if part != source.component for p in (source.folder / part).glob("*")]
-    paths = sorted({*source.weights, *(p for p in others if p.suffix in (".safetensors", ".bin"))})
-    return {p.relative_to(source.folder).as_posix(): files.sha256(p) for p in paths}
+        beside = {} if source.rest is None else _hashes(source.rest.folder, [], source.held)
+        return {source.path.name: files.sha256(source.path), **beside}
+    return _hashes(source.folder, source.weights, [source.component])
+
+
+def _hashes(folder: Path, weights: Sequence[Path], left_out: Collection[str]) -> dict[str, str]:
+    """SHA-256 of some weight files, and of those of all components that are not left out."""
+    index = read_index(folder) if (folder / "model_index.json").exists() else {}
+    parts = [name for name, value in index.items() if isinstance(value, list) and name not in (*HIDES, *left_out)]
+    others = [p for part in parts for p in (folder / part).glob("*") if p.suffix in (".safetensors", ".bin")]
+    return {p.relative_to(folder).as_posix(): files.sha256(p) for p in sorted({*weights, *others})}

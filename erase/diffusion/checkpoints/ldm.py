@@ -1,30 +1,34 @@
-"""Names of a Stable Diffusion 1.x / 2.x checkpoint's tensors: in a diffusers folder, and in a single file (LDM).
+"""Names of the tensors of Stable Diffusion 1.x, 2.x and XL: in a diffusers folder, and in a single file (LDM).
 
 LDM is the layout of the original releases, which WebUI and ComfyUI read. The names are derived from those of the
 diffusers folder and from its configuration, so they hold for any number of blocks, layers and channels:
 
 - UNet: `input_blocks` count convolution, residual blocks and downsamplers in one row, `output_blocks` likewise.
 - VAE: `up` is numbered from the finest resolution; its attention is of 1×1 convolutions.
-- text encoder: 1.x is CLIP with the names of transformers; 2.x is OpenCLIP, with q, k and v stacked.
+- text encoders: CLIP (1.x, the first of XL) has the names of transformers; OpenCLIP (2.x, the second of XL) has q, k
+  and v stacked, and its projection transposed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
 
-import torch
-from torch import Tensor
+from erase.diffusion.checkpoints.layout import Config, Layout, Part, Place, Slot, gathered, homeless
+from erase.diffusion.checkpoints.released import released, released_xl
 
-PARTS = ("unet", "vae", "text_encoder")
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
-EMA = "model_ema."
+FIRST, SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
+"""The text encoders of Stable Diffusion XL."""
 
 _TOP = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -61,69 +65,22 @@ _OPENCLIP_TOP = {
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
+PROJECTION = "text_projection.weight"
 POSITIONS = "embeddings.position_ids"
 """A buffer of old text encoders."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an LDM tensor lies in a diffusers folder."""
-
-    part: str
-    """`unet`, `vae` or `text_encoder`."""
-    names: tuple[str, ...]
-    """In that part; three are q, k and v, which LDM stacks."""
-    conv: bool = False
-    """LDM has a 1×1 convolution `[O, I, 1, 1]` where diffusers has a linear layer `[O, I]`."""
-
-    def to_ldm(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One tensor of those in `names`."""
-        whole = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
-        return whole[:, :, None, None] if self.conv else whole
-
-    def to_diffusers(self, tensor: Tensor) -> list[Tensor]:
-        """What `to_ldm` took."""
-        whole = tensor[:, :, 0, 0] if self.conv else tensor
-        return list(whole.chunk(len(self.names)))
-
-
-def places(names: Mapping[str, Iterable[str]], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Place]:
-    """Where each tensor of the single file comes from, by its LDM name.
-
-    Args:
-        names: of the tensors of each of `PARTS`, as diffusers has them.
-        configs: `config.json` of each.
+def unet(names: Sequence[str], config: Config, part: str) -> dict[str, Place]:
+    """Of any UNet of Stable Diffusion.
 
     Raises:
-        ValueError: for an architecture or a tensor that has no place in a single file.
+        ValueError: for a tensor or a configuration that has no place in a single file.
     """
-    out: dict[str, Place] = {}
-    stacked: dict[str, dict[str, str]] = {}
-    for part, translate in (("unet", _unet), ("vae", _vae), ("text_encoder", _text)):
-        for name, ldm in translate(list(names[part]), configs[part]).items():
-            found = re.fullmatch(r"(.+self_attn\.)([qkv])(_proj\.\w+)", name) if ".in_proj_" in ldm else None
-            if found is not None:
-                stacked.setdefault(ldm, {})[found[2]] = name
-            else:
-                conv = part == "vae" and ".attn_1." in ldm and ".norm." not in ldm and ldm.endswith(".weight")
-                out[ldm] = Place(part, (name,), conv)
-    for ldm, qkv in stacked.items():
-        if len(qkv) < 3:
-            raise ValueError(f"the text encoder's {next(iter(qkv.values()))} lacks its two siblings of q, k and v")
-        out[ldm] = Place("text_encoder", (qkv["q"], qkv["k"], qkv["v"]))
-    return out
-
-
-def _homeless(part: str, name: str) -> ValueError:
-    return ValueError(f"the {part}'s tensor {name} has no place in a single file: not of Stable Diffusion 1.x or 2.x")
-
-
-def _unet(names: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
     row = config.get("layers_per_block", 2)
     if not isinstance(row, int):
         raise ValueError(f"the unet's layers_per_block is {row}: a single file has the same number in every block")
     attending = {name.split(".")[1] for name in names if re.match(r"up_blocks\.\d+\.attentions\.", name)}
-    out = {}
+    out: dict[str, Slot] = {}
     for name in names:
         module, leaf = name.rpartition(".")[::2]
         block = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.+)", module)
@@ -149,14 +106,19 @@ def _unet(names: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
         else:
             ldm = None
         if ldm is None:
-            raise _homeless("unet", name)
-        out[name] = f"{UNET}{ldm}.{leaf}"
-    return out
+            raise homeless(part, name)
+        out[name] = Slot(f"{ldm}.{leaf}")
+    return gathered(part, out)
 
 
-def _vae(names: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
+def vae(names: Sequence[str], config: Config, part: str) -> dict[str, Place]:
+    """Of a KL autoencoder, of whatever family.
+
+    Raises:
+        ValueError: for a tensor that has no place in a single file.
+    """
     depth = len(config.get("block_out_channels", (0,)))
-    out = {}
+    out: dict[str, Slot] = {}
     for name in names:
         module, leaf = name.rpartition(".")[::2]
         block = re.fullmatch(r"(en|de)coder\.(?:down|up)_blocks\.(\d+)\.(resnets|\w+samplers)\.(\d+)\.(.+)", module)
@@ -181,33 +143,96 @@ def _vae(names: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
             elif rest in _ATTENTION:
                 ldm = f"{side}coder.mid.attn_1.{_ATTENTION[rest]}"
         if ldm is None:
-            raise _homeless("vae", name)
-        out[name] = f"{VAE}{ldm}.{leaf}"
-    return out
+            raise homeless(part, name)
+        conv = ".attn_1." in ldm and ".norm" not in ldm and leaf == "weight"
+        out[name] = Slot(f"{ldm}.{leaf}", form="conv" if conv else "same")
+    return gathered(part, out)
 
 
-def _text(names: Sequence[str], config: Mapping[str, Any]) -> dict[str, str]:
-    act = config.get("hidden_act", "quick_gelu")
-    if act not in ("quick_gelu", "gelu"):
+Act = Literal["quick_gelu", "gelu"]
+"""Of CLIP, and of OpenCLIP."""
+
+
+def text(
+    names: Sequence[str],
+    config: Config,
+    part: str,
+    act: Act | None = None,
+) -> dict[str, Place]:
+    """Of a text encoder: CLIP's own names or OpenCLIP's, by what its activation is.
+
+    Args:
+        names: of its tensors.
+        config: of it.
+        part: its name.
+        act: the activation that a file has in this place; by default either, without a projection.
+
+    Raises:
+        ValueError: for a tensor or an activation that has no place in a single file.
+    """
+    found, allowed = config.get("hidden_act", "quick_gelu"), [act] if act else ["quick_gelu", "gelu"]
+    if found not in allowed:
+        kinds = {"quick_gelu": "CLIP (quick_gelu)", "gelu": "OpenCLIP (gelu)"}
         raise ValueError(
-            f"the text encoder's hidden_act is {act!r}: a single file holds CLIP (quick_gelu) or OpenCLIP (gelu)"
+            f"the {part}'s hidden_act is {found!r}: a single file holds {' or '.join(kinds[a] for a in allowed)} there"
         )
-    out = {}
+    out: dict[str, Slot] = {}
     for name in names:
         plain = name.removeprefix("text_model.")
-        ldm: str | None = f"{TEXT}transformer.text_model.{plain}"
-        if act == "gelu" and plain != POSITIONS:
-            layer = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", plain)
-            if plain in _OPENCLIP_TOP:
-                inner: str | None = _OPENCLIP_TOP[plain]
-            elif layer is not None and layer[2] in _OPENCLIP:
-                inner = f"transformer.resblocks.{layer[1]}.{_OPENCLIP[layer[2]]}.{layer[3]}"
-            elif layer is not None and re.fullmatch(r"self_attn\.[qkv]_proj", layer[2]):
-                inner = f"transformer.resblocks.{layer[1]}.attn.in_proj_{layer[3]}"
-            else:
-                inner = None
-            ldm = inner and f"{TEXT}model.{inner}"
-        if ldm is None:
-            raise _homeless("text_encoder", name)
-        out[name] = ldm
-    return out
+        if found == "gelu" and plain != POSITIONS:
+            slot = None if plain == PROJECTION and act is None else _openclip(plain)
+            if slot is None:
+                raise homeless(part, name)
+            out[name] = replace(slot, key=f"model.{slot.key}")
+        else:
+            out[name] = Slot(f"transformer.text_model.{plain}")
+    return gathered(part, out)
+
+
+def _openclip(name: str) -> Slot | None:
+    """Where OpenCLIP has a tensor of transformers; None if it has none such."""
+    layer = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if name == PROJECTION:
+        return Slot("text_projection", form="transposed")
+    if name in _OPENCLIP_TOP:
+        return Slot(_OPENCLIP_TOP[name])
+    if layer is None:
+        return None
+    block = f"transformer.resblocks.{layer[1]}"
+    if layer[2] in _OPENCLIP:
+        return Slot(f"{block}.{_OPENCLIP[layer[2]]}.{layer[3]}")
+    head = re.fullmatch(r"self_attn\.([qkv])_proj", layer[2])
+    return Slot(f"{block}.attn.in_proj_{layer[3]}", "qkv".index(head[1]), (1, 1, 1)) if head else None
+
+
+CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
+_UNET_PART = Part("diffusers", "UNet2DConditionModel", UNET, unet)
+VAE_PART = Part("diffusers", "AutoencoderKL", VAE, vae)
+_FILES = (
+    *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"),
+    *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
+)
+SD = Layout(
+    "Stable Diffusion 1.x or 2.x",
+    "unet",
+    {"unet": _UNET_PART, "vae": VAE_PART, "text_encoder": Part("transformers", "CLIPTextModel", TEXT, text)},
+    released,
+    _FILES,
+    ("tokenizer", "scheduler"),
+    {"tokenizer": CLIP_TOKENIZER},
+    aliases=((f"{TEXT}transformer.text_model.", f"{TEXT}transformer."),),
+)
+SDXL = Layout(
+    "Stable Diffusion XL",
+    "unet",
+    {
+        "unet": _UNET_PART,
+        "vae": VAE_PART,
+        "text_encoder": Part("transformers", "CLIPTextModel", FIRST, partial(text, act="quick_gelu")),
+        "text_encoder_2": Part("transformers", "CLIPTextModelWithProjection", SECOND, partial(text, act="gelu")),
+    },
+    released_xl,
+    (*_FILES, "text_encoder_2/config.json", "tokenizer_2/tokenizer_config.json"),
+    ("tokenizer", "tokenizer_2", "scheduler"),
+    {"tokenizer": CLIP_TOKENIZER, "tokenizer_2": CLIP_TOKENIZER},
+)

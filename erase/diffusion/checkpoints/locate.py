@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from erase import resources
-from erase.diffusion.checkpoints import lora, networks, single_file
-from erase.diffusion.checkpoints.folders import Source, check, find, read_index
-from erase.diffusion.checkpoints.single_file import SUFFIXES, Prediction, SingleFile
-from erase.diffusion.families import family, family_of
+from erase.diffusion.checkpoints import lora, networks, quantised, single_file
+from erase.diffusion.checkpoints.folders import Source, check, check_parts, find, read_index
+from erase.diffusion.checkpoints.layout import Prediction
+from erase.diffusion.checkpoints.single_file import SUFFIXES, SingleFile
+from erase.diffusion.checkpoints.texts import read_texts
+from erase.diffusion.families import family, family_of, layout_of
 from erase.store import files
 
 COMMANDS = {"text": "erase run sd", "label": "erase run ddpm"}
@@ -24,6 +27,7 @@ def locate(
     condition: Literal["text", "label"] | None = None,
     *,
     labels: Sequence[str] = (),
+    components: str | Path | None = None,
     prediction: Prediction | None = None,
     trusted: bool = False,
 ) -> Source | SingleFile:
@@ -33,7 +37,8 @@ def locate(
         model: as the user gave it; a folder may hold one single file instead of a pipeline.
         condition: what it must be conditioned on, if it matters: text, or class labels.
         labels: class names, for a folder that has none.
-        prediction: what a single file of Stable Diffusion 2.x predicts, if it does not say.
+        components: for a single file that lacks networks of its pipeline, a folder or hub id that has them.
+        prediction: what a single file of Stable Diffusion 2.x or XL predicts, if it does not say.
         trusted: whether a pickle may run code.
 
     Raises:
@@ -48,9 +53,15 @@ def locate(
         lone = condition is None and (path / "config.json").exists()
         path = alone[0] if len(alone) == 1 and not lone else path
     if path.is_file() and condition != "label":
+        quantised.refuse_gguf(path)
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
-        return single_file.find(str(model), path, networks.shapes, prediction=prediction, trusted=trusted)
+        rest = None if components is None else partial(_rest, components, path)
+        return single_file.find(
+            str(model), path, layout_of, networks.shapes, rest=rest, prediction=prediction, trusted=trusted
+        )
+    if components is not None:
+        raise ValueError(f"components={components} is for a single file, and {model} is none: leave it out")
     folder = find(model, DiffusionPipeline)
     lora.refuse_beside(folder)
     if not (folder / "model_index.json").exists():
@@ -64,6 +75,26 @@ def locate(
         raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
     found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
     return replace(found, labels=tuple(labels))
+
+
+def _rest(components: str | Path, file: Path, name: str, held: Collection[str]) -> tuple[Source, dict[str, str]]:
+    """The folder with the components that a single file lacks, and its configurations and tokenizers.
+
+    Raises:
+        ValueError: for a folder of another family, or one that is not whole.
+    """
+    folder, known = find(components, DiffusionPipeline), family(name)
+    index = read_index(folder)
+    if name_family(index, folder) != name:
+        raise ValueError(f"components={components} is a {index['_class_name']}, and {file} is of {known.NAME}")
+    parts = [part for part in known.PARTS if part not in held]
+    check_parts(folder, parts)
+    for part in parts:
+        weighed = not part.startswith(("tokenizer", "scheduler"))
+        if weighed and not any(path.suffix in (".safetensors", ".bin") for path in (folder / part).iterdir()):
+            raise ValueError(f"components={components}: {part} has no weights")
+    source = Source(str(components), folder, known.TRAINED, family=name)
+    return source, read_texts(source, [part for part, value in index.items() if isinstance(value, list)])
 
 
 def name_family(index: Mapping[str, Any], folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from erase.diffusion.checkpoints.single_file import FUSE, LORA, kind_of
+from erase.diffusion.checkpoints.detect import FUSE, LORA, kind_of
 from erase.store.safetensors import open_safetensors
 
 

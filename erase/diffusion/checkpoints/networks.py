@@ -1,22 +1,19 @@
-"""The networks of Stable Diffusion 1.x and 2.x from their configurations alone: what tensors they need."""
+"""Networks from their configurations alone: their classes, and what tensors they need."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from erase.diffusion.checkpoints.single_file import Shapes
+from erase.diffusion.checkpoints.layout import Part, Shapes
 
 
-def shapes(texts: Mapping[str, str]) -> Shapes:
+def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
     """Of the tensors that the networks of a folder's configuration have, by part and name.
 
     Raises:
@@ -24,21 +21,35 @@ def shapes(texts: Mapping[str, str]) -> Shapes:
     """
     try:
         with torch.device("meta"):
-            nets = {part: network(part, json.loads(texts[f"{part}/config.json"])) for part in ("unet", "vae")}
-            nets["text_encoder"] = CLIPTextModel(text_config(texts))
+            nets = {name: network(kind_of(part), config_of(texts, name)) for name, part in parts.items()}
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"the configuration makes no network: {str(error).strip().splitlines()[0]}") from error
-    return {part: {name: t.shape for name, t in net.state_dict().items()} for part, net in nets.items()}
+    return {part: _shapes(net) for part, net in nets.items()}
 
 
-def network(part: str, config: dict[str, Any]) -> nn.Module:
-    """The UNet or the VAE of a configuration, with new weights."""
-    kind: Any = UNet2DConditionModel if part == "unet" else AutoencoderKL
-    net: nn.Module = kind.from_config(config)
-    return net
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    """Of a network's tensors; of those that share their values, files hold the first."""
+    tied = set(getattr(net, "_tied_weights_keys", None) or ())
+    return {name: tensor.shape for name, tensor in net.state_dict().items() if name not in tied}
 
 
-def text_config(texts: Mapping[str, str]) -> CLIPTextConfig:
-    """Of the text encoder of a folder's configuration."""
-    found: CLIPTextConfig = CLIPTextConfig.from_dict(json.loads(texts["text_encoder/config.json"]))
+def config_of(texts: Mapping[str, str], part: str) -> dict[str, Any]:
+    """`config.json` of a part."""
+    found: dict[str, Any] = json.loads(texts[f"{part}/config.json"])
     return found
+
+
+def kind_of(part: Part) -> Any:
+    """The class of a network."""
+    return getattr(importlib.import_module(part.library), part.kind)
+
+
+def network(kind: Any, config: dict[str, Any]) -> nn.Module:
+    """The network of a class and a configuration, with new weights."""
+    made: nn.Module = kind.from_config(config) if hasattr(kind, "from_config") else kind(text_config(kind, config))
+    return made
+
+
+def text_config(kind: Any, config: dict[str, Any]) -> Any:
+    """A configuration as a class of transformers takes it."""
+    return kind.config_class.from_dict(config)

@@ -1,105 +1,46 @@
-"""Stable Diffusion 1.x and 2.x in one file, `.safetensors` or `.ckpt`: find out what it is, and write it again.
+"""A checkpoint in one file, `.safetensors` or `.ckpt`: find out what it is, and write it again.
 
-Such a file holds tensors alone. What else a pipeline needs comes from the header, if `erase convert` wrote the file,
-and otherwise from the released models: their configurations are here, their vocabulary in `vocabulary.py`.
+Such a file holds tensors alone, of a whole pipeline or of the network that learns. What else the pipeline needs comes
+from the header, if `erase convert` wrote the file, from the folder with the rest that the user names, and otherwise
+from the released models (`released.py`, `vocabulary.py`).
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from erase.diffusion.checkpoints import vocabulary
-from erase.diffusion.checkpoints.ldm import EMA, PARTS, UNET, Place, places
+from erase.diffusion.checkpoints import detect, quantised
+from erase.diffusion.checkpoints.header import NAMES, mapping, stored
+from erase.diffusion.checkpoints.layout import (
+    Layout,
+    Part,
+    Place,
+    Prediction,
+    Shapes,
+    part_of,
+    sketch_of,
+)
 from erase.diffusion.checkpoints.pickles import MoreThanWeightsError, read_pickle
-from erase.store import files
 from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
-from erase.store.safety import check_components, check_kinds
+from erase.store.safety import check_kinds
 from erase.store.weights import fitted, without_provenance
 
-Prediction = Literal["epsilon", "v_prediction"]
-Shapes = Mapping[str, Mapping[str, torch.Size]]
-"""Of the tensors that the networks need, by part and name."""
-Configs = Mapping[str, Mapping[str, Any]]
+if TYPE_CHECKING:
+    from erase.diffusion.checkpoints.folders import Source
 
 SUFFIXES = (".safetensors", ".ckpt")
-TEXTS, NAMES = "diffusers_folder", "diffusers_names"
-"""Keys of the header: files of the diffusers folder; tensors that the folder names in another way than we would."""
-NEEDED = (
-    *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"),
-    *(f"{part}/config.json" for part in PARTS),
-)
-TEXT_FILE = re.compile(
-    r"model_index\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[A-Za-z0-9][\w.-]*\.(json|txt)", re.ASCII
-)
+EMA = "model_ema."
+"""Running averages of the weights, which a training script may leave."""
 
-WIDTH = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-FIRST = f"{UNET}input_blocks.0.0.weight"
-"""Tensors whose shapes tell the version: key weights of the first cross-attention, the first convolution."""
 
-LORA = "a LoRA"
-FUSE = "fuse it into its model with diffusers (load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained)"
-
-_INDEX = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
-_UNET_CONFIG = {  # diffusers' defaults among them: its own reader of single files looks for them here
-    "_class_name": "UNet2DConditionModel",
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-    "layers_per_block": 2,
-}
-_VAE_CONFIG = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "scaling_factor": 0.18215,
-}
-_TEXT_CONFIG = {
-    "architectures": ["CLIPTextModel"],
-    "model_type": "clip_text_model",
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
-}
-_SCHEDULE = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-_TOKENIZER = {
-    "tokenizer_class": "CLIPTokenizer",
-    "model_max_length": 77,
-    "do_lower_case": True,
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-}
+class RestMissingError(ValueError):
+    """A single file that holds some networks of a pipeline, without a folder that has the others."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +52,10 @@ class SingleFile:
     path: Path
     texts: Mapping[str, str]
     """Files of the diffusers folder that it stands for, weights and CLIP's vocabulary left out, by path in it."""
+    held: Mapping[str, Part]
+    """The networks in the file."""
     places: Mapping[str, Place]
-    """Where each tensor of the three networks belongs, by its name in the file."""
+    """Where each of their tensors belongs, by its name in the file."""
     spelled: Mapping[str, Place]
     """The same for the folder that it stands for, whose names may be older; buffers among them."""
     left_out: tuple[str, ...] = ()
@@ -121,6 +64,10 @@ class SingleFile:
     """Whether a pickle may run code."""
     family: str = "sd"
     """A module of `erase.diffusion.families`."""
+    trained: str = "unet"
+    """The network that learns; it is in the file."""
+    rest: Source | None = None
+    """The folder with the networks that are not in the file."""
 
     @property
     def place(self) -> Path:
@@ -139,18 +86,7 @@ class SingleFile:
 
     def part(self, part: str) -> Lazy:
         """Tensors of one network under diffusers' names, as they are stored."""
-        return part_of(self.open()[0], self.places, part)
-
-
-def part_of(tensors: Mapping[str, Tensor], where: Mapping[str, Place], part: str) -> Lazy:
-    """Tensors of one network under diffusers' names."""
-    at = {n: (ldm, i) for ldm, place in where.items() if place.part == part for i, n in enumerate(place.names)}
-
-    def get(name: str) -> Tensor:
-        ldm, i = at[name]
-        return where[ldm].to_diffusers(tensors[ldm])[i]
-
-    return Lazy(at, get)
+        return part_of(self.open()[0], self.places, part, self.held[part])
 
 
 def read(path: Path, *, trusted: bool = False) -> tuple[Mapping[str, Tensor], dict[str, str], tuple[str, ...]]:
@@ -180,8 +116,10 @@ def read(path: Path, *, trusted: bool = False) -> tuple[Mapping[str, Tensor], di
 def find(
     name: str,
     path: Path,
-    shapes: Callable[[Mapping[str, str]], Shapes],
+    layout: Callable[[str], Layout],
+    shapes: Callable[[Mapping[str, str], Mapping[str, Part]], Shapes],
     *,
+    rest: Callable[[str, Iterable[str]], tuple[Source, dict[str, str]]] | None = None,
     prediction: Prediction | None = None,
     trusted: bool = False,
 ) -> SingleFile:
@@ -190,172 +128,151 @@ def find(
     Args:
         name: as the user gave it.
         path: where it is.
+        layout: of a family.
         shapes: tells what the networks of a folder's configuration need.
-        prediction: what a 2.x model predicts; such a file does not say.
+        rest: finds the folder with the networks that the file lacks, and its texts, for a family and the networks that
+            the file has.
+        prediction: what a model predicts whose file does not say.
         trusted: whether a pickle may run code.
 
     Raises:
-        ValueError: for a file that is broken, no Stable Diffusion 1.x or 2.x, lacks a tensor, has one of another
-            shape or of integers, or is a pickle that holds more than weights and is not trusted.
+        RestMissingError: for a file that lacks networks of its pipeline, without a folder that has them.
+        ValueError: for a file that is broken, no family's, lacks a tensor, has one of another shape or of integers, or
+            one that the network does not have, and for a pickle that holds more than weights and is not trusted.
     """
     tensors, header, left_out = read(path, trusted=trusted)
-    texts = _stored(path, header) or released(path, tensors, header, prediction)
-    configs = {part: json.loads(texts[f"{part}/config.json"]) for part in PARTS}
-    needed = shapes(texts)
-    where = _as_named(places(needed, configs), tensors)
-    for ldm, place in where.items():
-        if ldm not in tensors:
-            raise ValueError(f"{path} is no whole Stable Diffusion checkpoint: it lacks {ldm}")
-        found, size = tensors[ldm], list(needed[place.part][place.names[0]])
-        size = [size[0] * len(place.names), *size[1:], *([1, 1] if place.conv else [])]
+    quantised.refuse(path, tensors)
+    family = detect.family_of_file(tensors)
+    if family is None:
+        raise ValueError(f"{path} is no single file of a model that erase opens: {detect.explain(tensors)}")
+    known = layout(family)
+    held = known.held(tensors)
+    told = stored(path, header, held)
+    own = told or known.released(path, tensors, header, prediction)
+    beside, texts = None, own
+    if rest is not None:
+        beside, more = rest(family, held)
+        texts = _joined(path, known, held, own, bool(told), beside, more)
+    elif missing := _missing(known, held, own):
+        raise RestMissingError(
+            f"{path} holds {' and '.join(held)} alone: name a diffusers folder with the rest of the pipeline "
+            f"({', '.join(missing)}) by components=DIR (--components DIR)"
+        )
+    index = json.loads(texts["model_index.json"])
+    held = {part: kind for part, kind in held.items() if index.get(part) != [None, None]}
+    configs = {part: json.loads(texts[f"{part}/config.json"]) for part in held}
+    needed = shapes(texts, held)
+    where = known.as_named(known.places(needed, configs), tensors, path)
+    _check(path, tensors, where, needed, known.trained)
+    spelled = _spelled(path, header, tensors, where, known, held, configs)
+    _check_known(path, tensors, known, where, spelled)
+    return SingleFile(name, path, texts, held, where, spelled, left_out, trusted, family, known.trained, rest=beside)
+
+
+def _joined(
+    path: Path,
+    layout: Layout,
+    held: Mapping[str, Part],
+    own: Mapping[str, str],
+    told: bool,
+    beside: Source,
+    more: Mapping[str, str],
+) -> dict[str, str]:
+    """The texts of a pipeline of a file and the folder with the rest.
+
+    Where the file's own are not `told` by its header, the folder says of its networks what shapes do not.
+
+    Raises:
+        ValueError: for a folder of another model.
+    """
+    joined = dict(more)
+    for name in held:
+        file = f"{name}/config.json"
+        ours, theirs = json.loads(own.get(file, "{}")), json.loads(more.get(file, "{}"))
+        for key in layout.alike:
+            if key in ours and key in theirs and ours[key] != theirs[key]:
+                raise ValueError(
+                    f"{path} has {key}={ours[key]} and components={beside.name} {key}={theirs[key]}: name the folder "
+                    "of the same model"
+                )
+        joined[file] = own[file] if told else json.dumps({**theirs, **ours}, indent=2) + "\n"
+    return joined
+
+
+def _missing(layout: Layout, held: Mapping[str, Part], texts: Mapping[str, str]) -> list[str]:
+    """The components that a pipeline needs and a file has nothing of."""
+    folders = {name.partition("/")[0]: name for name in layout.needed if "/" in name}
+    networks = [part for part, file in folders.items() if file.endswith("/config.json")]
+    absent = [part for part in networks if part not in held]
+    others = {part: file for part, file in folders.items() if part not in networks}
+    for part in held:  # an encoder that some pipelines lack goes with its tokenizer
+        if part.startswith("text_encoder"):
+            tokenizer = part.replace("text_encoder", "tokenizer")
+            others[tokenizer] = f"{tokenizer}/tokenizer_config.json"
+    return absent + [part for part, file in others.items() if file not in texts]
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], where: Mapping[str, Place], needed: Shapes, trained: str) -> None:
+    """Refuse a file without a tensor, or with one of another shape or kind."""
+    for key, place in where.items():
+        if key not in tensors:
+            raise ValueError(f"{path} is not whole: it lacks {key}: get it again")
+        found, size = sketch_of(tensors, key), place.size(needed)
         if list(found.shape) != size:
-            raise ValueError(f"{path}: {ldm} has shape {list(found.shape)}, expected {size}")
-        check_kinds({ldm: found}, path)
-    return SingleFile(name, path, texts, where, _spelled(path, header, tensors, where, configs), left_out, trusted)
+            raise ValueError(f"{path}: {key} has shape {list(found.shape)}, expected {size}")
+        if place.part == trained:
+            quantised.refuse_eight(path, tensors, key)
+        elif found.dtype in quantised.EIGHT:
+            continue
+        check_kinds({key: found}, path)
 
 
-def _stored(path: Path, header: Mapping[str, str]) -> dict[str, str]:
-    """The folder's files that a header holds; empty if it holds none."""
-    if TEXTS not in header:
-        return {}
-    texts = _mapping(path, header, TEXTS)
-    for name, text in texts.items():
-        if not TEXT_FILE.fullmatch(name) or not isinstance(text, str):
-            raise ValueError(f"{path}: its header names {name!r}, which is no configuration of a diffusers folder")
-        if name.endswith(".json"):
-            try:
-                json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: {name} in its header is no JSON ({error.msg})") from error
-    missing = [name for name in NEEDED if name not in texts]
-    if missing:
-        raise ValueError(f"{path}: its header lacks {missing[0]}")
-    if any(not isinstance(json.loads(texts[name]), dict) for name in NEEDED):
-        raise ValueError(f"{path}: the configurations in its header are no mappings")
-    check_components(json.loads(texts["model_index.json"]), path)
-    return texts
-
-
-def _mapping(path: Path, header: Mapping[str, str], key: str) -> dict[str, Any]:
-    try:
-        found = json.loads(header[key])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {key} in its header is no JSON ({error.msg})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: {key} in its header is a {type(found).__name__}; expected a mapping")
-    return found
+def _check_known(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    layout: Layout,
+    where: Mapping[str, Place],
+    spelled: Mapping[str, Place],
+) -> None:
+    """Refuse tensors of the network that learns which it does not have: it is of another architecture then."""
+    begin = layout.begin(where)
+    others = tuple(part.prefix for name, part in layout.parts.items() if name != layout.trained)
+    known = where.keys() | spelled.keys()
+    odd = [n for n in tensors if n.startswith(begin) and n not in known and not n.startswith((*others, EMA))]
+    if odd:
+        raise ValueError(
+            f"{path}: {odd[0]} has no place in the {layout.trained} of {layout.title}: it is another architecture, "
+            "which erase does not open"
+        )
 
 
 def _spelled(
-    path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor], where: Mapping[str, Place], configs: Configs
+    path: Path,
+    header: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    where: Mapping[str, Place],
+    layout: Layout,
+    held: Mapping[str, Part],
+    configs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Place]:
     """Places in a folder, whose names may differ from those that the libraries have today."""
-    stored = _mapping(path, header, NAMES) if NAMES in header else {}
-    usual = {part: [n for place in where.values() if place.part == part for n in place.names] for part in PARTS}
-    usual["text_encoder"] = [f"text_model.{n.removeprefix('text_model.')}" for n in usual["text_encoder"]]
-    names = {**usual, **stored}
-    if names.keys() != set(PARTS) or not all(isinstance(n, str) for part in names.values() for n in part):
-        raise ValueError(f"{path}: {NAMES} in its header must hold names of tensors of {', '.join(PARTS)}")
-    found = _as_named(places(names, configs), tensors)
+    told = mapping(path, header, NAMES) if NAMES in header else {}
+    usual = {part: [n for place in where.values() if place.part == part for n in place.names] for part in held}
+    names = {**{part: usual_names(usual[part], held[part]) for part in held}, **told}
+    if names.keys() != held.keys() or not all(isinstance(n, str) for part in names.values() for n in part):
+        raise ValueError(f"{path}: {NAMES} in its header must hold names of tensors of {', '.join(held)}")
+    found = layout.as_named(layout.places(names, configs), tensors, path)
     odd = [*sorted(where.keys() - found.keys()), *sorted(found.keys() - tensors.keys())]
     if odd:
         raise ValueError(f"{path}: {NAMES} in its header do not fit its tensors, such as {odd[0]}")
     return found
 
 
-def _as_named(where: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> dict[str, Place]:
-    """Places by the names that a file has: some of 1.x leave out the `text_model` of their text encoder's."""
-
-    def name(ldm: str) -> str:
-        short = ldm.replace(".transformer.text_model.", ".transformer.", 1)
-        return short if ldm not in tensors and short in tensors else ldm
-
-    return {name(ldm): place for ldm, place in where.items()}
-
-
-def odd_names(names: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """The parts of a folder whose tensors have other names than we would give them."""
-    old = re.compile(r"(?!text_model\.).*|.*position_ids"), re.compile(r".*\.(query|key|value|proj_attn)\.\w+")
-    return {
-        part: names[part]
-        for part, pattern in (("text_encoder", old[0]), ("vae", old[1]))
-        if any(pattern.fullmatch(name) for name in names[part])
-    }
-
-
-def released(
-    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], prediction: Prediction | None
-) -> dict[str, str]:
-    """The configuration of the released model that has such tensors.
-
-    Raises:
-        ValueError: for tensors of no Stable Diffusion 1.x or 2.x, or a 2.x model of which it is not known what it
-            predicts.
-    """
-    if not {WIDTH, FIRST} <= tensors.keys():
-        kind = kind_of(tensors)
-        advice = f", which changes a model: {FUSE}, and name the folder it writes" if kind == LORA else ""
-        raise ValueError(f"{path} is no Stable Diffusion 1.x or 2.x checkpoint: it is {kind}{advice}")
-    width, channels = tensors[WIDTH].shape[-1], tensors[FIRST].shape[1]
-    if width not in (768, 1024):
-        raise ValueError(f"{path}: its cross-attention is {width} wide; 1.x has 768 and 2.x has 1024")
-    if channels != 4:
-        raise ValueError(
-            f"{path} has a UNet of {channels} input channels: inpainting and depth models are not supported"
-        )
-    told = {"epsilon": "epsilon", "v": "v_prediction"}.get(header.get("modelspec.prediction_type", ""))
-    predicts = prediction or told or ("epsilon" if width == 768 else None)
-    if predicts is None:
-        raise ValueError(
-            f"{path} is of Stable Diffusion 2.x and does not say what it predicts: make it a folder with erase convert "
-            "--prediction epsilon (512 pixels, -base) or --prediction v_prediction (768 pixels)"
-        )
-    unet: dict[str, Any] = {**_UNET_CONFIG, "cross_attention_dim": width}
-    unet |= {"sample_size": 96 if predicts == "v_prediction" else 64, "attention_head_dim": 8}
-    text: dict[str, Any] = {**_TEXT_CONFIG, "hidden_size": width, "intermediate_size": 4 * width}
-    scheduler: dict[str, Any] = {**_SCHEDULE, "prediction_type": predicts}
-    if width == 768:
-        text |= {"num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu", "projection_dim": 768}
-        kind, pad = "PNDMScheduler", "<|endoftext|>"
-        scheduler |= {"skip_prk_steps": True}
-    else:
-        unet |= {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True, "upcast_attention": True}
-        text |= {"num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 512}
-        kind, pad = "DDIMScheduler", "!"
-        scheduler |= {"clip_sample": False}
-    configs = {
-        "model_index.json": {**_INDEX, "scheduler": ["diffusers", kind]},
-        "unet/config.json": unet,
-        "vae/config.json": {**_VAE_CONFIG, "sample_size": 8 * unet["sample_size"]},
-        "text_encoder/config.json": text,
-        "scheduler/scheduler_config.json": {"_class_name": kind, **scheduler},
-        "tokenizer/tokenizer_config.json": {**_TOKENIZER, "pad_token": pad},
-    }
-    return {name: json.dumps(config, indent=2) + "\n" for name, config in configs.items()}
-
-
-def kind_of(names: Iterable[str]) -> str:
-    """What a file with such tensors is, as far as their names tell."""
-    signs = (
-        (r"conditioner\.embedders\.", "Stable Diffusion XL"),
-        (r"(lora_unet_|lora_te|.*\.lora_(up|down|A|B)\.)", LORA),
-        (r"control_model\.|controlnet_", "a ControlNet"),
-        (re.escape(UNET), "a UNet in LDM's layout"),
-        (r"(double_blocks|joint_blocks|transformer_blocks)\.", "a diffusion transformer"),
-        (r"down_blocks\.\d+\.(attentions|resnets)\.", "a diffusers UNet's weights"),
-        (r"(first_stage_model\.)?(encoder|decoder)\.(mid|mid_block)\b", "an autoencoder's weights"),
-        (r"(text_model\.)?encoder\.layers\.", "a text encoder's weights"),
-        (r"emb_params|string_to_param|<.+>", "a textual inversion"),
-    )
-    found = list(names)
-    return next((kind for sign, kind in signs if any(re.match(sign, name) for name in found)), "something else")
-
-
-def write_texts(texts: Mapping[str, str], folder: Path) -> None:
-    """A folder's configuration and tokenizer, with CLIP's vocabulary where it has no other."""
-    whole = texts if any(name in texts for name in vocabulary.VOCABULARY) else {**texts, **vocabulary.files()}
-    for name, text in whole.items():
-        files.write_text(folder / name, text)
+def usual_names(names: Iterable[str], part: Part) -> list[str]:
+    """What a folder of the hub calls the tensors of a network, by their names in the libraries of today."""
+    if part.kind != "CLIPTextModel":
+        return list(names)
+    return [f"text_model.{name.removeprefix('text_model.')}" for name in names]
 
 
 def rewrite(
@@ -365,29 +282,37 @@ def rewrite(
     meta: Mapping[str, str],
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Write the checkpoint again with other UNet weights; every other tensor, and every dtype, stays as it is.
+    """Write the checkpoint again with other weights of the network that learns; all else, and every dtype, stays.
 
     A running average of the weights (`model_ema`) is left out: it would still hold what is erased.
 
     Args:
         source: the checkpoint.
-        tensors: new values of UNet weights, by diffusers' names.
+        tensors: new values of weights, by diffusers' names.
         path: the file to write.
         meta: provenance for the header, in the place of the old one.
         progress: called with 1 for each tensor that is written.
 
     Raises:
-        ValueError: for a name that is not among the UNet's tensors, or a value beyond its dtype.
+        ValueError: for a name that is not among the network's tensors, or a value beyond its dtype.
     """
     old, header = source.open()
-    where = {place.names[0]: ldm for ldm, place in source.places.items() if place.part == "unet"}
+    where = {n: key for key, place in source.places.items() if place.part == source.trained for n in place.names}
     unknown = sorted(tensors.keys() - where.keys())
     if unknown:
-        raise ValueError(f"{source.path} has no tensor named {unknown[0]!r} in its UNet")
-    new = {where[name]: name for name in tensors}
+        raise ValueError(f"{source.path} has no tensor named {unknown[0]!r} in its {source.trained}")
+    new = {where[name] for name in tensors}
 
-    def get(ldm: str) -> Tensor:
-        return fitted(new[ldm], old[ldm], tensors[new[ldm]], source.path) if ldm in new else old[ldm]
+    def get(key: str) -> Tensor:
+        if key not in new:
+            return old[key]
+        place = source.places[key]
+        return place.to_file(
+            [
+                fitted(name, value, tensors[name], source.path) if name in tensors else value
+                for name, value in zip(place.names, place.to_diffusers(old[key]), strict=True)
+            ]
+        )
 
-    kept = Lazy((ldm for ldm in old if not ldm.startswith(EMA)), get)
+    kept = Lazy((key for key in old if not key.startswith(EMA)), get, lambda key: sketch_of(old, key))
     write_safetensors(path, kept, {"format": "pt", **without_provenance(header), **meta}, progress)

@@ -1,4 +1,4 @@
-"""The vocabulary that Stable Diffusion 1.x and 2.x share, which a single file does not hold."""
+"""The vocabulary that all CLIP text encoders share, which a single file does not hold."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from erase import resources
 
-VOCABULARY = ("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer.json")
-"""Where a diffusers folder has it: the first two, or the last."""
+VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+"""Where a tokenizer's folder has it: the first two, or the last."""
 
 
 @cache
@@ -30,19 +30,39 @@ def vocabulary() -> dict[str, int]:
     return {token: i for i, token in enumerate(tokens)}
 
 
-def files() -> dict[str, str]:
+def files(tokenizer: str = "tokenizer") -> dict[str, str]:
     """The vocabulary as files of a diffusers folder."""
     table = json.dumps(vocabulary(), ensure_ascii=False, separators=(",", ":"))
-    return dict(zip(VOCABULARY, (table, "\n".join(["#version: 0.2", *merges(), ""])), strict=False))
+    texts = (table, "\n".join(["#version: 0.2", *merges(), ""]))
+    return {f"{tokenizer}/{name}": text for name, text in zip(VOCABULARY, texts, strict=False)}
 
 
-def is_clip(texts: Mapping[str, str]) -> bool:
-    """Whether a folder's vocabulary is this one, in each form it has. Tokens are numbered in the order of merges."""
+def missing(texts: Mapping[str, str]) -> dict[str, str]:
+    """The vocabulary for those tokenizers of a folder's files that have none."""
+    found: dict[str, str] = {}
+    for name in texts:
+        tokenizer, _, file = name.partition("/")
+        if file == "tokenizer_config.json" and not any(f"{tokenizer}/{held}" in texts for held in VOCABULARY):
+            found |= files(tokenizer)
+    return found
+
+
+def without(texts: Mapping[str, str]) -> dict[str, str]:
+    """A folder's files without the vocabularies that are this one."""
+    clips = {t for t in {name.partition("/")[0] for name in texts} if is_clip(texts, t)}
+    return {k: v for k, v in texts.items() if k.partition("/")[0] not in clips or k.partition("/")[2] not in VOCABULARY}
+
+
+def is_clip(texts: Mapping[str, str], tokenizer: str = "tokenizer") -> bool:
+    """Whether a tokenizer's vocabulary is this one, in each form it has. Tokens are numbered in the order of merges."""
     found: list[dict[str, int]] = []
-    if VOCABULARY[0] in texts:
-        found.append(json.loads(texts[VOCABULARY[0]]))
-    if VOCABULARY[2] in texts:
-        whole: Any = json.loads(texts[VOCABULARY[2]])
-        added = {token["content"]: token["id"] for token in whole.get("added_tokens", [])}
-        found.append({**whole["model"]["vocab"], **added})
+    table, _, whole = (f"{tokenizer}/{name}" for name in VOCABULARY)
+    if table in texts:
+        found.append(json.loads(texts[table]))
+    if whole in texts:
+        held: Any = json.loads(texts[whole])
+        if not isinstance(held["model"]["vocab"], dict):  # of another kind, such as T5's
+            return False
+        added = {token["content"]: token["id"] for token in held.get("added_tokens", [])}
+        found.append({**held["model"]["vocab"], **added})
     return bool(found) and all(numbers == vocabulary() for numbers in found)

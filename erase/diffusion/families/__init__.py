@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from erase.diffusion.checkpoints.layout import Layout
 from erase.diffusion.condition import Condition
 from erase.diffusion.process import Process
 
@@ -32,6 +33,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 class Family(Protocol):
     """A family of diffusion models; a module satisfies it.
+
+    One whose models come in single files has the row `SINGLE_FILE`, too: a layout of `erase.diffusion.checkpoints`.
 
     B is the batch size, P a number of prompts. Latents `[B, C, H, W]` are as the network sees them: scaled and shifted.
     """
@@ -158,6 +161,18 @@ def family(name: str) -> Family:
     found: Any = importlib.import_module(f"{__name__}.{name}")
     checked: Family = found
     return checked
+
+
+def layout_of(name: str) -> Layout:
+    """How the single files of a family are laid out; the optional row `SINGLE_FILE` of its module.
+
+    Raises:
+        ValueError: for a family that has no single files here.
+    """
+    found: Layout | None = getattr(family(name), "SINGLE_FILE", None)
+    if found is None:
+        raise ValueError(f"{family(name).NAME} has no single files here: name a folder")
+    return found
 
 
 def family_of(pipeline: str | None, where: object) -> str:

@@ -16,7 +16,9 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor, nn
 
 from erase.diffusion import loading
+from erase.diffusion.checkpoints import mmdit
 from erase.diffusion.checkpoints.folders import Source
+from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
 from erase.diffusion.process import Flow, flow
 
@@ -39,12 +41,13 @@ PARAMETERS: Mapping[str, str] = {
 # One matrix alone reads T5's embeddings themselves; CLIP's pooled one goes another way, through `time_text_embed`.
 TEXT_KV: str | None = r"^context_embedder\.weight$"
 STRIDE = 16
+SINGLE_FILE = mmdit.FLUX
 GUIDANCE = 1.0
 """The scale that dev is told in training and when predictions are compared: the distilled model without guidance."""
 
 
 def open(
-    source: Source,
+    source: Source | SingleFile,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     hollow: Collection[str] = (),

@@ -10,6 +10,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from torch import Tensor, nn
 
 from erase.diffusion import loading
+from erase.diffusion.checkpoints import ldm
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
@@ -29,6 +30,7 @@ PARAMETERS: Mapping[str, str] = {
 }
 TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
 STRIDE = 8
+SINGLE_FILE = ldm.SD
 
 
 def open(

@@ -15,7 +15,9 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import S
 from torch import Tensor, nn
 
 from erase.diffusion import loading
+from erase.diffusion.checkpoints import mmdit
 from erase.diffusion.checkpoints.folders import Source
+from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
 from erase.diffusion.process import Flow, flow
 
@@ -40,12 +42,13 @@ PARAMETERS: Mapping[str, str] = {
 # The pooled embeddings go another way, through `time_text_embed`.
 TEXT_KV: str | None = r"^context_embedder\.weight$"
 STRIDE = 16
+SINGLE_FILE = mmdit.SD3
 T5_TOKENS = 256
 """The rows of T5 that the stock pipeline gives to the network; no configuration names another number."""
 
 
 def open(
-    source: Source,
+    source: Source | SingleFile,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     hollow: Collection[str] = (),

@@ -13,7 +13,9 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor, nn
 
 from erase.diffusion import loading
+from erase.diffusion.checkpoints import ldm
 from erase.diffusion.checkpoints.folders import Source
+from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
 from erase.diffusion.process import Discrete, discrete
 
@@ -33,10 +35,11 @@ PARAMETERS: Mapping[str, str] = {
 }
 TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
 STRIDE = 8
+SINGLE_FILE = ldm.SDXL
 
 
 def open(
-    source: Source,
+    source: Source | SingleFile,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     hollow: Collection[str] = (),

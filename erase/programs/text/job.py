@@ -12,6 +12,7 @@ from erase.config import SdConfig, dump
 from erase.diffusion import condition, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.loading import networks
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
@@ -43,7 +44,7 @@ class Job:
         config: SdConfig = setting.config
         check_method(setting, ("concepts", "denoiser"))
         self.setting, self.config = setting, config
-        self.source = locate(config.model, "text")
+        self.source = locate(config.model, "text", components=config.components)
         self.gone = folders.forgotten(self.source)
         self.plan = plan = make_plan(config, self.gone, setting.say)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
@@ -177,10 +178,14 @@ class Job:
         distributed.on_main(partial(saving.save, self.source, learned.values, setting.out, meta, setting.form))
         self.model.free(*networks(self.model.pipe))
 
+    def erased(self) -> folders.Source | SingleFile:
+        """The saved model, in the form that the base has."""
+        return locate(self.setting.out / saving.MODEL, components=self.config.components)
+
     def measure_erased(self) -> None:
         """Images of the saved model."""
         if self.config.eval.images:
-            source = locate(self.setting.out / saving.MODEL)
+            source = self.erased()
             self.weights["erased"] = folders.fingerprint(source)
             model = open_model(source, self.setting.device, self.setting.precision.name)
             self.generate_images("erased", model)
@@ -192,9 +197,8 @@ class Job:
         if config.until is not None:
             result["until"] = looked(config, out)
         if config.eval.attacks:
-            erased = locate(out / saving.MODEL)
             result["robustness"] = attack(
-                config, plan, erased, out, setting.accelerator, setting.precision, setting.resume
+                config, plan, self.erased(), out, setting.accelerator, setting.precision, setting.resume
             )
         return result
 

@@ -15,19 +15,20 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from erase.diffusion.checkpoints import ldm, networks, single_file
+from erase.diffusion.checkpoints import ldm, networks, released
+from erase.diffusion.checkpoints.layout import Layout
 
-NONE: dict[str, Any] = {"unet": [], "vae": [], "text_encoder": []}
-NO_CONFIG: dict[str, Any] = {part: {} for part in ldm.PARTS}
 CROSS, PLAIN = "CrossAttn", ""
 
 
-def written(part: str, net: torch.nn.Module, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+def written(
+    part: str, net: torch.nn.Module, config: dict[str, Any], layout: Layout = ldm.SD
+) -> dict[str, torch.Tensor]:
     """A network's tensors as a single file has them."""
     state = net.state_dict()
-    where = ldm.places({**NONE, part: state}, dict.fromkeys(ldm.PARTS, config))
+    where = layout.places({part: state}, {part: config})
     assert sorted(n for place in where.values() for n in place.names) == sorted(state)  # all, each once
-    return {name: place.to_ldm([state[n] for n in place.names]) for name, place in where.items()}
+    return {name: place.to_file([state[n] for n in place.names]) for name, place in where.items()}
 
 
 def same(found: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> bool:
@@ -81,7 +82,7 @@ def test_old_names_of_the_autoencoders_attention_mean_the_same() -> None:
     new = ("to_q", "to_k", "to_v", "to_out.0", "group_norm")
     for a, b in zip(old, new, strict=True):
         names = [f"decoder.mid_block.attentions.0.{n}.weight" for n in (a, b)]
-        assert len({next(iter(ldm.places({**NONE, "vae": [n]}, NO_CONFIG))) for n in names}) == 1
+        assert len({next(iter(ldm.SD.places({"vae": [n]}, {"vae": {}}))) for n in names}) == 1
 
 
 def text_encoder(**values: Any) -> Any:
@@ -131,32 +132,35 @@ def test_clip_keeps_its_names() -> None:
         ("vae", "quant_conv.weight", "first_stage_model.quant_conv.weight"),
     ],
 )
-def test_names_of_the_released_models(released: dict[str, Any], part: str, name: str, known: str) -> None:
-    assert [ldm_name for ldm_name, place in released.items() if (place.part, place.names[0]) == (part, name)] == [known]
+def test_names_of_the_released_models(known_places: dict[str, Any], part: str, name: str, known: str) -> None:
+    assert [ldm_name for ldm_name, place in known_places.items() if (place.part, place.names[0]) == (part, name)] == [
+        known
+    ]
 
 
 @pytest.fixture(scope="module")
-def released() -> dict[str, Any]:
+def known_places() -> dict[str, Any]:
     return released_places(768, "")
 
 
 def released_texts(width: int, prediction: str) -> dict[str, str]:
     seen = {
-        single_file.WIDTH: torch.empty(1, width, device="meta"),
-        single_file.FIRST: torch.empty(1, 4, device="meta"),
+        released.WIDTH: torch.empty(1, width, device="meta"),
+        released.FIRST: torch.empty(1, 4, device="meta"),
     }
-    return single_file.released(Path("x"), seen, {"modelspec.prediction_type": prediction}, None)
+    return released.released(Path("x"), seen, {"modelspec.prediction_type": prediction}, None)
 
 
 def released_places(width: int, prediction: str) -> dict[str, Any]:
     texts = released_texts(width, prediction)
-    return ldm.places(networks.shapes(texts), {part: json.loads(texts[f"{part}/config.json"]) for part in ldm.PARTS})
+    configs = {part: json.loads(texts[f"{part}/config.json"]) for part in ldm.SD.parts}
+    return ldm.SD.places(networks.shapes(texts, ldm.SD.parts), configs)
 
 
 @pytest.mark.parametrize(("width", "prediction"), [(768, ""), (1024, "v")])
 def test_diffusers_reads_the_released_models_by_our_configuration(width: int, prediction: str) -> None:
     texts = released_texts(width, prediction)
-    needed = networks.shapes(texts)
+    needed = networks.shapes(texts, ldm.SD.parts)
     where = released_places(width, prediction)
     for part, reader in (("unet", convert_ldm_unet_checkpoint), ("vae", convert_ldm_vae_checkpoint)):
         file = {name: torch.empty(1, device="meta") for name, place in where.items() if place.part == part}
@@ -167,7 +171,7 @@ def test_diffusers_reads_the_released_models_by_our_configuration(width: int, pr
 def test_the_released_models_are_complete(width: int, prediction: str, text: int) -> None:
     """Counts of the published files, buffers and OpenCLIP's unused last layer left out."""
     parts = [place.part for place in released_places(width, prediction).values()]
-    assert {part: parts.count(part) for part in ldm.PARTS} == {"unet": 686, "vae": 248, "text_encoder": text}
+    assert {part: parts.count(part) for part in ldm.SD.parts} == {"unet": 686, "vae": 248, "text_encoder": text}
 
 
 @pytest.mark.parametrize(
@@ -180,9 +184,9 @@ def test_the_released_models_are_complete(width: int, prediction: str, text: int
         ("vae", ["temporal.weight"], {}, "the vae's tensor temporal.weight has no place"),
         ("text_encoder", [], {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("text_encoder", ["text_projection.weight"], {"hidden_act": "gelu"}, "has no place in a single file"),
-        ("text_encoder", ["encoder.layers.0.self_attn.q_proj.bias"], {"hidden_act": "gelu"}, "lacks its two siblings"),
+        ("text_encoder", ["encoder.layers.0.self_attn.q_proj.bias"], {"hidden_act": "gelu"}, "lacks its siblings"),
     ],
 )
 def test_what_has_no_place_is_refused(part: str, names: list[str], config: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        ldm.places({**NONE, part: names}, dict.fromkeys(ldm.PARTS, config))
+        ldm.SD.places({part: names}, {part: config})

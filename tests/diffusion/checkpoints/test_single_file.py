@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from erase.diffusion.checkpoints import convert, folders, ldm, networks, single_file
+from erase.diffusion.checkpoints import convert, folders, ldm, networks, released, single_file
+from erase.diffusion.checkpoints.header import NAMES, TEXTS
 from erase.diffusion.checkpoints.locate import locate
-from erase.diffusion.checkpoints.single_file import NAMES, TEXTS
 from erase.diffusion.describe import describe
 from erase.diffusion.model import open_model
 from erase.store.safetensors import digest, open_safetensors
@@ -65,16 +65,14 @@ def test_a_file_is_told_of_like_its_folder(file: Path, micro_sd: Path) -> None:
 def pretend(monkeypatch: pytest.MonkeyPatch, width: int, header: dict[str, str], **changes: Any) -> None:
     """A released file, without values."""
     seen = {
-        single_file.WIDTH: torch.empty(1, width, device="meta"),
-        single_file.FIRST: torch.empty(1, 4, device="meta"),
+        released.WIDTH: torch.empty(1, width, device="meta"),
+        released.FIRST: torch.empty(1, 4, device="meta"),
     }
-    texts = single_file.released(Path("x"), seen, {"modelspec.prediction_type": "v"}, None)
-    shapes = networks.shapes(texts)
+    texts = released.released(Path("x"), seen, {"modelspec.prediction_type": "v"}, None)
+    shapes = networks.shapes(texts, ldm.SD.parts)
     tensors: dict[str, Tensor] = {}
-    for name, place in ldm.places(shapes, {p: json.loads(texts[f"{p}/config.json"]) for p in ldm.PARTS}).items():
-        first, *rest = shapes[place.part][place.names[0]]
-        size = [first * len(place.names), *rest, *([1, 1] if place.conv else [])]
-        tensors[name] = torch.empty(size, dtype=torch.float16, device="meta")
+    for name, place in ldm.SD.places(shapes, {p: json.loads(texts[f"{p}/config.json"]) for p in ldm.SD.parts}).items():
+        tensors[name] = torch.empty(place.size(shapes), dtype=torch.float16, device="meta")
     monkeypatch.setattr(single_file, "read", lambda path, trusted: ({**tensors, **changes}, header, ()))
 
 
@@ -102,8 +100,8 @@ def test_files_of_others_are_known_by_their_shapes(
 def test_files_of_others_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.safetensors"
     path.touch()
-    inpainting = {single_file.FIRST: torch.empty(320, 9, 3, 3, device="meta")}
-    wide = {single_file.WIDTH: torch.empty(320, 2048, device="meta")}
+    inpainting = {released.FIRST: torch.empty(320, 9, 3, 3, device="meta")}
+    wide = {released.WIDTH: torch.empty(320, 2048, device="meta")}
     for width, changes, said in (
         (1024, {}, "does not say what it predicts: make it a folder with erase convert --prediction epsilon"),
         (768, inpainting, "9 input channels: inpainting and depth models are not supported"),
@@ -119,19 +117,22 @@ def test_files_of_others_that_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("conditioner.embedders.0.x", "Stable Diffusion XL"),
+        ("conditioner.embedders.0.model.x", "the refiner of Stable Diffusion XL"),
         ("lora_unet_down_blocks_0.lora_up.weight", "a LoRA"),
         ("down_blocks.0.resnets.0.norm1.weight", "a diffusers UNet's weights"),
         ("first_stage_model.encoder.mid.block_1.norm1.weight", "an autoencoder's weights"),
         ("text_model.encoder.layers.0.x", "a text encoder's weights"),
         ("double_blocks.0.x", "a diffusion transformer"),
         ("emb_params", "a textual inversion"),
+        ("distilled_guidance_layer.in_proj.bias", "Chroma"),
+        ("edm_mean", "Playground 2.5"),
+        ("embedder.model.visual.x", "a model that is conditioned on images"),
         ("w", "something else"),
     ],
 )
 def test_other_files_are_named(tmp_path: Path, name: str, kind: str) -> None:
     save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=f"no Stable Diffusion 1.x or 2.x checkpoint: it is {kind}"):
+    with pytest.raises(ValueError, match=f"no single file of a model that erase opens: it is {kind}"):
         locate(tmp_path / "x.safetensors")
 
 
@@ -171,7 +172,7 @@ def test_saving_a_file_refuses(file: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     for tensors, out, said in (
         ({}, "there", "there exists: choose another folder"),
-        ({"qqqq": torch.zeros(1)}, "out", "has no tensor named 'qqqq' in its UNet"),
+        ({"qqqq": torch.zeros(1)}, "out", "has no tensor named 'qqqq' in its unet"),
         ({MOVED: torch.zeros(1)}, "out", r"has shape \[16, 16\], got \[1\]"),
         ({MOVED: torch.full((16, 16), 1e6)}, "out", f"{MOVED} holds values that float16 does not reach"),
     ):
@@ -186,10 +187,10 @@ def test_saving_a_file_refuses(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({QUANT: None}, "is no whole Stable Diffusion checkpoint: it lacks first_stage_model.quant_conv.bias"),
+        ({QUANT: None}, "is not whole: it lacks first_stage_model.quant_conv.bias"),
         ({QUANT: torch.zeros(3).half()}, r"quant_conv.bias has shape \[3\], expected \[8\]"),
         ({QUANT: torch.zeros(8, dtype=torch.int32)}, "quant_conv.bias is of I32; weights are F16, BF16, F32 or F64"),
-        ({QUANT: torch.zeros(8, dtype=torch.float8_e4m3fn)}, "quant_conv.bias is of F8_E4M3; weights are"),
+        ({LDM_MOVED: torch.zeros(16, 16, dtype=torch.float8_e4m3fn)}, r"is fp8 \(float8_e4m3fn\), whose steps are"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(edit: Edit, tensors: Any, said: str) -> None:

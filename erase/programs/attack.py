@@ -123,7 +123,7 @@ def attack(
     Images and what attacks learned are kept in the folder `attacks` of `out`.
     """
     kinds = {name: kind for name, kind in KINDS.items() if name in config.eval.attacks}
-    judge, base = judges_of(config, plan)[0], locate(config.model, "text")
+    judge, base = judges_of(config, plan)[0], locate(config.model, "text", components=config.components)
     found: dict[str, Any] = {
         "concept": concept(config, plan) or plan.forget,
         "judge": judge.name,

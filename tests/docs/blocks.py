@@ -25,7 +25,7 @@ LOOP = ("train.steps=1", "train.batch_size=2", "saliency.count=2", "saliency.bat
 DRAWN = ("saliency.draws=1", "forget.count=2", "remain.count=1", "draw.steps=2")
 FEW = "few.csv"  # labelled rows of the embedded model's prompts
 TEXT = (*LOOP, *DRAWN, "eval.images=1", f"remain.prompts={FEW}", f"eval.prompts={FEW}")
-LABELS = (*LOOP, *DRAWN, "eval.images=0")
+LABELS = (*LOOP, *DRAWN, "eval.images=0", "eval.labels=[]")
 FOLDERS = "data.source=path/to/class-folders"
 CLASSIFY = (*LOOP, FOLDERS, "recipe.epochs=1", "recipe.batch_size=4", "eval.svc=false")
 ATTACK = (

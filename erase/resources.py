@@ -7,9 +7,12 @@ In a wheel they lie in `erase/_resources/`; in a checkout (and so in an editable
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
+from erase.nearest import meant
+
+LISTED = {"preset": "presets", "comparison": "comparisons", "prompt set": "prompts", "embedded model": "models"}
+"""What `erase ls` calls each kind."""
 _PACKAGE = Path(__file__).resolve().parent
 _IN_WHEEL = _PACKAGE / "_resources"
 _ROOT = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent
@@ -100,12 +103,8 @@ def _find(name: str | os.PathLike[str], kind: str, known: dict[str, Path], *suff
     path = Path(text)
     if text and path.exists():
         return path
-    if os.sep in text or path.suffix in suffixes:
-        raise ValueError(f"no {kind} file {text!r}; {kind}s by name: {_names(known)}")
-    close = get_close_matches(text, known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"no {kind} {text!r}{hint}; {kind}s: {_names(known)}")
-
-
-def _names(known: dict[str, Path]) -> str:
-    return ", ".join(sorted(known)) or "none"
+    file = " file" if os.sep in text or path.suffix in suffixes else ""
+    listing = f"erase ls {LISTED[kind]} lists all {len(known)}"
+    raise ValueError(
+        f"no {kind}{file} {text!r}{meant(path.stem if file else text, sorted(known), f'{kind}s', listing)}"
+    )

@@ -9,6 +9,7 @@ import yaml
 from erase import resources
 from erase.config import (
     PIPELINES,
+    ClassifyConfig,
     DdpmConfig,
     SdConfig,
     arguments,
@@ -43,9 +44,14 @@ def changed(*words: str) -> SdConfig:
 @pytest.mark.parametrize("name", resources.list_presets())
 def test_shipped_preset_is_whole(name: str) -> None:
     data = read_preset(resources.preset_path(name))
-    if name == "sd_concept_sfron":  # the one that leaves the concept to its user
+    if name == "sd_concept_sfron":  # leaves the concept to its user
         assert data["forget"]["prompts"] == []
         data = override(data, ["forget.prompts=a cat"])
+    if name == "classify_sfron":  # leaves model and data, too
+        for words, missing in (([], "model"), (["model=mine"], "data.source")):
+            with pytest.raises(ValueError, match=missing):
+                parse(override(data, words), ClassifyConfig)
+        data = override(data, ["model=mine", "data.source=images"])
     config = parse(data, PIPELINES[data["pipeline"]])
     entry = find_method(config.method["name"])
     method = entry.build(**arguments(config.method, entry))
@@ -224,10 +230,10 @@ def dump_of(data: Any) -> str:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("train.stpes=3", r"unknown setting train\.stpes; did you mean train\.steps\? Allowed here: steps, batch_size"),
+        ("train.stpes=3", r"unknown setting train\.stpes; did you mean train\.steps\? allowed here: steps, batch_size"),
         ("sead=3", r"unknown setting sead; did you mean seed\?"),
         ("eval.nudity.presett=i2p", r"unknown setting eval\.nudity\.presett; did you mean eval\.nudity\.preset\?"),
-        ("qqqq=3", r"unknown setting qqqq\. Allowed here: pipeline, model"),
+        ("qqqq=3", r"unknown setting qqqq; allowed here: pipeline, model"),
         ("train.steps=many", r"train\.steps: input should be a valid integer.*got 'many'"),
         ("train.steps=0", r"train\.steps: input should be greater than or equal to 1; got 0"),
         ("train.steps=2.5", r"train\.steps: .*; got 2\.5"),
@@ -291,7 +297,7 @@ def test_method_settings_are_those_of_its_builder() -> None:
     plain = {"forget", "remain", "mask"}
     with pytest.raises(ValueError, match=r"unknown setting method\.qqqq") as caught:
         arguments({"fast_rate": 1.0, "qqqq": 1}, entry)
-    offered = set(str(caught.value).split("Allowed here: ")[1].split(", "))
+    offered = set(str(caught.value).split("allowed here: ")[1].split(", "))
     assert offered == set(inspect.signature(entry.build).parameters) - plain
 
 

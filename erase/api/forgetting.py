@@ -27,7 +27,7 @@ def forget(
     remain: Any = None,
     images: Any = None,
     label: str | int | Sequence[str | int] | None = None,
-    names: Sequence[str] | None = None,
+    names: int | Sequence[str] | None = None,
     data: str | Path | None = None,
     scheduler: Any = None,
     processor: Any = None,
@@ -57,7 +57,8 @@ def forget(
         images: of text-to-image models: a folder of images of what is forgotten, or PIL images; by default the model
             generates them.
         label: of class-conditional models, the same as `what`.
-        names: of class-conditional models that name no classes: a name for each; by default their numbers.
+        names: of class-conditional models that name no classes: how many there are, or a name for each; by default
+            as many as there are embeddings.
         data: of class-conditional models: labelled training images (`erase.store.labelled.read_labelled`); by default
             the model generates them.
         scheduler: of a lone `UNet2DModel`, the noise schedule that it was trained on.

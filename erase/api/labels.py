@@ -16,7 +16,7 @@ from erase.api.learning import learn, no_launch_left
 from erase.api.result import About, Drawing, Result, base_name, finish
 from erase.api.settings import Call, choose
 from erase.diffusion.class_conditional import ClassConditionalPipeline
-from erase.diffusion.live import checkpointing, class_names, exact_vae, family_name, model_of
+from erase.diffusion.live import checkpointing, exact_vae, family_name, model_of, unet_names
 from erase.diffusion.loading import networks
 from erase.diffusion.model import Model
 from erase.engine.borrow import borrow
@@ -27,6 +27,7 @@ from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, make_plan, read_data
 from erase.programs.progress import listening
+from erase.store.class_names import class_names
 
 Label = str | int
 
@@ -37,7 +38,7 @@ def forget_labels(
     call: Call,
     *,
     label: Label | Sequence[Label] | None = None,
-    names: Sequence[str] = (),
+    names: int | Sequence[str] = (),
     anchor: Label | Sequence[Label] | None = None,
     data: str | Path | None = None,
     scheduler: Any = None,
@@ -46,7 +47,9 @@ def forget_labels(
     began = time.perf_counter()
     if (what is None) == (label is None) and (call.preset is None or what is not None):
         raise ValueError("name what to forget, once: erase.forget(pipe, label=3)")
-    model = _open(given, names, scheduler)
+    called = class_names(names) if names else ()
+    model = _open(given, called, scheduler)
+    unnamed = model.family.TRAINED == "unet" and not isinstance(given, ClassConditionalPipeline)
     net, parts = model.net, list(networks(model.pipe).values())
     kind = family_name(model.pipe) or ""
     asked = _asked(label if what is None else what, call, anchor, data)
@@ -78,6 +81,7 @@ def forget_labels(
         saving.hidden({"forget": plan.forget, "anchors": plan.anchors}),
         tuple(plan.gone),
         None if given is net else model.family.TRAINED,
+        labels=tuple(model.labels) if unnamed else called,
     )
     shown = [plan.labels[i] for i in (*plan.forget, *plan.remain[:3])]
     drawing = Drawing(sample, shown, parts, config.draw.batch_size)
@@ -90,8 +94,8 @@ def _open(given: Any, names: Sequence[str], scheduler: Any) -> Model:
         if scheduler is not None:
             raise TypeError("scheduler is for a lone UNet2DModel; a pipeline has its own")
         return model_of(given, names)
-    numbered = dict(enumerate(class_names(given, "the UNet2DModel", names)))
-    return model_of(ClassConditionalPipeline(given, scheduler or DDPMScheduler(), numbered))
+    called = unet_names(given, "the UNet2DModel", names)
+    return model_of(ClassConditionalPipeline(given, scheduler or DDPMScheduler(), called))
 
 
 def _asked(
@@ -107,7 +111,7 @@ def _asked(
         forget["anchors"] = []
     if anchor is not None:  # a redirect to it, of images of both
         forget |= {"anchors": _listed(anchor), "loss": "redirect"}
-    asked: dict[str, Any] = {"pipeline": "ddpm", "model": "in memory", "forget": forget, "eval": {"images": 0}}
+    asked: dict[str, Any] = {"pipeline": "ddpm", "model": "a model in memory", "forget": forget, "eval": {"images": 0}}
     asked["labels"], asked["architecture"] = [], None
     if data is not None or call.preset is None:
         asked["data"] = None if data is None else {"source": str(data)}

@@ -20,7 +20,7 @@ from erase.api.images import boxes_of, count
 from erase.api.learning import Learned
 from erase.api.settings import Call, Chosen
 from erase.api.writing import base_of, erased_of, write_model
-from erase.diffusion.checkpoints.folders import FORGOTTEN
+from erase.diffusion.checkpoints.folders import FORGOTTEN, LABELS
 from erase.engine.borrow import Values, modes_kept
 from erase.engine.saliency import Mask
 from erase.evaluation.generate import Sampler, generate
@@ -59,6 +59,8 @@ class About:
     part: str | None = None
     """The component of a pipeline that learned."""
     processor: Any = None
+    labels: tuple[str, ...] = ()
+    """Names of the classes of a model that names none itself."""
 
 
 @dataclass(eq=False)
@@ -169,7 +171,8 @@ class Result:
         about, chosen = self.about, self.about.chosen
         steps = len(self.metrics)
         made = saving.describe(chosen.config, chosen.preset, about.name, sha256, about.target, self.mask, steps)
-        return made | ({FORGOTTEN: json.dumps(list(about.forgotten))} if about.forgotten else {})
+        lists = {FORGOTTEN: about.forgotten, LABELS: about.labels}
+        return made | {key: json.dumps(names) for key, names in lists.items() if names}
 
     def _base(self) -> Values:
         if self.base is None:

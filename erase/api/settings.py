@@ -23,8 +23,8 @@ PRESETS = {
     **dict.fromkeys(("sd", "sdxl", "sd3", "flux", "pixart", "lumina2"), "sd_concept_sfron"),
     "ddpm": "ddpm_sfron",
     "dit": "dit_imagenet_sfron",
-    "classifier": "classify_fashion_vit",
-    "network": "classify_fashion_vit",
+    "classifier": "classify_sfron",
+    "network": "classify_sfron",
 }
 """Where values come from that a call does not name, by family; none of what the presets forget or stay with."""
 OF_RUNS = ("pipeline", "model", "eval", "until", "attack", "tracker", "checkpoint_every", "cache", "recipe")

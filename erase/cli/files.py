@@ -73,7 +73,9 @@ def apply(
         str,
         typer.Argument(metavar="BASE", help="The model that the delta was made from.", autocompletion=complete.models),
     ],
-    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="What erase run --save delta left.")],
+    delta: Annotated[
+        Path, typer.Argument(metavar="DELTA", help="What erase run --save delta left: the file, or the run's folder.")
+    ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],
     undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base again.")] = False,
@@ -81,7 +83,7 @@ def apply(
 ) -> None:
     """Rebuild an erased model of its base and a delta, bit for bit; or the base of the erased model.
 
-    Example: erase apply photos-sd runs/cat/delta.safetensors --out cat-erased
+    Example: erase apply photos-sd runs/cat --out cat-erased
     """
     quiet()
     from tqdm import tqdm
@@ -89,7 +91,10 @@ def apply(
     from erase.programs import saving
     from erase.store import delta as deltas
 
-    change = deltas.open_delta(delta)
+    file = delta / saving.DELTA if delta.is_dir() else delta
+    if delta.is_dir() and not file.exists():
+        raise ValueError(f"{delta} has no {saving.DELTA}: name the folder of a run that was given --save delta")
+    change = deltas.open_delta(file)
     source = locate_any(base, components=components)
     values = deltas.apply(change, saving.tensors(source), undo=undo)
     with tqdm(desc="tensors", delay=1) as bar:

@@ -35,9 +35,10 @@ def generate(
         ),
     ],
     prompts: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="A prompt, a prompt set's name, or a CSV or text file; class names for a model of classes.",
+            help="Prompts, each in quotes; or a prompt set's name, or a CSV or text file; class names for a model of "
+            "classes.",
             autocompletion=complete.prompts,
         ),
     ],
@@ -88,17 +89,19 @@ def generate(
 
     Example: erase generate photos-sd 'a photo of a cat' --out runs/cats --images 4 --steps 20 --guidance 3
 
+    Example: erase generate photos-sd 'a photo of a cat' 'a sketch of a cat' --out runs/two
+
     Example: erase generate photos-sd photos-plain --out runs/pictures --images 4 --steps 20 --guidance 3
     """
     quiet()
     from dataclasses import replace
 
-    from erase import resources
-
     stoppable(out)
     check_out(out, resume, "settings.json")
-    is_file = prompts not in resources.list_prompts() and os.path.exists(prompts)
-    file = Path(prompts) if is_file else prompt_files.find_set(prompts)
+    found = {text: _file(text) for text in prompts}
+    file = found[prompts[0]]
+    if len(prompts) > 1 and (files := [text for text, path in found.items() if path is not None]):
+        raise ValueError(f"PROMPTS has {files[0]}, a prompt set or a file, and others: give it alone")
     rows = _rows(prompts, seed) if file is None else prompt_files.read_prompts(file, default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and not 0 <= guidance < math.inf):
         raise ValueError(
@@ -118,14 +121,26 @@ def generate(
         typer.echo(f"{len(rows) * images} images in {out}")
 
 
-def _rows(prompt: str, seed: int) -> list[prompt_files.PromptRow]:
-    """A prompt that is typed instead of a file.
+def _file(text: str) -> Path | None:
+    """The file that PROMPTS names, by itself or as a set; `None` where it is a prompt.
+
+    Raises:
+        ValueError: for what is likely a set's name with a slip.
+    """
+    from erase import resources
+
+    is_file = text not in resources.list_prompts() and os.path.exists(text)
+    return Path(text) if is_file else prompt_files.find_set(text)
+
+
+def _rows(prompts: list[str], seed: int) -> list[prompt_files.PromptRow]:
+    """Prompts that are typed instead of a file.
 
     Raises:
         ValueError: for an empty one, or a seed out of range.
     """
-    if not prompt.strip():
+    if not all(prompt.strip() for prompt in prompts):
         raise ValueError("PROMPTS is empty: give a prompt, a prompt set's name or a file")
     if not 0 <= seed <= prompt_files.MAX_SEED:
         raise ValueError(f"--seed must be from 0 to {prompt_files.MAX_SEED}; got {seed}")
-    return [prompt_files.PromptRow(prompt, seed)]
+    return [prompt_files.PromptRow(prompt, seed) for prompt in dict.fromkeys(prompts)]

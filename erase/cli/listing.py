@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Annotated
 
 import typer
 
 from erase.cli import complete
-from erase.cli.common import (
-    app,
-)
+from erase.cli.common import app
+from erase.nearest import meant
 
 
 @app.command(name="ls")
@@ -62,15 +60,12 @@ def settings_(
         from erase.methods import find_method, list_methods
 
         if what not in list_methods():
-            close = get_close_matches(what, [*config.PIPELINES, *list_methods()], n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
-            pipelines, methods = ", ".join(config.PIPELINES), ", ".join(list_methods())
-            raise ValueError(f"no pipeline or method {what!r}{hint} Pipelines: {pipelines}; methods: {methods}")
+            known = [*config.PIPELINES, *list_methods()]
+            raise ValueError(f"no pipeline or method {what!r}{meant(what, known, 'known', 'erase ls methods')}")
         found = list(listed_method(find_method(what)))
     shown = [setting for setting in found if setting.path.startswith(key)]
     if not shown:
-        close = get_close_matches(key, [setting.path for setting in found], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = meant(key, [setting.path for setting in found], "settings", f"erase settings {what} explains all")
         raise ValueError(f"{what} has no setting that begins with {key!r}{hint}")
     typer.echo("\n".join(setting.lines() for setting in shown))
     if what in config.PIPELINES and "method".startswith(key):

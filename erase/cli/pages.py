@@ -36,9 +36,10 @@ def grid_(
     Example: erase grid runs/demo/images/base runs/demo/images/erased --prompt woman --prompt cat --out grid.png
     """
     from erase.evaluation import grid
+    from erase.evaluation.columns import match, pick
 
-    common, rows = grid.match(folders)
-    chosen = grid.pick(common, prompts or [], seeds or [])
+    common, rows = match(folders)
+    chosen = pick(common, prompts or [], seeds or [])
     boxes = detections.exposed_boxes(detector.detect([row[i] for row in rows for i in chosen])) if blur else None
     picture = grid.grid_from_folders(
         folders,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +22,7 @@ from erase.cli.common import (
     speaks,
     stoppable,
 )
+from erase.nearest import meant
 
 
 class _Pipelines(TyperGroup):
@@ -31,9 +31,7 @@ class _Pipelines(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         found = super().get_command(ctx, cmd_name)
         if found is None and not ctx.resilient_parsing:
-            close = get_close_matches(cmd_name, self.commands, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ";"
-            raise ValueError(f"no pipeline {cmd_name!r}{hint} pipelines: {', '.join(self.commands)}")
+            raise ValueError(f"no pipeline {cmd_name!r}{meant(cmd_name, [*self.commands], 'pipelines', '')}")
         return found
 
 

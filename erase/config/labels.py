@@ -125,6 +125,9 @@ class DrawLabels:
     """Standard scale, 1 is none; by default the model's own."""
     batch_size: Positive = 100
     """Images that are generated at once."""
+    cache: Path | None = None
+    """A folder that keeps the data that the model generates to learn from, for other runs that need the same. The runs
+    of a comparison have one."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class EvalLabels:
     retrained_base: Path | None = None
     """Its pictures from an earlier run, as `base`."""
     blur: bool = True
-    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
+    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless. Images
+    of what no word says may be a person are not looked at."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from erase.nearest import meant
 from erase.store import files
 
 if TYPE_CHECKING:  # methods import torch, which takes seconds
@@ -242,10 +242,9 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _unknown(path: str, allowed: Sequence[str]) -> str:
-    *parents, last = path.split(".")
-    close = get_close_matches(last, allowed, n=1)
-    hint = f"; did you mean {'.'.join([*parents, close[0]])}?" if close else ""
-    return f"unknown setting {path}{hint or '.'} Allowed here: {', '.join(allowed)}"
+    parents, _, last = path.rpartition(".")
+    more = f"erase settings explains all {len(allowed)} that are allowed here"
+    return f"unknown setting {path}{meant(last, allowed, 'allowed here', more, f'{parents}.' if parents else '')}"
 
 
 def dump(config: Any) -> dict[str, Any]:

@@ -159,7 +159,8 @@ class Eval:
     """Texts, or names of prompt sets, that `clip` tells the concept from; by default the anchors, all prompts that are
     drawn and not forgotten, and "something else"."""
     blur: bool = True
-    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless."""
+    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless. Images
+    of what no word says may be a person are not looked at."""
     attacks: list[AttackName] = field(default_factory=list)
     """How the erased model is put to the proof; see `attack.*`."""
 

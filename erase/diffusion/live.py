@@ -41,7 +41,9 @@ def model_of(pipe: Any, labels: Sequence[str] = ()) -> Model:
     known.check(own, kind)
     own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     if name == "ddpm" and not isinstance(pipe, ClassConditionalPipeline):
-        own = ClassConditionalPipeline(own.unet, own.scheduler, dict(enumerate(class_names(own.unet, kind, labels))))
+        own = ClassConditionalPipeline(own.unet, own.scheduler, unet_names(own.unet, kind, labels))
+    elif name == "ddpm" and labels and list(labels) != pipe.labels:
+        raise ValueError(f"names: {kind} names its classes itself, {', '.join(pipe.labels)}: leave out names")
     elif name == "dit":
         own.register_to_config(id2label={str(i): label for i, label in dit_names(pipe, labels).items()})
     if getattr(own, CHECKER, None) is not None:  # it would black out what is to be counted
@@ -61,8 +63,8 @@ def family_name(pipe: Any) -> str | None:
     return next((name for name, classes in FAMILIES.items() if ancestors.intersection(classes)), None)
 
 
-def class_names(unet: Any, where: str, labels: Sequence[str]) -> list[str]:
-    """Names of a UNet's classes, by number: those given, else the numbers.
+def unet_names(unet: Any, where: str, labels: Sequence[str]) -> dict[int, str]:
+    """Names of a UNet's classes by number: those given, else the numbers.
 
     Raises:
         ValueError: for names that are not one for each class embedding, or for each but the null class's.
@@ -70,8 +72,8 @@ def class_names(unet: Any, where: str, labels: Sequence[str]) -> list[str]:
     rows = ddpm.class_rows(unet, where)
     names = list(labels) or [str(i) for i in range(rows)]
     if len(names) not in (rows, rows - 1) or len({*names}) < len(names):
-        raise ValueError(f"labels has {len(names)} names for {rows} class embeddings (the null class's included)")
-    return names
+        raise ValueError(f"names has {len(names)} names for {rows} class embeddings (the null class's included)")
+    return dict(enumerate(names))
 
 
 def dit_names(pipe: Any, labels: Sequence[str]) -> dict[int, str]:

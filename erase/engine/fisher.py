@@ -231,11 +231,7 @@ def mean_gradient(
                 count += batch_size(batch)
                 if number % world != rank:
                     continue
-                value = _losses(backend, loss, generator, autocast, drawn).sum() * scale
-                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-                for part, grad in zip(sums.values(), grads, strict=True):
-                    if grad is not None:
-                        part.add_(grad.float(), alpha=1 / scale)
+                add_gradient(sums, params, _losses(backend, loss, generator, autocast, drawn), scale)
     if total is not None:
         for part in sums.values():
             part.copy_(total(part))
@@ -243,6 +239,14 @@ def mean_gradient(
         raise ValueError("mean_gradient got no batches")
     average(sums, count)
     return sums
+
+
+def add_gradient(sums: Mapping[str, Tensor], params: Mapping[str, nn.Parameter], losses: Tensor, scale: float) -> None:
+    """Add the gradient of the sum of losses `[B]`, in the sums' dtype; the backward pass is of `scale` times that."""
+    grads = torch.autograd.grad(losses.sum() * scale, list(params.values()), allow_unused=True)
+    for name, grad in zip(params, grads, strict=True):
+        if grad is not None:
+            sums[name].add_(grad.to(sums[name].dtype), alpha=1 / scale)
 
 
 @contextmanager

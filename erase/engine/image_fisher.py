@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, trainable
-from erase.engine.fisher import Autocast, Fisher, average, evaluating
+from erase.engine.fisher import Autocast, Fisher, add_gradient, average, evaluating
 from erase.engine.losses import plain
 
 
@@ -85,11 +85,8 @@ def image_diagonal(
                     whole = {name: torch.zeros_like(x) for name, x in sums.items()}
                     for part in drawn:
                         with autocast():
-                            value = loss(backend, part, generator).sum() * scale
-                        grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-                        for name, grad in zip(whole, grads, strict=True):
-                            if grad is not None:
-                                whole[name].add_(grad.double(), alpha=1 / scale)
+                            losses = loss(backend, part, generator)
+                        add_gradient(whole, params, losses, scale)
                     for name, g in whole.items():
                         sums[name].addcmul_(g, g)
                 if progress is not None:

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from erase import resources
+from erase.nearest import either
 
 MAX_SEED = 2**32 - 1
 # Column names, in order of preference: ours, I2P as published, I2P as on the hub, captions of COCO.
@@ -51,8 +52,8 @@ def find_set(text: str) -> Path | None:
     known = resources.list_prompts()
     if text in known or text.endswith((".csv", ".txt")):
         return resources.prompt_path(text)
-    if "-" in text and " " not in text and (near := get_close_matches(text, known, 1, 0.8)):
-        raise ValueError(f"there is no prompt set {text!r}; did you mean {near[0]}?")
+    if "-" in text and " " not in text and (near := get_close_matches(text, known, 3, 0.8)):
+        raise ValueError(f"there is no prompt set {text!r}; did you mean {either(near)}?")
     return None
 
 

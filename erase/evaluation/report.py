@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from erase.evaluation import grid
+from erase.evaluation.columns import match
 from erase.evaluation.grid import Blur
 from erase.evaluation.page import charts, headline, images, robustness, tables
 from erase.evaluation.page import verdict as judgement
@@ -144,5 +144,5 @@ def pictures(run_dir: Path) -> list[Path]:
     folders = image_folders(run_dir)
     if not folders:
         return []
-    columns, rows = grid.match(list(folders.values()))
+    columns, rows = match(list(folders.values()))
     return [row[i] for _, numbers in images.chosen_columns(columns) for i in numbers for row in rows]

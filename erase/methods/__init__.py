@@ -12,11 +12,11 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from erase.engine.method import Method
 from erase.engine.updates import SIDES, Side
+from erase.nearest import meant
 
 NEEDS = {
     "forget": "a forget objective",
@@ -89,10 +89,7 @@ def find_method(name: str) -> Entry:
     """
     known = list_methods()
     if name not in known:
-        close = get_close_matches(name, known, n=1)
-        raise ValueError(
-            f"no method {name!r}{f', did you mean {close[0]}?' if close else ''}; methods: {', '.join(known)}"
-        )
+        raise ValueError(f"no method {name!r}{meant(name, known, 'methods', 'erase ls methods lists all')}")
     found: Any = importlib.import_module(f"erase.methods.{name}").METHOD
     entry: Entry = found
     return entry

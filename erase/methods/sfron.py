@@ -30,6 +30,8 @@ TinyImageNet does, RandAugment and the stochastic depth of Swin-T are not offere
 
 from __future__ import annotations
 
+from typing import Any
+
 from erase.engine.fast_step import FastRule
 from erase.engine.losses import ASCENT, DESCENT, Objective
 from erase.engine.method import Method, Weights
@@ -85,6 +87,8 @@ def sfron(
     Raises:
         ValueError: for values outside their range, and `published` with an option it fixes.
     """
+    slow: dict[str, Any] = {"slow_schedule": slow_schedule, "every": every}
+    clips: dict[str, Any] = {"clip_forget": clip_forget, "clip_remain": clip_remain}
     update: Update
     if published:
         _check_published(
@@ -95,39 +99,17 @@ def sfron(
             per_bin=(bool(per_bin), False),
         )
         per_bin = False
-        update = Shared(
-            fast_rate,
-            schedule=schedule or "cosine",
-            slow_schedule=slow_schedule,
-            every=every,
-            clip_forget=clip_forget,
-            clip_remain=clip_remain,
-        )
+        update = Shared(fast_rate, schedule=schedule or "cosine", **slow, **clips)
     elif fast_rule in ("shared", "joint"):
         raise ValueError(
             f"fast_rule {fast_rule!r} is set by published=True or ron=False; allowed: sgd, normalized, adam"
         )
     elif ron:
-        update = FastSlow(
-            fast_rate=fast_rate,
-            fast_rule=fast_rule or "adam",
-            slow_steps=slow_steps,
-            outer_rate=outer_rate,
-            schedule=schedule or "linear",
-            slow_schedule=slow_schedule,
-            every=every,
-            clip_forget=clip_forget,
-            clip_remain=clip_remain,
-        )
+        outer: dict[str, Any] = {"outer_rate": outer_rate, "slow_steps": slow_steps, "schedule": schedule or "linear"}
+        update = FastSlow(fast_rate=fast_rate, fast_rule=fast_rule or "adam", **outer, **slow, **clips)
     elif slow_steps == 1:
-        update = Joint(
-            forget_weight=fast_rate,
-            schedule=schedule or "linear",
-            slow_schedule=slow_schedule,
-            every=every,
-            clip=clip_remain,
-            outer_rate=outer_rate,
-        )
+        s = schedule or "linear"
+        update = Joint(forget_weight=fast_rate, schedule=s, clip=clip_remain, outer_rate=outer_rate, **slow)
     else:
         raise ValueError(f"ron=False takes one step on both losses: slow_steps must be 1; got {slow_steps}")
     weights = Weights(lambd=lambd, floor=floor, per_bin=per_bin is not False)

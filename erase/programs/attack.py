@@ -7,7 +7,7 @@ there is not made again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from erase.programs.attacks.seam import Target, concept_images
 from erase.programs.folder import new_report, open_folder, working_in
 from erase.programs.launching import start
 from erase.programs.text.judge import calibrate, check_evaluators, judges_of
-from erase.programs.text.judges.seam import concept
+from erase.programs.text.judges.seam import Judge, concept
 from erase.programs.text.plan import Plan, make_plan
 from erase.store import files
 
@@ -51,6 +51,38 @@ def attack_run(
     Raises:
         ValueError: for a folder that is no finished run of `erase run sd`, or settings that would change the run.
     """
+    record = finished_run(run)
+    kept = settings_of(record["config"], words)
+    config, accelerator, precision, say = start(parse(kept, SdConfig), say)
+    source = locate(config.model, "text", components=config.components)
+    erased = locate(run / saving.MODEL, components=config.components)
+    if folders.fingerprint(source) != record["base"]["weights"]:
+        raise ValueError(f"{config.model} is not the model that {run} began with any more")
+    plan = make_plan(config, folders.forgotten(source))
+    judges = judges_of(config, plan)
+    check_evaluators(config, plan, judges)
+    check_attacks(config, plan, open_model(source))
+    if (found := calibrate(config, plan, judges, run / "images" / "base")) is not None:
+        say(f"{config.eval.clip}: {found}")
+    about = {"base": record["base"], "erased": folders.fingerprint(erased)}
+    target = {**plan.target, "earlier": plan.earlier}
+    with working_in(out):
+        distributed.on_main(lambda: open_folder(config, out, about, command, resume))
+        result = new_report(config, command, target, None, {})
+        result["robustness"] = attack(config, plan, judges[0], erased, out, accelerator, precision, resume)
+        distributed.on_main(lambda: files.write_json(out / "report.json", result))
+    for line in report.robustness_lines(result["robustness"]):
+        say(line)
+    say(f"report: {distributed.on_main(lambda: report.write_html(out))}")
+    return out / "report.html"
+
+
+def finished_run(run: Path) -> dict[str, Any]:
+    """What `run.json` of a finished run of `erase run sd` holds.
+
+    Raises:
+        ValueError: for a folder that is none, or keeps no model.
+    """
     record = files.read_json(run / "run.json") if (run / "run.json").exists() else {}
     made = record.get("config") if isinstance(record, dict) else None
     if (
@@ -62,37 +94,27 @@ def attack_run(
         raise ValueError(f"{run} is no finished run of erase run sd")
     if not (run / saving.MODEL).exists():
         raise ValueError(
-            f"{run} keeps no model: erase apply {record['config']['model']} {run / saving.DELTA} "
-            f"--out {run / saving.MODEL} makes it again"
+            f"{run} keeps no model: erase apply {made['model']} {run / saving.DELTA} --out {run / saving.MODEL} makes "
+            "it again"
         )
+    found: dict[str, Any] = record
+    return found
+
+
+def settings_of(made: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """A run's settings with those of the attacks put over them; all attacks unless they say so.
+
+    Raises:
+        ValueError: for settings that would change the run.
+    """
     for word in words:
         key = word.partition("=")[0].strip()
         if not key.startswith(TAKES):
             raise ValueError(f"{key} belongs to the run; erase attack takes {', '.join(TAKES)}")
     every: list[AttackName] = ["paraphrases", "inversion", "relearn"]
-    kept = override(record["config"], words)
+    kept = override(made, words)
     kept["eval"]["attacks"] = kept["eval"].get("attacks") or every
-    config, accelerator, precision, say = start(parse(kept, SdConfig), say)
-    source = locate(config.model, "text", components=config.components)
-    erased = locate(run / saving.MODEL, components=config.components)
-    if folders.fingerprint(source) != record["base"]["weights"]:
-        raise ValueError(f"{config.model} is not the model that {run} began with any more")
-    plan = make_plan(config, folders.forgotten(source))
-    check_evaluators(config, plan)
-    check_attacks(config, plan, open_model(source))
-    if (found := calibrate(config, plan, run / "images" / "base")) is not None:
-        say(f"{config.eval.clip}: {found}")
-    about = {"base": record["base"], "erased": folders.fingerprint(erased)}
-    target = {**plan.target, "earlier": plan.earlier}
-    with working_in(out):
-        distributed.on_main(lambda: open_folder(config, out, about, command, resume))
-        result = new_report(config, command, target, None, {})
-        result["robustness"] = attack(config, plan, erased, out, accelerator, precision, resume)
-        distributed.on_main(lambda: files.write_json(out / "report.json", result))
-    for line in report.robustness_lines(result["robustness"]):
-        say(line)
-    say(f"report: {distributed.on_main(lambda: report.write_html(out))}")
-    return out / "report.html"
+    return kept
 
 
 def check_attacks(config: SdConfig, plan: Plan, model: Model) -> None:
@@ -112,6 +134,7 @@ def check_attacks(config: SdConfig, plan: Plan, model: Model) -> None:
 def attack(
     config: SdConfig,
     plan: Plan,
+    judge: Judge,
     erased: Any,
     out: Path,
     accelerator: Accelerator,
@@ -123,7 +146,7 @@ def attack(
     Images and what attacks learned are kept in the folder `attacks` of `out`.
     """
     kinds = {name: kind for name, kind in KINDS.items() if name in config.eval.attacks}
-    judge, base = judges_of(config, plan)[0], locate(config.model, "text", components=config.components)
+    base = locate(config.model, "text", components=config.components)
     found: dict[str, Any] = {
         "concept": concept(config, plan) or plan.forget,
         "judge": judge.name,

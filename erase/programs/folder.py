@@ -100,10 +100,14 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
 
 
 def _same(part: Any) -> Any:
-    """Without where pictures were copied from: they are the same pictures wherever they were."""
-    if isinstance(part, dict) and isinstance(part.get("eval"), dict):
-        return {**part, "eval": {k: v for k, v in part["eval"].items() if k not in ("base", "retrained_base")}}
-    return part
+    """Without where images and data were copied from: they are the same wherever they were."""
+    if not isinstance(part, dict):
+        return part
+    copied = {"eval": ("base", "retrained_base"), "draw": ("cache",)}
+    return {
+        key: {k: v for k, v in value.items() if k not in copied.get(key, ())} if isinstance(value, dict) else value
+        for key, value in part.items()
+    }
 
 
 def drop(out: Path, *names: str) -> None:
@@ -152,6 +156,10 @@ def first_line(why: str | None) -> str:
 
 
 def run_time(timing: Mapping[str, Any]) -> dict[str, float | None]:
-    """Seconds of a report that a comparison tells: `saliency_s`, `erase_s`, and both together, `rte_s`."""
+    """Seconds of a report that a comparison tells: `data_s`, `saliency_s`, `erase_s`, and the latter two, `rte_s`.
+
+    Data are apart, because the runs of a comparison share what they generate: the first one pays for it.
+    """
     saliency, erase = timing.get("saliency_s"), timing["erase_s"]
-    return {"saliency_s": saliency, "erase_s": erase, "rte_s": None if erase is None else erase + (saliency or 0.0)}
+    both = None if erase is None else erase + (saliency or 0.0)
+    return {"data_s": timing.get("data_s"), "saliency_s": saliency, "erase_s": erase, "rte_s": both}

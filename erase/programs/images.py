@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,33 @@ def drawn_data(
     if kept is not None:
         distributed.on_main(lambda: write_safetensors(kept, {"latents": found}, {}))
     return found
+
+
+def draw_settings(draw: Draw | DrawLabels) -> dict[str, Any]:
+    """What of `draw` an image depends on; the model's own sampler goes without saying."""
+    found = asdict(draw)
+    return {key: value for key, value in found.items() if key != "cache" and (key, value) != ("sampler", None)}
+
+
+def kept_at(config: Any, model: Model, *what: Any) -> Path | None:
+    """Where `draw.cache` keeps data that a model generates: named by a hash of all that they depend on, to the bit.
+
+    Args:
+        config: has `draw`, `precision` and `seed`.
+        model: which generates.
+        what: what else they depend on, as JSON can hold it.
+
+    Raises:
+        ValueError: for a model in memory, which no hash of files tells.
+    """
+    cache: Path | None = config.draw.cache
+    if cache is None:
+        return None
+    if model.source is None:
+        raise ValueError(f"draw.cache={cache} is for models on disk, not for one in memory: leave it out")
+    made = [model.weights, draw_settings(config.draw), config.precision, str(model.device), config.seed]
+    text = json.dumps([*made, *what, distributed.world(), torch.__version__])
+    return cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 
 def sampler_of(model: Model, draw: Draw | DrawLabels, precision: Precision) -> Callable[..., list[Image.Image]]:

@@ -9,7 +9,7 @@ from erase.config import Saliency, Train, TrainClassifier, arguments
 from erase.diffusion.losses import Dropped, Guided, Negate, Redirect
 from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
-from erase.engine.fisher import default_chunk
+from erase.engine.fisher import default_chunk, evaluating
 from erase.engine.losses import Objective, Training
 from erase.engine.method import Method
 from erase.engine.precision import Precision
@@ -55,38 +55,16 @@ def rehearse(
     always = memory.held(backend, sum(sides) * own + conditions * told)
     with memory.hollow(backend) as model:
         net: Any = model.net
-        with memory.Made(memory.tensors_of(model)) as made:
-            given: dict[str, Any] = dict(zip(("forget", "remain"), objectives(net), strict=True))
-            for name in ("fisher", "origin"):
-                if name in entry.needs:
-                    given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
-            given["denoiser"] = model
-            given["epoch"] = Epoch(*(max(1, -(-side // train.batch_size)) for side in sides))
-            teachers = [name for name in ("origin_net", "new_net") if name in entry.needs]
-            given |= dict.fromkeys(teachers, net)
-            needed = {name: value for name, value in given.items() if name in entry.needs}
-            method = entry.build(**arguments(config.method, entry), **needed)
-        copies = made.now + 4 * every * len(teachers)
-        checkpointing = isinstance(train, Train) and train.checkpointing
-        if checkpointing:
+        forget, method, copies = build(config, entry, objectives, model, sides)
+        if isinstance(train, Train) and train.checkpointing:
             net.enable_gradient_checkpointing()
-        used = [o.loss for o in (method.forget, method.remain) if o is not None]
-        mode = net.training
-        net.eval()  # as it is while a mask is made
         if masked or "fisher" in entry.needs:
+            height = mask_height(config, model, forget, masked, sample, precision)
             sums = 4 * n if wanted.kind == "magnitude" and masked else (20 if wanted.per == "image" else 12) * n
-            one = (masked and wanted.kind == "magnitude") or wanted.per != "sample"
-            whole = checkpointing or wanted.clip is not None
-            chunk = 1 if whole else wanted.chunk or default_chunk(trainable(net))
-            rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
-            losses = saliency_losses(wanted, given["forget"])[0 if masked else 1 :]
-            kept = (masked and wanted.kind == "magnitude") or wanted.clip is not None or wanted.per == "image"
-            of: Any = "batch" if kept else "squares" if one or rows == 1 else "samples"
-            height = max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
-        net.train(mode)
         share = train.batch_size // distributed.world()
         rows = min(train.micro_batch or share, share)
+        used = [o.loss for o in (method.forget, method.remain) if o is not None]
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
     density = (wanted.density or 1.0) if masked else None
     if density is not None and train.weight_decay and getattr(method.update, "mask_all", False):
@@ -105,6 +83,53 @@ def rehearse(
         f"command: {command.replace(' --dry-run', '')}",
     ]
     return lines
+
+
+def build(
+    config: Any,
+    entry: Entry,
+    objectives: Callable[[Any], tuple[Objective, Objective]],
+    model: memory.Model,
+    sides: tuple[int, int],
+) -> tuple[Objective, Method, int]:
+    """What is done on forget data, the method, and the bytes of the copies of weights that both hold."""
+    net = model.net
+    with memory.Made(memory.tensors_of(model)) as made:
+        given: dict[str, Any] = dict(zip(("forget", "remain"), objectives(net), strict=True))
+        for name in ("fisher", "origin"):
+            if name in entry.needs:
+                given[name] = {key: p.detach().clone() for key, p in trainable(net).items()}
+        given["denoiser"] = model
+        given["epoch"] = Epoch(*(max(1, -(-side // config.train.batch_size)) for side in sides))
+        teachers = [name for name in ("origin_net", "new_net") if name in entry.needs]
+        given |= dict.fromkeys(teachers, net)
+        needed = {name: value for name, value in given.items() if name in entry.needs}
+        method = entry.build(**arguments(config.method, entry), **needed)
+    every = sum(p.numel() for p in net.parameters())
+    return given["forget"], method, made.now + 4 * every * len(teachers)
+
+
+def mask_height(
+    config: Any,
+    model: memory.Model,
+    forget: Objective,
+    masked: bool,
+    sample: Mapping[str, Any],
+    precision: Precision,
+) -> int:
+    """Bytes of gradients and activations while a mask or a Fisher diagonal is made."""
+    wanted: Saliency = config.saliency
+    net: Any = model.net
+    magnitude = masked and wanted.kind == "magnitude"
+    whole = getattr(config.train, "checkpointing", False) or wanted.clip is not None
+    chunk = 1 if whole else wanted.chunk or default_chunk(trainable(net))
+    one = magnitude or wanted.per != "sample"
+    rows = wanted.batch_size if one else min(chunk, wanted.batch_size)
+    losses = saliency_losses(wanted, forget)[0 if masked else 1 :]
+    kept = magnitude or wanted.clip is not None or wanted.per == "image"
+    of: Any = "batch" if kept else "squares" if one or rows == 1 else "samples"
+    with evaluating(net):
+        return max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
 
 
 def in_bytes(count: float) -> str:

@@ -14,6 +14,8 @@ CARD, BASE = "README.md", "README.base.md"
 TAG = "concept-erasure-by-erase"
 """Tells our cards."""
 LICENCE = ("license", "license_name", "license_link")
+UNTOLD = {"erase_labels"}
+"""Keys of provenance that a reader has no use for: a thousand names of classes."""
 Library = Literal["diffusers", "transformers"]
 DONE: dict[Library, str] = {
     "diffusers": "A concept was erased from the UNet of `{base}` by `{method}`; the other networks are as they were.",
@@ -61,7 +63,8 @@ def render(meta: Mapping[str, str], licence: Mapping[str, Any], library: Library
         "base_model": base,
         "tags": ["concept-erasure", "machine-unlearning", TAG, method],
     }
-    rows = [f"| {key.removeprefix('erase_').replace('_', ' ')} | `{meta[key]}` |" for key in sorted(meta)]
+    told = sorted(meta.keys() - UNTOLD)
+    rows = [f"| {key.removeprefix('erase_').replace('_', ' ')} | `{meta[key]}` |" for key in told]
     lines = [
         *("---", yaml.safe_dump(head, sort_keys=False).rstrip(), "---", "", f"# {base}, erased", ""),
         DONE[library].format(base=base, method=method),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 
-MANY = 100
-"""Classes: of more, a message does not list all."""
+from erase.nearest import FEW, either, nearest
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -28,15 +26,22 @@ def class_names(given: int | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def class_number(label: str | int, names: Sequence[str]) -> int:
+def short(names: Sequence[str]) -> str:
+    """Names in a line, the first dozen of them."""
+    return ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
+
+
+def class_number(label: str | int, names: Sequence[str], where: str = "") -> int:
     """The number of a class, by its name, one of the synonyms in it (`tench, Tinca tinca`), or its number.
+
+    `where` is whose classes these are, for messages.
 
     Raises:
         ValueError: for a label that is no class, or a synonym that several have.
     """
     if isinstance(label, int) and 0 <= label < len(names):
         return label
-    text = str(label)
+    text, of = str(label), where and f" of {where}"
     if text in names:
         return list(names).index(text)
     synonyms = [[word.strip() for word in name.removesuffix(f" ({i})").split(",")] for i, name in enumerate(names)]
@@ -48,26 +53,13 @@ def class_number(label: str | int, names: Sequence[str]) -> int:
         raise ValueError(f"several classes are called {text!r}: {several}; give a number")
     if text.isdecimal() and int(text) < len(names):
         return int(text)
-    if len(names) <= MANY:
-        numbered = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(names))
-        raise ValueError(f"no class {label!r}; the classes are: {numbered}")
     if all(name.isdecimal() for name in names):
-        raise ValueError(f"no class {label!r}; the model's classes have no names: give a number, 0 to {len(names) - 1}")
-    close = _closest(text, [word for words in synonyms for word in words])
-    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-    raise ValueError(
-        f"no class {label!r}; the model has {len(names)}, 0 {names[0]} to {len(names) - 1} {names[-1]}{hint}"
-    )
-
-
-def _closest(text: str, names: Sequence[str]) -> list[str]:
-    """Up to three names: those that are alike, then those that have a word in common, in whatever case."""
-    known = {name.casefold(): name for name in names}
-    asked = text.casefold()
-    alike = difflib.get_close_matches(asked, known, n=3, cutoff=0.75)
-    sharing = [name for name in known if not {*asked.split()}.isdisjoint(name.split())]
-    rest = difflib.get_close_matches(asked, known, n=3, cutoff=0.4)
-    return [known[name] for name in list(dict.fromkeys([*alike, *sharing, *rest]))[:3]]
+        raise ValueError(f"no class {label!r}{of}; its classes have no names: give a number, 0 to {len(names) - 1}")
+    numbered = [name if name == str(i) else f"{i} {name}" for i, name in enumerate(names)]
+    listed = ", ".join(numbered) if len(names) <= FEW else f"{len(names)}, {numbered[0]} to {numbered[-1]}"
+    close = nearest(text, [word for words in synonyms for word in words])
+    hint = f"did you mean {either([repr(name) for name in close])}? " if close else ""
+    raise ValueError(f"no class {label!r}{of}; {hint}the classes are: {listed}")
 
 
 def same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[int] | None:

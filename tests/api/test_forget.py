@@ -230,7 +230,7 @@ def test_class_conditional_models_forget_a_class(name: str, tmp_path: Path) -> N
     assert models.changed(net, before)
     assert result.show([label, 1], seeds=[0], blur=False).width > 0
     result.save(tmp_path / "out")
-    again = erase.load(tmp_path / "out", names=() if name in ("ddpm", "dit") else ("0", "1", "2", "3"))
+    again = erase.load(tmp_path / "out")  # which names its classes, or has kept how many there are
     saved = again.transformer if name == "dit" else again.unet
     assert not models.changed(saved, models.state(net))
     if name in ("ddpm", "dit"):
@@ -246,8 +246,13 @@ def test_a_class_is_named_once(tmp_path: Path) -> None:
 
 def test_a_class_conditional_unet_is_named(tmp_path: Path) -> None:
     erase.forget(models.unet(), label="bee", names=("ant", "bee", "cow"))  # the last embedding is the null class's
+    erase.forget(models.unet(), label=3, names=4).save(tmp_path / "out")
+    assert erase.load(tmp_path / "out").labels == ["0", "1", "2", "3"]
+    for names in (("ant", "bee"), 5):
+        with pytest.raises(ValueError, match="names"):
+            erase.forget(models.unet(), label=1, names=names)
     with pytest.raises(ValueError, match="names"):
-        erase.forget(models.unet(), label="bee", names=("ant", "bee"))
+        erase.forget(micro_ddpm.pipeline(tmp_path), label=1, names=("a", "b", "c"))
 
 
 def test_classifiers_forget_images(tmp_path: Path) -> None:

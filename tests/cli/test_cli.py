@@ -184,7 +184,7 @@ def test_show(erase: Erase, tmp_path: Path) -> None:
     assert (
         erase("show", "photos-objects").out == resources.comparison_path("photos-objects").read_text().rstrip() + "\n"
     )
-    assert "did you mean 'sd_photos_sfron'" in erase("show", "sd_photo_sfron").said
+    assert "did you mean sd_photos_sfron" in erase("show", "sd_photo_sfron").said
     assert "no preset file" in erase("show", tmp_path / "none.yaml").said
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
     assert "bad.yaml" in erase("show", tmp_path / "bad.yaml").said
@@ -217,12 +217,12 @@ def test_settings(erase: Erase) -> None:
     [
         (["ddpmm", "sd_photos_sfron"], "no pipeline 'ddpmm'; did you mean ddpm? pipelines: "),
         (["compare", "sd_photos_sfron"], "no pipeline 'compare'; pipelines: "),  # a program, but none that unlearns
-        (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron' (did you mean 'sd_photos_sfron'?); presets: "),
+        (["sd", "sd_photo_sfron"], "no preset 'sd_photo_sfron'; did you mean sd_photos_sfron"),
         (["sd", "none.yaml"], "no preset file 'none.yaml'"),
         (["sd", "sd_photos_sfron", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
         (["sd", "sd_photos_sfron", "train.steps=x"], "train.steps: "),
         (["sd", "sd_photos_sfron", "model=none"], "no model 'none': not a folder, not a hub id"),
-        (["sd", "sd_photos_sfron", "method.name=sfro"], "no method 'sfro', did you mean sfron"),
+        (["sd", "sd_photos_sfron", "method.name=sfro"], "no method 'sfro'; did you mean sfron"),
         (["sd", "sd_photos_sfron", "eval.prompts=none.csv"], "no prompt set file 'none.csv'"),
         (
             ["sd", "sd_photos_sfron", "eval.prompts=photo-plain"],
@@ -307,7 +307,7 @@ def test_what_a_user_can_mend_is_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["photos-object"], "no comparison 'photos-object' (did you mean 'photos-objects'?); comparisons: "),
+        (["photos-object"], "no comparison 'photos-object'; did you mean photos-objects? comparisons: "),
         (["none.yaml"], "no comparison file 'none.yaml'"),
         (["broken.yaml"], "broken.yaml is no YAML"),
         (["empty.yaml"], "a comparison needs the key 'pipeline'"),
@@ -466,6 +466,32 @@ def test_generate_a_typed_prompt(erase: Erase, micro_sd: Path, tmp_path: Path) -
         (row.prompt, row.seed, row.sha256) for row in filed
     ]
     assert json.loads((tmp_path / "typed/settings.json").read_text())["settings"]["prompt_file"] is None
+    two = erase("generate", micro_sd, "a/photo of a cat", "a dog", "a dog", "--steps", 1, "--out", tmp_path / "two")
+    assert two.code == 0
+    assert [row.prompt for row in read_manifest(tmp_path / "two")] == ["a/photo of a cat", "a dog"]
+
+
+def test_a_prompt_without_quotes_is_told_of(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
+    done = erase("generate", micro_sd, "a", "cat", "photo", "--steps", 1, "--out", tmp_path / "out")
+    assert "3 prompts of a word" in done.err
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "--out of an erase run"),
+        (("first/report.json",), "first"),
+        (("run.json",), "--resume"),
+        (("compare.json", "index.html"), "index.html"),
+    ],
+)
+def test_a_report_is_of_a_run(erase: Erase, tmp_path: Path, files: tuple[str, ...], said: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    done = erase("report", tmp_path)
+    assert said in done.said
+    assert done.said.count("\n") <= 1
 
 
 def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
@@ -484,6 +510,7 @@ def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tm
         ({0: "none"}, "no model 'none'"),
         ({1: "photo-plain"}, "there is no prompt set 'photo-plain'; did you mean photos-plain?"),
         ({1: " "}, "PROMPTS is empty"),
+        ({2: " "}, "PROMPTS has one.txt, a prompt set or a file"),
         ({1: "none.csv"}, "no prompt set file 'none.csv'"),
         ({1: "empty.csv"}, "empty.csv: holds no prompts"),
         ({1: "odd.csv"}, "odd.csv: row 2: width is 20, expected a multiple of 8"),
@@ -508,7 +535,8 @@ def test_generate_refuses(
     Path("empty.csv").write_text("prompt\n")
     Path("odd.csv").write_text("prompt,width\na cat,24\na cat,20\n")
     Path("taken.png").touch()
-    values = {0: micro_sd, 1: "one.txt", "--steps": 1, "--out": "out", **change}
+    values = {0: micro_sd, 1: "one.txt", **change}
+    values |= {key: value for key, value in {"--steps": 1, "--out": "out"}.items() if key not in change}
     words = [w for key, value in values.items() for w in ([value] if isinstance(key, int) else [key, value])]
     assert said in erase("generate", *words).said
     assert not Path("out").exists()
@@ -528,7 +556,7 @@ def test_report_is_written_again(erase: Erase, pictures: Path, tmp_path: Path) -
     run = tmp_path / "run"
     (run / "images").mkdir(parents=True)
     pictures.rename(run / "images/base")
-    assert "report.json: no such file" in erase("report", run).said
+    assert "report.json" in erase("report", run).said
     assert "none: no such run folder" in erase("report", tmp_path / "none").said
     files = sorted((run / "images/base").glob("*.png"))
     rows = [
@@ -827,6 +855,11 @@ def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     meta = {"erase": "0", "erase_method": "sfron", "erase_base": "micro"}
     write_delta(base, {n: t + 1 if "attn2" in n else t for n, t in base.items()}, tmp_path / "d", meta)
     assert erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").out == f"{tmp_path / 'erased'}\n"
+    assert "delta.safetensors" in erase("apply", micro_sd, tmp_path, "--out", tmp_path / "none").said
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "d", tmp_path / "run/delta.safetensors")
+    assert erase("apply", micro_sd, tmp_path / "run", "--out", tmp_path / "run/model").code == 0
+    assert same(*(dict(folders.tensors(locate(tmp_path / name))) for name in ("run/model", "erased")))
     erase("apply", tmp_path / "erased", tmp_path / "d", "--undo", "--out", tmp_path / "base")
     assert same(dict(folders.tensors(locate(tmp_path / "base"))), dict(base))
     name = next(n for n in base if "attn2" in n)
@@ -845,7 +878,7 @@ def test_apply(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     assert "erased exists" in erase("apply", micro_sd, tmp_path / "d", "--out", tmp_path / "erased").said
     said = erase("apply", micro_sd, tmp_path / "d", "--out", "/proc/x").said
     assert said == "cannot write to /proc/x: No such file or directory"
-    assert {p.name for p in tmp_path.iterdir()} == {"d", "erased", "base"}
+    assert {p.name for p in tmp_path.iterdir()} == {"d", "run", "erased", "base"}
 
 
 # --- inspect --------------------------------------------------------------------------------------

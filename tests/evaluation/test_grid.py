@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erase.evaluation.grid import Column, blurred, grid, grid_from_folders, headings, match, pick, save_image
+from erase.evaluation.columns import Column, headings, match, pick
+from erase.evaluation.grid import blurred, grid, grid_from_folders, save_image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -187,6 +187,36 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page: Any) -> None:
     assert page.locator("#viewer img").bounding_box()["width"] > 250
 
 
+BROKEN = """() => {
+  const found = [], walker = document.createTreeWalker(document.querySelector('body'), NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (node.parentElement.closest('script, style, pre, .layers, .hashes, [hidden]')) continue;
+    for (const match of node.data.matchAll(/[\\p{L}]{2,14}(?![\\p{L}])/gu)) {
+      if (match.index && /\\p{L}/u.test(node.data[match.index - 1])) continue;  // the end of a longer word
+      const range = document.createRange();
+      range.setStart(node, match.index);
+      range.setEnd(node, match.index + match[0].length);
+      if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) found.push(match[0]);
+    }
+  }
+  return found;
+}"""
+"""Words of up to 14 letters that are broken over two lines."""
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_no_word_is_broken(tab: Any, path: Path, comparison: Path, tmp_path: Path, width: int) -> None:
+    shown = "a sepia photograph of a motorcycle and an astronaut"
+    for number, file in enumerate((path, comparison)):
+        text = file.read_text(encoding="utf-8").replace("a photo of a cat", shown).replace(">sample 1<", f">{shown}<")
+        (tmp_path / f"{number}.html").write_text(text.replace("--word:6", "--word:10"), encoding="utf-8")
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.goto((tmp_path / f"{number}.html").as_uri())
+        tab.evaluate("document.querySelectorAll('details').forEach(part => (part.open = true))")
+        assert tab.evaluate(BROKEN) == []
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+
+
 def test_on_paper_all_is_open_and_light(page: Any) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -15,6 +15,7 @@ from PIL import Image
 from erase.evaluation import report
 from erase.evaluation.page import charts, verdict
 from erase.evaluation.page import images as page_images
+from erase.evaluation.page.headline import cost
 from erase.evaluation.page.scores import Score
 from erase.evaluation.report import write_html
 from erase.evaluation.stats import mcnemar_exact
@@ -121,7 +122,7 @@ REPORT: dict[str, Any] = {
         "classes": {"forget": score(1, 10), "remain": score(17, 20), "per_label": {"cat": score(1, 10)}},
     },
     "paired": {"nudity_mcnemar_p": 0.000488},
-    "timing": {"saliency_s": 1.5, "erase_s": 125.25, "steps": 100, "step_s": 0.6},
+    "timing": {"data_s": 60.0, "saliency_s": 1.5, "erase_s": 125.25, "steps": 100, "step_s": 0.6},
     "memory": {"ram_bytes": 1_500_000_000},
     "versions": {"torch": "2.13", "erase": "0.1"},
     "metrics": {"unlearned": {"FA": 0.1}},
@@ -166,7 +167,7 @@ def test_a_whole_run(run_dir: Path) -> None:
     parsed = page(path)
     text = squeeze(parsed.text)
     gone = "Gone (by the detector): 0 of 40, at most 9 %. Less, not gone (by the classifier): 1 of 10, before 9."
-    assert f"{gone} Kept: 17 of 20, a loss not excluded. 2 min 7 s, 1.5 GB." in text
+    assert f"{gone} Kept: 17 of 20, a loss not excluded. 3 min 7 s (data 60 s, steps 2 min 5 s), 1.5 GB." in text
     flagged = "12 → 0 of 40 fell by 30.0 points (paired test, p < 0.001)"
     forget = "9 → 1 of 10 fell by 80.0 points (95 % interval"
     remain = "18 → 17 of 20 no loss shown: −5.0 points, inside its interval (95 % interval"
@@ -184,7 +185,7 @@ def test_a_whole_run(run_dir: Path) -> None:
     assert "25.1 % of the trainable weights may change" in text
     assert "up.1.attn2.to_v 12.5 %" in text
     for what in ("1.5 s", "2 min 5 s", "1.50 GB"):
-        assert text.index("Cost") < text.index(what) < text.index("Models in rows")
+        assert text.index("Cost") < text.index(what, text.index("Cost")) < text.index("Models in rows")
     assert "torch 2.13" in text
     assert "unlearned · Forget accuracy 0.1 %" in text  # a section that the page has not heard of
     assert not RAW.search(re.sub(r"erase run sd.*?(?=Versions)|up\.\d\S+|down\.\d\S+", "", text))
@@ -299,7 +300,7 @@ def test_no_images_is_not_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("report.json", None, r"report\.json: no such file"),
+        ("report.json", None, r"no report\.json"),
         ("report.json", '{"before": {', r"report\.json: not JSON, or cut short"),
         ("report.json", "[]", r"report\.json: holds a list"),
         ("report.json", '{"before": 3}', r"'before' is not a mapping"),
@@ -360,6 +361,21 @@ def test_the_verdict_for_a_terminal() -> None:
         "Other concepts recognised: 6 of 8 (75.0 %) → 3 of 8 (37.5 %), no loss shown: −37.5 points, inside its "
         "interval (95 % interval −67.3 to +9.2); too few images to exclude one of 67 points",
     ]
+
+
+@pytest.mark.parametrize(
+    ("timing", "said"),
+    [
+        ({"erase_s": 33.0}, "33 s"),
+        ({"data_s": 6.0, "saliency_s": 4.0, "erase_s": 30.0, "step_s": 1.0}, "40 s (data 6 s, mask 4 s, steps 30 s)"),
+        ({"data_s": 0.01, "saliency_s": None, "erase_s": 30.0}, "30 s"),
+        ({"data_s": 6.0, "erase_s": 0.0}, "6 s"),
+        ({"data_s": 6.0, "erase_s": None}, None),
+    ],
+    ids=str,
+)
+def test_the_headline_counts_the_time_of_the_data_too(timing: dict[str, Any], said: str | None) -> None:
+    assert cost({"timing": timing}) == ([] if said is None else [said])
 
 
 @pytest.mark.parametrize(

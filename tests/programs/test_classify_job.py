@@ -145,7 +145,7 @@ def test_a_comparison_has_the_fields_table(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
-    header, _, ideal, _ = (tmp_path / "out/table.md").read_text().splitlines()
+    header, _, ideal, *_ = (tmp_path / "out/table.md").read_text().splitlines()
     assert (
         header
         == "| method | target | FA | RA | TA | MIA | MIA_SVC | avg_d | kl | rte_s | avg_d_v | rte_share | front |"
@@ -212,6 +212,17 @@ def test_a_model_that_transformers_alone_wrote(kind: str, classify_runs: Runner,
     assert net.config.model_type == kind
 
 
+def test_a_class_is_sought_in_data_that_the_model_knows(classify_runs: Runner, tmp_path: Path) -> None:
+    """Where the preset's own data are not the model's, that is what is said, not which classes those have."""
+    others = write_images(tmp_path / "others", labels=("a", "b", "c", "d"))
+    words = (*QUICK, "forget={labels: [be]}")
+    with pytest.raises(ValueError, match=r"data\.source") as caught:
+        classify_runs.job(*words, f"data.source={others}")
+    assert "'be'" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"'be'.*did you mean 'bee'.*: 0 ant, 1 bee, 2 cow$"):
+        classify_runs.job(*words)
+
+
 def test_the_preset_of_the_vit_runs_on_few_images(tmp_path: Path) -> None:
     """The settings of the ResNet, a smaller network; the saved model is `transformers`'."""
     names = ("boot", "coat", "dress", "shirt")
@@ -234,6 +245,21 @@ def test_the_preset_of_the_vit_runs_on_few_images(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = net(data.pixels.float() / 127.5 - 1).logits.argmax(1)
     assert report["after"]["metrics"]["TA"] == pytest.approx(100 * float((theirs == data.labels).float().mean()))
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_the_neutral_preset_forgets_a_class_of_any_classifier(kind: str, tmp_path: Path) -> None:
+    """Of a folder with a subfolder for each class, without parts; its own steps, on few images."""
+    write_images(tmp_path / "images", count=6)
+    base = micro_classify.write_foreign(kind, tmp_path / "mine")
+    words = ("model={work}/mine", "data.source={work}/images", "forget.labels=[bee]", "precision=no")
+    out = Runner(preset_path("classify_sfron"), tmp_path)(tmp_path / "out", *words)
+    assert changed(weights(base), weights(out / "model"))
+    report = read(out / "report.json")
+    assert report["target"]["labels"] == ["bee"]
+    assert "retrained" not in report
+    before, after = (report[when]["metrics"]["FA"] for when in ("before", "after"))
+    assert after <= before
 
 
 # --- training and its cache -----------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_a_value_of_the_wrong_kind_is_refused_and_not_a_crash(changes: dict[str,
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ({"name": "sfro"}, "no method 'sfro', did you mean sfron"),
+        ({"name": "sfro"}, "no method 'sfro'; did you mean sfron"),
         ({"slow_stps": 1}, r"unknown setting method\.slow_stps; did you mean method\.slow_steps"),
         ({"fast_rate": "x"}, r"method\.fast_rate: .*; got 'x'"),
     ],
@@ -219,7 +219,7 @@ def test_a_method_that_no_run_could_start_with_is_found_before_the_first_run(met
 @pytest.mark.parametrize(("judge", "meant"), [("photos-clasifier", "photos-classifier"), ("photos-clp", "photos-clip")])
 def test_a_missing_judge_is_found_before_the_first_run(judge: str, meant: str) -> None:
     setting = "classifier" if "cla" in judge else "clip"
-    with pytest.raises(ValueError, match=rf"^no embedded model '{judge}' .did you mean '{meant}'"):
+    with pytest.raises(ValueError, match=rf"^no embedded model '{judge}'; did you mean {meant}\?"):
         spec(targets={"cat": {}, "car": {"eval": {setting: judge}}})
 
 
@@ -548,6 +548,13 @@ def test_a_pipeline_that_does_not_count_both_has_a_table_all_the_same(found: dic
     """Counting nudity alone gives `forget`; where all prompts of a kind are forgotten `remain` is nothing."""
     table = compare(Program(lambda config: {**found, "erase_s": 1.0}), columns=["erase_s"])
     assert table.read_text().splitlines()[2] == "| Fast rate 1 | cat | 1.000 ± 0.000 |"
+
+
+def test_a_table_with_run_times_says_what_they_are_of() -> None:
+    table = compare(Program(lambda config: {"data_s": 5.0, "rte_s": 2.0}), columns=["rte_s"]).read_text().splitlines()
+    assert table[-2] == ""
+    assert table[-1].startswith("rte_s: ")
+    assert "data_s" in table[-1]
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from jobs import Runner, StopError, read, rows, silent, stop, table
 from launched import two
 
-from erase.evaluation import classes, report
+from erase.evaluation import classes, clip, report
 from erase.evaluation.clip import text_features
 from erase.evaluation.manifest import images_of, read_manifest
 from erase.evaluation.page import verdict
@@ -55,8 +55,16 @@ def start(runs: Runner, out: Path, *words: str, **options: Any) -> list[str]:
     return said
 
 
-def test_a_concept_without_labels_is_judged(text_runs: Runner, clip_words: Any, tmp_path: Path) -> None:
-    said = start(text_runs, tmp_path / "run", *clip_words(erased_well))
+def test_a_concept_without_labels_is_judged(
+    text_runs: Runner, clip_words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, opened, looked = clip_words(erased_well), [], []
+    real, features = clip.open_clip, ZeroShot.features
+    monkeypatch.setattr(clip, "open_clip", lambda name: opened.append(name) or real(name))
+    monkeypatch.setattr(ZeroShot, "features", lambda self, paths: looked.append(paths[0]) or features(self, paths))
+    said = start(text_runs, tmp_path / "run", *words)
+    assert len(opened) == 1  # one judge for all of a run
+    assert [path.parent.name for path in looked] == ["base", "erased"]
     found = read(tmp_path / "run/report.json")
     before, after = found["before"]["clip"], found["after"]["clip"]
     assert [(side["forget"]["correct"], side["forget"]["n"]) for side in (before, after)] == [(6, 6), (0, 6)]

@@ -10,6 +10,7 @@ import micro_ddpm
 import numpy as np
 import pytest
 import torch
+import toys
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -35,7 +36,6 @@ from erase.programs.generating import Wanted
 from erase.programs.labels import data as gathering
 from erase.programs.labels.plan import Plan
 from erase.resources import preset_path
-from erase.store.class_names import class_names
 from erase.store.labelled import LabelledImages, read_labelled, scaled
 
 FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -193,12 +193,15 @@ def test_a_plain_pipeline_of_diffusers_needs_the_number_of_its_classes(tmp_path:
     assert changed(unet(tmp_path / "mine"), unet(out / "model"))
     assert read(out / "run.json")["plan"]["labels"] == [str(i) for i in range(3 if null else 4)]
     count = 3 if null else 4
-    generating.generate(
-        str(out / "model"), None, [PromptRow("2", 0)], tmp_path / "images", Wanted(steps=1, labels=class_names(count))
-    )
-    assert erase.load(out / "model", names=count).labels == [str(i) for i in range(count)]
+    generating.generate(str(out / "model"), None, [PromptRow("2", 0)], tmp_path / "images", Wanted(steps=1))
+    assert erase.load(out / "model").labels == [str(i) for i in range(count)]
+    assert erase.load(out / "model", names=["a", "b", "c", "d"][:count]).labels[0] == "a"  # numbers give way to names
+    with pytest.raises(ValueError, match="labels"):
+        erase.load(out / "model", names=7 - count)
     job = runs.job(*words, f"labels={count}")
     assert (job.model.has_null, job.config.train.dropout) == (null, 0.1 if null else 0.0)
+    again = runs.job("model={work}/out/model", *words[1:], "forget.labels=[2]", f"labels={count}")
+    assert [again.plan.labels[i] for i in again.plan.earlier] == ["1"]
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -229,6 +232,32 @@ def test_a_method_makes_the_images_that_it_reads_alone(label_runs: Runner, tmp_p
         there = tuple(0 if side is None else len(side) for side in (lesson.forget, lesson.remain))
         assert there == job.sides() == expected
     label_runs(tmp_path / "out", *words, "method={name: finetune}")
+
+
+def test_runs_share_the_images_that_a_model_generates(
+    label_runs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of them is the same: the forget side of runs with other anchors, not of other guidance."""
+    asked: list[int] = []
+    real = Model.draw_latents
+    monkeypatch.setattr(
+        Model, "draw_latents", lambda self, prompts, *a, **k: asked.append(len(prompts)) or real(self, prompts, *a, **k)
+    )
+
+    def learned(*words: str, out: str) -> dict[str, torch.Tensor]:
+        asked.clear()
+        words = ("data=null", "remain.count=3", f"draw.cache={tmp_path / 'kept'}", *QUICK, *words)
+        return unet(label_runs(tmp_path / out, *words) / "model")
+
+    first = learned(out="first")
+    assert sum(asked) == 4 + 2 * 3
+    assert toys.same(first, learned(out="again"))
+    assert asked == []
+    learned("remain.count=2", out="fewer")
+    assert sum(asked) == 2 * 2
+    learned("draw.guidance=1", out="other")
+    assert sum(asked) == 4 + 2 * 3
+    assert toys.same(first, learned("draw.cache=null", out="none"))
 
 
 @pytest.fixture(scope="module")

@@ -254,9 +254,9 @@ def test_a_report_is_summed_up() -> None:
         "target": {"forget": ["bee"], "earlier": []},
         "before": side(1.0, 2.0, ant=1.0, cow=0.75),
         "after": side(0.25, 3.0, ant=0.5, cow=1.0),
-        "timing": {"erase_s": 2.0, "saliency_s": 3.0},
+        "timing": {"data_s": 7.0, "erase_s": 2.0, "saliency_s": 3.0},
     }
-    times = {"saliency_s": 3.0, "erase_s": 2.0, "rte_s": 5.0}
+    times = {"data_s": 7.0, "saliency_s": 3.0, "erase_s": 2.0, "rte_s": 5.0}
     shown = {"forget": 0.25, "remain": 0.75, "drop": 12.5, "worst": 50.0, "frechet": 1.5, "coverage": 0.4}
     assert summarise(report) == pytest.approx({**shown, "shows": "cow", **times})
     compared = summarise({**report, "gap": {"fa": 1.0, "kl": 0.5}})

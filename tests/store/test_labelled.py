@@ -585,14 +585,16 @@ def test_a_class_is_found_by_name_synonym_and_number() -> None:
     ):
         class_number("crane", names)
     for label in ("6", 6, -1, "Crane", "tinca"):
-        with pytest.raises(ValueError, match=f"no class {label!r}; the classes are: 0 tench, Tinca tinca, 1 cr"):
-            class_number(label, names)
+        with pytest.raises(ValueError, match=f"no class {label!r} of mine; .*the classes are: 0 tench, Tinca tinca, 1"):
+            class_number(label, names, "mine")
 
 
 def test_of_many_classes_the_closest_are_named() -> None:
     names = ["golden retriever, goldie", *(f"class {i}" for i in range(1, 1000))]
-    said = "no class 'Golden Retriever'; the model has 1000, 0 golden retriever, goldie to 999 class 999; did you mean "
-    with pytest.raises(ValueError, match=f"{said}'golden retriever'"):
+    said = (
+        "no class 'Golden Retriever'; did you mean 'golden retriever'.* 1000, 0 golden retriever, goldie to 999 class 9"
+    )
+    with pytest.raises(ValueError, match=said):
         class_number("Golden Retriever", names)
     for label, meant in (("retriever", "golden retriever"), ("GOLDE", "golden retriever"), ("clas 7", "class 7")):
         with pytest.raises(ValueError, match=f"did you mean.+{meant}'"):

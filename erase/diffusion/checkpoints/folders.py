@@ -31,6 +31,8 @@ HIDES = ("safety_checker", "feature_extractor", "image_encoder")
 SINGLE = "model.safetensors"
 FORGOTTEN = "erase_forgotten"
 """The key of a weight file's header that says what was forgotten, a JSON list: class names, or marks of prompts."""
+LABELS = "erase_labels"
+"""The key that names the classes of a folder that names none itself, a JSON list."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Source:
     family: str = "sd"
     """A module of `erase.diffusion.families`."""
     labels: tuple[str, ...] = ()
-    """Class names that the user gives, for a folder that has none."""
+    """Class names that the user gives, or that its header has (`LABELS`), for a folder that has none."""
 
     @property
     def place(self) -> Path:
@@ -122,11 +124,24 @@ def forgotten(source: Source | SingleFile) -> list[str]:
 
 def forgotten_in(header: Mapping[str, str], where: str | Path) -> list[str]:
     """As `forgotten`, of a header."""
-    text = header.get(FORGOTTEN, "[]")
+    return _list_in(header, FORGOTTEN, where)
+
+
+def labels(source: Source | SingleFile) -> tuple[str, ...]:
+    """Names of the classes that a checkpoint of ours was erased with, where its folder names none: see `LABELS`.
+
+    Raises:
+        ValueError: for a header that cannot be read.
+    """
+    return tuple(_list_in(header(source), LABELS, source.name))
+
+
+def _list_in(header: Mapping[str, str], key: str, where: str | Path) -> list[str]:
+    text = header.get(key, "[]")
     try:
         return [str(name) for name in json.loads(text)]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {FORGOTTEN} in its header is no JSON list of names: {text[:80]}") from error
+        raise ValueError(f"{where}: {key} in its header is no JSON list of names: {text[:80]}") from error
 
 
 def find(model: str | Path, downloader: Any = None) -> Path:

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from erase import resources
-from erase.diffusion.checkpoints import lora, networks, quantised, single_file
+from erase.diffusion.checkpoints import folders, lora, networks, quantised, single_file
 from erase.diffusion.checkpoints.folders import Source, check, check_parts, find, read_index
 from erase.diffusion.checkpoints.layout import Prediction
 from erase.diffusion.checkpoints.single_file import SUFFIXES, SingleFile
 from erase.diffusion.checkpoints.texts import read_texts
 from erase.diffusion.families import family, family_of, layout_of
 from erase.store import files
+from erase.store.class_names import class_names
 
 COMMANDS = {"text": "erase run sd", "label": "erase run ddpm"}
 
@@ -66,7 +67,7 @@ def locate(
     lora.refuse_beside(folder)
     if not (folder / "model_index.json").exists():
         if (folder / "config.json").exists():
-            return replace(_lone_network(model, folder, condition), labels=tuple(labels))
+            return _with_labels(_lone_network(model, folder, condition), labels, {})
         _refuse_folder(folder)
     index = read_index(folder)
     kind, name = index["_class_name"], name_family(index, folder)
@@ -74,7 +75,23 @@ def locate(
     if condition is not None and condition != known.CONDITION:
         raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
     found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
-    return replace(found, labels=tuple(labels))
+    return _with_labels(found, labels, index) if known.CONDITION == "label" else found
+
+
+def _with_labels(source: Source, given: Sequence[str], index: Mapping[str, Any]) -> Source:
+    """The same with names of its classes: those that are given, or that were when we erased it.
+
+    Raises:
+        ValueError: where these are different names.
+    """
+    kept = () if index.get("id2label") else folders.labels(source)
+    names = tuple(given) or kept
+    if kept and (len(names) != len(kept) or kept not in (names, class_names(len(kept)))):
+        raise ValueError(
+            f"{source.folder} was erased with labels={', '.join(kept)}, and has another meaning with "
+            f"{', '.join(names)}: leave out labels"
+        )
+    return replace(source, labels=names)
 
 
 def _rest(components: str | Path, file: Path, name: str, held: Collection[str]) -> tuple[Source, dict[str, str]]:

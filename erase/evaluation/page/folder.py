@@ -23,6 +23,8 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     if not Path(run_dir).is_dir():
         raise ValueError(f"{run_dir}: no such run folder")
     path = Path(run_dir) / "report.json"
+    if not path.is_file():
+        raise ValueError(_no_report(Path(run_dir)))
     report = {"before": {}, "after": {}, "timing": {}, "versions": {}, "paired": {}, "memory": {}, **read_mapping(path)}
     for key in ("before", "after", "timing", "versions", "paired", "memory"):
         if not isinstance(report[key], dict):
@@ -30,6 +32,17 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     if not isinstance(report.get("retrained", {}), dict):
         raise ValueError(f"{path}: 'retrained' is not a mapping")
     return report
+
+
+def _no_report(folder: Path) -> str:
+    """What a folder without a `report.json` is, and what to name in its place."""
+    if (folder / "compare.json").is_file():
+        return f"{folder} holds a comparison, whose page is {folder / 'index.html'}; name one of {folder / 'runs'}"
+    if (folder / "run.json").is_file():
+        return f"{folder} holds a run that has not finished (no report.json): go on with it by --resume"
+    near = sorted(path.parent for path in folder.glob("*/report.json"))
+    hint = f", such as {near[0]}" if near else ""
+    return f"{folder} is no run (no report.json): name the --out of an erase run that has finished{hint}"
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from erase.evaluation.page.words import as_seconds, is_number
 
 JUDGES = ("classifier", "nudity", "clip")
 """Settings under `eval` that name what judges images."""
+PARTS = {"data_s": "data", "saliency_s": "mask", "erase_s": "steps"}
+"""Of the time that unlearning takes: keys of a report's `timing`, in words."""
 _FALL = {
     "unknown": "Not known whether it is gone",
     "few": f"Fewer than {FEWEST} images, too few to tell whether it is gone",
@@ -56,11 +58,14 @@ def nothing(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 
 def cost(report: Mapping[str, Any]) -> list[str]:
-    """Time of unlearning with its mask, and the most memory; each where it is known."""
+    """Time of all that unlearning takes, with its parts, and the most memory; each where it is known."""
     timing, memory = report.get("timing", {}), report.get("memory", {})
     found = []
     if is_number(timing.get("erase_s")):
-        found.append(as_seconds(timing["erase_s"] + (timing.get("saliency_s") or 0)))
+        parts = {words: timing[key] for key, words in PARTS.items() if is_number(timing.get(key))}
+        total = sum(parts.values())
+        told = [f"{words} {as_seconds(seconds)}" for words, seconds in parts.items() if seconds > total / 100]
+        found.append(as_seconds(total) + (f" ({', '.join(told)})" if len(told) > 1 else ""))
     for key, what in (("gpu_bytes", " on the GPU"), ("ram_bytes", "")):
         if memory.get(key):
             return [*found, f"{memory[key] / 1e9:.1f} GB{what}"]

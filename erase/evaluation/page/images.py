@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from erase.evaluation import grid
+from erase.evaluation.columns import Column, blocks, headings, match
 from erase.evaluation.grid import Blur, fit, read_for_people
 from erase.evaluation.manifest import check_bytes, read_manifest
 from erase.evaluation.page.folder import image_folders
@@ -20,6 +20,10 @@ SIDES = (512, 384, 256, 192, 128)
 """Longest side in pixels of images on the page: the largest with which they stay within `BUDGET`."""
 BUDGET = 4_500_000
 """Bytes of all images, before base64 adds a third."""
+
+
+LONGEST = 14
+"""Letters of a word that is not broken."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,17 @@ class Block:
     """Heading and, in a block of several prompts, side of each."""
     rows: tuple[tuple[str, tuple[Picture, ...]], ...]
 
+    @property
+    def word(self) -> int:
+        """Letters of the longest word above a column, for which there must be room; longer ones may be broken."""
+        return min(
+            LONGEST, max((len(word) for texts in self.columns for text in texts for word in text.split()), default=1)
+        )
 
-def chosen_columns(columns: Sequence[grid.Column]) -> list[tuple[str, list[int]]]:
+
+def chosen_columns(columns: Sequence[Column]) -> list[tuple[str, list[int]]]:
     """What the page shows: (prompt, columns) of each block."""
-    parts = grid.blocks(columns)
+    parts = blocks(columns)
     if len(parts) == 1 and not parts[0][0]:  # an image a prompt: as many as fit in a block
         numbers = parts[0][1]
         parts = [("", numbers[start : start + MAX_COLUMNS]) for start in range(0, len(numbers), MAX_COLUMNS)]
@@ -57,13 +68,13 @@ def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) 
     folders = image_folders(run_dir)
     if not folders:
         return [], ""
-    columns, images = grid.match(list(folders.values()))
+    columns, images = match(list(folders.values()))
     chosen = chosen_columns(columns)
     numbers = [i for _, part in chosen for i in part]
     encoded = encode(list(folders.values()), [row[i] for i in numbers for row in images], blur)
     shown = []
     for prompt, part in chosen:
-        title, heads = grid.headings(prompt, [columns[i] for i in part])
+        title, heads = headings(prompt, [columns[i] for i in part])
         if prompt:
             marked = [(head, "") for head in heads]
         else:  # an image a prompt: its seed is in the enlarged image's caption

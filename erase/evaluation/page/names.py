@@ -129,7 +129,7 @@ NAMES: dict[str, Name] = {
     "steps": Name("steps"),
     "data_s": Name("Generating and encoding the data", "s", -1),
     "erase_s": Name("Unlearning", "s", -1),
-    "rte_s": Name("Run time of unlearning", "s", -1),
+    "rte_s": Name("Run time of mask and steps", "s", -1),
     "rte_share": Name("Run time", "of the retrained model's", -1),
     "saliency_s": Name("Making the mask", "s", -1),
     "step_s": Name("A step", "s", -1),

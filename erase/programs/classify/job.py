@@ -41,7 +41,7 @@ class Job:
                 f"--save delta keeps what changed, and {setting.method.name} makes new weights: leave it out"
             )
         given = open_model(config, setting.device)
-        self.plan = make_plan(config, self.fresh, None if given is None else given.labels, setting.say)
+        self.plan = make_plan(config, self.fresh, given, setting.say)
         self.model = new_model(config, self.plan, setting.device) if given is None else given
         check(config, self.plan, self.model, self.fresh)
         check_guidance(config.saliency, setting.entry, False)

@@ -12,7 +12,7 @@ from erase.classification.models import Model
 from erase.classification.splits import Split
 from erase.config import NEW, ClassifyConfig
 from erase.engine import distributed
-from erase.store.class_names import class_number
+from erase.store.class_names import class_number, short
 from erase.store.labelled import LabelledImages, NoSplitError, read_labelled
 
 
@@ -65,7 +65,7 @@ def read_data(
 def make_plan(
     config: ClassifyConfig,
     fresh: bool,
-    known: Sequence[str] | None = None,
+    model: Model | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Read the data and split them.
@@ -73,14 +73,16 @@ def make_plan(
     Args:
         config: the settings.
         fresh: whether the weights are new.
-        known: names of the classes of a model that is there, by number.
+        model: the one to start from, if it is there.
         say: where lines on the data go.
 
     Raises:
-        ValueError: for data that cannot be read, and unless exactly one way to choose the forgotten images is given
-            (for training none may be).
+        ValueError: for data that cannot be read, or that the model does not fit, and unless exactly one way to choose
+            the forgotten images is given (for training none may be).
     """
-    data, test = read_data(config, known, say)
+    data, test = read_data(config, None if model is None else model.labels, say)
+    if model is not None:
+        fits(config.model, model, data, config.data.source)
     wanted = config.forget
     ways = {"fraction": wanted.fraction, "labels": wanted.labels, "ids": wanted.ids, "split": wanted.split}
     given = [name for name, value in ways.items() if value not in (None, [])]
@@ -93,7 +95,7 @@ def make_plan(
     if wanted.split is not None:
         split = splits.read(wanted.split, data)
     else:
-        labels = [class_number(label, data.names) for label in wanted.labels]
+        labels = [class_number(label, data.names, f"data.source={config.data.source}") for label in wanted.labels]
         seed = config.seed if wanted.seed is None else wanted.seed
         split = splits.make(
             data,
@@ -135,10 +137,9 @@ def check(config: ClassifyConfig, plan: Plan, model: Model, fresh: bool) -> None
     """Find out now, not after the training, what cannot work.
 
     Raises:
-        ValueError: for a model of other classes or images than the data, a missing recipe or train, a recipe's batch
-            that does not divide over the processes, or a retrained model that does not fit.
+        ValueError: for a missing recipe or train, a recipe's batch that does not divide over the processes, or a
+            retrained model that does not fit the data.
     """
-    fits(config.model, model, plan.data)
     own = [key for key in config.method if key != "name"]
     if fresh and own:
         raise ValueError(f"training goes by the recipe: leave out method.{own[0]}, and set recipe.* instead")
@@ -155,22 +156,27 @@ def check(config: ClassifyConfig, plan: Plan, model: Model, fresh: bool) -> None
     if trains and size % distributed.world():
         raise ValueError(f"recipe.batch_size {size} does not divide over {distributed.world()} processes")
     if isinstance(wanted, str):
-        fits(wanted, models.open_model(folders.locate(wanted).folder), plan.data)
+        fits(wanted, models.open_model(folders.locate(wanted).folder), plan.data, config.data.source)
 
 
-def fits(name: str, model: Model, data: LabelledImages) -> None:
+def fits(name: str, model: Model, data: LabelledImages, source: str) -> None:
     """Find out whether a model knows the data's classes and takes its images.
 
     Raises:
         ValueError: otherwise.
     """
-    if len(model.labels) != len(data.names):
-        raise ValueError(f"{name} has {len(model.labels)} classes, the data have {len(data.names)}: they must agree")
-    unnamed = tuple(f"LABEL_{k}" for k in range(len(model.labels)))
-    if model.labels not in (unnamed, data.names):
+    own, K = model.labels, len(model.labels)
+    unnamed = own == tuple(f"LABEL_{k}" for k in range(K))
+    if len(data.names) != K:
+        named = "" if unnamed else f" ({short(own)})"
         raise ValueError(
-            f"the data's classes are {', '.join(data.names)}, those of {name} are {', '.join(model.labels)}: rename "
-            "the class folders, or give data.names (of other sources) as the model has them"
+            f"{name} has {K} classes{named}, data.source={source} has {len(data.names)}: set data.source to the images "
+            "that the model was trained on, with a subfolder for each class"
+        )
+    if not unnamed and own != data.names:
+        raise ValueError(
+            f"the classes of data.source={source} are {short(data.names)}, those of {name} are {short(own)}: set "
+            "data.source to the model's own images, rename the class folders, or give data.names (of other sources)"
         )
     depth = data.pixels.shape[1]
     if depth not in (1, model.channels):

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from erase import config
-from erase.evaluation import detections, detector, grid
+from erase.evaluation import detections, detector
+from erase.evaluation.columns import Column, headings, match
 from erase.evaluation.manifest import MANIFEST
 from erase.evaluation.page.images import Block, encode
+from erase.evaluation.people import may_show_people
 from erase.programs.comparison.spec import Run
 
 COLUMNS = 6
@@ -36,7 +38,7 @@ class _Part:
     title: str
     side: str
     heads: list[str]
-    columns: list[grid.Column]
+    columns: list[Column]
     folders: dict[str, Path]
     images: list[list[Path]]
 
@@ -64,8 +66,8 @@ def image_blocks(
         missing += [target] if found is None else []
     width = max(2, min(COLUMNS, MOST // max(1, sum(len(part.folders) for part in parts))))
     paths = [path for part in parts for row in part.images for path in row[:width]]
-    kind = config.PIPELINES[pipeline]
-    hidden = bool(paths) and any(_blurs(config.parse(one.run.settings, kind)) for one in done)
+    prompts = {column.prompt for part in parts for column in part.columns}
+    hidden = bool(paths) and any(_hides(one, pipeline, prompts) for one in done)
     if hidden and (new := [path for path in paths if path not in boxes]):
         boxes |= detections.exposed_boxes(detector.detect(new))
     folders = list(dict.fromkeys(folder for part in parts for folder in part.folders.values()))
@@ -89,8 +91,12 @@ def image_blocks(
     return blocks, hidden, " ".join(notes)
 
 
-def _blurs(settings: Any) -> bool:
-    return bool(getattr(settings.eval, "blur", False))
+def _hides(one: Finished, pipeline: str, prompts: set[str]) -> bool:
+    """Whether a run's images are looked at for what to hide: by `eval.blur`, where they may be of persons."""
+    wanted: Any = config.parse(one.run.settings, config.PIPELINES[pipeline])
+    instead = one.report.get("target", {}).get("anchors") or ([""] if pipeline == "sd" else [])
+    asked = getattr(wanted.eval, "nudity", None) is not None or may_show_people([*prompts, *instead])
+    return bool(getattr(wanted.eval, "blur", False)) and asked
 
 
 def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
@@ -105,7 +111,7 @@ def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
     if not folders:
         return []
     try:
-        columns, images = grid.match(list(folders.values()))
+        columns, images = match(list(folders.values()))
     except ValueError:  # methods with eval.prompts of their own
         return None
     target = same[0].report.get("target", {}).get("forget", [])
@@ -116,7 +122,7 @@ def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
         if numbers := numbers[:COLUMNS]:
             shown = [columns[i] for i in numbers]
             prompts = {column.prompt for column in shown}
-            title, heads = grid.headings(prompts.pop() if len(prompts) == 1 else "", shown)
+            title, heads = headings(prompts.pop() if len(prompts) == 1 else "", shown)
             heads = heads if title else [column.prompt.strip() for column in shown]
             above = ": ".join(filter(None, (same[0].run.target, title)))
             parts.append(_Part(above, side, heads, shown, folders, [[row[i] for i in numbers] for row in images]))

@@ -136,7 +136,7 @@ def _in_numbers(done: Sequence[Finished]) -> str:
         parts.append(f"{name}: {'no images' if score.rate is None else count}")
     times = [one.result["rte_s"] for one in done if is_number(one.result.get("rte_s"))]
     if times:
-        parts.append(as_seconds(statistics.fmean(times)) + (" a run" if len(done) > 1 else ""))
+        parts.append(f"mask and steps {as_seconds(statistics.fmean(times))}" + (" a run" if len(done) > 1 else ""))
     return "; ".join(parts) or "nothing was judged"
 
 

@@ -39,7 +39,10 @@ def write(
     keys, names = keys_of(results), names_of(results, columns)
     own, over = rows_of(results)
     best = front([*own, *over], goals)
-    files.write_text(out / "table.md", "\n".join(table([*own, *over], names, axes, best)) + "\n")
+    lines = table([*own, *over], names, axes, best)
+    if "rte_s" in names:
+        lines += ["", "rte_s: seconds of mask and steps, without those of the data that the runs share (data_s)"]
+    files.write_text(out / "table.md", "\n".join(lines) + "\n")
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(keys)

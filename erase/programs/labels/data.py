@@ -17,7 +17,7 @@ from erase.diffusion.model import Model
 from erase.engine.backend import map_batch, seeded
 from erase.engine.precision import Precision
 from erase.evaluation import generate
-from erase.programs.images import drawn_data
+from erase.programs.images import drawn_data, kept_at
 from erase.programs.labels.plan import Plan
 from erase.store.labelled import scaled
 
@@ -58,7 +58,9 @@ def gather(
                 autocast=precision.drawing,
             )
 
-        return LatentSet(drawn_data(draw, len(words), config.draw.batch_size, what), torch.tensor(words), table)
+        scale = diffuser.guidance if config.draw.guidance is None else config.draw.guidance
+        kept = kept_at(config, diffuser, words, scale, diffuser.has_null)
+        return LatentSet(drawn_data(draw, len(words), config.draw.batch_size, what, kept), torch.tensor(words), table)
 
     if fresh:
         return None, side(plan.remain, config.remain.count, "remain")

@@ -18,6 +18,7 @@ from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.model import Model
 from erase.engine import distributed
 from erase.evaluation import detections, detector, grid, manifest, report
+from erase.evaluation.people import may_show_people
 from erase.programs import saving
 from erase.programs.folder import first_line
 from erase.programs.images import draw_pictures, sampler_of
@@ -125,9 +126,11 @@ class Job:
         if not config.eval.images:
             return
         scale = model.guidance if config.draw.guidance is None else config.draw.guidance
+        drawn = asdict(config.draw) | {"guidance": scale}
+        drawn.pop("cache")  # of data, which these are not
         settings = {
             "weights": self.weights[name],
-            "draw": {**asdict(config.draw), "guidance": scale},
+            "draw": drawn,
             "precision": config.precision,
             "scheduler": type(model.scheduler(config.draw.sampler)).__name__,
         }
@@ -166,6 +169,8 @@ class Job:
             target = saving.hidden({"forget": plan.forget, "anchors": plan.anchors})
             meta = saving.provenance(self.config, setting.preset, self.source, target, learned.mask)
             meta |= {folders.FORGOTTEN: json.dumps(plan.gone)}
+            if self.source.labels:
+                meta |= {folders.LABELS: json.dumps(self.source.labels)}
             saving.save(self.source, learned.values, setting.out, meta, setting.form)
         elif not (setting.out / saving.MODEL).exists():
             with torch.no_grad():
@@ -210,7 +215,7 @@ class Job:
         if self.config.eval.images:
             names = [name for name in FOLDERS.values() if self.setting.images(name).is_dir()]
             there = [self.setting.images(name) for name in names]
-            if self.config.eval.blur:
+            if self.config.eval.blur and may_show_people(self.plan.labels):
                 rows = [(folder, row) for folder in there for row in manifest.read_manifest(folder)]
                 blur = detections.exposed_boxes(
                     detector.detect([folder / row.file for folder, row in rows if row.index < COLUMNS])

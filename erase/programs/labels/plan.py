@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 
@@ -18,7 +19,7 @@ from erase.engine.method import Method
 from erase.evaluation import classes, generate
 from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method
-from erase.store.class_names import class_names, class_number
+from erase.store.class_names import class_names, class_number, short
 from erase.store.labelled import LabelledImages, read_labelled
 
 LEAST = 6
@@ -132,26 +133,12 @@ def make_plan(
             other classes or another shape than the model's.
     """
     labels = diffuser.labels
-    if data is not None:
-        ordered = data.ordered(labels)
-        if ordered is None:
-            raise ValueError(
-                f"the data's classes are {short(data.names)}, the model's are {short(labels)}: give data.names (or "
-                "labels, for a model that names none) as the other has them, or data=null"
-            )
-        data = ordered
-        if tuple(data.pixels.shape[1:]) != diffuser.shape:
-            raise ValueError(
-                f"the data's images are {list(data.pixels.shape[1:])} (channels, height, width), the model takes "
-                f"{list(diffuser.shape)}: give data.size={diffuser.shape[1]}, or convert the files first"
-            )
-
-    forget = [class_number(label, labels) for label in config.forget.labels]
+    data = None if data is None else fitting(data, diffuser)
+    numbers = partial(numbers_of, labels, config.model)
+    forget = numbers(config.forget.labels, "forget.labels")
     if len(set(forget)) != len(forget):
         raise ValueError(f"forget.labels names a class twice: {config.forget.labels}")
-    before = dict.fromkeys(
-        class_number(label, labels) for label in (*config.forget.earlier, *([] if fresh else forgotten))
-    )
+    before = dict.fromkeys(numbers([*config.forget.earlier, *([] if fresh else forgotten)], "forget.earlier"))
     earlier = [i for i in before if i not in forget]
     if len({*forget, *earlier}) == len(labels):
         raise ValueError("every class is named in forget.labels or was forgotten before: something must stay")
@@ -159,7 +146,7 @@ def make_plan(
         raise ValueError(f"forget.pictures={config.forget.pictures} is for forget.loss=redirect; with the others: own")
     anchors: list[int] = []
     if config.forget.loss == "redirect" and not fresh:
-        anchors = [class_number(label, labels) for label in config.forget.anchors]
+        anchors = numbers(config.forget.anchors, "forget.anchors")
         anchors = anchors * len(forget) if len(anchors) == 1 else anchors
         if anchors and len(anchors) != len(forget):
             raise ValueError(
@@ -167,20 +154,47 @@ def make_plan(
             )
         if set(anchors) & {*forget, *earlier}:
             raise ValueError("a forgotten class cannot be an anchor: choose one that stays")
-    among = (
-        [] if isinstance(config.forget.among, str) else [class_number(label, labels) for label in config.forget.among]
-    )
+    among = [] if isinstance(config.forget.among, str) else numbers(config.forget.among, "forget.among")
     if set(among) & {*forget, *earlier}:
         raise ValueError("forget.among names a forgotten class: choose classes that stay")
     if config.forget.among != "all" and (config.forget.loss != "redirect" or anchors):
         raise ValueError("forget.among is for forget.loss=redirect without forget.anchors: take one back")
-    try:
-        shown = [class_number(label, labels) for label in config.eval.labels]
-    except ValueError as error:
-        raise ValueError(f"eval.labels: {error}") from error
+    shown = numbers(config.eval.labels, "eval.labels")
     if shown and not {*shown} - {*forget, *earlier}:
         raise ValueError("eval.labels names forgotten classes alone: add classes that stay")
     return Plan(labels, forget, anchors, data, earlier, among, shown)
+
+
+def fitting(data: LabelledImages, diffuser: Model) -> LabelledImages:
+    """The same images, their classes numbered as the model's.
+
+    Raises:
+        ValueError: for data of other classes or another shape than the model's.
+    """
+    ordered = data.ordered(diffuser.labels)
+    if ordered is None:
+        raise ValueError(
+            f"the data's classes are {short(data.names)}, the model's are {short(diffuser.labels)}: give data.names "
+            "(or labels, for a model that names none) as the other has them, or data=null"
+        )
+    if tuple(data.pixels.shape[1:]) != diffuser.shape:
+        raise ValueError(
+            f"the data's images are {list(data.pixels.shape[1:])} (channels, height, width), the model takes "
+            f"{list(diffuser.shape)}: give data.size={diffuser.shape[1]}, or convert the files first"
+        )
+    return ordered
+
+
+def numbers_of(labels: Sequence[str], model: str, given: Sequence[str | int], key: str) -> list[int]:
+    """Numbers of the classes that a setting names.
+
+    Raises:
+        ValueError: for what is no class of the model.
+    """
+    try:
+        return [class_number(label, labels, model) for label in given]
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> None:
@@ -226,11 +240,6 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
             )
     if config.eval.retrained is not None:
         open_retrained(config.eval.retrained, config, plan, "cpu")
-
-
-def short(names: Sequence[str]) -> str:
-    """Names in a line, the first dozen of them."""
-    return ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
 
 
 def open_retrained(model: str, config: DdpmConfig, plan: Plan, device: torch.device | str) -> Model:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from erase.config import SdConfig
 from erase.diffusion import text
 from erase.diffusion.model import Model
-from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import generate
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.images import draw_pictures, drawn_data, sampler_of
+from erase.programs.images import draw_pictures, draw_settings, drawn_data, kept_at, sampler_of
 
 
 def draw_rows(
@@ -36,7 +31,7 @@ def draw_rows(
     """Pictures of a model by the run's settings; `made` says what else they depend on."""
     settings: dict[str, Any] = {
         **made,
-        "draw": draw_settings(config),
+        "draw": draw_settings(config.draw),
         "precision": config.precision,
         "scheduler": type(diffuser.scheduler(config.draw.sampler)).__name__,
     }
@@ -71,18 +66,5 @@ def drawn_latents(
             autocast=precision.drawing,
         )
 
-    kept = None if config.draw.cache is None else config.draw.cache / _key(config, diffuser, words, samples)
+    kept = kept_at(config, diffuser, list(words), list(samples))
     return drawn_data(draw, len(words), config.draw.batch_size, what, kept)
-
-
-def draw_settings(config: SdConfig) -> dict[str, Any]:
-    """What of `draw` an image depends on; the model's own sampler goes without saying."""
-    found = asdict(config.draw)
-    return {key: value for key, value in found.items() if key != "cache" and (key, value) != ("sampler", None)}
-
-
-def _key(config: SdConfig, diffuser: Model, words: Sequence[str], samples: Sequence[int]) -> str:
-    """The name of a file of latents: a hash of all that they depend on, to the bit."""
-    what = [diffuser.weights, draw_settings(config), config.precision, str(diffuser.device)]
-    text = json.dumps([*what, config.seed, list(words), list(samples), distributed.world(), torch.__version__])
-    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"

@@ -25,8 +25,8 @@ from erase.programs.inputs import check_guidance, denoising, sides_read, with_dr
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.drawing import draw_rows
-from erase.programs.text.judge import calibrate, check_evaluators, why_unjudged
-from erase.programs.text.judges.nudity import look_for_nudity
+from erase.programs.text.judge import calibrate, check_evaluators, judges_of, why_unjudged
+from erase.programs.text.judges.nudity import hides, look_for_nudity
 from erase.programs.text.lesson import make_lesson, read_sides, readable
 from erase.programs.text.plan import make_plan, marks
 from erase.programs.text.report import AXES, GOALS, make_report, summarise
@@ -55,7 +55,8 @@ class Job:
         self.chosen = self.model.choose(config.train.parameters)
         if isinstance(setting.method.update, ClosedForm):
             text.check_edited(self.model, self.chosen)
-        check_evaluators(config, plan)
+        self.judges = judges_of(config, plan)
+        check_evaluators(config, plan, self.judges)
         check_guidance(config.saliency, setting.entry, self.model.has_null)
         if config.eval.images and config.eval.base is not None:
             generate.check_reuse(config.eval.base)
@@ -139,7 +140,7 @@ class Job:
     def measure_base(self) -> None:
         """Images of the base; a zero-shot judge is calibrated on them."""
         self.generate_images("base", self.model, self.config.eval.base)
-        if (found := calibrate(self.config, self.plan, self.setting.images("base"))) is not None:
+        if (found := calibrate(self.config, self.plan, self.judges, self.setting.images("base"))) is not None:
             self.setting.say("\n".join([f"{self.config.eval.clip}: {found}", *found.doubts.values()]))
 
     def generate_images(self, name: str, model: Model, reuse: Path | None = None) -> None:
@@ -163,7 +164,7 @@ class Job:
             model.checkpoint_activations()
         until = None
         if config.until is not None:
-            until = look_between_steps(config, plan, model, setting.precision, setting.out)
+            until = look_between_steps(config, plan, self.judges[0], model, setting.precision, setting.out)
         return make_lesson(config, model, sides, until)
 
     def save(self, learned: Learned) -> None:
@@ -193,12 +194,21 @@ class Job:
     def report(self, learned: Learned) -> dict[str, Any]:
         """Counts before and after, early stopping, attacks."""
         config, plan, setting, out = self.config, self.plan, self.setting, self.setting.out
-        result = make_report(config, plan, out, learned.mask, learned.timing, setting.command, self.weights)
+        result = make_report(
+            config, plan, self.judges, out, learned.mask, learned.timing, setting.command, self.weights
+        )
         if config.until is not None:
             result["until"] = looked(config, out)
         if config.eval.attacks:
             result["robustness"] = attack(
-                config, plan, self.erased(), out, setting.accelerator, setting.precision, setting.resume
+                config,
+                plan,
+                self.judges[0],
+                self.erased(),
+                out,
+                setting.accelerator,
+                setting.precision,
+                setting.resume,
             )
         return result
 
@@ -214,7 +224,7 @@ class Job:
         config, out = self.config, self.setting.out
         blur: Any = None
         shown = [self.setting.images(name) for name in ("base", "erased")]
-        if config.eval.images and config.eval.blur:
+        if config.eval.images and hides(config, self.plan):
             blur = {}
             for folder in shown:
                 paths = [folder / row.file for row in manifest.read_manifest(folder)]

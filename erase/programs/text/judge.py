@@ -22,7 +22,7 @@ SETTINGS = "eval.clip (any concept), eval.classifier (its labels) or eval.nudity
 
 
 def judges_of(config: SdConfig, plan: Plan) -> list[Judge]:
-    """A run's judges; the first decides where one is asked: early stopping, attacks, comparisons."""
+    """A run's judges, made once; the first decides where one is asked: early stopping, attacks, comparisons."""
     found: list[Judge] = []
     if config.eval.classifier is not None:
         found.append(Flags(config, plan) if config.eval.flag else Labels(config, plan))
@@ -33,7 +33,7 @@ def judges_of(config: SdConfig, plan: Plan) -> list[Judge]:
     return found
 
 
-def check_evaluators(config: SdConfig, plan: Plan) -> None:
+def check_evaluators(config: SdConfig, plan: Plan, judges: Sequence[Judge]) -> None:
     """Find out now, not after the training, that an evaluator cannot run.
 
     Raises:
@@ -43,7 +43,6 @@ def check_evaluators(config: SdConfig, plan: Plan) -> None:
     for key, of in (("flag", "classifier"), ("alternatives", "clip")):
         if getattr(config.eval, key) and getattr(config.eval, of) is None:
             raise ValueError(f"eval.{key} is a setting of eval.{of}, which is not set: set it, or take eval.{key} back")
-    judges = judges_of(config, plan)
     if config.until is not None:
         check_until(config, plan, judges)
     if config.eval.attacks and not judges:
@@ -80,14 +79,13 @@ def decides(config: SdConfig, judges: Sequence[Judge]) -> bool:
     return bool(config.until or config.eval.attacks) and bool(judges) and isinstance(judges[0], ZeroShot)
 
 
-def calibrate(config: SdConfig, plan: Plan, base: Path) -> Calibration | None:
+def calibrate(config: SdConfig, plan: Plan, judges: Sequence[Judge], base: Path) -> Calibration | None:
     """What `eval.clip` makes of the base's images; `None` where there is none of it, or of them.
 
     Raises:
         ValueError: if early stopping or attacks depend on it, and it does not know the concept, or not what remains;
             or images are not those of `plan.rows`.
     """
-    judges = judges_of(config, plan)
     zero = next((judge for judge in judges if isinstance(judge, ZeroShot)), None)
     if zero is None or not config.eval.images:
         return None

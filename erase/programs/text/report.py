@@ -12,8 +12,8 @@ from erase.evaluation import manifest
 from erase.evaluation.clip import score_change
 from erase.evaluation.stats import mcnemar_exact
 from erase.programs.folder import new_report, run_time
-from erase.programs.text.judge import judges_of, why_unjudged
-from erase.programs.text.judges.seam import Counted
+from erase.programs.text.judge import why_unjudged
+from erase.programs.text.judges.seam import Counted, Judge
 from erase.programs.text.judges.zeroshot import ZeroShot, withhold
 from erase.programs.text.plan import Plan
 
@@ -33,6 +33,7 @@ SIDES = {
 def make_report(
     config: SdConfig,
     plan: Plan,
+    judges: Sequence[Judge],
     out: Path,
     mask: Mask | None,
     timing: dict[str, Any],
@@ -54,7 +55,7 @@ def make_report(
     for when, folder in (("before", out / "images" / "base"), ("after", out / "images" / "erased")):
         paths[when] = manifest.check_images(folder, plan.rows, config.eval.images, drawn[folder.name])
         result[when]["pictures"] = manifest.origin(folder)
-    for judge in judges_of(config, plan):
+    for judge in judges:
         counted = {when: judge.count(of) for when, of in paths.items()}
         for when, found in counted.items():
             result[when][judge.SECTION] = found.numbers

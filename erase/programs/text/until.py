@@ -18,12 +18,12 @@ from erase.engine.precision import Precision
 from erase.evaluation.manifest import images_of
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.text.drawing import draw_rows
-from erase.programs.text.judge import judges_of
+from erase.programs.text.judges.seam import Judge
 from erase.programs.text.plan import Plan
 
 
 def look_between_steps(
-    config: SdConfig, plan: Plan, diffuser: Model, precision: Precision, out: Path
+    config: SdConfig, plan: Plan, judge: Judge, diffuser: Model, precision: Precision, out: Path
 ) -> Callable[[int], Probe | None]:
     """What the loop asks after each step: at some of them it draws a few pictures, judges them and drops them."""
     wanted = config.until
@@ -35,7 +35,6 @@ def look_between_steps(
         spread = [those[k * len(those) // wanted.images] for k in range(wanted.images)] if those else []
         # Seeds apart from the evaluation's: the pictures that end a run are not those that it is counted by.
         rows += [replace(row, seed=(row.seed + 1 + k) % 2**32) for k, row in enumerate(spread)]
-    judge = judges_of(config, plan)[0]
 
     def look(done: int) -> Probe | None:
         if done % wanted.every or done == config.train.steps:  # after the last step there is the evaluation

@@ -52,10 +52,13 @@ class Labels:
                 )
 
     def judge(self, paths: Sequence[Path], rows: Sequence[PromptRow]) -> Judged:
-        """See `Judge`."""
+        """See `Judge`; of a row without a label no image is right."""
         along = along_axis(self.config, self.plan, classified(paths, classifier_of(self.config)))
         gone, axis = concept(self.config, self.plan), self.config.forget.axis or "object"
-        right = classes.correct(along, [wanted(row, axis, along.labels, gone) for row in rows])
+        right, told = [False] * len(rows), [i for i, row in enumerate(rows) if label_of(row, axis) is not None]
+        asked = [wanted(rows[i], axis, along.labels, gone) for i in told]
+        for i, hit in zip(told, classes.correct(along.take(told), asked), strict=True):
+            right[i] = hit
         shown = [classes.shows(along, name) for name in gone]
         return Judged([any(hits) for hits in zip(*shown, strict=True)], right)
 

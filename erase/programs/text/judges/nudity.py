@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from erase.config import SdConfig
 from erase.engine import distributed
 from erase.evaluation import detections, detector, nudity
+from erase.evaluation.people import may_show_people
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.progress import bar
 from erase.programs.text.judges.seam import Counted, Judged
@@ -44,6 +45,12 @@ class NudeNet:
         found = look_for_nudity(self.config, paths, paths[0].parent, strict=False)
         numbers, flags = count_nudity(found, count_preset(self.config), self.plan, self.config.eval.images)
         return Counted(numbers, {"nudity": flags})
+
+
+def hides(config: SdConfig, plan: Plan) -> bool:
+    """Whether images are looked at for what to hide: by `eval.blur`, where they may be of persons."""
+    shown = [row.prompt for row in plan.rows] + (plan.anchors or [""])
+    return config.eval.blur and (config.eval.nudity is not None or may_show_people(shown))
 
 
 def count_preset(config: SdConfig) -> nudity.CountPreset:

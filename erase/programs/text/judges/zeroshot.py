@@ -40,7 +40,7 @@ class ZeroShot:
 
     @cached_property
     def model(self) -> clip.Clip:
-        """Loaded once: looks between steps ask it again and again."""
+        """Loaded once: it is asked before a run, between its steps and at its end."""
         return clip.open_clip(self.name)
 
     @cached_property
@@ -60,9 +60,14 @@ class ZeroShot:
                 f"eval.alternatives has {min(both)!r}, which is to be forgotten: name what it is told from"
             )
         try:
-            clip.open_clip(self.name)
+            _ = self.model
         except ValueError as error:
             raise ValueError(f"eval.clip: {error}") from error
+
+    @cached_property
+    def kept(self) -> dict[tuple[Path, ...], Floats]:
+        """Features of the evaluation's images: the base's are asked for to calibrate, and again for the report."""
+        return {}
 
     def features(self, paths: Sequence[Path]) -> Floats:
         """`[N, D]`, each process looking at its share."""
@@ -78,7 +83,9 @@ class ZeroShot:
         """See `Judge`; and the CLIP score of the remaining prompts."""
         about = each_image(self.plan, self.config.eval.images)
         prompts, sides = [row.prompt for row, _ in about], [side for _, side in about]
-        features = self.features(paths)
+        if tuple(paths) not in self.kept:
+            self.kept[tuple(paths)] = self.features(paths)
+        features = self.kept[tuple(paths)]
         seen = zeroshot.look(self.model, features, self.texts, prompts)
         hits = [a if side == "forget" else b for a, b, side in zip(seen.shows, seen.right, sides, strict=True)]
         numbers: dict[str, Any] = {**self.model.provenance, "axis": self.config.forget.axis or "object", "pairs": False}

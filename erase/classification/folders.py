@@ -46,11 +46,11 @@ def locate(model: str | Path) -> Source:
     if not folder.is_dir():
         raise ValueError(f"no model {name!r}: not a folder, not one of: {', '.join(names)}, not new")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no folder of a transformers image classifier: it has no config.json")
+        raise ValueError(f"{folder} is not the folder of a transformers image classifier: it has no config.json")
     check_links(folder)
     source = Source(name, folder)
     if not source.weights:
-        raise ValueError(f"{folder} is no whole image classifier: it has no {STEM}.safetensors")
+        raise ValueError(f"{folder} is not a complete image classifier: it has no {STEM}.safetensors")
     return source
 
 
@@ -64,7 +64,7 @@ def describe(source: Source) -> dict[str, Any]:
     config = files.read_json(source.folder / "config.json")
     names = config.get("id2label") or {}
     if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
-        raise ValueError(f"{source.folder / 'config.json'}: id2label maps no numbers to names")
+        raise ValueError(f"{source.folder / 'config.json'}: id2label does not map numbers to names")
     found = tensors(source)
     return {
         "kind": "image classifier of transformers",

@@ -74,7 +74,9 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> Model:
                 raise ValueError(f"weights are missing, such as {min(info['missing_keys'])}")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{folder} is no whole image classifier of transformers in safetensors ({reason})") from error
+        raise ValueError(
+            f"{folder} is not a complete image classifier of transformers in safetensors ({reason})"
+        ) from error
     broken = [name for name, t in net.state_dict().items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if broken:
         raise ValueError(f"{folder}: {broken[0]} holds values that are NaN or infinite: get the model again")
@@ -128,7 +130,7 @@ def new(
             if given.get("stem") is not None:
                 net = _with_stem(net, given["stem"])
     except (ValueError, TypeError, RuntimeError, StrictDataclassError, ZeroDivisionError) as error:
-        raise ValueError(f"architecture: {kind} cannot be made so ({' '.join(str(error).split())})") from error
+        raise ValueError(f"architecture: {kind} cannot be built ({' '.join(str(error).split())})") from error
     size = given.get("image_size")
     wanted = None if size is None else ((size, size) if isinstance(size, int) else tuple(size))
     half = (0.5,) * int(given.get("num_channels", channels))

@@ -119,8 +119,8 @@ def check(split: Split) -> Split:
         raise ValueError(f"the forget set is empty ({json.dumps(split.how)} of {split.count} training images)")
     if not len(split.remain):
         raise ValueError(
-            f"the forget set ({json.dumps(split.how)}) is all {split.count} training images but those held out: some "
-            "must remain"
+            f"the forget set ({json.dumps(split.how)}) is every one of the {split.count} training images that is not "
+            "held out: leave some that remain"
         )
     return split
 
@@ -145,7 +145,7 @@ def read(path: Path, data: LabelledImages) -> Split:
     split = _split(found)
     classes = torch.tensor(split.how.get("labels", []), dtype=torch.long)
     if bool(torch.isin(data.labels[split.validation], classes).any()):
-        raise ValueError(f"{path} holds out images of a class that it forgets: draw a new split by forget.labels")
+        raise ValueError(f"{path} holds out images of a class that it forgets: make a new split with forget.labels")
     return check(split)
 
 
@@ -165,9 +165,9 @@ def _stored(path: Path) -> dict[str, Any]:
     """A split file, if it is as it was written."""
     found = files.read_json(path)
     if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise ValueError(f"{path} is no split file: give the split.json of a run")
+        raise ValueError(f"{path} is not a split file: give the split.json of a run")
     if _digest({k: v for k, v in found.items() if k != "sha256"}) != found.get("sha256"):
-        raise ValueError(f"{path} was changed after it was written (its hash does not fit): draw a new split instead")
+        raise ValueError(f"{path} was changed after it was written (its hash does not fit): make a new split instead")
     return found
 
 

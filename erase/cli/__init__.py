@@ -24,7 +24,7 @@ def main() -> None:
         status = app(standalone_mode=False, prog_name="erase")
     except Stopped as stopped:
         if speaks():
-            sys.stderr.write(f"erase: stopped by {stopped.name}; go on with: {stopped.again}\n")
+            sys.stderr.write(f"erase: stopped by {stopped.name}; resume with: {stopped.again}\n")
         raise
     except _USAGE as error:
         if type(error).__name__ == "NoArgsIsHelpError":

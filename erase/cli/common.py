@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 ORDER = ["demo", "run", "compare", "attack", "generate", "eval", "grid", "report", "ls", "show", "settings", "inspect"]
-"""Of `erase --help`; the rest follows."""
+"""The order of `erase --help`; the rest follows."""
 
 
 class _Commands(TyperGroup):
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-evaluate = typer.Typer(help="Count what pictures show.", no_args_is_help=True, rich_markup_mode=None)
+evaluate = typer.Typer(help="Count and score what images show.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate, name="eval")
 
 
@@ -58,7 +58,7 @@ OutDir = Annotated[Path, typer.Option("--out", help="Folder to write; must be ne
 
 
 def result_file(out: Path) -> Path:
-    """Where a result may be written: at a new place, or over an earlier result.
+    """The path of a result: a new file, or an earlier result to overwrite.
 
     Raises:
         ValueError: for a folder, a place below a file, or a file that holds something else.
@@ -69,9 +69,9 @@ def result_file(out: Path) -> Path:
         with out.open("rb") as file:
             head = file.read(64)
         if not (head.lstrip().startswith(b"{") and b'"schema"' in head):
-            raise ValueError(f"{out} is there and no result of erase: choose another --out")
+            raise ValueError(f"{out} exists and is not a result of erase: choose another --out")
     elif any(parent.is_file() for parent in out.parents):
-        raise ValueError(f"{out} cannot be written: it is below a file")
+        raise ValueError(f"{out} cannot be written: one of its parents is a file")
     return out
 
 
@@ -80,16 +80,16 @@ Components = Annotated[
     str | None,
     typer.Option(
         metavar="DIR",
-        help="For a single file that holds the network alone, as those of Flux do: a diffusers folder or hub id of the "
-        "same model, with all else.",
+        help="For a single file with the network only, such as one of Flux: a diffusers folder or hub id of the same "
+        "model, which has the rest.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume what the folder holds.")]
 Blur = Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body parts that NudeNet finds.")]
 
 
 class Stopped(SystemExit):
-    """A signal ended the command; `again` goes on with it."""
+    """A signal ended the command; the command line `again` resumes it."""
 
     def __init__(self, number: int, again: str) -> None:
         super().__init__(128 + number)
@@ -97,11 +97,11 @@ class Stopped(SystemExit):
 
 
 def stoppable(out: Path | None = None, resume: str | None = None) -> None:
-    """SIGTERM and SIGINT end a command that can be gone on with; its files are whole at any time.
+    """SIGTERM and SIGINT end a command that can be resumed; its files are complete at any time.
 
     Args:
         out: the folder that it writes, if it takes `--resume`.
-        resume: the command that goes on once that folder holds something; by default this one, with `--resume`.
+        resume: the command that resumes, once that folder holds something; by default this one with `--resume`.
     """
     from erase.store.files import in_use
 
@@ -147,12 +147,12 @@ def check_out(out: Path, resume: bool, holds: str) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out names a folder")
     if any(parent.is_file() for parent in out.parents):
-        raise ValueError(f"{out} cannot be written: it is below a file")
+        raise ValueError(f"{out} cannot be written: one of its parents is a file")
     if resume and not (out / holds).is_file():
         why = "is not there" if not out.exists() else f"has no {holds}" if in_use(out) else "is empty"
-        raise ValueError(f"--resume: {out} {why}: leave --resume out to start anew, or name another --out")
+        raise ValueError(f"--resume: {out} {why}: leave out --resume to start a new run, or choose another --out")
     if not resume and in_use(out):
-        raise ValueError(f"{out} is not empty: choose another --out, or --resume what is there")
+        raise ValueError(f"{out} is not empty: choose another --out, or resume with --resume")
 
 
 def command_line() -> str:
@@ -194,5 +194,5 @@ def mapping(path: Path, *keys: str) -> dict[str, Any]:
 
     value = files.read_json(path)
     if not isinstance(value, dict) or not value.keys() >= set(keys):
-        raise ValueError(f"{path}: not a mapping{' with ' if keys else ''}{' and '.join(keys)}")
+        raise ValueError(f"{path}: not a JSON mapping{' with ' if keys else ''}{' and '.join(keys)}")
     return value

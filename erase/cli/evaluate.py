@@ -20,20 +20,25 @@ from erase.evaluation import detections, detector
 
 @evaluate.command(name="nudity")
 def eval_nudity(
-    images: Annotated[list[Path], typer.Argument(help="Folders or images; or one file of stored detections.")],
+    images: Annotated[list[Path], typer.Argument(help="Folders or images, or one file of stored detections.")],
     *,
     out: OutFile,
-    preset: Annotated[str, typer.Option(help="Counting preset of the field.")] = "i2p",
+    preset: Annotated[
+        str, typer.Option(help="Published counting rule: i2p, esd, mace, erasediff, rece, attack or eval_unlearn.")
+    ] = "i2p",
     label: Annotated[list[str] | None, typer.Option("--class", help="Count this class instead (repeat).")] = None,
-    threshold: Annotated[float, typer.Option(help="Least score, with --class.")] = 0.6,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Count at thresholds 0.25 to 0.95, too.")] = False,
-    channels: Annotated[str | None, typer.Option(help="corrected (default) or as_shipped.")] = None,
-    model_path: Annotated[Path | None, typer.Option("--model", help="Another NudeNet ONNX file (640m).")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Input size; default what the file is for.")] = None,
+    threshold: Annotated[float, typer.Option(help="Lowest score that counts, with --class.")] = 0.6,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Count at thresholds from 0.25 to 0.95 as well.")] = False,
+    channels: Annotated[
+        str | None,
+        typer.Option(help="Colours given to NudeNet: corrected (default) or as_shipped, which swaps red and blue."),
+    ] = None,
+    model_path: Annotated[Path | None, typer.Option("--model", help="Another NudeNet ONNX file, such as 640m.")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Input size in pixels. Default: that of the file.")] = None,
 ) -> None:
-    """Count NudeNet detections; raw detections of all classes are kept beside the result.
+    """Count NudeNet detections; the detections of all classes are stored beside the result.
 
-    They can be counted again in another way, without detecting: give them in the place of the images.
+    Give the stored file instead of images to count it by another rule, without detecting again.
 
     Example: erase eval nudity runs/demo/images/base --class FACE_FEMALE --threshold 0.4 --out faces.json
 
@@ -45,14 +50,13 @@ def eval_nudity(
     if channels not in (None, "corrected", "as_shipped"):
         raise ValueError(f"--channels must be corrected or as_shipped; got {channels!r}")
     if label is None and preset not in nudity.PRESETS:
-        raise ValueError(f"no counting preset {preset!r}; presets: {', '.join(nudity.PRESETS)}")
+        raise ValueError(f"no counting rule {preset!r}; allowed: {', '.join(nudity.PRESETS)}")
     wanted = nudity.custom_preset(label, threshold) if label else nudity.PRESETS[preset]
     stored = [path for path in images if path.suffix == ".json"]
     if stored:
         if len(images) > 1 or (channels, model_path, resolution) != (None, None, None):
             raise ValueError(
-                f"{stored[0]} holds detections that are there already: give it alone, without --channels, --model and "
-                "--resolution"
+                f"{stored[0]} holds stored detections: give it alone, without --channels, --model and --resolution"
             )
         found = detections.load_detections(stored[0])
     else:
@@ -75,15 +79,15 @@ def eval_nudity(
     result = nudity.count(found, wanted)
     if sweep:
         result["sweep"] = nudity.sweep(found, wanted)
-        typer.echo("threshold  pictures  counts")
+        typer.echo("threshold    images  counts")
         for row in result["sweep"]:
             typer.echo(f"{row['threshold']:9.2f}  {row['flagged']:8d}  {row['total']:6d}")
     files.write_json(out, {"schema": 1, "command": command_line(), "nudity": result})
-    typer.echo(f"{result['flagged']} of {result['images']} pictures flagged ({wanted.name}); {out}")
+    typer.echo(f"{result['flagged']} of {result['images']} images flagged ({wanted.name}); {out}")
     if result["errors"]:
         file, error = (result["errors"][0][key] for key in ("file", "error"))
         raise ValueError(
-            f"{len(result['errors'])} pictures could not be looked at, so they are not known to be safe; "
+            f"{len(result['errors'])} images could not be examined and are not known to be safe; "
             f"first {error if file in error else f'{file}: {error}'}"
         )
 
@@ -95,7 +99,7 @@ def eval_classes(
     out: OutFile,
     classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
 ) -> None:
-    """Name what pictures show: counts per label and folder, and every picture's label.
+    """Classify images: counts of each label, and the label of every image.
 
     Example: erase eval classes runs/demo/images/erased --classifier photos-classifier --out classes.json
     """
@@ -124,8 +128,8 @@ def eval_classes(
 
 @evaluate.command(name="fidelity")
 def eval_fidelity(
-    real: Annotated[Path, typer.Argument(help="Folder of real pictures.")],
-    fake: Annotated[Path, typer.Argument(help="Folder of drawn ones.")],
+    real: Annotated[Path, typer.Argument(help="Folder of real images.")],
+    fake: Annotated[Path, typer.Argument(help="Folder of generated images.")],
     *,
     out: OutFile,
     classifier: Annotated[
@@ -136,9 +140,9 @@ def eval_fidelity(
     ] = None,
     neighbours: Annotated[int, typer.Option(help="k of precision, recall, density and coverage.")] = 5,
 ) -> None:
-    """Compare drawn pictures with real ones in a network's features; compare numbers of equal counts only.
+    """Compare generated with real images in the features of a network. Compare results of equal counts only.
 
-    Distances on a classifier's features go by their own names; FID and KID need Inception's weights.
+    Distances in a classifier's features have their own names; FID and KID need Inception's weights.
 
     Example: erase eval fidelity photos runs/demo/images/erased --classifier photos-classifier --out fidelity.json
     """
@@ -149,7 +153,7 @@ def eval_fidelity(
 
     if (classifier is None) == (inception is None):
         raise ValueError("give one of --classifier (distances under their own names) and --inception (FID and KID)")
-    sides = [list_images_of([pictures]) for pictures in (real, fake)]
+    sides = [list_images_of([folder]) for folder in (real, fake)]
     if inception is not None:
         wanted, drawn = (fidelity.inception(paths, inception) for paths in sides)
     else:
@@ -164,22 +168,23 @@ def eval_fidelity(
 
 
 Without = Annotated[
-    list[str] | None, typer.Option("--without", help="Leave pictures of this prompt out, as an erased one (repeat).")
+    list[str] | None, typer.Option("--without", help="Leave out images of this prompt, such as an erased one (repeat).")
 ]
 
 
 @evaluate.command(name="clip")
 def eval_clip(
-    pictures: Annotated[Path, typer.Argument(help="Folder of pictures with a manifest.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images with a manifest.")],
     *,
     out: OutFile,
     model: Annotated[str, typer.Option(help="A CLIP or SigLIP model: embedded, a folder or a hub id.")],
     base: Annotated[
-        Path | None, typer.Option(help="Folder of the same prompts and seeds by the model before: compare pairs.")
+        Path | None,
+        typer.Option(help="Folder of images of the same prompts and seeds by the base model, to compare pairs."),
     ] = None,
     without: Without = None,
 ) -> None:
-    """Score how well pictures show their prompts: 100 × cosine in a CLIP model's space, with an interval.
+    """Score how well images fit their prompts: 100 × cosine in a CLIP model's space, with an interval.
 
     Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model photos-clip --out clip.json
     """
@@ -189,20 +194,20 @@ def eval_clip(
     from erase.evaluation.stats import MIN_GROUPS
     from erase.store import files
 
-    pairs = _pairs(base, pictures, without) if base is not None else None
-    rows = [row for _, row in pairs] if pairs is not None else _kept(read_whole(pictures), without)
+    pairs = _pairs(base, images, without) if base is not None else None
+    rows = [row for _, row in pairs] if pairs is not None else _kept(read_whole(images), without)
     prompts = [row.prompt for row in rows]
     clip = clips.open_clip(model)
-    seen = clips.image_features(clip, [pictures / row.file for row in rows])
+    seen = clips.image_features(clip, [images / row.file for row in rows])
     result: dict[str, Any] = {"after" if pairs is not None else "pictures": clips.clip_score(clip, seen, prompts)}
-    lines = [_clip_line(str(pictures), next(iter(result.values())))]
+    lines = [_clip_line(str(images), next(iter(result.values())))]
     if pairs is not None and base is not None:
         old = clips.image_features(clip, [base / row.file for row, _ in pairs])
         result = {"before": clips.clip_score(clip, old, prompts), **result}
         lines.insert(0, _clip_line(str(base), result["before"]))
         alike = clips.similarities(old, seen)
         result["similarity"] = sum(alike) / len(alike)
-        lines.append(f"pictures before and after: {result['similarity']:.2f} (100 is no change)")
+        lines.append(f"images before and after: {result['similarity']:.2f} (100 means no change)")
         change = clips.score_change(clips.scores(clip, old, prompts), clips.scores(clip, seen, prompts), prompts)
         if change is not None:
             result["difference"] = {"score": change.difference, "ci95": list(change.ci95), "shown": change.shown}
@@ -211,7 +216,9 @@ def eval_clip(
             lines.append(f"score: fewer than {MIN_GROUPS} prompts, so the difference has no interval over prompts")
     cut = next(iter(result.values()))["truncated"]
     if cut:
-        lines.append(f"note: {len(cut)} prompts are longer than {clip.max_tokens} tokens; CLIP read their beginnings")
+        lines.append(
+            f"note: {len(cut)} prompts are longer than {clip.max_tokens} tokens; CLIP read only their beginnings"
+        )
     files.write_json(out, {"schema": 1, "command": command_line(), "clip": result})
     typer.echo("\n".join([*lines, str(out)]))
 
@@ -219,9 +226,7 @@ def eval_clip(
 def _clip_line(name: str, score: dict[str, Any]) -> str:
     ci = score["ci95"]
     interval = f"95 % interval {ci[0]:.2f} to {ci[1]:.2f}, " if ci else ""
-    return (
-        f"{name}: {score['score']:.2f} ({score['scale']}; {interval}{score['n']} pictures, {score['prompts']} prompts)"
-    )
+    return f"{name}: {score['score']:.2f} ({score['scale']}; {interval}{score['n']} images, {score['prompts']} prompts)"
 
 
 def _kept(rows: Sequence[Any], without: Sequence[str] | None) -> list[Any]:
@@ -229,10 +234,10 @@ def _kept(rows: Sequence[Any], without: Sequence[str] | None) -> list[Any]:
     known = {row.prompt for row in rows}
     for prompt in without or []:
         if prompt not in known:
-            raise ValueError(f"--without {prompt!r}: no picture has that prompt; prompts: {', '.join(sorted(known))}")
+            raise ValueError(f"--without {prompt!r}: no image has that prompt; prompts: {', '.join(sorted(known))}")
     kept = [row for row in rows if row.prompt not in (without or [])]
     if not kept:
-        raise ValueError("--without leaves no picture")
+        raise ValueError("--without leaves no images: leave out fewer prompts")
     return kept
 
 
@@ -247,14 +252,16 @@ def _pairs(base: Path, after: Path, without: Sequence[str] | None) -> list[tuple
 
 @evaluate.command(name="change")
 def eval_change(
-    base: Annotated[Path, typer.Argument(help="Folder of pictures with a manifest, by the model before.")],
-    erased: Annotated[Path, typer.Argument(help="Folder of the same prompts and seeds, by the model after.")],
+    base: Annotated[Path, typer.Argument(help="Folder of images of the base model, with a manifest.")],
+    erased: Annotated[
+        Path, typer.Argument(help="Folder of images of the erased model, of the same prompts and seeds.")
+    ],
     *,
     out: OutFile,
     classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
     without: Without = None,
 ) -> None:
-    """Measure how far pictures moved, pair by pair: LPIPS's formula on a classifier's stages, not LPIPS itself.
+    """Measure how far images changed, pair by pair: the formula of LPIPS on a classifier's stages, not LPIPS itself.
 
     Example: erase eval change runs/a/images/base runs/a/images/erased --classifier photos-classifier --out change.json
     """
@@ -285,6 +292,6 @@ def eval_change(
     files.write_json(out, {"schema": 1, "command": command_line(), "change": result})
     interval = f"; 95 % interval {ci[0]:.4f} to {ci[1]:.4f}" if ci else ""
     typer.echo(
-        f"{mean:.4f} perceptual distance on {result['classifier']} (0 is no change{interval}; {len(pairs)} pairs, "
+        f"{mean:.4f} perceptual distance on {result['classifier']} (0 means no change{interval}; {len(pairs)} pairs, "
         f"{len(by_prompt)} prompts)\n{out}"
     )

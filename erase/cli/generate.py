@@ -37,8 +37,7 @@ def generate(
     prompts: Annotated[
         list[str],
         typer.Argument(
-            help="Prompts, each in quotes; or a prompt set's name, or a CSV or text file; class names for a model of "
-            "classes.",
+            help="Prompts, each in quotes; or the name of a prompt set, a CSV or text file, or class names.",
             autocompletion=complete.prompts,
         ),
     ],
@@ -48,23 +47,25 @@ def generate(
     steps: Annotated[int, typer.Option(help="Sampler steps.")] = 50,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Guidance scale of rows that name none. Default: 7.5, or the own one of a model of classes."),
+        typer.Option(
+            help="Guidance scale of rows that have none. Default: 7.5; of a class-conditional model, its own."
+        ),
     ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, dpm (DPM-Solver++), euler, euler_a, lms, pndm or unipc; flow_euler of a flow; ddim, ddpm, dpm "
-            "of a model of classes. Default: the model's own."
+            help="ddim, dpm (DPM-Solver++), euler, euler_a, lms, pndm or unipc; flow_euler for flow models; ddim, ddpm "
+            "or dpm for class-conditional models. Default: the model's own."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images at once.")] = 8,
-    precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Of the forward passes.")] = "no",
-    seed: Annotated[int, typer.Option(help="First seed of rows that have none.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images generated at once.")] = 8,
+    precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Precision of the forward passes.")] = "no",
+    seed: Annotated[int, typer.Option(help="Seed of the first row that has none; the next rows count up.")] = 0,
     threads: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="CPU threads of a process; pixels depend on their number by rounding. Default: 1 for small models, "
+            help="CPU threads of each process; pixels depend on the number by rounding. Default: 1 for small models, "
             "else OMP_NUM_THREADS or all cores.",
         ),
     ] = None,
@@ -78,11 +79,12 @@ def generate(
     ] = None,
     components: Components = None,
     alike: Annotated[
-        bool, typer.Option("--alike", help="--guidance and the model's own size for every row, whatever it names.")
+        bool,
+        typer.Option("--alike", help="Use --guidance and the model's own size for every row, whatever the row says."),
     ] = False,
     resume: Resume = False,
 ) -> None:
-    """Draw pictures: each depends on its row's seed and settings alone, not on order, batch, processes or resume.
+    """Generate images. Each depends on its row's seed and settings alone, not on order, processes or resume.
 
     A CSV's rows may have a seed, guidance, width and height (I2P's names are known). Several processes share the
     work: accelerate launch --multi_gpu --num_processes 2 -m erase.cli generate ...
@@ -91,7 +93,7 @@ def generate(
 
     Example: erase generate photos-sd 'a photo of a cat' 'a sketch of a cat' --out runs/two
 
-    Example: erase generate photos-sd photos-plain --out runs/pictures --images 4 --steps 20 --guidance 3
+    Example: erase generate photos-sd photos-plain --out runs/images --images 4 --steps 20 --guidance 3
     """
     quiet()
     from dataclasses import replace
@@ -140,7 +142,7 @@ def _rows(prompts: list[str], seed: int) -> list[prompt_files.PromptRow]:
         ValueError: for an empty one, or a seed out of range.
     """
     if not all(prompt.strip() for prompt in prompts):
-        raise ValueError("PROMPTS is empty: give a prompt, a prompt set's name or a file")
+        raise ValueError("PROMPTS is empty: give a prompt, the name of a prompt set, or a file")
     if not 0 <= seed <= prompt_files.MAX_SEED:
         raise ValueError(f"--seed must be from 0 to {prompt_files.MAX_SEED}; got {seed}")
     return [prompt_files.PromptRow(prompt, seed) for prompt in dict.fromkeys(prompts)]

@@ -45,7 +45,7 @@ def list_(
 @app.command(name="settings")
 def settings_(
     what: Annotated[str, typer.Argument(help="sd, ddpm, classify, or a method", autocompletion=complete.explained)],
-    key: Annotated[str, typer.Argument(help="Only settings whose key begins so, such as train.")] = "",
+    key: Annotated[str, typer.Argument(help="Only settings that begin with this, such as train.")] = "",
 ) -> None:
     """Explain the settings of a pipeline or of a method: allowed values, default, meaning.
 
@@ -75,10 +75,10 @@ def settings_(
 @app.command()
 def show(
     preset: Annotated[
-        str, typer.Argument(help="A preset's or a comparison's name or file.", autocompletion=complete.specs)
+        str, typer.Argument(help="The name or file of a preset or a comparison.", autocompletion=complete.specs)
     ],
 ) -> None:
-    """Print a preset or a comparison: every value, and where it comes from.
+    """Print a preset or a comparison with its values and notes.
 
     Example: erase show sd_photos_sfron
     """

@@ -17,21 +17,23 @@ from erase.evaluation import detections, detector
 
 @app.command(name="grid")
 def grid_(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of pictures with a manifest, one a model.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of images with a manifest, one for each model.")],
     *,
     out: OutFile,
-    names: Annotated[list[str] | None, typer.Option("--name", help="A row's label (repeat, one a folder).")] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="Label of a row (repeat, one for each folder).")
+    ] = None,
     prompts: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Only prompts that hold these words (repeat).")
+        list[str] | None, typer.Option("--prompt", help="Only prompts that contain these words (repeat).")
     ] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Only this seed (repeat).")] = None,
-    columns: Annotated[int, typer.Option(help="Most pictures in a row.")] = 12,
-    max_prompts: Annotated[int, typer.Option("--max-prompts", help="Most prompts.")] = 14,
-    tile: Annotated[int | None, typer.Option(min=1, help="Side of a picture in pixels.")] = None,
-    title: Annotated[str | None, typer.Option(help="A line above.")] = None,
+    columns: Annotated[int, typer.Option(help="Largest number of images in a row.")] = 12,
+    max_prompts: Annotated[int, typer.Option("--max-prompts", help="Largest number of prompts.")] = 14,
+    tile: Annotated[int | None, typer.Option(min=1, help="Side of each image in pixels.")] = None,
+    title: Annotated[str | None, typer.Option(help="A title above the grid.")] = None,
     blur: Blur = True,
 ) -> None:
-    """Put models side by side: a block a prompt, in it a row a folder, the same seed in each column.
+    """Put models side by side: a block for each prompt, a row for each folder, the same seed in each column.
 
     Example: erase grid runs/demo/images/base runs/demo/images/erased --prompt woman --prompt cat --out grid.png
     """
@@ -58,11 +60,11 @@ def grid_(
 
 @app.command(name="report")
 def report_(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has finished.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     *,
     blur: Blur = True,
 ) -> None:
-    """Write a run's report.html again, from what its folder holds.
+    """Write the report.html of a run again, from the files in its folder.
 
     Example: erase report runs/demo --no-blur
     """

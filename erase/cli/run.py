@@ -37,7 +37,7 @@ class _Pipelines(TyperGroup):
 
 runs = typer.Typer(
     cls=_Pipelines,
-    help="Unlearn: measure, mask, erase, save, measure again, report.",
+    help="Erase concepts, classes or training images: measure, erase, measure again, report.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -61,13 +61,15 @@ def _run(
     stoppable(None if dry_run else out, again)
     data = config.read_preset(resources.preset_path(preset))
     if "pipeline" not in data:
-        raise ValueError(f"preset {preset!r} does not say what it is for: add pipeline: {pipeline}")
+        raise ValueError(f"preset {preset!r} does not set pipeline: add pipeline: {pipeline}")
     if data["pipeline"] != pipeline:
         raise ValueError(f"preset {preset!r} is for erase run {data['pipeline']}, not for {pipeline}")
     # All that can be checked without a model is checked before the libraries are loaded: they take seconds.
     checked: Any = config.parse(config.override(data, settings), config.PIPELINES[pipeline])
     if out is None and not dry_run:
-        raise ValueError("--out is missing: name a new folder, such as --out runs/first; only --dry-run needs none")
+        raise ValueError(
+            "--out is missing: give a new folder, such as --out runs/first; only --dry-run does not need one"
+        )
     if out is not None and not dry_run:
         check_out(out, resume, "run.json")
     from erase.programs.settings import read_method, unused
@@ -84,7 +86,7 @@ def _run(
 
 @app.command()
 def demo(out: OutDir = Path("runs/demo")) -> None:
-    """Erase the woman from the embedded Stable Diffusion and show it: the whole path, minutes on a CPU.
+    """Erase a concept from the embedded Stable Diffusion and report it: minutes on a CPU.
 
     Example: erase demo --out runs/demo
     """
@@ -100,16 +102,17 @@ Preset = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings over the preset's.", autocompletion=complete.settings),
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the preset's.", autocompletion=complete.settings),
 ]
 RunDir = Annotated[
-    Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Needed but for --dry-run.")
+    Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Only --dry-run does not need it.")
 ]
 Save = Annotated[
-    Literal["full", "delta"], typer.Option(help="Keep the whole model, or only what changed (see erase apply).")
+    Literal["full", "delta"], typer.Option(help="Save the whole model, or only what changed (see erase apply).")
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would learn, be in memory and be done; write nothing.")
+    bool,
+    typer.Option("--dry-run", help="Print which weights learn, the memory needed and the work to do; write nothing."),
 ]
 
 
@@ -156,7 +159,7 @@ def attack(
     out: OutDir,
     resume: Resume = False,
 ) -> None:
-    """Attack a run's model: paraphrases, a learned word, training on the concept again; all, or `eval.attacks`.
+    """Attack the model of a run by paraphrases, a learned word, and training on the concept; or by `eval.attacks`.
 
     Example: erase attack runs/demo eval.attacks=[inversion,relearn] attack.inversion.steps=100 --out runs/attacked
     """
@@ -179,9 +182,9 @@ def compare(
     ],
     settings: Settings = None,
     *,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; one of the same comparison is gone on with.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a comparison that it already holds is resumed.")],
 ) -> None:
-    """Run methods × targets × seeds, and write a page, a table and a plot; finished runs are not done again.
+    """Run methods × targets × seeds, and write a page, a table and a plot; finished runs are not repeated.
 
     Example: erase compare photos-objects --out runs/objects
     """

@@ -20,17 +20,17 @@ class TrainClassifier:
     steps: Positive
     """T, the number of steps."""
     batch_size: Positive = 128
-    """Over all processes."""
+    """Total batch size across all processes."""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate of the slow optimizer."""
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
-    """Of the slow steps."""
+    """Optimizer of the slow steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of the slow optimizer."""
+    """Weight decay of the slow optimizer."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of `sgd`; the Adams have betas 0.9 and 0.999."""
+    """Momentum of `sgd`. The Adam optimizers have betas 0.9 and 0.999."""
     micro_batch: None = None
-    """Batch normalisation sees whole batches."""
+    """Always null: batch normalisation needs whole batches."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class Recipe:
 
     __pydantic_config__ = STRICT
     epochs: Positive
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: Positive = 128
-    """Over all processes."""
+    """Total batch size across all processes."""
     lr: Annotated[float, Field(gt=0)] = 0.1
-    """The first learning rate."""
+    """The initial learning rate."""
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
-    """Of training."""
+    """Optimizer of training."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """Of training."""
+    """Weight decay of training."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of `sgd`."""
+    """Momentum of `sgd`."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    """Of the learning rate."""
+    """Schedule of the learning rate."""
     seed: Seed | None = None
-    """Of the first weights, order and augmentation; by default the run's."""
+    """Seed of the initial weights, order and augmentation; by default the run's."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,24 @@ class ClassifyData:
 
     __pydantic_config__ = STRICT
     source: str
-    """A folder with a subfolder a class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
+    """A folder with a subfolder for each class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
     names: list[str] = field(default_factory=list)
-    """Class names by number; by default what the source says. Classes of a model that is there are found by name."""
+    """Class names in the order of their numbers; by default those of the source. They are matched with the model's by
+    name."""
     size: Positive | None = None
-    """Pixels that the shorter side of each image is resized to, before the centre is cropped; images that are not grey
-    become RGB, transparent ones on white. By default images are taken as they are, all of one size."""
+    """The size in pixels to which the shorter side of each image is resized, before the centre is cropped. Images that
+    are not grey become RGB, transparent ones on white. By default images are used as they are, and must have one
+    size."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Of a source without a test part, the share of every class's images that becomes it, by lot."""
+    """For a source without a test part: the share of every class's images that is chosen at random for testing."""
     seed: Seed = 0
-    """Of that lot."""
+    """Seed of that choice."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training images that is never trained on: settings are chosen on it."""
+    """Share of the training images that is held out, to choose settings by."""
     shift: Annotated[int, Field(ge=0)] = 0
-    """Pixels by which training images are shifted at random."""
+    """Largest random shift of training images, in pixels."""
     flip: bool = False
-    """Whether every second training image is mirrored."""
+    """Whether training images are mirrored with probability 1/2."""
 
 
 @dataclass(frozen=True)
@@ -86,30 +88,30 @@ class ForgetImages:
 
     __pydantic_config__ = STRICT
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """This share of them, by lot."""
+    """A random share of the training images."""
     labels: Labels = field(default_factory=list)
     """Whole classes, by name or number: all of their training images."""
     ids: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
-    """Images by number; as of classes, none of them is held out for validation."""
+    """Images by number. As with classes, none of them is held out for validation."""
     split: Path | None = None
-    """A file that an earlier run wrote; its validation images are taken too."""
+    """The `split.json` of an earlier run; its validation images are used as well."""
     seed: Seed | None = None
-    """Of the split; by default the run's."""
+    """Seed of the split; by default the run's."""
     relabel: Literal["other", "any"] = "other"
-    """Labels that a method fits in the place of the true ones: never the true one, or by lot from all classes."""
+    """The labels that a method fits instead of the true ones: a random other one (`other`), or a random one of all
+    classes (`any`)."""
     statistics: Literal["batch", "running", "update"] = "batch"
-    """What batch normalisation goes by in passes over forget data: the batch's own mean and variance, or the running
-    ones, as in use. Images of one class have others than those of all. None but `update` (the batch's own) moves the
-    running ones."""
+    """The mean and variance that batch normalisation uses in passes over forget data: those of the batch (`batch`), or
+    the running ones, as in inference (`running`). `update` uses those of the batch and updates the running ones."""
 
 
 @dataclass(frozen=True)
 class RemainImages:
-    """How much is kept at hand of what must stay."""
+    """Which data of what must stay are used."""
 
     __pydantic_config__ = STRICT
     count: Positive | Literal["all"] | None = None
-    """Images; by default as many as are forgotten."""
+    """Number of images; by default as many as are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,13 @@ class EvalClassifier:
 
     __pydantic_config__ = STRICT
     retrained: bool | str = True
-    """`true`: a model that the recipe trains without the forgotten images; a folder of one; `false`: nothing."""
+    """`true` trains a model by the recipe without the forgotten images, to compare with; a folder names such a model;
+    `false` skips the comparison."""
     batch_size: Positive = 500
     """Images that are classified at once."""
     svc: bool = True
-    """Whether membership inference is done SalUn's way too (`MIA_SVC`): up to 20 s a model with 10,000 test images."""
+    """Whether membership inference is also measured as SalUn does (`MIA_SVC`): up to 20 s for each model with 10,000
+    test images."""
 
 
 @dataclass(frozen=True)
@@ -131,30 +135,30 @@ class ClassifyConfig:
 
     __pydantic_config__ = STRICT
     pipeline: Literal["classify"]
-    """The command that the preset is for: `erase run` and this word."""
+    """The command that the preset is for, such as `erase run sd`."""
     model: str
-    """An embedded model's name, a folder, or `new`: trained by the recipe."""
+    """The name of an embedded model, a folder, or `new`: a model that the recipe trains."""
     data: ClassifyData
     method: Settings
-    """Its `name` and its settings: see `erase settings NAME`."""
+    """The method's `name` and its settings: see `erase settings NAME`."""
     train: TrainClassifier | None = None
-    """Of unlearning; training and retraining go by the recipe."""
+    """The loop of unlearning. Training and retraining follow the recipe."""
     recipe: Recipe | None = None
     forget: ForgetImages = field(default_factory=ForgetImages)
     architecture: dict[str, Any] | None = None
-    """For `model: new`: `model_type` and other keys of a `transformers` configuration; for `resnet` also `stem`."""
+    """For `model: new`: `model_type` and other keys of a `transformers` configuration; `resnet` has `stem` as well."""
     remain: RemainImages = field(default_factory=RemainImages)
     eval: EvalClassifier = field(default_factory=EvalClassifier)
     saliency: Saliency = field(default_factory=Saliency)
     cache: Path = Path("runs/trained")
-    """Where trained and retrained models are kept, by a hash of all that they are made of."""
+    """The folder of trained and retrained models, each under a hash of everything that it depends on."""
     seed: Seed = 0
-    """Of unlearning; of training and split too, where they have none of their own."""
+    """Seed of unlearning, and of training and split where they have none of their own."""
     precision: Precision = "no"
-    """Of forward passes. `auto` is bf16 where the device does it in hardware, else no."""
+    """Precision of the forward passes. `auto` is bf16 where the device computes it in hardware, else `no`."""
     checkpoint_every: Positive = 500
-    """Steps between saved run states."""
+    """Number of steps between two saved run states."""
     tracker: Tracker = "jsonl"
-    """`metrics.jsonl` is written in any case."""
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
     note: str = ""
-    """What the preset is and where its values come from."""
+    """What the preset is for, and where its values come from."""

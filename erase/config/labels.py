@@ -12,12 +12,12 @@ from erase.config.kinds import STRICT, Positive, Precision, RemainLoss, Saliency
 
 
 def _listed(value: Any) -> Any:
-    """A lone label as a list of one; null as none."""
+    """A single label as a list of one; null as an empty list."""
     return [] if value is None else [value] if isinstance(value, str | int) else value
 
 
 def _no_data(value: Any) -> Any:
-    """`data.source=none` says that there are none."""
+    """`data.source=none` means that there are no data."""
     source = value.get("source", "") if isinstance(value, dict) else value
     return None if source in (None, "none") else value
 
@@ -31,25 +31,25 @@ class Architecture:
 
     __pydantic_config__ = STRICT
     channels: Annotated[list[Positive], Field(min_length=1)]
-    """Of each resolution, the finest first."""
+    """Number of channels at each resolution, the finest first."""
     layers: Positive = 2
-    """Residual blocks per resolution."""
+    """Number of residual blocks at each resolution."""
     attention: list[bool] = field(default_factory=list)
-    """For each resolution; none by default."""
+    """Whether each resolution has attention; none by default."""
     patch: Positive = 1
-    """Space-to-depth factor of the input: half the resolution and four times the channels at 2."""
+    """Space-to-depth factor of the input: 2 halves the resolution and quadruples the channels."""
     groups: Positive = 32
-    """Of the group normalisation; divides every number of channels."""
+    """Groups of the group normalisation; must divide every number of channels."""
     head: Positive = 8
-    """Channels of an attention head."""
+    """Number of channels of an attention head."""
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     """What the network predicts."""
     schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
-    """Of the noise: betas."""
+    """Noise schedule (betas)."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
-    """The standard guidance scale that the model is saved with; 1 is none."""
+    """The guidance scale that the model is saved with; 1 is no guidance."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of features within residual blocks; active where `train.network_dropout` is."""
+    """Dropout of features within residual blocks; active with `train.network_dropout`."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ class Data:
 
     __pydantic_config__ = STRICT
     source: str
-    """A folder with a subfolder a class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
+    """A folder with a subfolder for each class, a folder of IDX files, `fashion-mnist` or `datasets:NAME`."""
     names: list[str] = field(default_factory=list)
-    """Class names by number; by default what the source says, else the model. They are matched with the model's by
-    name."""
+    """Class names in the order of their numbers; by default those of the source, else of the model. They are matched
+    with the model's by name."""
     size: Positive | None = None
-    """Pixels that the shorter side of each image is resized to, before the centre is cropped; images that are not grey
-    become RGB, transparent ones on white. By default images are taken as they are, all of one size."""
+    """The size in pixels to which the shorter side of each image is resized, before the centre is cropped. Images that
+    are not grey become RGB, transparent ones on white. By default images are used as they are, and must have one
+    size."""
     flip: bool = False
     """Whether each image is mirrored with probability 1/2, once and for the whole run (as the scripts published with
     arXiv 2409.19732 do)."""
@@ -76,80 +77,85 @@ class ForgetLabels:
 
     __pydantic_config__ = STRICT
     labels: Labels
-    """Names or numbers."""
+    """The classes to forget, by name or number."""
     anchors: Labels = field(default_factory=list)
-    """One for each label, or one for all; for `redirect`. None: another class by lot for each image (RL, SalUn)."""
+    """What forgotten classes become, for `redirect`: one for each label, or one for all. Without anchors a random other
+    class is chosen for each image (RL, SalUn)."""
     among: Literal["all", "far"] | Labels = "all"
-    """Without anchors, the classes of the lot: all that stay, the half of them whose predictions differ most from the
-    forgotten class's, or some by name. What lies between near classes can look like it."""
+    """Without anchors, the classes to choose from: `all` that stay, the half whose predictions differ most from the
+    forgotten class's (`far`), or some by name. A mixture of near classes can look like the forgotten one."""
     earlier: Labels = field(default_factory=list)
-    """Classes that were forgotten before, and are to stay so; those that the model's weight file names are added."""
+    """Classes that were forgotten in an earlier run and must stay forgotten. Those that the model's weight file records
+    are added."""
     count: Positive = 500
-    """Images per label, from the data or drawn."""
+    """Number of images for each label, from the data or generated."""
     pictures: Literal["own", "anchor", "both"] = "own"
-    """What a redirect is learned on: pictures of the forgotten classes, of their anchors (without anchors: of all
-    classes that stay, each with its own label as the anchor), or both."""
+    """The images that a redirect is learned on: of the forgotten classes (`own`), of their anchors (`anchor`; without
+    anchors, of all classes that stay, each with its own label as the anchor), or both."""
     loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
-    """`surrogate` fits uniform noise in the place of the forgotten images (SA)."""
+    """The loss on forget data: `ascent` climbs the training loss, `redirect` leads the label's prediction to its
+    anchor's, `surrogate` fits uniform noise instead of the forgotten images (SA)."""
     target: Literal["online", "frozen"] = "online"
-    """A redirect leads to what the network itself predicts for the anchor: as it is while it learns (`online`), or as
-    the run found it (`frozen`)."""
+    """Whose prediction for the anchor a redirect leads to: that of the network while it learns (`online`), or before
+    the run (`frozen`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Condition dropout of the forget loss; the published DDPM script has 0.1."""
+    """Condition dropout of the forget loss. The published DDPM script has 0.1."""
 
 
 @dataclass(frozen=True)
 class RemainLabels:
-    """How much is kept at hand of what must stay."""
+    """Which data of what must stay are used."""
 
     __pydantic_config__ = STRICT
     count: Positive | None = None
-    """Images per label; by default as many in all as forget images (all there are, for training)."""
+    """Number of images for each label; by default as many in total as forget images. Training uses all."""
     share: Literal["even", "near"] = "even"
-    """`near`: of a class the more, the nearer its predictions are to a forgotten one's, as many in all. It is the near
-    ones that forgetting harms."""
+    """`near` uses more images of classes whose predictions are near a forgotten one's, with the same total: forgetting
+    harms near classes most."""
     loss: RemainLoss = "denoise"
-    """`denoise` is the training loss; `distill` keeps to the predictions of the model that the run starts from."""
+    """`denoise` is the training loss; `distill` holds to the predictions of the model that the run starts from."""
 
 
 @dataclass(frozen=True)
 class DrawLabels:
-    """How the model draws."""
+    """How the model generates: sampler, its number of steps, guidance, batch size."""
 
     __pydantic_config__ = STRICT
     sampler: Literal["ddim", "ddpm", "dpm"] | None = None
-    """By default the model's own."""
+    """The sampler; by default the model's own."""
     steps: Positive = 25
-    """Sampler steps of every generated image."""
+    """Number of sampler steps for each generated image."""
     guidance: Annotated[float, Field(ge=0)] | None = None
-    """Standard scale, 1 is none; by default the model's own."""
+    """Guidance scale, 1 is no guidance; by default the model's own."""
     batch_size: Positive = 100
     """Images that are generated at once."""
     cache: Path | None = None
-    """A folder that keeps the data that the model generates to learn from, for other runs that need the same. The runs
-    of a comparison have one."""
+    """A folder that stores the data that the model generates to learn from, for other runs that need the same. The runs
+    of a comparison share one."""
 
 
 @dataclass(frozen=True)
 class EvalLabels:
-    """What is drawn and counted before and after."""
+    """What is generated and counted before and after."""
 
     __pydantic_config__ = STRICT
     images: Annotated[int, Field(ge=0)] = 100
-    """Per label; 0 skips the evaluation."""
+    """Number of images for each label; 0 skips the evaluation."""
     labels: Labels = field(default_factory=list)
-    """Classes whose images are generated and judged beside the forgotten ones; by default (`[]`, null) all."""
+    """Classes whose images are generated and judged besides the forgotten ones; by default (`[]`, null) all."""
     classifier: str | None = None
-    """A `transformers` image classifier's folder, or an embedded one's name; its labels are the model's."""
+    """A judge: the folder of a `transformers` image classifier, or the name of an embedded one. Its labels must be the
+    model's classes."""
     base: Path | None = None
-    """Base pictures that an earlier run with the same model and settings drew: copied, not drawn again."""
+    """A folder of base images that an earlier run with the same model and settings generated: they are copied instead
+    of generated again."""
     retrained: str | None = None
-    """A model that was trained without the forgotten classes: drawn and judged as the third."""
+    """A model that was trained without the forgotten classes, to compare with."""
     retrained_base: Path | None = None
-    """Its pictures from an earlier run, as `base`."""
+    """A folder of its images from an earlier run, as `base`."""
     blur: bool = True
-    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless. Images
-    of what no word says may be a person are not looked at."""
+    """Whether exposed body parts that NudeNet finds are hidden in grids and reports. Switch it off only where all
+    images are harmless. Images whose prompts or labels do not suggest a person are not examined."""
 
 
 @dataclass(frozen=True)
@@ -158,30 +164,30 @@ class DdpmConfig:
 
     __pydantic_config__ = STRICT
     pipeline: Literal["ddpm"]
-    """The command that the preset is for: `erase run` and this word."""
+    """The command that the preset is for, such as `erase run sd`."""
     model: str
-    """An embedded model's name, a folder, or `new`."""
+    """The name of an embedded model, a folder, a hub id, or `new`."""
     method: Settings
-    """Its `name` and its settings: see `erase settings NAME`."""
+    """The method's `name` and its settings: see `erase settings NAME`."""
     train: Train
     forget: ForgetLabels
     labels: list[str] | Positive = field(default_factory=list)
-    """For a model folder that names no classes: names by number, or how many classes it has (they are then called by
-    their numbers). One class embedding more than classes makes the last one the null class."""
+    """For a model that does not name its classes: the names in order, or how many classes it has; they are then called
+    by their numbers. If it has one class embedding more than classes, the last one is the null class."""
     architecture: Architecture | None = None
     data: Annotated[Data | None, BeforeValidator(_no_data)] = None
-    """Without it the model draws its own data; training needs it."""
+    """Labelled images. Without them the model generates its own data; training needs them."""
     remain: RemainLabels = field(default_factory=RemainLabels)
     eval: EvalLabels = field(default_factory=EvalLabels)
     saliency: Saliency = field(default_factory=Saliency)
     draw: DrawLabels = field(default_factory=DrawLabels)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the whole run: data, noise, timesteps, batches and generated images."""
+    """The seed of the whole run: data, noise, timesteps, batches and generated images."""
     precision: Precision = "no"
-    """Of forward passes. `auto` is bf16 where the device does it in hardware, else no."""
+    """Precision of the forward passes. `auto` is bf16 where the device computes it in hardware, else `no`."""
     checkpoint_every: Positive = 50
-    """Steps, or draws of a Fisher diagonal, between saved run states."""
+    """Number of steps, or of samples of a Fisher diagonal, between two saved run states."""
     tracker: Tracker = "jsonl"
-    """`metrics.jsonl` is written in any case."""
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
     note: str = ""
-    """What the preset is and where its values come from."""
+    """What the preset is for, and where its values come from."""

@@ -39,7 +39,7 @@ def read_preset(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder; a preset is a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a YAML mapping; got {type(data).__name__}")
     return data
@@ -96,7 +96,8 @@ def check_concept(below: Mapping[str, Any], named: Mapping[str, Any]) -> None:
     if own is None or given is None or "concept" in named or given == files.paths(below).get("forget.prompts"):
         return
     raise ValueError(
-        f"forget.prompts is {given!r}, but anchors, remain prompts and judges of this preset are for {own}: use the "
+        f"forget.prompts is {given!r}, but the anchors, remain prompts and judges of this preset are for {own}: use "
+        "the "
         f"preset sd_concept_sfron for anything else, or add concept={own} for other words of the same"
     )
 
@@ -136,7 +137,7 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
         try:
             given[key] = _value(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"cannot read the value of {key}: {text!r} is no YAML value") from error
+            raise ValueError(f"cannot read the value of {key}: {text!r} is not a YAML value") from error
     return given
 
 

@@ -24,7 +24,7 @@ from erase.config.kinds import (
 )
 
 Transparency = Literal["white", "refuse"]
-"""What becomes of images of one's own with transparent pixels: they are composed on white, or refused."""
+"""What happens to images with transparent pixels: they are composed on white, or refused."""
 
 
 @dataclass(frozen=True)
@@ -33,39 +33,41 @@ class Forget:
 
     __pydantic_config__ = STRICT
     prompts: Annotated[Prompts, Field(min_length=1)]
-    """Prompts of what to erase, or paths of .csv or .txt files with a prompt a row; a CSV's columns `anchor` and
-    `weight` stand for `anchors` and `weights`."""
+    """Prompts of what to erase, or paths of .csv or .txt files with one prompt in each row. The columns `anchor` and
+    `weight` of a CSV take the place of `anchors` and `weights`."""
     anchors: Prompts = field(default_factory=list)
     """What the forget prompts should become, such as a broader noun phrase ('an animal' for 'a cat'): one for each, or
-    one for all. `redirect` without anchors leads to the empty prompt; `surrogate` needs them."""
+    one for all. A `redirect` without anchors leads to the empty prompt; `surrogate` needs anchors."""
     erase_from: Prompts = field(default_factory=list)
-    """ESD alone: prompts that lose what the forget prompts name and keep the rest, such as 'a portrait of a woman' that
-    loses 'a smile': one for each, or several for one. They are what is generated, trained and counted."""
+    """For ESD: prompts that lose what the forget prompts name and keep the rest, such as 'a portrait of a woman' that
+    loses 'a smile': one for each forget prompt, or several for one. They are what is generated, trained and counted."""
     weights: list[Annotated[float, Field(gt=0)]] = field(default_factory=list)
-    """How much each forget prompt counts in the loss beside the others; by default all the same."""
+    """The weight of each forget prompt in the loss; by default all are equal."""
     earlier: Prompts = field(default_factory=list)
-    """Prompts of concepts that were forgotten before, and are to stay so; those are added that the model's weight file
-    knows."""
+    """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. Those that the model's weight
+    file records are added."""
     images: Path | None = None
-    """A folder of images instead of drawn ones; captions of their own must be among `forget.prompts`."""
+    """A folder of images to use instead of generated ones. If they have captions, these must be among
+    `forget.prompts`."""
     transparency: Transparency = "white"
-    """Images with transparent pixels are composed on `white`, or refused."""
+    """`white` composes images with transparent pixels on white; `refuse` is an error for them."""
     count: Positive = 32
-    """Images drawn per prompt."""
+    """Number of images for each prompt."""
     pictures: Literal["own", "anchor", "both"] = "own"
-    """What a redirect is learned on: pictures of the forget prompts, of what they should become, or both."""
+    """The images that a redirect is learned on: of the forget prompts (`own`), of their anchors (`anchor`), or both."""
     loss: Literal["redirect", "ascent", "surrogate"] = "redirect"
-    """`surrogate` fits the forget prompts to pictures of their anchors (SA). Some methods bring a loss of their own."""
+    """The loss on forget data: `redirect` leads the forget prompt's prediction to its anchor's, `ascent` climbs the
+    training loss, `surrogate` fits the forget prompts to images of their anchors (SA). Some methods have their own."""
     target: Literal["online", "frozen"] = "frozen"
-    """A redirect leads to what the network predicts for the anchor: as the run found it (`frozen`), or as it is while
-    it learns (`online`, as in the published scripts), which saves a copy of the weights and lets the anchor drift."""
+    """Whose prediction for the anchor a redirect leads to: that of the network before the run (`frozen`), or while it
+    learns (`online`, as in the published scripts), which saves a copy of the weights and lets the anchor drift."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Condition dropout of the forget loss; the published DDPM script has 0.1."""
+    """Condition dropout of the forget loss. The published DDPM script has 0.1."""
     axis: Literal["object", "style"] | None = None
-    """The column of labelled prompt sets that tells the concept: all rows with its label count as forgotten."""
+    """The column of labelled prompt sets that names the concept: all rows with the same label count as forgotten."""
     words: bool = False
-    """Whether rows of prompt sets that name the concept count as forgotten, too: those with every word of a forget
-    prompt, in singular or plural, but for 'a photo of' and the like."""
+    """Whether rows of prompt sets that name the concept count as forgotten as well: those with every word of a forget
+    prompt, in singular or plural, except words such as 'a photo of'."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,15 @@ class Remain:
 
     __pydantic_config__ = STRICT
     prompts: Annotated[Prompts, Field(min_length=1)]
-    """Prompts, or names of prompt sets (their forgotten rows are left out)."""
+    """Prompts, or names of prompt sets. Rows that are forgotten are left out."""
     images: Path | None = None
-    """A folder of images instead of generated ones, with captions of their own unless there is one prompt."""
+    """A folder of images to use instead of generated ones, with captions unless there is a single prompt."""
     transparency: Transparency = "white"
-    """Images with transparent pixels are composed on `white`, or refused."""
+    """`white` composes images with transparent pixels on white; `refuse` is an error for them."""
     count: Positive = 4
-    """Images drawn per prompt."""
+    """Number of images for each prompt."""
     loss: RemainLoss = "denoise"
-    """`denoise` is the training loss; `distill` keeps to the predictions of the model that the run starts from."""
+    """`denoise` is the training loss; `distill` holds to the predictions of the model that the run starts from."""
 
 
 @dataclass(frozen=True)
@@ -91,78 +93,82 @@ class Draw:
 
     __pydantic_config__ = STRICT
     sampler: Literal["ddim", "dpm", "euler", "euler_a", "lms", "pndm", "unipc", "flow_euler"] | None = None
-    """By default the model's own. `dpm` is DPM-Solver++, `ddim` has η = 0; `flow_euler` is for flows (SD3, Flux and
-    Lumina), the others are for all other models. The noise schedule is the model's own in any case."""
+    """The sampler; by default the model's own. `dpm` is DPM-Solver++, `ddim` has η = 0; `flow_euler` is for flow models
+    (SD3, Flux and Lumina), the others are for all other models. The noise schedule is always the model's own."""
     steps: Positive = 50
-    """Sampler steps of every generated image."""
+    """Number of sampler steps for each generated image."""
     guidance: Annotated[float, Field(ge=0)] | None = 7.5
-    """Guidance scale, as the model's own pipeline counts it. Null is the default of the family's own pipeline in
-    diffusers: 7.5 (SD), 5 (SDXL), 7 (SD3), 3.5 (Flux), 4.5 (PixArt) and 4 (Lumina)."""
+    """Guidance scale, as the model's diffusers pipeline defines it. Null is that pipeline's default: 7.5 (SD), 5
+    (SDXL), 7 (SD3), 3.5 (Flux), 4.5 (PixArt) and 4 (Lumina)."""
     batch_size: Positive = 4
     """Images that are generated at once."""
     cache: Path | None = None
-    """A folder that keeps the latents that the model generates to learn from, for other runs that need the same ones.
-    The runs of a comparison have one."""
+    """A folder that stores the latents that the model generates to learn from, for other runs that need the same ones.
+    The runs of a comparison share one."""
 
 
 @dataclass(frozen=True)
 class Nudity:
-    """Which NudeNet detections count: a preset of the field, or classes and a threshold of one's own."""
+    """Which NudeNet detections count: a published counting rule, or your own classes and threshold."""
 
     __pydantic_config__ = STRICT
     preset: str | None = None
-    """A counting preset of the field: see `erase eval nudity`."""
+    """A published counting rule: see `erase eval nudity`."""
     classes: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
-    """NudeNet's classes that count, without a preset."""
+    """The NudeNet classes that count, where there is no `preset`."""
     threshold: Share | None = None
-    """The least score that counts, without a preset."""
+    """The lowest score that counts, where there is no `preset`."""
     channels: Literal["corrected", "as_shipped"] = "corrected"
-    """`corrected` gives NudeNet the colours that it was trained on; `as_shipped` swaps them, as its package does."""
+    """`corrected` gives NudeNet the colours that it was trained on; `as_shipped` swaps red and blue, as its package
+    does."""
 
 
 @dataclass(frozen=True)
 class Until:
-    """When an erasure may end before its last step: the concept is gone, and the rest is still there."""
+    """Early stopping: the run ends before its last step when the concept is gone and the rest is still right."""
 
     __pydantic_config__ = STRICT
     every: Positive = 5
-    """Steps from look to look."""
+    """Number of steps between two probes of the model."""
     images: Positive = 8
-    """Pictures that a look draws of each side, of noise that no counted picture has."""
+    """Images that a probe generates for each side, from noise that no counted image has."""
     forget: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The largest share of the forget side's that may still show the concept."""
+    """The largest share of the forget side's images that may still show the concept."""
     remain: Share | None = 0.95
-    """The least share of the other's that must be right; null asks for none (nudity alone tells of none)."""
+    """The smallest share of the remain side's images that must be right. Null asks for none; `eval.nudity` alone cannot
+    judge them."""
 
 
 @dataclass(frozen=True)
 class Eval:
-    """What is drawn and counted before and after."""
+    """What is generated and counted before and after."""
 
     __pydantic_config__ = STRICT
     prompts: Prompts
-    """Prompts, or names of prompt sets; the forget prompts are always drawn too, and alone where the list is empty."""
+    """Prompts, or names of prompt sets. Images of the forget prompts are always generated as well, and are the only
+    ones where the list is empty."""
     images: Annotated[int, Field(ge=0)] = 10
-    """Per prompt; 0 skips the evaluation."""
+    """Number of images for each prompt; 0 skips the evaluation."""
     base: Path | None = None
-    """Base pictures that an earlier run with the same model and settings drew: copied, not drawn again."""
+    """A folder of base images that an earlier run with the same model and settings generated: they are copied instead
+    of generated again."""
     nudity: Nudity | None = None
     classifier: str | None = None
-    """A `transformers` image classifier's folder, or an embedded one's name."""
+    """A judge: the folder of a `transformers` image classifier, or the name of an embedded one."""
     flag: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
-    """Labels of `classifier` that are the concept, such as [nsfw]: images on which their probabilities add up to more
-    than 1/2 show it. Prompts then need no labels."""
+    """Labels of `classifier` that are the concept, such as [nsfw]. An image shows the concept where their probabilities
+    add up to more than 1/2. Prompts then need no labels."""
     clip: str | None = None
-    """A CLIP or SigLIP model, embedded, a folder or a hub id: a zero-shot judge of any concept, which is calibrated on
-    the base's images."""
+    """A zero-shot judge of any concept: a CLIP or SigLIP model, by the name of an embedded one, a folder or a hub id.
+    It is calibrated on the base model's images."""
     alternatives: Prompts = field(default_factory=list)
-    """Texts, or names of prompt sets, that `clip` tells the concept from; by default the anchors, all prompts that are
-    drawn and not forgotten, and "something else"."""
+    """Texts, or names of prompt sets, from which `clip` distinguishes the concept; by default the anchors, all other
+    evaluated prompts, and "something else"."""
     blur: bool = True
-    """Hide exposed body parts that NudeNet finds in grids and reports; off only where all pictures are harmless. Images
-    of what no word says may be a person are not looked at."""
+    """Whether exposed body parts that NudeNet finds are hidden in grids and reports. Switch it off only where all
+    images are harmless. Images whose prompts or labels do not suggest a person are not examined."""
     attacks: list[AttackName] = field(default_factory=list)
-    """How the erased model is put to the proof; see `attack.*`."""
+    """Attacks on the erased model; see `attack.*`."""
 
 
 @dataclass(frozen=True)
@@ -171,33 +177,33 @@ class SdConfig:
 
     __pydantic_config__ = STRICT
     pipeline: Literal["sd"]
-    """The command that the preset is for: `erase run` and this word."""
+    """The command that the preset is for, such as `erase run sd`."""
     model: str
-    """An embedded model's name, a diffusers folder, a single file or a hub id."""
+    """The name of an embedded model, a diffusers folder, a single file or a hub id."""
     method: Settings
-    """Its `name` and its settings: see `erase settings NAME`."""
+    """The method's `name` and its settings: see `erase settings NAME`."""
     train: Train
     forget: Forget
     remain: Remain
     eval: Eval
     components: str | None = None
-    """For a single file that holds the network alone, as those of Flux do: a diffusers folder or hub id of the same
-    model, which has the VAE, the text encoders, the tokenizers and the scheduler."""
+    """For a single file with the network only, such as one of Flux: a diffusers folder or hub id of the same model,
+    which has the VAE, the text encoders, the tokenizers and the scheduler."""
     concept: str | None = None
-    """What a preset erases whose anchors, remain prompts and judges fit this alone: then other forget prompts are
-    refused unless `concept` is given with them, which says that the rest is as it should be."""
+    """The only concept that a preset's anchors, remain prompts and judges fit. Other forget prompts are refused unless
+    `concept` is given with them, which states that they name the same concept."""
     saliency: Saliency = field(default_factory=Saliency)
     draw: Draw = field(default_factory=Draw)
     until: Until | None = None
-    """When to end before `train.steps`; by default never."""
+    """Early stopping; off by default."""
     attack: Attack = field(default_factory=Attack)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the whole run: data, noise, timesteps, batches and generated images."""
+    """The seed of the whole run: data, noise, timesteps, batches and generated images."""
     precision: Precision = "no"
-    """Of forward passes. `auto` is bf16 where the device does it in hardware, else no."""
+    """Precision of the forward passes. `auto` is bf16 where the device computes it in hardware, else `no`."""
     checkpoint_every: Positive = 50
-    """Steps, or draws of a Fisher diagonal, between saved run states."""
+    """Number of steps, or of samples of a Fisher diagonal, between two saved run states."""
     tracker: Tracker = "jsonl"
-    """`metrics.jsonl` is written in any case."""
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
     note: str = ""
-    """What the preset is and where its values come from."""
+    """What the preset is for, and where its values come from."""

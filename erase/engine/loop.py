@@ -129,7 +129,10 @@ def check_launch(launched: Accelerator | PartialState) -> None:
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise ValueError(f"{kind} is not supported: masks need whole weights; use plain multi-process (DDP) launch")
     if isinstance(launched, Accelerator) and launched.gradient_accumulation_steps != 1:
-        raise ValueError("gradient_accumulation_steps must be 1: with two phases a step, forgetting would never step")
+        raise ValueError(
+            "gradient_accumulation_steps must be 1: with two phases in each step, the forget phase would never "
+            "update the weights"
+        )
 
 
 @dataclass
@@ -190,7 +193,7 @@ class _Loop:
         path, processes = self.checkpoint.path, self.steps.phases.processes
         there = float(processes.total(torch.tensor(float(path.exists()))))
         if there not in (0, processes.world):
-            raise ValueError(f"not all processes see {path}: use a folder that all share")
+            raise ValueError(f"not all processes see {path}: use a folder that all of them share")
         if not there:
             return
         state = load_run(path, run)

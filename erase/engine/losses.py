@@ -79,7 +79,9 @@ class Distance:
             ValueError: for a backend without `distances`, or one without classes to take the mean over.
         """
         if not isinstance(backend, Comparing):
-            raise ValueError(f"{type(backend).__name__} has no distances(batch, teacher, generator): no teacher for it")
+            raise ValueError(
+                f"{type(backend).__name__} has no distances(batch, teacher, generator): methods with a teacher need it"
+            )
         apart = self.strength * backend.distances(batch, self.teacher, generator)
         if self.reduction == "mean":
             classes = getattr(backend, "num_classes", None)

@@ -186,7 +186,7 @@ def by_vmap(module: nn.Module, args: Any, kwargs: Any, grad: Tensor, batch: int,
     weights = {key: module.get_parameter(key).detach() for key in keys}
     inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     if not inputs:
-        raise ValueError(f"what {type(module).__name__} gives is of no sample: it is given no tensor")
+        raise ValueError(f"what {type(module).__name__} returns cannot be assigned to samples: it receives no tensor")
     rows = len(inputs[0])
     high = next(iter(weights.values())).dtype
 

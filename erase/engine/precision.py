@@ -37,9 +37,7 @@ def notice(name: str, device: torch.device) -> str | None:
     if device.type != "cpu" or name == "no" or (name == "bf16" and fast_bf16(device)):
         return None
     if name == "fp16":
-        return (
-            "fp16 on a CPU: training runs under torch's autocast and loss scale (slow); pictures are drawn in float32"
-        )
+        return "fp16 on a CPU: training uses torch's autocast and loss scaling (slow); images are generated in float32"
     return "bf16 on this CPU is emulated, many times slower than float32: set precision=no or auto"
 
 

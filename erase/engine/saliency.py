@@ -183,9 +183,14 @@ def _checked(mask: Mask, *, partial: bool) -> Mask:
     density = mask.density
     how = ", ".join(f"{k} {v}" for k, v in mask.meta.items())
     if density == 0:
-        raise ValueError(f"the mask keeps no weight at all ({how}): lower threshold, or ask for a density")
+        raise ValueError(
+            f"the mask keeps no weights ({how}): lower saliency.threshold, or set saliency.density instead"
+        )
     if partial and density == 1:
-        raise ValueError(f"the mask keeps every weight ({how}): raise threshold, ask for a density, or use no mask")
+        raise ValueError(
+            f"the mask keeps every weight ({how}): raise saliency.threshold, set saliency.density instead, or set "
+            "saliency.kind=none"
+        )
     return mask
 
 
@@ -208,7 +213,7 @@ def load_mask(path: Path) -> Mask:
     """
     packed, header = read_safetensors(path)
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} is no saliency mask (format {header.get('format')!r}, expected {FORMAT!r})")
+        raise ValueError(f"{path} is not a saliency mask (format {header.get('format')!r}, expected {FORMAT!r})")
     if lost := sorted({"shapes", "mask"} - header.keys()):
         raise ValueError(f"{path} is a damaged saliency mask: its header lacks {' and '.join(lost)}")
     shapes: dict[str, list[int]] = json.loads(header["shapes"])

@@ -34,7 +34,7 @@ class Checkpoint:
             ValueError: for `every` < 1.
         """
         if self.every < 1:
-            raise ValueError(f"a checkpoint every {self.every} steps: at least 1 is needed")
+            raise ValueError(f"checkpoint_every must be at least 1; got {self.every}")
 
 
 def pack(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
@@ -79,7 +79,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """
     tensors, meta = read_safetensors(path)
     if meta.get("format") != STATE_FORMAT:
-        raise ValueError(f"{path} is no run state (format {meta.get('format')!r}, expected {STATE_FORMAT!r})")
+        raise ValueError(f"{path} is not a run state (format {meta.get('format')!r}, expected {STATE_FORMAT!r})")
     state: dict[str, Any] = unpack(json.loads(meta["tree"]), tensors)
     return state
 
@@ -105,7 +105,7 @@ def load_run(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     if state.get("schema") != RUN_SCHEMA:
         raise ValueError(
             f"{path} holds a run state of schema {state.get('schema')}, and this version resumes schema {RUN_SCHEMA}: "
-            "remove the file to begin the steps again, or resume with the version that wrote it"
+            "remove the file to start the steps again, or resume with the version that wrote it"
         )
     for key, mine in run.items():
         if state["run"][key] != mine:

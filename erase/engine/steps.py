@@ -43,7 +43,7 @@ class Skips:
             if self.checkpoint is not None and self.checkpoint.path.exists():
                 saved = f"the last good state is {self.checkpoint.path}"
             raise NonFiniteError(
-                f"{self.in_a_row[side]} {side} phases in a row had a loss or gradient that is not finite "
+                f"{self.in_a_row[side]} {side} phases in a row had a loss or gradient that was not finite "
                 f"(step {t}): lower fast_rate or the learning rate, or use precision=bf16 or no; {saved}"
             )
 

@@ -368,7 +368,7 @@ class ClosedForm:
             new[name] = run.masked(name, torch.lerp(p, end.to(p), self.share))
         norm = float(torch.nn.utils.get_total_norm([x - run.params[name] for name, x in new.items()]))
         if not math.isfinite(norm):  # a second try would give the same
-            raise NonFiniteError("the closed form is not finite: regularise it more")
+            raise NonFiniteError("the closed form is not finite: raise method.lambd")
         run.row["edit_norm"] = norm
         for name, x in new.items():
             run.params[name].copy_(x)

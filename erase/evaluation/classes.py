@@ -223,7 +223,7 @@ def axis(predictions: ClassPredictions, which: int | str) -> ClassPredictions:
         raise ValueError(f"axis is {which}, expected 0 (object) or 1 (style)")
     single = [label for label in predictions.labels if label.count("/") != 1]
     if single:
-        raise ValueError(f"label '{single[0]}' has no two parts, expected all labels as 'object/style'")
+        raise ValueError(f"label '{single[0]}' does not have two parts, expected labels such as 'object/style'")
     parts = [label.split("/")[known.index(str(name))] for label in predictions.labels]
     labels = tuple(dict.fromkeys(parts))
     sums = np.array([[part == label for label in labels] for part in parts], np.float64)  # [K, parts]

@@ -205,7 +205,7 @@ def scores(clip: Clip, images: Floats, prompts: Sequence[str]) -> list[float]:
         ValueError: another number of prompts than images.
     """
     if len(images) != len(prompts):
-        raise ValueError(f"got {len(images)} images and {len(prompts)} prompts, expected one prompt an image")
+        raise ValueError(f"got {len(images)} images and {len(prompts)} prompts, expected one prompt for each image")
     return [float(v) for v in 100 * (images * text_features(clip, prompts)).sum(axis=1)]
 
 

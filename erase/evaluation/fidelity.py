@@ -130,7 +130,7 @@ def inception(
     if not Path(weights).is_file():
         raise ValueError(
             f"{weights}: no such file; FID and KID need the Inception network inception-2015-12-05.pt (TorchScript). "
-            "Without it, give a classifier: its distances go by their own names"
+            "Without it, give --classifier: its distances have their own names"
         )
     digest = sha256(Path(weights))
     if digest != INCEPTION_SHA256:

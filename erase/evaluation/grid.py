@@ -65,7 +65,7 @@ def read_for_people(path: Path, blur: Blur | None) -> Image.Image:
         boxes = next((value for key, value in blur.items() if Path(key).resolve() == resolved), None)
     if boxes is None:
         raise ValueError(
-            f"{path}: not among the {len(blur)} images scanned for what to blur; scan it, or lift the blur"
+            f"{path}: not among the {len(blur)} images scanned for what to blur; scan it, or use --no-blur"
         )
     return blurred(image, boxes)
 

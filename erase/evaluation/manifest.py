@@ -142,7 +142,8 @@ def check_bytes(folder: Path, row: ManifestRow) -> None:
     path = Path(folder) / row.file
     if sha256(path) != row.sha256:
         raise ValueError(
-            f"{path}: not the image that {MANIFEST} names for {row.prompt[:60]!r}, its SHA-256 differs: draw it again"
+            f"{path}: not the image that {MANIFEST} names for {row.prompt[:60]!r}, its SHA-256 differs: generate it "
+            "again"
         )
 
 
@@ -168,7 +169,8 @@ def check_images(
     theirs = drawn_by(folder)
     if weights is not None and theirs is not None and theirs != dict(weights):
         raise ValueError(
-            f"{folder}: drawn by other weights than this run's, so it cannot be counted: base and erased swapped?"
+            f"{folder}: generated with other weights than this run's, so it cannot be counted: were base and erased "
+            "swapped?"
         )
     return [folder / row.file for row in found]
 
@@ -199,13 +201,13 @@ def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]
         lone = min(odd)
         folder = before if lone in tables[0] else after
         raise ValueError(
-            f"{before} and {after} are no pairs: {len(odd)} images have no partner, such as {lone[0][:60]!r}, seed "
-            f"{lone[1]}, in {folder} alone; draw both from the same prompts and seeds"
+            f"{before} and {after} are not pairs: {len(odd)} images have no partner, such as {lone[0][:60]!r}, seed "
+            f"{lone[1]}, in {folder} only; generate both from the same prompts and seeds"
         )
     told = [_comparable(read_json(folder / SETTINGS)) for folder in (before, after) if (folder / SETTINGS).is_file()]
     if len(told) == 2 and (changed := differences(told[0], told[1])):
         raise ValueError(
-            f"{before} and {after} were made with other settings, so they are no pairs: {'; '.join(changed)}"
+            f"{before} and {after} were made with other settings, so they are not pairs: {'; '.join(changed)}"
         )
     return [(tables[0][key], row) for key, row in tables[1].items()]
 

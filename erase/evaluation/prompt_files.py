@@ -53,7 +53,7 @@ def find_set(text: str) -> Path | None:
     if text in known or text.endswith((".csv", ".txt")):
         return resources.prompt_path(text)
     if "-" in text and " " not in text and (near := get_close_matches(text, known, 3, 0.8)):
-        raise ValueError(f"there is no prompt set {text!r}; did you mean {either(near)}?")
+        raise ValueError(f"no prompt set {text!r}; did you mean {either(near)}?")
     return None
 
 
@@ -124,7 +124,7 @@ def _cells(path: Path) -> Iterator[dict[str, str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"{path}: holds NUL characters, so it is no text: save it as UTF-8")
+        raise ValueError(f"{path}: holds NUL characters, so it is not text: save it as UTF-8")
     return _table(path, text) if path.suffix.lower() == ".csv" else _lines(text)
 
 

@@ -64,7 +64,7 @@ def look(clip: Clip, images: Floats, texts: Texts, prompts: Sequence[str]) -> Se
     """
     if not texts.concept or not texts.alternatives or set(texts.concept) & set(texts.alternatives):
         raise ValueError(
-            f"a concept is told from its alternatives by words: got {list(texts.concept)} and "
+            f"a concept needs texts and other texts to be distinguished from: got {list(texts.concept)} and "
             f"{list(texts.alternatives)}, expected at least one text each, and none on both sides"
         )
     known = [*texts.concept, *texts.alternatives]

@@ -38,10 +38,10 @@ def bad_teacher(
     """Bad Teacher as a method: one joint step on both distances.
 
     Args:
-        fast_rate: β, weight of the forget loss beside the remain loss.
-        slow_schedule: of the learning rate.
+        fast_rate: β, weight of the forget loss relative to the remain loss.
+        slow_schedule: schedule of the learning rate (`train.lr`).
         clip_remain: gradient norm limit of the joint step.
-        reduction: of the divergences over classes: `sum`, or `mean` (the authors' script), for classifiers alone.
+        reduction: how divergences are reduced over classes, `sum` or `mean` (the authors' script); classifiers only.
         origin_net: the network at θ0, in eval mode.
         new_net: a network with new weights, in eval mode.
 

@@ -19,9 +19,9 @@ ESD-x learns cross-attention (`train.parameters: xattn`), ESD-u the rest. Of tha
 biases of all Linear and Conv2d layers, time embedding and last layer too, and no normalisation: `esd_u`. The first
 script leaves out time embedding and last layer, and has normalisations; `noxattn` has all of these.
 
-Deliberate differences: z_t are pictures that the first model drew of the prompt, noised; the paper's are sampled anew
-in each step down to t, by the model as it is then (the first script) or by the first model (the current one). MSE is
-the mean over C, H, W, as theirs.
+Deliberate differences: z_t are noised images that the first model generated for the prompt; the paper samples them
+anew in each step down to t, by the model as it is then (the first script) or by the first model (the current one). MSE
+is the mean over C, H, W, as theirs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def esd(
         eta: η of the paper, how far beyond the empty prompt; 0 makes the prompt mean nothing. In the authors' current
             script it is `negative_guidance` - 1.
         fast_rule: `adam` (the paper), `sgd` or `normalized`.
-        schedule: of the step size.
+        schedule: schedule of the step size.
         clip_forget: gradient norm limit.
         denoiser: the model, at θ0.
 

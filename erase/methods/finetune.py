@@ -18,7 +18,7 @@ def finetune(
     """Fine-tuning as a method.
 
     Args:
-        slow_schedule: of the learning rate.
+        slow_schedule: schedule of the learning rate (`train.lr`).
         clip_remain: gradient norm limit.
         remain: remain objective.
     """

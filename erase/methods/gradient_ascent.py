@@ -27,7 +27,7 @@ def gradient_ascent(
     Args:
         fast_rate: step size.
         fast_rule: `sgd`, `normalized` or `adam`.
-        schedule: of the step size.
+        schedule: schedule of the step size.
         clip_forget: gradient norm limit.
         forget: forget objective.
     """

@@ -18,7 +18,7 @@ def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", rem
 
     Args:
         average: decay of the exponential moving average (EMA) of the weights that the run ends with; 0 for none.
-        slow_schedule: of the learning rate.
+        slow_schedule: schedule of the learning rate (`train.lr`).
         remain: remain objective.
     """
     return Method(

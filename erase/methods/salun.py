@@ -43,11 +43,11 @@ def salun(
 
     Args:
         mask: weights that learn (`magnitude_mask` of the training loss; half of them in the paper).
-        fast_rate: weight of the forget loss beside the remain loss.
-        slow_schedule: of the learning rate.
-        clip_remain: gradient norm limit of the joint step, or of every one in turn.
-        order: `joint`: one step on both losses; `turn`: steps on all forget batches, then on all remain batches (the
-            published scripts for CIFAR-10); `mixed`, for classifiers: steps on batches of both, shuffled together
+        fast_rate: weight of the forget loss relative to the remain loss.
+        slow_schedule: schedule of the learning rate (`train.lr`).
+        clip_remain: gradient norm limit of the joint step, or of every step taken in turn.
+        order: `joint` takes one step on both losses; `turn` steps on all forget batches, then all remain batches (the
+            published scripts for CIFAR-10); `mixed`, for classifiers, steps on batches of both, shuffled together
             (theirs for CIFAR-100 and TinyImageNet), whose forget data the backend relabels.
         epoch: how many batches `turn` has of each side.
         forget: forget objective, descended.

@@ -42,12 +42,12 @@ def scrub(
     """SCRUB as a method.
 
     Args:
-        fast_rate: size of the max step; under `shared` the factor on its loss.
+        fast_rate: size of the max step; with `shared` the factor on its loss.
         fast_rule: `shared` (one optimizer for both, the paper's), or a rule of its own: `sgd`, `normalized`, `adam`.
-        schedule: of the max steps.
+        schedule: schedule of the max steps.
         slow_steps: min steps after each max step.
-        slow_schedule: of the learning rate.
-        alpha: α, weight of the distance beside the remain loss.
+        slow_schedule: schedule of the learning rate (`train.lr`).
+        alpha: α, weight of the distance relative to the remain loss.
         clip_forget: gradient norm limit of the max step.
         clip_remain: gradient norm limit of the min steps.
         origin_net: the network at θ0, in eval mode.

@@ -54,8 +54,8 @@ def selective_amnesia(
     Args:
         strength: λ of the pull; 0 switches it off.
         pull: `paper` is λ/2 Σ F (θ - θ0)², `script` (the authors' code) λ Σ F (θ - θ0)².
-        fast_rate: weight of the surrogate loss beside the replay loss.
-        slow_schedule: of the learning rate.
+        fast_rate: weight of the surrogate loss relative to the replay loss.
+        slow_schedule: schedule of the learning rate (`train.lr`).
         clip_remain: gradient norm limit of the joint step.
         fisher: Fisher diagonal of the remain data, or what the script has in its place, by parameter name; the pull
             needs it.

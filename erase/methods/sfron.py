@@ -68,13 +68,13 @@ def sfron(
     Args:
         mask: weights the fast step may change (`erase.engine.saliency.fisher_ratio_mask`).
         lambd: λ ≥ 0, how strongly the weights depend on the loss.
-        fast_rate: β; under `published` and `ron=False` the factor on the forget loss (`forget_alpha`).
+        fast_rate: β; with `published` or `ron=False`, the factor on the forget loss (`forget_alpha`).
         fast_rule: `sgd`, `normalized` or `adam` (the default: plain and normalised SGD did not forget in diffusion).
         slow_steps: K remain steps after each fast step; more steps protect more.
         outer_rate: α; 1 means no outer step and no copy of the weights.
-        schedule: s(t); by default `linear`, under `published` `cosine` (their Stable Diffusion script is `constant`).
-        slow_schedule: of the slow learning rate.
-        every: fast step at every n-th step.
+        schedule: s(t); by default `linear`, with `published` `cosine` (the authors' script for SD: `constant`).
+        slow_schedule: schedule of the slow learning rate (`train.lr`).
+        every: take the fast step at every n-th step.
         published: the authors' loop: one optimizer, β s(t) in the loss, mask on the gradient, α = 1, K = 1.
         ron: False takes one joint step instead of fast and slow ones.
         per_bin: normalise losses per timestep bin before weighting; on by default.

@@ -57,7 +57,7 @@ def attack_run(
     source = locate(config.model, "text", components=config.components)
     erased = locate(run / saving.MODEL, components=config.components)
     if folders.fingerprint(source) != record["base"]["weights"]:
-        raise ValueError(f"{config.model} is not the model that {run} began with any more")
+        raise ValueError(f"{config.model} has changed since {run}: restore the model that the run started from")
     plan = make_plan(config, folders.forgotten(source))
     judges = judges_of(config, plan)
     check_evaluators(config, plan, judges)
@@ -91,7 +91,7 @@ def finished_run(run: Path) -> dict[str, Any]:
         or "plan" not in record
         or not (run / "report.json").exists()
     ):
-        raise ValueError(f"{run} is no finished run of erase run sd")
+        raise ValueError(f"{run} is not a finished run of erase run sd: give the folder of one")
     if not (run / saving.MODEL).exists():
         raise ValueError(
             f"{run} keeps no model: erase apply {made['model']} {run / saving.DELTA} --out {run / saving.MODEL} makes "
@@ -110,7 +110,7 @@ def settings_of(made: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]
     for word in words:
         key = word.partition("=")[0].strip()
         if not key.startswith(TAKES):
-            raise ValueError(f"{key} belongs to the run; erase attack takes {', '.join(TAKES)}")
+            raise ValueError(f"{key} was fixed by the run; erase attack takes only {', '.join(TAKES)}")
     every: list[AttackName] = ["paraphrases", "inversion", "relearn"]
     kept = override(made, words)
     kept["eval"]["attacks"] = kept["eval"].get("attacks") or every

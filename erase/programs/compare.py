@@ -71,12 +71,12 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: --out names a folder")
     if files.in_use(out) and not (out / "compare.json").exists():
-        raise ValueError(f"{out} is in use by something else than a comparison: choose another --out")
+        raise ValueError(f"{out} holds files that are not of a comparison: choose another --out")
     begun: dict[str, Any] = {}
     if (out / "compare.json").exists():
         stored = files.read_json(out / "compare.json")
         if not isinstance(stored, dict) or not isinstance(stored.get("runs"), dict):
-            raise ValueError(f"{out / 'compare.json'} is not that of a comparison: choose another --out")
+            raise ValueError(f"{out / 'compare.json'} is not of a comparison: choose another --out")
         begun = stored["runs"]
     now = {str(run.folder): json.loads(json.dumps(run.settings, default=str)) for run in spec.runs}
     for name, settings in begun.items():
@@ -86,7 +86,7 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
                     f"{out} has a run that is not in this comparison, {name}: remove it, or choose another --out"
                 )
             if changed := files.differences(settings, now[name]):
-                raise ValueError(f"{out / name} was begun with other settings ({changed[0]}): choose another --out")
+                raise ValueError(f"{out / name} was started with other settings ({changed[0]}): choose another --out")
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": now})
 
 

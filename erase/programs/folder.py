@@ -92,9 +92,9 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
         raise ValueError(f"{out} is a file: --out names a folder")
     if files.in_use(out):
         raise ValueError(
-            f"{out} holds no run to go on with: choose another --out"
+            f"{out} holds no run to resume: choose another --out"
             if resume
-            else f"{out} is not empty: choose another --out, or --resume the run that is there"
+            else f"{out} is not empty: choose another --out, or resume its run with --resume"
         )
     files.write_json(path, whole)
 

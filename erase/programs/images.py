@@ -110,7 +110,7 @@ def draw_pictures(
         distributed.on_main(lambda: wanted)
         return _draw_part(sample, wanted, batch_size)
 
-    with bar(len(rows) * images, f"pictures: {folder.name}") as shown:
+    with bar(len(rows) * images, f"images: {folder.name}") as shown:
         generate(
             sample if world == 1 else together,
             rows,

@@ -141,7 +141,8 @@ def check_guidance(wanted: Saliency, entry: Entry, has_null: bool) -> None:
     measures = "fisher" in entry.needs or ("mask" in entry.needs and wanted.kind != "none")
     if measures and wanted.guidance is not None and not has_null:
         raise ValueError(
-            f"saliency.guidance={wanted.guidance} needs an empty condition, which this model lacks: set it to null"
+            f"saliency.guidance={wanted.guidance} needs an empty condition, which this model does not have: set "
+            "saliency.guidance=null"
         )
 
 

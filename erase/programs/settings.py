@@ -27,11 +27,16 @@ def read_method(config: Any) -> tuple[Entry, Method]:
     if config.pipeline != "classify":
         check_classifiers_only(config.method)
     if config.saliency.per == "image" and config.pipeline == "classify":
-        raise ValueError("saliency.per=image is over timesteps, which classifiers lack: set saliency.per=sample")
+        raise ValueError(
+            "saliency.per=image sums over timesteps, which classifiers do not have: set saliency.per=sample"
+        )
     if config.saliency.augment and config.pipeline != "classify":
-        raise ValueError("saliency.augment is for classifiers, whose images are varied: take it back")
+        raise ValueError("saliency.augment is for classifiers, whose images are augmented: unset it")
     if entry.fresh and config.pipeline == "sd":
-        raise ValueError(f"{entry.name} trains new weights, which erase run sd does not do")
+        raise ValueError(
+            f"method.name=method.name={entry.name} trains new weights, which erase run sd does not do: choose "
+            "another method: choose another method"
+        )
     if not entry.fresh and config.pipeline == "ddpm" and not config.forget.labels:
         raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")
     for key, find in (("classifier", resources.tiny_path), ("clip", locate_clip)) if judges(config) else ():
@@ -78,19 +83,21 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
     if "mask" not in entry.needs:
         return
     if wanted.kind == "magnitude" and wanted.clip is not None:
-        raise ValueError(f"saliency.clip is of saliency.kind=fisher: set it to null; got {wanted.clip}")
+        raise ValueError(f"saliency.clip is for saliency.kind=fisher: set it to null; got {wanted.clip}")
     if wanted.loss == "objective" and wanted.guidance is not None:
         raise ValueError(
-            f"saliency.guidance={wanted.guidance} guides the training loss: set saliency.loss=plain, or it to null"
+            f"saliency.guidance={wanted.guidance} is for the training loss: set saliency.loss=plain, or "
+            "saliency.guidance=null"
         )
     if wanted.kind == "magnitude" and (wanted.density is None or wanted.threshold is not None):
         raise ValueError(
-            f"saliency.kind=magnitude needs saliency.density, and no threshold (null takes it back); got "
+            "saliency.kind=magnitude needs saliency.density, without saliency.threshold: set "
+            "saliency.threshold=null; got "
             f"{wanted.density} and {wanted.threshold}"
         )
     if wanted.kind == "fisher" and (wanted.threshold is None) == (wanted.density is None):
         raise ValueError(
-            f"the mask needs saliency.threshold or saliency.density, not both (null takes one back); "
+            f"the mask needs one of saliency.threshold and saliency.density: set the other to null; "
             f"got {wanted.threshold} and {wanted.density}"
         )
 

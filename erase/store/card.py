@@ -68,7 +68,7 @@ def render(meta: Mapping[str, str], licence: Mapping[str, Any], library: Library
     lines = [
         *("---", yaml.safe_dump(head, sort_keys=False).rstrip(), "---", "", f"# {base}, erased", ""),
         DONE[library].format(base=base, method=method),
-        "What was to be forgotten is told by a hash. Erasing is no proof: measure before you rely on it.",
+        "What was to be forgotten is recorded as a hash. An erasure is not a guarantee: measure before you rely on it.",
         *("", "| | |", "|---|---|", *rows, ""),
     ]
     return "\n".join(lines)

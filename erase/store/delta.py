@@ -51,7 +51,7 @@ class Delta:
         try:
             found = json.loads(self.header.get("base_meta", "{}"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} is damaged: base_meta in its header is no JSON ({error.msg})") from error
+            raise ValueError(f"{self.path} is damaged: base_meta in its header is not JSON ({error.msg})") from error
         return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
@@ -105,7 +105,7 @@ def open_delta(path: Path) -> Delta:
     """
     tensors, header = open_safetensors(path)
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} is no delta of erase (format {header.get('format')!r}, expected {FORMAT!r})")
+        raise ValueError(f"{path} is not a delta of erase (format {header.get('format')!r}, expected {FORMAT!r})")
     if lost := sorted({"base_sha256", "erased_sha256"} - header.keys()):
         raise ValueError(f"{path} is a damaged delta of erase: its header lacks {' and '.join(lost)}")
     return Delta(path, tensors, header)

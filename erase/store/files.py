@@ -183,8 +183,8 @@ def guess_kind(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(512)
     signs = (
-        (b"\x89PNG", "a PNG picture"),
-        (b"\xff\xd8\xff", "a JPEG picture"),
+        (b"\x89PNG", "a PNG image"),
+        (b"\xff\xd8\xff", "a JPEG image"),
         (b"PK\x03\x04", "a zip archive (torch's pickles are such)"),
         (b"\x80", "a pickle: reading it may run code"),
         (b"GGUF", "GGUF weights"),

@@ -28,7 +28,8 @@ def reachable(name: str) -> bool:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403, 404):
             raise ValueError(
-                f"model {name!r} is no folder here, and the hub has no such model, or a private one: check the name, "
+                f"model {name!r} is not a folder here, and the hub has no such model, or a private one: check the "
+                "name, "
                 "or log in with hf auth login"
             ) from error
         return False
@@ -51,7 +52,8 @@ def refusal(name: str, error: Exception, cached: bool) -> ValueError:
     """
     if cached:
         return ValueError(
-            f"model {name!r} is no folder here, the hub's cache lacks it, and the hub cannot be reached or is switched "
+            f"model {name!r} is not a folder here, the hub's cache lacks it, and the hub cannot be reached or is "
+            "switched "
             "off (HF_HUB_OFFLINE): name a folder, or download the model where there is a network"
         )
     if "Gated" in type(error).__name__:

@@ -28,7 +28,7 @@ def decode(load: Callable[[], Image.Image], where: object) -> Image.Image:
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace(f" {str(where)!r}", "")  # Pillow names the file again
-        raise ValueError(f"{where} is no image or is cut short ({reason})") from error
+        raise ValueError(f"{where} is not an image or is cut short ({reason})") from error
 
 
 def as_rgb(image: Image.Image, where: object) -> Image.Image:

@@ -83,7 +83,7 @@ class LabelledImages:
             ValueError: for a count below 1 or above N.
         """
         if not 1 <= count <= len(self):
-            raise ValueError(f"cannot draw {count} of {len(self)} images: give a count from 1 to {len(self)}")
+            raise ValueError(f"cannot choose {count} of {len(self)} images: give a count from 1 to {len(self)}")
         generator = torch.Generator().manual_seed(seed)
         return self.take(torch.randperm(len(self), generator=generator)[:count].sort().values)
 
@@ -226,16 +226,16 @@ def _idx_array(path: Path, rank: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         try:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: gzip cut short or damaged ({error}): fetch it again") from error
+            raise ValueError(f"{path}: gzip cut short or damaged ({error}): get the file again") from error
     start = 4 + 4 * rank
     if len(data) < start:
-        raise ValueError(f"{path}: cut short, {len(data)} bytes where the header alone has {start}: fetch it again")
+        raise ValueError(f"{path}: cut short, {len(data)} bytes where the header alone has {start}: get the file again")
     magic, *sizes = struct.unpack(f">{1 + rank}I", data[:start])
     if magic != 0x800 + rank:
         raise ValueError(f"{path}: starts with {magic:08x}, must be {0x800 + rank:08x} (IDX of bytes, {rank} axes)")
     if 0 in sizes or len(data) - start != math.prod(sizes):
         got = f"{len(data) - start} bytes for a size of {'×'.join(map(str, sizes))}"
-        raise ValueError(f"{path}: cut short or damaged, {got}: fetch it again")
+        raise ValueError(f"{path}: cut short or damaged, {got}: get the file again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(sizes).copy()  # torch wants it writable
 
 

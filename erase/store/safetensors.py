@@ -92,7 +92,7 @@ def open_safetensors(path: Path) -> tuple[Lazy, dict[str, str]]:
 
         return Lazy(f.keys(), f.get_tensor, sketch), dict(f.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is cut short or no safetensors file ({error}): get it again") from error
+        raise ValueError(f"{path} is cut short or not a safetensors file ({error}): get it again") from error
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -99,7 +99,7 @@ def check_origin(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
             there = origin(folders[name])
             sources[f"images/{name}"] = there["weights"]
             if said and said != there:
-                raise ValueError(f"{folders[name]}: not the pictures that report.json has counted: {swapped}")
+                raise ValueError(f"{folders[name]}: not the images that report.json has counted: {swapped}")
         for what, theirs in sources.items():
             # A retrained model may be any, the base itself too.
             if weights and theirs and name != "retrained" and (name == "base") != (theirs == weights):
@@ -114,5 +114,5 @@ def check_origin(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
         where = f"{len(ours)} and {len(theirs_)} images" if row is None else f"row {row + 1} differs"
         raise ValueError(
             f"{run_dir}: images/{first} and images/{other} are not of the same prompts and seeds ({where}): "
-            "they are no pairs"
+            "they are not pairs"
         )

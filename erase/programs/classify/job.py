@@ -38,7 +38,7 @@ class Job:
         self.setting, self.config, self.fresh = setting, config, setting.entry.fresh
         if self.fresh and setting.form == "delta":
             raise ValueError(
-                f"--save delta keeps what changed, and {setting.method.name} makes new weights: leave it out"
+                f"--save delta stores what changed, but {setting.method.name} makes new weights: leave out --save delta"
             )
         given = open_model(config, setting.device)
         self.plan = make_plan(config, self.fresh, given, setting.say)

@@ -87,7 +87,7 @@ def make_plan(
     ways = {"fraction": wanted.fraction, "labels": wanted.labels, "ids": wanted.ids, "split": wanted.split}
     given = [name for name, value in ways.items() if value not in (None, [])]
     if len(given) > 1:
-        raise ValueError(f"forget.{given[0]} and forget.{given[1]} both choose what to forget: give one of them")
+        raise ValueError(f"forget.{given[0]} and forget.{given[1]} both choose what to forget: give only one of them")
     if not given and not fresh:
         raise ValueError(
             "the forget set is empty: name what to forget, such as forget.fraction=0.1 or forget.labels=[trouser]"
@@ -117,7 +117,9 @@ def open_model(config: ClassifyConfig, device: torch.device) -> Model | None:
     if config.model == NEW:
         return None
     if config.architecture is not None:
-        raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
+        raise ValueError(
+            f"architecture is for model=new, and {config.model} has its own: unset architecture, or set model=new"
+        )
     return models.open_model(folders.locate(config.model).folder, device)
 
 
@@ -142,7 +144,7 @@ def check(config: ClassifyConfig, plan: Plan, model: Model, fresh: bool) -> None
     """
     own = [key for key in config.method if key != "name"]
     if fresh and own:
-        raise ValueError(f"training goes by the recipe: leave out method.{own[0]}, and set recipe.* instead")
+        raise ValueError(f"training follows recipe.*: leave out method.{own[0]}, and set recipe.* instead")
     if config.train is None and not fresh:
         raise ValueError("the setting train.steps is missing: give train.steps=…")
     wanted = config.eval.retrained

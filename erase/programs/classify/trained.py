@@ -138,7 +138,7 @@ def kept(cache: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
         return None
     record = files.read_json(cache / "trained.json")
     if files.read_json(cache / "key.json") != made_of or record.get("files") != hashes(cache / "model"):
-        raise ValueError(f"{cache} does not hold what was trained there: remove it, and the model is trained again")
+        raise ValueError(f"{cache} was changed after training: remove it to train the model again")
     found: dict[str, Any] = record
     return found
 

@@ -60,7 +60,7 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
     """
     check_keys(data)
     if any(word.partition("=")[0].strip() == "seed" for word in words):
-        raise ValueError("a comparison's seeds are in its key seeds: leave seed=… out")
+        raise ValueError("seed=… is not for comparisons: set the key seeds in the file")
     runs = []
     for method, changes in (data.get("methods") or {"": {}}).items():
         changes = dict(changes or {})

@@ -46,7 +46,7 @@ class Job:
         self.setting, self.config, self.fresh = setting, config, setting.entry.fresh
         self.source = None if config.model == NEW else find(config, config.model)
         if self.source is None and setting.form == "delta":
-            raise ValueError("--save delta needs a base; model=new has none")
+            raise ValueError("--save delta needs a base model, and model=new has none: leave out --save delta")
         data = read_data(config, self.source, setting.say)
         self.model = open_base(config, self.source, data, setting.device, setting.dry_run)
         self.config = config = with_dropout(config, self.model.has_null)

@@ -102,7 +102,9 @@ def open_base(
     """
     if source is not None:
         if config.architecture is not None:
-            raise ValueError(f"architecture is for model=new; {config.model} has its own: take one of the two back")
+            raise ValueError(
+                f"architecture is for model=new, and {config.model} has its own: unset architecture, or set model=new"
+            )
         return open_model(source, device, config.precision, hollow=hollow)
     if config.architecture is None:
         raise ValueError("model=new needs an architecture: give architecture.channels=[64,128] and so on")
@@ -141,9 +143,11 @@ def make_plan(
     before = dict.fromkeys(numbers([*config.forget.earlier, *([] if fresh else forgotten)], "forget.earlier"))
     earlier = [i for i in before if i not in forget]
     if len({*forget, *earlier}) == len(labels):
-        raise ValueError("every class is named in forget.labels or was forgotten before: something must stay")
+        raise ValueError("every class is in forget.labels or was forgotten earlier: leave a class that stays")
     if config.forget.pictures != "own" and config.forget.loss != "redirect":
-        raise ValueError(f"forget.pictures={config.forget.pictures} is for forget.loss=redirect; with the others: own")
+        raise ValueError(
+            f"forget.pictures={config.forget.pictures} is for forget.loss=redirect: set forget.pictures=own"
+        )
     anchors: list[int] = []
     if config.forget.loss == "redirect" and not fresh:
         anchors = numbers(config.forget.anchors, "forget.anchors")
@@ -158,10 +162,10 @@ def make_plan(
     if set(among) & {*forget, *earlier}:
         raise ValueError("forget.among names a forgotten class: choose classes that stay")
     if config.forget.among != "all" and (config.forget.loss != "redirect" or anchors):
-        raise ValueError("forget.among is for forget.loss=redirect without forget.anchors: take one back")
+        raise ValueError("forget.among is for forget.loss=redirect without forget.anchors: unset one of them")
     shown = numbers(config.eval.labels, "eval.labels")
     if shown and not {*shown} - {*forget, *earlier}:
-        raise ValueError("eval.labels names forgotten classes alone: add classes that stay")
+        raise ValueError("eval.labels has only forgotten classes: add classes that stay")
     return Plan(labels, forget, anchors, data, earlier, among, shown)
 
 
@@ -226,7 +230,7 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
         if folder is not None:
             generate.check_reuse(folder)
     if config.eval.retrained_base is not None and config.eval.retrained is None:
-        raise ValueError("eval.retrained_base holds pictures of a retrained model: name it by eval.retrained")
+        raise ValueError("eval.retrained_base holds images of a retrained model: set eval.retrained to that model")
     if config.eval.classifier is not None and config.eval.images < LEAST:
         raise ValueError(
             f"eval.images must be at least {LEAST} (per label) to be judged, or 0; got {config.eval.images}"

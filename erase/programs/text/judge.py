@@ -37,16 +37,16 @@ def check_evaluators(config: SdConfig, plan: Plan, judges: Sequence[Judge]) -> N
     """Find out now, not after the training, that an evaluator cannot run.
 
     Raises:
-        ValueError: for a judge that cannot be loaded, or of which it is not known what it should see; settings of a
-            judge that there is not; or early stopping and attacks that nothing can judge.
+        ValueError: for a judge that cannot be loaded or whose labels do not fit; for settings of a judge that is not
+            set; and for early stopping or attacks that nothing can judge.
     """
     for key, of in (("flag", "classifier"), ("alternatives", "clip")):
         if getattr(config.eval, key) and getattr(config.eval, of) is None:
-            raise ValueError(f"eval.{key} is a setting of eval.{of}, which is not set: set it, or take eval.{key} back")
+            raise ValueError(f"eval.{key} needs eval.{of}, which is not set: set eval.{of}, or unset eval.{key}")
     if config.until is not None:
         check_until(config, plan, judges)
     if config.eval.attacks and not judges:
-        raise ValueError(f"eval.attacks need {SETTINGS}, to judge pictures by")
+        raise ValueError(f"eval.attacks needs a judge of the images: set {SETTINGS}")
     if not (config.eval.images or config.until or config.eval.attacks):
         return
     for judge in judges:
@@ -66,7 +66,7 @@ def check_until(config: SdConfig, plan: Plan, judges: Sequence[Judge]) -> None:
     """
     assert config.until is not None
     if not judges:
-        raise ValueError(f"until needs {SETTINGS}, to judge pictures by")
+        raise ValueError(f"until needs a judge of the images: set {SETTINGS}")
     if config.until.remain is not None and (not judges[0].KNOWS_REST or all(plan.forgotten)):
         raise ValueError(
             "until.remain needs eval.classifier (without eval.flag) or eval.clip, and prompts in eval.prompts that are "
@@ -97,7 +97,7 @@ def calibrate(config: SdConfig, plan: Plan, judges: Sequence[Judge], base: Path)
         if side in found.doubts:
             raise ValueError(
                 f"eval.clip={zero.name} cannot judge until or eval.attacks: {found.doubts[side]}; name other "
-                "eval.alternatives or another judge, or take until and eval.attacks back"
+                "eval.alternatives or another judge, or unset until and eval.attacks"
             )
     return found
 

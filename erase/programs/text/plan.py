@@ -75,7 +75,9 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     targets = make_targets(config)
     forget, anchors = targets.prompts, targets.anchors
     if config.forget.pictures == "anchor" and config.forget.images is not None:
-        raise ValueError("forget.images are not used with forget.pictures=anchor: take one back, or use both")
+        raise ValueError(
+            "forget.images is not used with forget.pictures=anchor: unset one of them, or set forget.pictures=both"
+        )
     rows = expand(config.eval.prompts, config.seed)
     written = {*config.eval.prompts, *config.remain.prompts}
     known = {row.prompt for row in rows}
@@ -101,7 +103,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
         row.prompt for row in expand(config.remain.prompts, config.seed) if not is_forgotten(row) and not is_gone(row)
     ]
     if not remain:
-        raise ValueError("remain.prompts holds nothing but forgotten prompts: name what must stay")
+        raise ValueError("remain.prompts has only forgotten prompts: name prompts that must stay")
     rows = sorted(rows, key=lambda row: (not is_forgotten(row), not is_gone(row)))
     plan = Plan(
         list(forget),
@@ -133,7 +135,7 @@ def check_plan(plan: Plan, gone: Collection[str]) -> None:
     ):
         lost = [prompt for prompt in prompts if prompt in away or saving.mark(prompt) in gone]
         if lost:
-            raise ValueError(f"{what} has {lost[0]!r}, which is to be forgotten or was before: choose what stays")
+            raise ValueError(f"{what} has {lost[0]!r}, which is or was forgotten: choose prompts that stay")
     strange = Counter(item.prompt for item in plan.forget_images or [] if item.prompt not in plan.forget)
     if strange:
         raise ValueError(

@@ -48,7 +48,7 @@ def make_targets(config: SdConfig) -> Targets:
     if len(prompts) not in (1, len(places)) or len({*places}) < len(places):
         raise ValueError(
             f"forget.erase_from has {len(places)} prompts for {len(prompts)} forget prompts: give one for each, or "
-            "several different ones for one"
+            "several different ones for a single forget prompt"
         )
     times = len(places) // len(prompts)
     return Targets(places, [], prompts * times, weights * times)
@@ -67,10 +67,14 @@ def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:
     weighted = any(row.weight is not None for row in rows)
     for name, own, given in (("anchors", bool(anchors), wanted.anchors), ("weights", weighted, wanted.weights)):
         if own and given:
-            raise ValueError(f"forget.{name} is given, and so are {name} in the file of forget.prompts: choose one")
+            raise ValueError(
+                f"forget.{name} is given twice, as a setting and in the file of forget.prompts: remove one of them"
+            )
     if anchors and len(anchors) < len(rows):
         lost = next(row.prompt for row in rows if row.anchor is None)
-        raise ValueError(f"forget.prompts has an anchor for some prompts and none for {lost!r}: give all or none")
+        raise ValueError(
+            f"forget.prompts has an anchor for some prompts but not for {lost!r}: give one for each, or none"
+        )
     found = anchors or [row.prompt for anchor in wanted.anchors for row in rows_of(anchor)]
     return [row.prompt for row in rows], found, weights if weighted else list(wanted.weights)
 
@@ -101,7 +105,7 @@ def make_anchors(config: SdConfig, forget: Sequence[str], anchors: list[str]) ->
             )
         if loss == "surrogate" and pictures != "anchor":
             raise ValueError(
-                f"forget.loss=surrogate learns from pictures of the anchors: set forget.pictures=anchor; got {pictures}"
+                f"forget.loss=surrogate learns from images of the anchors: set forget.pictures=anchor; got {pictures}"
             )
         return list(anchors)
     if pictures != "own":

@@ -60,11 +60,11 @@ def looked(config: SdConfig, out: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = [row for row in rows if "until_forget" in row]
     done, steps = rows[-1]["step"] + 1, config.train.steps
-    why = f"none of {len(looks)} looks was enough: all {steps} steps were done"
+    why = f"no probe of {len(looks)} met the conditions: all {steps} steps were done"
     if done < steps:
         last = looks[-1]
         right = "" if last["until_remain"] is None else f", {last['until_remain']:.3g} of the others' were right"
-        why = f"after step {done} of {steps} {last['until_forget']:.3g} of its pictures showed the concept{right}"
+        why = f"after step {done} of {steps} {last['until_forget']:.3g} of its images showed the concept{right}"
     return {
         **asdict(wanted),
         "ended": done if done < steps else None,

@@ -46,7 +46,7 @@ class Labels:
             label = label_of(row, axis)
             if label not in known and not (label and "=" in found[0] and set(label.split("+")) <= set(known)):
                 raise ValueError(
-                    f"eval.classifier needs to know what a picture should show; the prompt {row.prompt!r} is labelled "
+                    f"eval.classifier needs to know what an image should show; the prompt {row.prompt!r} is labelled "
                     f"{label!r}, the classifier knows {', '.join(dict.fromkeys(known))}: use a prompt set with such "
                     "object (and style) columns, judge by eval.clip, or name the concept's labels in eval.flag"
                 )

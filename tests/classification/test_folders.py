@@ -110,7 +110,7 @@ def test_what_is_no_classifier_of_ours_to_change(tmp_path: Path) -> None:
         folders.locate(tmp_path / "in")
     (tmp_path / "in/link.txt").unlink()
     weights = (tmp_path / "in" / FILE).rename(tmp_path / "in/pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"is no whole image classifier: it has no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"is not a complete image classifier: it has no model\.safetensors"):
         folders.locate(tmp_path / "in")
     (tmp_path / "in" / INDEX).write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(ValueError, match=r"names '\.\./secret\.safetensors'"):

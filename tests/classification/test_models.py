@@ -184,7 +184,7 @@ def test_a_processor_that_cannot_be_followed(text: str, said: str, tmp_path: Pat
         ({"model_type": "resnot"}, "must be a transformers image classifier such as resnet, .*; got 'resnot'"),
         ({"model_type": None}, "model_type must be"),
         ({"depth": [1]}, "unknown setting architecture.depth; resnet has: .*depths"),
-        ({"hidden_sizes": "x"}, "resnet cannot be made so"),
+        ({"hidden_sizes": "x"}, "resnet cannot be built"),
         ({"stem": {"kernel": 2}}, "stem: kernel is odd, stride at least 1"),
         ({"stem": {"stride": 0}}, "stem: kernel is odd, stride at least 1"),
         ({"stem": {"pools": 1}}, "stem has the keys kernel, stride, pool; got"),
@@ -209,11 +209,11 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=f"{name} holds values that are NaN or infinite"):
                 models.open_model(folder)
         save_file({n: t for n, t in whole.items() if n != name}, path, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="is no whole image classifier") as caught:
+        with pytest.raises(ValueError, match="is not a complete image classifier") as caught:
             models.open_model(folder)
         assert "\n" not in str(caught.value)
         path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(ValueError, match="is no whole image classifier"):
+        with pytest.raises(ValueError, match="is not a complete image classifier"):
             models.open_model(folder)
     models.save(micro_classify.model(), tmp_path / "bare")
     (tmp_path / "bare/preprocessor_config.json").unlink()

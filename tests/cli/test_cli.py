@@ -228,9 +228,9 @@ def test_settings(erase: Erase) -> None:
             ["sd", "sd_photos_sfron", "eval.prompts=photo-plain"],
             "no prompt set 'photo-plain'; did you mean photos-plain?",
         ),
-        (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is no folder here"),
+        (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is not a folder here"),
         (["sd", "other.yaml"], "preset 'other.yaml' is for erase run other, not for sd"),
-        (["sd", "broken.yaml"], "broken.yaml is no YAML"),
+        (["sd", "broken.yaml"], "broken.yaml is not valid YAML"),
         (["classify", "classify_fashion_sfron", "train.optimizer=adam8bit"], "train.optimizer: input should be"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_dry_run_needs_no_folder_and_names_settings_without_use(
 
 def test_attack_refuses_what_is_no_run(erase: Erase, tmp_path: Path) -> None:
     for run in (tmp_path / "none", tmp_path):
-        assert f"{run} is no finished run of erase run sd" in erase("attack", run, "--out", tmp_path / "out").said
+        assert f"{run} is not a finished run of erase run sd" in erase("attack", run, "--out", tmp_path / "out").said
     assert not (tmp_path / "out").exists()
 
 
@@ -309,7 +309,7 @@ def test_what_a_user_can_mend_is_one_line(
     [
         (["photos-object"], "no comparison 'photos-object'; did you mean photos-objects? comparisons: "),
         (["none.yaml"], "no comparison file 'none.yaml'"),
-        (["broken.yaml"], "broken.yaml is no YAML"),
+        (["broken.yaml"], "broken.yaml is not valid YAML"),
         (["empty.yaml"], "a comparison needs the key 'pipeline'"),
         (["photos-objects", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
         (["photos-objects", "train.stpes=3"], "unknown setting train.stpes; did you mean train.steps?"),
@@ -366,7 +366,7 @@ def test_generate_and_go_on_and_grid(
     (tmp_path / "a" / first[3].file).unlink()
     with monkeypatch.context() as patch:
         patch.setattr("erase.diffusion.model.open_model", None)  # refused before the model is loaded
-        assert "is not empty: choose another --out, or --resume" in erase(*words, "--out", tmp_path / "a").said
+        assert "is not empty: choose another --out, or resume" in erase(*words, "--out", tmp_path / "a").said
     assert erase(*words, "--out", tmp_path / "a", "--resume").code == 0
     assert read_manifest(tmp_path / "a") == first
     assert "made with other settings" in erase(*words, "--out", tmp_path / "a", "--resume", "--guidance", 2).said
@@ -508,7 +508,7 @@ def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tm
     ("change", "said"),
     [
         ({0: "none"}, "no model 'none'"),
-        ({1: "photo-plain"}, "there is no prompt set 'photo-plain'; did you mean photos-plain?"),
+        ({1: "photo-plain"}, "no prompt set 'photo-plain'; did you mean photos-plain?"),
         ({1: " "}, "PROMPTS is empty"),
         ({2: " "}, "PROMPTS has one.txt, a prompt set or a file"),
         ({1: "none.csv"}, "no prompt set file 'none.csv'"),
@@ -578,7 +578,7 @@ def test_eval_nudity(erase: Erase, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep/counts.json"
     done = erase("eval", "nudity", pictures, pictures / "0.png", "--out", out)
     assert done.code == 0
-    assert "of 4 pictures flagged (i2p)" in done.out
+    assert "of 4 images flagged (i2p)" in done.out
     found = json.loads(out.read_text())
     assert found["nudity"]["images"] == 4
     assert found["command"].startswith("erase eval nudity ")
@@ -609,7 +609,7 @@ def test_stored_detections_are_counted_again(
     assert counted["provenance"]["model_sha256"] == record["model_sha256"]
     assert not (tmp_path / "again-detections.json").exists()
     done = erase("eval", "nudity", stored, "--channels", "as_shipped", "--out", out)
-    assert "holds detections that are there already: give it alone" in done.said
+    assert "holds stored detections: give it alone" in done.said
     assert "give it alone" in erase("eval", "nudity", stored, pictures, "--out", out).said
     stored.write_text("{}")
     assert "not a record of detections (it has no '" in erase("eval", "nudity", stored, "--out", out).said
@@ -618,7 +618,7 @@ def test_stored_detections_are_counted_again(
 def test_a_picture_that_cannot_be_looked_at_is_not_safe(erase: Erase, pictures: Path, tmp_path: Path) -> None:
     cut_short(pictures / "1.png")
     done = erase("eval", "nudity", pictures, "--out", tmp_path / "out.json")
-    assert done.said.startswith("1 pictures could not be looked at, so they are not known to be safe; first ")
+    assert done.said.startswith("1 images could not be examined and are not known to be safe; first ")
     assert done.said.count("1.png") == 1
     found = json.loads((tmp_path / "out.json").read_text())["nudity"]
     assert found["images"] + len(found["errors"]) in (3, 4)
@@ -631,7 +631,7 @@ def test_a_picture_that_cannot_be_looked_at_is_not_safe(erase: Erase, pictures: 
     [
         (["none"], "none: no such folder of images"),
         (["empty"], "empty: holds no images"),
-        (["pictures", "--preset", "i2pp"], "no counting preset 'i2pp'; presets: i2p, esd"),
+        (["pictures", "--preset", "i2pp"], "no counting rule 'i2pp'; allowed: i2p, esd"),
         (["pictures", "--channels", "bgr"], "--channels must be corrected or as_shipped; got 'bgr'"),
         (["pictures", "--class", "FACE"], "classes are ['FACE'], expected some of"),
         (["pictures", "--class", "FACE_FEMALE", "--threshold", "0.1"], "threshold is 0.1, expected 0.25 to 1"),
@@ -668,10 +668,10 @@ def test_a_result_takes_the_place_of_nothing_but_a_result(
     prompts.write_text("prompt\na cat\n")
     (tmp_path / "own.json").write_text('{"mine": 1}')
     for out, said in (
-        (prompts, "prompts.csv is there and no result of erase: choose another --out"),
-        (tmp_path / "own.json", "own.json is there and no result of erase"),
+        (prompts, "prompts.csv exists and is not a result of erase: choose another --out"),
+        (tmp_path / "own.json", "own.json exists and is not a result of erase"),
         (tmp_path, "is a folder: --out names a file"),
-        (prompts / "a.json", "a.json cannot be written: it is below a file"),
+        (prompts / "a.json", "a.json cannot be written: one of its parents is a file"),
     ):
         done = erase(*words, out)
         assert done.code == 2
@@ -692,7 +692,7 @@ def test_eval_classes_refuses(erase: Erase, pictures: Path, micro_classifier: Pa
     assert "no config.json there" in erase("eval", "classes", pictures, "--classifier", tmp_path / "empty", *out).said
     assert "empty: holds no images" in erase("eval", "classes", tmp_path / "empty", *known, *out).said
     cut_short(pictures / "1.png")
-    assert "1.png is no image" in erase("eval", "classes", pictures, *known, *out).said
+    assert "1.png is not an image" in erase("eval", "classes", pictures, *known, *out).said
     assert not (tmp_path / "out.json").exists()
 
 
@@ -719,7 +719,7 @@ def test_eval_clip(erase: Erase, before_and_after: tuple[Path, Path], micro_clip
     done = erase("eval", "clip", erased, *words)
     assert done.code == 0, done.err
     assert "100 × cosine; 95 % interval " in done.out
-    assert "12 pictures, 6 prompts" in done.out
+    assert "12 images, 6 prompts" in done.out
     alone = json.loads((tmp_path / "out.json").read_text())["clip"]["pictures"]
     done = erase("eval", "clip", erased, "--base", base, *words)
     assert done.code == 0
@@ -746,7 +746,7 @@ def test_eval_change(erase: Erase, before_and_after: tuple[Path, Path], micro_cl
     assert "12 pairs, 6 prompts" in done.out
     assert "LPIPS" not in done.out
     done = erase("eval", "change", base, erased, "--without", "a cat", *words)
-    assert done.out.startswith("0.0000 perceptual distance on classifier (0 is no change; 95 % interval 0.0000")
+    assert done.out.startswith("0.0000 perceptual distance on classifier (0 means no change; 95 % interval 0.0000")
 
 
 def test_comparisons_refuse(
@@ -755,11 +755,11 @@ def test_comparisons_refuse(
     base, erased = before_and_after
     out = ("--out", tmp_path / "out.json")
     assert "no such manifest" in erase("eval", "clip", pictures, "--model", "x", *out).said
-    assert "'nobody/none' is no folder here" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
+    assert "'nobody/none' is not a folder here" in erase("eval", "clip", base, "--model", "nobody/none", *out).said
     known = ("--classifier", micro_classifier)
     said = erase("eval", "change", base, erased, *known, "--without", "a bird", *out).said
     assert (
-        said == "--without 'a bird': no picture has that prompt; prompts: a boat, a car, a cat, a dog, a photo, a sepia"
+        said == "--without 'a bird': no image has that prompt; prompts: a boat, a car, a cat, a dog, a photo, a sepia"
     )
     for both in ((), (*known, "--inception", "none.pt")):
         said = erase("eval", "fidelity", base, erased, *both, *out).said
@@ -950,7 +950,7 @@ def test_inspect_what_erase_made(erase: Erase, micro_sd: Path, tmp_path: Path) -
         (b"\x80\x02}q\x00.", "a pickle: reading it may run code"),
         (b"PK\x03\x04" + b"\0" * 20, "a zip archive (torch's pickles are such)"),
         (b"GGUF\3", "GGUF weights"),
-        (b"\x89PNG\r\n", "a PNG picture"),
+        (b"\x89PNG\r\n", "a PNG image"),
         (b'{"a": 1}', "JSON or text"),
         (b"hello\n", "text"),
         (bytes(range(5)), "data of unknown kind"),
@@ -1058,10 +1058,10 @@ def test_inspect_refuses(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     shutil.copytree(micro_sd, tmp_path / "model")
     weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "is cut short or no safetensors file" in erase("inspect", weights).said
-    assert "is cut short or no safetensors file" in erase("inspect", tmp_path / "model").said
+    assert "is cut short or not a safetensors file" in erase("inspect", weights).said
+    assert "is cut short or not a safetensors file" in erase("inspect", tmp_path / "model").said
     (tmp_path / "fake.safetensors").write_bytes(b"abc")
-    assert "is cut short or no safetensors file" in erase("inspect", tmp_path / "fake.safetensors").said
+    assert "is cut short or not a safetensors file" in erase("inspect", tmp_path / "fake.safetensors").said
     (tmp_path / "folder.safetensors").mkdir()
     assert "is a folder that erase does not know" in erase("inspect", tmp_path / "folder.safetensors").said
     (tmp_path / "config").mkdir()

@@ -155,9 +155,9 @@ def test_broken_images(tmp_path: Path, suffix: str) -> None:
     read_image(path, 8)
     for size in (0, 10, len(whole) // 2):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=rf"a\.{suffix} is no image or is cut short"):
+        with pytest.raises(ValueError, match=rf"a\.{suffix} is not an image or is cut short"):
             read_image(path, 8)
-    with pytest.raises(ValueError, match=r"none\.png is no image or is cut short"):
+    with pytest.raises(ValueError, match=r"none\.png is not an image or is cut short"):
         read_image(tmp_path / "none.png", 8)
 
 

@@ -606,8 +606,8 @@ def config(**values: Any) -> Callable[[Path], None]:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut short": (cut, f"unet/{FILE} is cut short or no safetensors file"),
-    "empty": (lambda f: (f / "unet" / FILE).write_bytes(b""), f"{FILE} is cut short or no safetensors file"),
+    "cut short": (cut, f"unet/{FILE} is cut short or not a safetensors file"),
+    "empty": (lambda f: (f / "unet" / FILE).write_bytes(b""), f"{FILE} is cut short or not a safetensors file"),
     "no weights": (lambda f: (f / "unet" / FILE).unlink(), rf"unet has no weights \({FILE}\)"),
     "no unet": (lambda f: shutil.rmtree(f / "unet"), "is not whole: the subfolder unet is missing"),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "is not whole: the subfolder scheduler is missing"),
@@ -668,7 +668,7 @@ def test_names_that_do_not_fit_are_refused(copy: Path) -> None:
 def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "none", "none"):
         refused(rf"no model '{name}': not a folder, not a hub id", lambda name=name: locate(name, "label"))
-    refused("model 'nobody/nothing' is no folder here", lambda: locate("nobody/nothing", "label"))
+    refused("model 'nobody/nothing' is not a folder here", lambda: locate("nobody/nothing", "label"))
     refused(
         "model_index.json is a file; a model is a diffusers folder, a hub id, or one of",
         lambda: locate(saved / "model_index.json", "label"),

@@ -175,10 +175,10 @@ DAMAGE = {
     ),
     "unet config": (write("unet/config.json", b"{"), "unet/config.json: not JSON, or cut short"),
     "scheduler config": (write("scheduler/scheduler_config.json", b"{"), "scheduler_config.json: not JSON"),
-    "unet cut short": (cut(UNET), f"{UNET} is cut short or no safetensors file"),
-    "unet empty": (write(UNET, b""), f"{UNET} is cut short or no safetensors file"),
-    "unet header": (write(UNET, b"\xff" * 64), f"{UNET} is cut short or no safetensors file"),
-    "unet is a note of git-lfs": (write(UNET, b"version https://git-lfs.github.com/spec/v1\n"), "is cut short or no"),
+    "unet cut short": (cut(UNET), f"{UNET} is cut short or not a safetensors file"),
+    "unet empty": (write(UNET, b""), f"{UNET} is cut short or not a safetensors file"),
+    "unet header": (write(UNET, b"\xff" * 64), f"{UNET} is cut short or not a safetensors file"),
+    "unet is a note of git-lfs": (write(UNET, b"version https://git-lfs.github.com/spec/v1\n"), "is cut short or not"),
     "text encoder cut short": (cut("text_encoder/model.safetensors", 0.9), "text_encoder/model.safetensors is cut"),
     "vae cut short": (cut("vae/diffusion_pytorch_model.safetensors", 0.9), "is cut short"),
     "no unet weights": (remove(UNET), r"unet has no weights \(diffusion_pytorch_model.safetensors\)"),
@@ -269,7 +269,7 @@ def test_wrong_names_are_refused(micro_sd: Path, tmp_path: Path) -> None:
 
 
 def test_a_hub_id_offline_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^model 'nobody/nothing' is no folder here") as caught:
+    with pytest.raises(ValueError, match=r"^model 'nobody/nothing' is not a folder here") as caught:
         locate("nobody/nothing")
     assert "\n" not in str(caught.value)
 

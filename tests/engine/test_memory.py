@@ -59,7 +59,7 @@ def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
 
     def fail(grad: torch.Tensor) -> None:
         if len(grad) > 1:
-            raise ValueError("of no sample")
+            raise ValueError("to samples")
 
     with hollow(backend) as model:
         assert passes(model, loss, SAMPLE, 4, nullcontext, "samples") == passes(

@@ -97,7 +97,7 @@ def test_classify_is_resize_normalise_softmax(classifier: Path, images: list[Pat
 def test_classify_refuses(classifier: Path, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"broken\.png is no image"):
+    with pytest.raises(ValueError, match=r"broken\.png is not an image"):
         classify([*images, broken], classifier)
     with pytest.raises(ValueError, match="no images"):
         classify([], classifier)
@@ -142,7 +142,7 @@ def test_axis_sums_over_the_other_part() -> None:
     np.testing.assert_allclose(things.probabilities, [[0.7, 0.3], [0.3, 0.7], [1, 0], [0.3, 0.7]])
     np.testing.assert_allclose(styles.probabilities, [[0.6, 0.4], [0.65, 0.35], [0, 1], [0.4, 0.6]])
     assert things.files == PREDICTIONS.files
-    with pytest.raises(ValueError, match="label 'cat' has no two parts"):
+    with pytest.raises(ValueError, match="label 'cat' does not have two parts"):
         axis(things, 0)
     with pytest.raises(ValueError, match="axis is 2"):
         axis(PREDICTIONS, 2)

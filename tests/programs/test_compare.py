@@ -381,7 +381,7 @@ def test_the_base_pictures_of_a_run_that_finished_before_are_shared() -> None:
 def test_a_folder_in_use_is_not_touched() -> None:
     Path("out").mkdir()
     Path("out/thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match=r"^out is in use by something else than a comparison: choose another --out$"):
+    with pytest.raises(ValueError, match=r"^out holds files that are not of a comparison: choose another --out$"):
         compare(Program())
     assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
 

@@ -86,7 +86,7 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path, config: Config, record:
     before = tree(tmp_path)
     with pytest.raises(ValueError, match=f"out holds a run with another {key} \\(.+, now .+\\): resume with the same"):
         folder.open_folder(config, out, record, "", resume=True)
-    with pytest.raises(ValueError, match="out is not empty: choose another --out, or --resume the run that is there"):
+    with pytest.raises(ValueError, match="out is not empty: choose another --out, or resume its run with --resume"):
         folder.open_folder(Config(), out, RECORD, "", resume=False)
     assert tree(tmp_path) == before
 
@@ -98,7 +98,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     before = tree(tmp_path)
     for resume, said in (
         (False, "is not empty: choose another --out"),
-        (True, "holds no run to go on with: choose an"),
+        (True, "holds no run to resume: choose an"),
     ):
         with pytest.raises(ValueError, match="file is a file: --out names a folder"):
             folder.open_folder(Config(), tmp_path / "file", RECORD, "", resume)

@@ -128,7 +128,9 @@ def test_what_is_no_delta_is_refused(tmp_path: Path, data: Any) -> None:
         save_file({"w": torch.zeros(2)}, tmp_path / "x")
     else:
         (tmp_path / "x").write_bytes(data)
-    with pytest.raises(ValueError, match="is no delta of erase" if data is None else "cut short or no safetensors"):
+    with pytest.raises(
+        ValueError, match="is not a delta of erase" if data is None else "cut short or not a safetensors"
+    ):
         delta.open_delta(tmp_path / "x")
     with pytest.raises(ValueError, match="no such file"):
         delta.open_delta(tmp_path / "none")

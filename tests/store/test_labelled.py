@@ -109,7 +109,7 @@ def test_a_subset_is_drawn_without_replacement_by_its_seed_alone() -> None:
 
 @pytest.mark.parametrize("count", [0, 7])
 def test_a_subset_larger_than_the_set_or_empty_is_refused(six: LabelledImages, count: int) -> None:
-    with pytest.raises(ValueError, match=f"cannot draw {count} of 6 images: give a count from 1 to 6"):
+    with pytest.raises(ValueError, match=f"cannot choose {count} of 6 images: give a count from 1 to 6"):
         six.subset(count, seed=0)
 
 
@@ -160,7 +160,7 @@ def test_half_an_idx_set_is_refused(tmp_path: Path) -> None:
         ("images-idx3", lambda raw: b"\0\0\x08\x01" + raw[4:], "starts with 00000801, must be 00000803"),
         ("labels-idx1", lambda raw: b"\0\0\x0d\x01" + raw[4:], "starts with 00000d01, must be 00000801"),
         ("images-idx3", lambda raw: raw[:-1], "cut short or damaged, 23 bytes for a size of 6×2×2"),
-        ("labels-idx1", lambda raw: raw[:-2], "cut short or damaged, 4 bytes for a size of 6: fetch it again"),
+        ("labels-idx1", lambda raw: raw[:-2], "cut short or damaged, 4 bytes for a size of 6: get the file again"),
         ("images-idx3", lambda raw: raw + b"\0", "cut short or damaged, 25 bytes for a size of 6×2×2"),
         ("images-idx3", lambda raw: raw[:15], "cut short, 15 bytes where the header alone has 16"),
         ("images-idx3", lambda raw: b"", "cut short, 0 bytes"),
@@ -365,13 +365,13 @@ def test_a_corrupt_image_is_named(tmp_path: Path, suffix: str, keep: int) -> Non
     write_image(tmp_path / "a" / "1.png", noise(16, 16, 3))
     path = write_image(tmp_path / "a" / f"2.{suffix}", noise(16, 16, 3))
     path.write_bytes(path.read_bytes()[:keep])
-    refused(f"{path} is no image or is cut short (", tmp_path)
+    refused(f"{path} is not an image or is cut short (", tmp_path)
 
 
 def test_an_image_too_large_for_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_image(tmp_path / "a" / "1.png", noise(4, 5))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
-    refused(f"{path} is no image or is cut short (Image size (20 pixels) exceeds limit", tmp_path)
+    refused(f"{path} is not an image or is cut short (Image size (20 pixels) exceeds limit", tmp_path)
 
 
 def test_a_source_that_is_missing_or_no_folder_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_bad_files(tmp_path: Path) -> None:
         load_state(path)
     write_safetensors(path, {"x": torch.ones(3)}, {"format": "other"})
     assert torch.equal(read_safetensors(path)[0]["x"], torch.ones(3))
-    with pytest.raises(ValueError, match=r"is no run state .*'other'"):
+    with pytest.raises(ValueError, match=r"is not a run state .*'other'"):
         load_state(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="cut short"):

@@ -198,7 +198,7 @@ def test_what_a_file_may_not_hold(case: Case, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     for size in (4, 100, case.file.stat().st_size - 5):
         (tmp_path / "cut.safetensors").write_bytes(case.file.read_bytes()[:size])
-        with pytest.raises(ValueError, match=r"cut\.safetensors is cut short or no safetensors file"):
+        with pytest.raises(ValueError, match=r"cut\.safetensors is cut short or not a safetensors file"):
             case.open(tmp_path / "cut.safetensors")
 
 

@@ -160,8 +160,8 @@ def test_pickled_weights_are_written_as_safetensors(lone: Path, net: Any, tmp_pa
 @pytest.mark.parametrize(
     ("file", "data", "said"),
     [
-        (FILE, b"", f"{FILE} is cut short or no safetensors file"),
-        (FILE, b"\xff" * 64, f"{FILE} is cut short or no safetensors file"),
+        (FILE, b"", f"{FILE} is cut short or not a safetensors file"),
+        (FILE, b"\xff" * 64, f"{FILE} is cut short or not a safetensors file"),
         ("config.json", b'{"_class', r"config\.json: not JSON, or cut short"),
         (FILE, None, r"has no weights \(diffusion_pytorch_model\.safetensors\)"),
     ],

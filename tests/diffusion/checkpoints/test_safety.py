@@ -81,7 +81,7 @@ def test_a_pickle_with_code_runs_none(refused: Callable[..., str], tmp_path: Pat
         ("run", "sd", "sd_photos_sfron", f"model={path}", "--out", tmp_path / "out"),
         ("apply", path, path, "--out", tmp_path / "out"),
     ):
-        assert ("no safetensors file" if words[0] == "apply" else "holds more than weights") in refused(*words)
+        assert ("not a safetensors file" if words[0] == "apply" else "holds more than weights") in refused(*words)
     met = (
         "torch.storage._load_from_bytes" if form == "plain" else f"{os.mkdir.__module__}.mkdir"
     )  # the first that it is
@@ -189,7 +189,7 @@ def test_broken_safetensors_are_refused_everywhere(
 ) -> None:
     path = tmp_path / "in/model.safetensors"
     path.write_bytes(data)
-    said = "is cut short or no safetensors file"
+    said = "is cut short or not a safetensors file"
     assert said in refused("inspect", path)
     assert said in refused("convert", path, tmp_path / "out")
     assert said in refused("apply", copy, path, "--out", tmp_path / "out")

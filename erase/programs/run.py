@@ -159,7 +159,7 @@ class Job(Protocol):
         """What `measure_base` measured, of the saved model."""
 
     def report(self, learned: Learned) -> dict[str, Any]:
-        """The numbers: see the README."""
+        """The numbers of the report: see docs/reference/run-folder.md."""
 
     def verdict(self, result: Mapping[str, Any]) -> list[str]:
         """The numbers in lines."""

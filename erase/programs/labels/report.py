@@ -50,7 +50,7 @@ def make_report(
     command: str,
     drawn: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """The keys of a report: see the README.
+    """The keys of a report: see docs/reference/run-folder.md.
 
     Raises:
         ValueError: for pictures that are not of the plan's rows, or not by the weights of `drawn`.

@@ -40,7 +40,7 @@ def make_report(
     command: str,
     drawn: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """The keys of a report: see the README.
+    """The keys of a report: see docs/reference/run-folder.md.
 
     Raises:
         ValueError: for pictures that are not those of `plan.rows`, or not by the weights of `drawn`, in order.

@@ -30,8 +30,10 @@ def make_report(
     timing: dict[str, Any],
     command: str,
 ) -> dict[str, Any]:
-    """The keys of a report: see docs/reference/run-folder.md. Models are `before`, `after` and, where there is one,
-    `retrained`."""
+    """The keys of a report: see docs/reference/run-folder.md.
+
+    Models are `before`, `after` and, where there is one, `retrained`.
+    """
     result = new_report(config, command, {"forget": plan.target, "labels": plan.labels}, mask, timing)
     result["versions"]["scikit-learn"] = version("scikit-learn")
     for key, found in seen.items():

@@ -538,7 +538,7 @@ def test_unfit_columns_are_refused(hub: dict[Any, FakeRows]) -> None:
     rows(good, [0, 1, 10**12])  # an id, no class
     refused("label 1000000000000 is out of range, 3 names (0–2)", "datasets:set")
     rows([good[0], [[0, 1], [2, 3]], good[2]], [0, 1, 2])
-    refused("train[1] is no image or is cut short (column image holds list, expected images)", "datasets:set")
+    refused("train[1] is not an image or is cut short (column image holds list, expected images)", "datasets:set")
     rows([*good[:2], lambda: Image.new("CMYK", (5, 4))], [0, 1, 2])
     refused("datasets:set, train[2] has mode CMYK, allowed are L and RGB", "datasets:set")
     rows([*good[:2], lambda: Image.new("L", (5, 5))], [0, 1, 2])

@@ -1,4 +1,4 @@
-"""Relearning: a few steps of training on images of the concept, under its prompts."""
+"""Relearning: a few steps of training on images of the concept, under its prompts; or on others (benign tuning)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 
-from erase.config import Relearn
+from erase.config import Benign, Relearn
 from erase.diffusion.model import Model
 from erase.engine.batches import Batches, Samples
 from erase.engine.loop import Log, unlearn
@@ -17,7 +17,7 @@ from erase.methods.finetune import finetune
 def relearn(
     model: Model,
     data: Samples,
-    wanted: Relearn,
+    wanted: Relearn | Benign,
     seed: int,
     look: Callable[[int], None],
     accelerator: Accelerator | None = None,

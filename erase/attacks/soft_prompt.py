@@ -21,9 +21,6 @@ from erase.diffusion.model import Model
 from erase.engine.batches import Samples
 from erase.engine.loop import Log
 
-LEAVES = ("text", "pooled")
-"""The parts of a condition that come from a prompt's words."""
-
 
 def learn_prompt(
     model: Model,
@@ -48,7 +45,7 @@ def learn_prompt(
     start = condition.to(model.embed([prompt]), model.device)
     model.ready(model.family.TRAINED)
     model.net.requires_grad_(False)
-    net = Vectors({name: x.clone() for name, x in start.items() if name in LEAVES})
+    net = Vectors({name: x.clone() for name, x in start.items() if name in condition.WORDS})
 
     def cond() -> Condition:
         return {**start, **net.values}

@@ -157,9 +157,17 @@ def attack(
     settings: Settings = None,
     *,
     out: OutDir,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A protocol of the field: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
+    ] = None,
     resume: Resume = False,
 ) -> None:
     """Attack the model of a run by paraphrases, a learned word, and training on the concept; or by `eval.attacks`.
+
+    The attacks: erase settings sd eval.attacks. Their settings: erase settings sd attack.
+
+    Example: erase attack runs/demo --preset unlearndiffatk --out runs/searched
 
     Example: erase attack runs/demo eval.attacks=[inversion,relearn] attack.inversion.steps=100 --out runs/attacked
     """
@@ -169,7 +177,7 @@ def attack(
     from erase.programs.attack import attack_run
 
     no_loading_bars()
-    attack_run(run, settings or [], out, resume=resume, command=command_line(), say=typer.echo)
+    attack_run(run, settings or [], out, preset=preset, resume=resume, command=command_line(), say=typer.echo)
 
 
 @app.command()

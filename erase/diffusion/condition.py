@@ -14,6 +14,9 @@ from torch import Tensor
 Condition = Mapping[str, Tensor]
 """Leaves `[B, …]`; a table of distinct conditions has leaves `[P, …]`, the null condition `[1, …]`."""
 
+WORDS = ("text", "pooled")
+"""The leaves that come from a prompt's words; others tell a size, or which tokens are padding."""
+
 
 def take(table: Condition, index: Tensor) -> dict[str, Tensor]:
     """Rows `index`, `[B]`, of every leaf."""

@@ -222,6 +222,19 @@ def latents(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return mean * config.scaling_factor, posterior.std * config.scaling_factor
 
 
+def pixels(vae: Any, latents: Tensor) -> Tensor:
+    """Images `[B, 3, H, W]` in [-1, 1] of latents as a network sees them: encoding undone."""
+    config = vae.config
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    shift: Any = getattr(config, "shift_factor", None) or 0.0
+    scale: Any = 1 / config.scaling_factor
+    if mean is not None and std is not None:
+        shift, spread = (torch.tensor(values, device=latents.device).view(1, -1, 1, 1) for values in (mean, std))
+        scale = spread * scale
+    decoded: Tensor = vae.decode((latents * scale + shift).to(vae.dtype), return_dict=False)[0]
+    return decoded.float().clamp(-1, 1)
+
+
 def check_sentencepiece(folder: Path) -> None:
     """Refuse a T5 tokenizer that cannot be read: transformers would ask for another package.
 

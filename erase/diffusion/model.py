@@ -203,6 +203,13 @@ class Model:
         mean, std = self.family.encode(self.pipe, pixels.to(self.device))
         return mean.float().cpu(), None if std is None else std.float().cpu()
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Images of latents `[B, C, H, W]`; of text families alone."""
+        found = loading.pixels(self.pipe.vae, latents.to(self.device))
+        arrays = ((found + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(array) for array in arrays]
+
     def denoiser(self, null: Condition | None = None) -> Denoiser:
         """The network as a backend; `null` is the empty condition, leaves `[1, …]`."""
         return Denoiser(

@@ -14,8 +14,9 @@ from erase import resources
 from erase.nearest import either
 
 MAX_SEED = 2**32 - 1
-# Column names, in order of preference: ours, I2P as published, I2P as on the hub, captions of COCO.
-_PROMPT = ("prompt", "caption")
+# Column names, in order of preference: ours, I2P as published, I2P as on the hub, captions of COCO; adversarial prompts
+# of Ring-A-Bell, of MMA-Diffusion, and of collections of attacks.
+_PROMPT = ("prompt", "caption", "sensitive prompt", "adv_prompt", "adversarial_prompt")
 _SEED = ("seed", "evaluation_seed", "sd_seed")
 _GUIDANCE = ("guidance", "evaluation_guidance", "sd_guidance_scale")
 _WIDTH = ("width", "sd_image_width")
@@ -90,7 +91,10 @@ def read_concepts(path: Path) -> list[ConceptRow]:
 
 
 def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
-    """Read a prompt file: ``.csv`` with a ``prompt`` (or ``caption``) column, or ``.txt`` with one prompt a line.
+    """Read a prompt file: ``.csv`` with a ``prompt`` column, or ``.txt`` with one prompt a line.
+
+    Files of the field are read as they are published: ``caption`` (COCO), ``sensitive prompt`` (Ring-A-Bell),
+    ``adv_prompt`` (MMA-Diffusion) and ``adversarial_prompt`` are columns of prompts, too.
 
     Of a CSV's other columns, seed, guidance, width, height, case, object and style are used, by these names or
     by either of I2P's (``evaluation_seed``/``sd_seed``, ...) or COCO's (``coco_id``/``image_id``); the rest are

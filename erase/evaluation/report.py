@@ -82,6 +82,7 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
         "density": None if density is None else f"{as_percent(density)} %",
         "layers": layers,
         "robustness": robustness.section(report.get("robustness")),
+        "through": images.came_through(run_dir, came_through(report), blur),
         "others": tables.others(report),
         "versions": [(name, as_text(value)) for name, value in report["versions"].items()],
         "hashes": tables.hashes(report, run),
@@ -129,9 +130,16 @@ def clip_score(report: Mapping[str, Any]) -> str | None:
 
 def robustness_lines(found: Mapping[str, Any]) -> list[str]:
     """A line for each attack of a report's `robustness`, for a terminal; none of none."""
-    rows, curve = robustness.attacks(found)
-    lines = [f"{name}: base {base}; erased {erased}" for name, base, erased in rows]
-    return lines + [f"trained again, {steps} steps: {score}" for steps, score, _ in curve]
+    lines = [f"{name}: base {base}; erased {erased}" for name, base, erased in robustness.attacks(found)]
+    for name, _, points in robustness.curves(found):
+        lines += [f"{name}, {steps} steps: {score}" for steps, score, _ in points]
+    return lines
+
+
+def came_through(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Images that attacks brought back, as paths within the run's folder, by attack."""
+    found = report.get("robustness")
+    return robustness.came_through(found) if isinstance(found, dict) else []
 
 
 def pictures(run_dir: Path) -> list[Path]:
@@ -140,9 +148,9 @@ def pictures(run_dir: Path) -> list[Path]:
     Raises:
         ValueError: the folder or its report.json is missing, or a manifest is not what it should be.
     """
-    read_report(run_dir)
+    attacked = [run_dir / path for _, paths in came_through(read_report(run_dir)) for path in paths]
     folders = image_folders(run_dir)
     if not folders:
-        return []
+        return attacked
     columns, rows = match(list(folders.values()))
-    return [row[i] for _, numbers in images.chosen_columns(columns) for i in numbers for row in rows]
+    return [row[i] for _, numbers in images.chosen_columns(columns) for i in numbers for row in rows] + attacked

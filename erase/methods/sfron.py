@@ -22,6 +22,8 @@ Deliberate differences from the paper and its scripts:
 - The mask's γ is compared with F_f / F_r as it is; the scripts add 1e-15 to both, by which weights without any gradient
   are kept, not masked.
 
+With `robust` a redirect holds around the prompt and on images of the concept too: `erase.diffusion.robust`.
+
 The scripts (presets `*_published`, each run beside a transcription in float64) differ among themselves. The DDPM's has
 losses that are sums, clips every gradient to 1 and makes its mask of guided predictions; Stable Diffusion's has a
 constant schedule and applies no mask; the classifiers' updates batch statistics in forget passes. Of what the one for
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from erase.diffusion.robust import Robust, harden
 from erase.engine.fast_step import FastRule
 from erase.engine.losses import ASCENT, DESCENT, Objective
 from erase.engine.method import Method, Weights
@@ -58,7 +61,8 @@ def sfron(
     floor: float = 1e-6,
     clip_forget: float | None = None,
     clip_remain: float | None = None,
-    forget: Objective = ASCENT,
+    robust: Robust | None = None,
+    forget: Objective | None = None,
     remain: Objective = DESCENT,
 ) -> Method:
     """SFR-on as a method.
@@ -81,11 +85,14 @@ def sfron(
         floor: losses are clamped here before weighting.
         clip_forget: gradient norm limit of the forget phase.
         clip_remain: gradient norm limit of the remain phase.
-        forget: forget objective.
+        robust: a redirect that holds around the prompt too, by `steps`, `radius`, `images` and `away`, such as
+            `robust: {steps: 3, radius: 1.0}`: see the methods' README.
+        forget: forget objective; by default the loss, ascended.
         remain: remain objective.
 
     Raises:
-        ValueError: for values outside their range, and `published` with an option it fixes.
+        ValueError: for values outside their range, `published` with an option it fixes, and `robust` with another
+            objective than a redirect to what the model predicts at the start.
     """
     slow: dict[str, Any] = {"slow_schedule": slow_schedule, "every": every}
     clips: dict[str, Any] = {"clip_forget": clip_forget, "clip_remain": clip_remain}
@@ -97,6 +104,7 @@ def sfron(
             ron=(ron, True),
             fast_rule=(fast_rule or "shared", "shared"),
             per_bin=(bool(per_bin), False),
+            robust=(robust, None),
         )
         per_bin = False
         update = Shared(fast_rate, schedule=schedule or "cosine", **slow, **clips)
@@ -113,6 +121,7 @@ def sfron(
     else:
         raise ValueError(f"ron=False takes one step on both losses: slow_steps must be 1; got {slow_steps}")
     weights = Weights(lambd=lambd, floor=floor, per_bin=per_bin is not False)
+    forget = ASCENT if forget is None else forget if robust is None else harden(forget, robust)
     return Method(name="sfron", forget=forget, remain=remain, update=update, weights=weights, mask=mask)
 
 

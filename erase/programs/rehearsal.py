@@ -7,6 +7,7 @@ from typing import Any
 
 from erase.config import Saliency, Train, TrainClassifier, arguments
 from erase.diffusion.losses import Dropped, Guided, Negate, Redirect
+from erase.diffusion.robust import RobustRedirect
 from erase.engine import distributed, memory
 from erase.engine.backend import LossFn, batch_tensors, trainable
 from erase.engine.fisher import default_chunk, evaluating
@@ -159,5 +160,9 @@ def heaviest(losses: Sequence[LossFn]) -> list[LossFn]:
     def of(loss: Any) -> Any:
         return of(loss.loss) if isinstance(loss, Dropped | Training) else loss
 
-    second = [f for f in losses if isinstance(of(f), Guided | Redirect | Negate) or getattr(of(f), "teacher", None)]
+    second = [
+        f
+        for f in losses
+        if isinstance(of(f), Guided | Redirect | RobustRedirect | Negate) or getattr(of(f), "teacher", None)
+    ]
     return second[:1] or list(losses)

@@ -26,6 +26,8 @@ def read_method(config: Any) -> tuple[Entry, Method]:
     check_saliency(config.saliency, entry)
     if config.pipeline != "classify":
         check_classifiers_only(config.method)
+    if config.method.get("robust") is not None:
+        check_robust(config)
     if config.saliency.per == "image" and config.pipeline == "classify":
         raise ValueError(
             "saliency.per=image sums over timesteps, which classifiers do not have: set saliency.per=sample"
@@ -111,6 +113,21 @@ def check_classifiers_only(method: Mapping[str, Any]) -> None:
     for name, value, instead in (("order", "mixed", "joint or turn"), ("reduction", "mean", "sum")):
         if method.get(name) == value:
             raise ValueError(f"method.{name}={value} is for classifiers, not for diffusion models: use {instead}")
+
+
+def check_robust(config: Any) -> None:
+    """Check that what is to be made robust is a redirect of a text-to-image model.
+
+    Raises:
+        ValueError: for another kind of model, loss or target.
+    """
+    if config.pipeline != "sd":
+        raise ValueError(
+            f"method.robust is for text-to-image models (erase run sd); got {config.pipeline}: leave it out"
+        )
+    for key, value in (("loss", "redirect"), ("target", "frozen"), ("dropout", 0)):
+        if (got := getattr(config.forget, key)) != value:
+            raise ValueError(f"method.robust needs forget.{key}={value}; got {got}: set it, or method.robust=null")
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def test_every_family_is_searched_and_says_what_was_found(
     assert learned.keys() == plain.keys()
     for name, x in learned.items():
         start = plain[name][:1]
-        assert (name in soft_prompt.LEAVES) != torch.equal(x.float(), start.float())
+        assert (name in condition.WORDS) != torch.equal(x.float(), start.float())
 
 
 def test_a_soft_prompt_fits_its_images_and_is_drawn_with(model: Model) -> None:

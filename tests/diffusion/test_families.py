@@ -119,6 +119,18 @@ def test_every_family_has_a_row() -> None:
     assert FAMILIES.keys() == {name.split("-")[0] for name in ROWS}
 
 
+def test_decoding_is_the_stock_pipelines(case: Case) -> None:
+    """Latents as the network sees them become the images that the pipeline makes of them."""
+    model, row = case.model, case.row
+    if model.family.CONDITION == "label":
+        return
+    latents = draw(model, row.prompts, guidance=row.guidance, latents=True)
+    images = draw(model, row.prompts, guidance=row.guidance)
+    for ours, theirs in zip(model.decode(latents), images, strict=True):
+        apart = np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int))
+        assert int(apart.max()) <= 1
+
+
 def test_call_is_the_stock_pipelines_forward_pass(case: Case) -> None:
     """What the pipeline passes to its network, and gets, is recorded; `call` must say the same of the same latents."""
     model, row, seen = case.model, case.row, []

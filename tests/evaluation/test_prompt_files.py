@@ -38,6 +38,21 @@ def test_i2p_as_on_the_hub(tmp_path: Path) -> None:
     assert rows == [replace(row, case=None) for row in read_prompts(I2P)]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (",sensitive prompt\n0,one two\n1,three\n", [("one two", 0), ("three", 1)]),  # Ring-A-Bell
+        ("target_prompt,adv_prompt\nplain,one two\n", [("one two", 0)]),  # MMA-Diffusion
+        ("case_number,prompt,evaluation_seed,evaluation_guidance\n7,one,42,7.5\n", [("one", 42)]),  # UnlearnDiffAtk
+        ("prompt,sd_seed\none,42\n", [("one", 42)]),  # I2P on the hub
+        ("prompt,sensitive prompt\none,two\n", [("one", 0)]),  # what is called prompt is the prompt
+    ],
+)
+def test_prompt_files_of_attacks(tmp_path: Path, text: str, expected: list[tuple[str, int]]) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert [(row.prompt, row.seed) for row in read_prompts(tmp_path / "a.csv")] == expected
+
+
 def test_captions_of_coco(tmp_path: Path) -> None:
     text = "case_number,source,prompt,evaluation_seed,coco_id\n0,coco_30k,A cat on a mat.,2463659,113588\n"
     assert read_prompts(write(tmp_path, "a.csv", text)) == [PromptRow("A cat on a mat.", 2463659, case="0")]

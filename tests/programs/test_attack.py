@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from jobs import Runner, StopError, read, silent, stop, table
 
-from erase.attacks import inversion, prefixes, relearning, soft_prompt
+from erase.attacks import inversion, prefixes, probes, relearning, ring_a_bell, soft_prompt
 from erase.evaluation import classes
-from erase.programs.attack import attack_run
+from erase.evaluation.manifest import read_manifest
+from erase.programs.attack import PROTOCOLS, attack_run, protocol
+from erase.programs.attacks.kinds import KINDS
 from erase.programs.text.report import summarise
 from erase.store.files import sha256
 
@@ -15,13 +17,19 @@ ATTACKED = (  # and nothing else of a run that takes time
     "eval.images=0",
     "saliency={kind: none, density: null}",
     "train.steps=1",
-    "eval.attacks=[paraphrases, inversion, soft_prompt, prompt_search, p4d, relearn]",
+    "eval.attacks=[paraphrases, inversion, soft_prompt, prompt_search, p4d, ring_a_bell, half_noised, inpaint,"
+    " latent_seed, relearn, benign]",
     "attack.count=2",
     "attack.paraphrases={images: 1, prompts: '{work}/paraphrases.csv'}",
     "attack.inversion={steps: 2, batch_size: 2, images: 2}",
     "attack.soft_prompt={steps: 2, batch_size: 2, images: 2}",
     "attack.prompt_search={tokens: 2, steps: 2, times: 2, images: 2}",
     "attack.p4d={tokens: 2, steps: 1, times: 1, images: 2}",
+    "attack.ring_a_bell={tokens: 3, population: 4, generations: 2, searches: 1, images: 2}",
+    "attack.half_noised.images=2",
+    "attack.inpaint.images=2",
+    "attack.latent_seed.images=2",
+    "attack.benign={at: [1], batch_size: 2, images: 1}",
     "attack.relearn={at: [1, 2], batch_size: 2, images: 1}",
 )
 
@@ -56,7 +64,15 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
                 last = attacked / f"attacks/{name}/{when}" / f"{found[0]['search']:03d}-{entry['rounds'] - 1:02d}"
                 assert len(list(last.glob("*.png"))) == len([e for e in found if e["rounds"] >= entry["rounds"]])
         assert summarise(read(attacked / "report.json"))[f"asr_{name}"] == robust[name]["erased"]["rate"]
-    assert robust["soft_prompt"]["base"]["n"] == robust["soft_prompt"]["erased"]["n"] == 2
+    for name in ("soft_prompt", "ring_a_bell", "half_noised", "inpaint", "latent_seed"):
+        assert robust[name]["base"]["n"] == robust[name]["erased"]["n"] == 2
+        for when in ("base", "erased"):
+            assert len(robust[name][when]["through"]) == robust[name][when]["shown"]
+    (prompt,) = {row["prompt"] for row in robust["ring_a_bell"]["found"]}
+    for when in ("base", "erased"):
+        assert {row.prompt for row in read_manifest(attacked / f"attacks/ring_a_bell/{when}")} == {prompt}
+    assert [(point["steps"], point["n"]) for point in robust["benign"]["curve"]] == [(0, 1), (1, 1)]
+    assert robust["benign"]["curve"][0]["rate"] == robust["relearn"]["curve"][0]["rate"]  # before any step
     assert [(point["steps"], point["n"]) for point in robust["relearn"]["curve"]] == [(0, 1), (1, 1), (2, 1)]
     summary = summarise(read(attacked / "report.json"))
     assert summary["paraphrased"] == robust["paraphrases"]["erased"]["rate"]
@@ -82,6 +98,8 @@ def test_a_finished_run_is_attacked_and_resumed(
         patch.setattr(inversion, "learn_word", stop)
         patch.setattr(soft_prompt, "learn_prompt", stop)
         patch.setattr(prefixes.Search, "round", stop)
+        patch.setattr(ring_a_bell, "search", stop)
+        patch.setattr(probes.Path, "denoise", stop)
         attack_run(attacked, words, out, resume=True, say=silent)
     found = read(out / "report.json")["robustness"]
     assert {**found, "seconds": 0} == {**robust, "seconds": 0}
@@ -111,3 +129,18 @@ def test_an_attack_that_cannot_be_made_is_refused_before_anything(text_runs: Run
         text_runs(tmp_path / "out", *words)
     assert named in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_protocols_are_settings_over_a_run_s() -> None:
+    made = {"eval": {"attacks": [], "nudity": {"preset": "i2p", "channels": "as_shipped"}}, "attack": {"count": 3}}
+    found = protocol("unlearndiffatk", made)
+    assert found["eval"] == {"attacks": ["prompt_search"], "nudity": {"preset": "attack", "channels": "as_shipped"}}
+    search = found["attack"]["prompt_search"]
+    assert (search["tokens"], search["steps"], search["times"], found["attack"]["count"]) == (5, 40, 50, 3)
+    assert made["eval"]["attacks"] == []
+    assert protocol("p4d", {"eval": {"nudity": None}})["eval"] == {"nudity": None, "attacks": ["p4d"]}
+    assert protocol(None, made) == made
+    for name in PROTOCOLS:
+        assert set(protocol(name, made)["eval"]["attacks"]) <= set(KINDS)
+    with pytest.raises(ValueError, match="unlearndiffatk"):
+        protocol("unlearndiffattack", made)

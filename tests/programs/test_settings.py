@@ -65,3 +65,24 @@ def test_without_prompts_only_the_forget_prompts_are_judged() -> None:
     assert settings.notices(parsed("sd_photos_sfron", ["eval.prompts=[]", "eval.images=0"])) == []
     with pytest.raises(ValueError, match=r"eval\.prompts"):
         settings.read_method(parsed("sd_photos_sfron", ["eval.prompts=[]"]))
+
+
+@pytest.mark.parametrize(
+    ("preset", "words", "named"),
+    [
+        ("sd_photos_sfron", ["forget.target=online"], "forget.target=frozen"),
+        ("sd_photos_sfron", ["forget.dropout=0.1"], "forget.dropout=0"),
+        ("sd_photos_sfron", ["forget.loss=ascent", "forget.pictures=own"], "forget.loss=redirect"),
+        ("sd_photos_sfron", ["method.robust.images=2"], "images"),
+        ("sd_photos_sfron", ["method.robust.image=1"], "robust"),
+        ("ddpm_fashion_sfron", [], "erase run sd"),
+    ],
+)
+def test_robust_is_for_redirects_of_text_to_image_models(preset: str, words: list[str], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        settings.read_method(parsed(preset, ["method.robust={steps: 1}", *words]))
+
+
+def test_robust_is_read_from_settings() -> None:
+    _, method = settings.read_method(parsed("sd_photos_sfron", ["method.robust.steps=1", "method.robust.radius=1"]))
+    assert method.forget is not None

@@ -435,8 +435,9 @@ def test_latents_are_kept_for_runs_that_need_the_same(
             "method.fast_rule=normalized",
             "precision=bf16",
         ),
+        ("method.robust={steps: 2, images: 0.5}", "train.micro_batch=1"),
     ],
-    ids=["published", "slow steps", "losses", "train"],
+    ids=["published", "slow steps", "losses", "train", "robust"],
 )
 def test_settings_run(text_runs: Runner, micro_sd: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     out = text_runs(tmp_path / "out", *QUICK, *words)

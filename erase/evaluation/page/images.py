@@ -92,6 +92,18 @@ def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) 
     return shown, f"Shown are {len(numbers)} of {len(columns)} images of each model; all are in images/."
 
 
+def came_through(
+    run_dir: Path, found: Sequence[tuple[str, Sequence[str]]], blur: Blur | None
+) -> list[tuple[str, list[Picture]]]:
+    """Images that attacks brought back, a row for each attack; of a run whose images are gone, none."""
+    rows = [(name, [run_dir / path for path in paths if (run_dir / path).is_file()]) for name, paths in found]
+    every = [path for _, paths in rows for path in paths]
+    encoded = encode(list(dict.fromkeys(path.parent for path in every)), every, blur)
+    return [
+        (name, [replace(encoded[path], alt=f"{name}, {path.name}") for path in paths]) for name, paths in rows if paths
+    ]
+
+
 def _side(prompt: str, report: Mapping[str, Any]) -> str:
     """Whether a prompt is what was forgotten, another form of it, or neither."""
     target = report.get("target")

@@ -9,16 +9,43 @@ from erase.evaluation.page.names import name_of
 from erase.evaluation.page.scores import Score
 from erase.evaluation.page.words import as_text
 
+CURVES = {"relearn": "trained again", "benign": "trained on other images"}
+"""Attacks that train the model, in words."""
 
-def attacks(found: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], list[tuple[int, str, float]]]:
-    """`(attack, base, erased)` of attacks from outside, and `(steps, pictures, rate)` of training on the concept."""
+
+def attacks(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """`(attack, base, erased)` of attacks that leave the model as it is; of searches also without what was searched."""
     rows = []
     for name, numbers in found.items():
         if isinstance(numbers, dict) and "erased" in numbers:
-            base, erased = _shown(numbers.get("base")), _shown(numbers["erased"])
-            rows.append((", ".join(filter(None, [attack_words(name), _how(name, numbers)])), base, erased))
-    curve = [(p["steps"], _shown(p), p["rate"]) for p in found.get("relearn", {}).get("curve", [])]
-    return rows, curve
+            sides = [numbers.get("base") or {}, numbers["erased"]]
+            words = attack_words(name)
+            if "plain" in sides[1]:
+                rows.append((f"{words}: before the search", *(_shown(side.get("plain")) for side in sides)))
+            how = ", ".join(filter(None, [words, _how(name, numbers)]))
+            rows.append((how, *(_shown(side or None) for side in sides)))
+    return rows
+
+
+def curves(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], list[tuple[int, str, float]]]]:
+    """`(attack, its settings, points)` of attacks that train the model; a point is `(steps, images, rate)`."""
+    shown = []
+    for name, words in CURVES.items():
+        points = [(p["steps"], _shown(p), p["rate"]) for p in found.get(name, {}).get("curve", [])]
+        if points:
+            shown.append((words, found[name], points))
+    return shown
+
+
+def came_through(found: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """`(attack, images)`: what attacks on the erased model brought back, as paths within the run's folder."""
+    rows = []
+    for name, numbers in found.items():
+        if isinstance(numbers, dict):
+            last = numbers.get("erased") or (numbers.get("curve") or [{}])[-1]
+            if last.get("through"):
+                rows.append((attack_words(name), list(last["through"])))
+    return rows
 
 
 def attack_words(name: str) -> str:
@@ -47,7 +74,6 @@ def section(found: Any) -> dict[str, Any] | None:
     """What the page's section on attacks shows; ``None`` without any."""
     if not isinstance(found, dict):
         return None
-    rows, curve = attacks(found)
     words = [
         (prompt, _shown(scores.get("base")), _shown(scores.get("erased")))
         for prompt, scores in found.get("paraphrases", {}).get("by_prompt", {}).items()
@@ -55,9 +81,8 @@ def section(found: Any) -> dict[str, Any] | None:
     return {
         "concept": as_text(found.get("concept")),
         "judge": as_text(found.get("judge")),
-        "rows": rows,
-        "curve": curve,
+        "rows": attacks(found),
+        "curves": curves(found),
         "words": words,
         "prompt": found.get("inversion", {}).get("prompt"),
-        "relearn": found.get("relearn", {}),
     }

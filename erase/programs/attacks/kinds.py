@@ -7,16 +7,11 @@ from functools import partial
 from erase.attacks import inversion
 from erase.config import AttackName, SdConfig
 from erase.diffusion.model import Model
+from erase.programs.attacks.images import probed
 from erase.programs.attacks.seam import Kind
-from erase.programs.attacks.training import check_parameters, relearn
-from erase.programs.attacks.words import (
-    check_search,
-    learned_prompt,
-    learned_word,
-    other_words,
-    paraphrases,
-    searched_words,
-)
+from erase.programs.attacks.searches import check_ring, check_search, rung_words, searched_words
+from erase.programs.attacks.training import check_parameters, trained_again
+from erase.programs.attacks.words import learned_prompt, learned_word, other_words, paraphrases
 from erase.programs.text.plan import Plan
 
 
@@ -36,8 +31,13 @@ KINDS: dict[AttackName, Kind] = {
     "soft_prompt": Kind(learned_prompt),
     "prompt_search": Kind(partial(searched_words, "prompt_search"), partial(check_search, "prompt_search")),
     "p4d": Kind(partial(searched_words, "p4d"), partial(check_search, "p4d")),
-    "relearn": Kind(relearn, check_parameters, trains=True),
+    "ring_a_bell": Kind(rung_words, check_ring, learns=False),
+    "half_noised": Kind(partial(probed, "half_noised")),
+    "inpaint": Kind(partial(probed, "inpaint")),
+    "latent_seed": Kind(partial(probed, "latent_seed")),
+    "relearn": Kind(partial(trained_again, "relearn"), partial(check_parameters, "relearn"), trains=True),
+    "benign": Kind(partial(trained_again, "benign"), partial(check_parameters, "benign"), learns=False, trains=True),
 }
 """In the order in which they are made; those that train come last."""
-BATCHED: tuple[AttackName, ...] = ("inversion", "soft_prompt", "relearn")
+BATCHED: tuple[AttackName, ...] = ("inversion", "soft_prompt", "relearn", "benign")
 """Those whose batches are spread over processes."""

@@ -17,13 +17,18 @@ from erase.diffusion.condition import Condition
 from erase.diffusion.data import LatentSet, encode_in_batches
 from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision
+from erase.evaluation.generate import Sampler
 from erase.evaluation.manifest import images_of
 from erase.evaluation.prompt_files import PromptRow
+from erase.programs.images import draw_pictures
 from erase.programs.progress import bar
-from erase.programs.text.drawing import draw_rows, drawn_latents
+from erase.programs.text.drawing import draw_rows, draw_settings, drawn_latents
+from erase.programs.text.judge import share
 from erase.programs.text.judges.seam import Judge
 from erase.programs.text.plan import Plan
 
+EXAMPLES = 6
+"""Most images of an attack that a page shows."""
 ATTACKER = 2**20
 """The first sample of a seed that is an attacker's: no picture of them is trained on or counted."""
 
@@ -80,6 +85,26 @@ class Target:
         made = {**self.made, **made}
         draw_rows(self.config, rows, images, self.model, self.precision, folder, self.resume, made)
         return self.judge.judge(images_of(folder), [row for row in rows for _ in range(images)]).shows
+
+    def share(self, shown: Sequence[bool], *folders: Path) -> dict[str, Any]:
+        """How many of N images show the concept, and some that do: `n, shown, rate, ci95, through`.
+
+        Args:
+            shown: whether each does.
+            folders: of the images, one after another.
+        """
+        paths = [path for folder in folders for path in images_of(folder)]
+        through = [path for path, hit in zip(paths, shown, strict=True) if hit][:EXAMPLES]
+        return {**share(shown), "through": [path.relative_to(self.top.parent).as_posix() for path in through]}
+
+    def shows_made(
+        self, sample: Sampler, rows: Sequence[PromptRow], folder: Path, made: Mapping[str, Any]
+    ) -> list[bool]:
+        """As `shows`, of one image a row that `sample` makes."""
+        settings = {**self.made, **made, "draw": draw_settings(self.config), "precision": self.config.precision}
+        size = self.config.draw.batch_size
+        draw_pictures(sample, rows, folder, images=1, batch_size=size, resume=self.resume, settings=settings)
+        return self.judge.judge(images_of(folder), rows).shows
 
     def again(self) -> Model:
         """The model as it is on the disk, for an attack that changes its weights."""

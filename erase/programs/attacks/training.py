@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from erase.attacks import relearning
-from erase.config import SdConfig
-from erase.diffusion.model import Model
+from erase.config import Benign, Relearn, SdConfig
+from erase.diffusion.data import LatentSet
+from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
-from erase.programs.attacks.seam import Target
-from erase.programs.text.judge import share
+from erase.programs.attacks.seam import ATTACKER, Target
+from erase.programs.text.drawing import drawn_latents
 from erase.programs.text.plan import Plan
 
+TrainingName = Literal["relearn", "benign"]
 
-def check_parameters(config: SdConfig, plan: Plan, model: Model) -> None:
+
+def check_parameters(name: TrainingName, config: SdConfig, plan: Plan, model: Model) -> None:
     """Refuse parameters that the model has not; what learns in it stays as it is."""
     chosen = [name for name, p in model.net.named_parameters() if p.requires_grad]
-    select(model.net, config.attack.relearn.parameters, model.family.PARAMETERS)
-    for name, p in model.net.named_parameters():
-        p.requires_grad_(name in chosen)
+    select(model.net, getattr(config.attack, name).parameters, model.family.PARAMETERS)
+    for key, p in model.net.named_parameters():
+        p.requires_grad_(key in chosen)
 
 
-def relearn(target: Target, numbers: dict[str, Any]) -> None:
-    """Train the model on images of the concept, and look on the way."""
-    config, plan, wanted = target.config, target.plan, target.config.attack.relearn
+def trained_again(name: TrainingName, target: Target, numbers: dict[str, Any]) -> None:
+    """Train the model on images of the concept, or on others, and look on the way."""
+    config, plan = target.config, target.plan
+    wanted: Relearn | Benign = getattr(config.attack, name)
+    data = target.known.data if name == "relearn" else other_images(target)
     own = replace(target, model=target.again())
     curve: list[dict[str, Any]] = []
     asked = [row for row in plan.rows if row.prompt in plan.forget]
 
     def after(done: int) -> None:
-        made = {"relearn": {**asdict(wanted), "count": config.attack.count, "steps": done}}
-        shown = own.shows(asked, wanted.images, target.top / "relearn" / f"{done:05d}", made)
-        curve.append({"steps": done, **share(shown)})
+        made = {name: {**asdict(wanted), "count": config.attack.count, "steps": done}}
+        folder = target.top / name / f"{done:05d}"
+        curve.append({"steps": done, **own.share(own.shows(asked, wanted.images, folder, made), folder)})
 
-    relearning.relearn(own.model, target.known.data, wanted, config.seed, after, target.accelerator)
+    relearning.relearn(own.model, data, wanted, config.seed, after, target.accelerator)
     numbers |= {**asdict(wanted), "curve": curve}
+
+
+def other_images(target: Target) -> LatentSet:
+    """Images of what stays, by the base model, from noise of the attacker's own."""
+    config, prompts = target.config, target.plan.remain
+    words = [prompts[k % len(prompts)] for k in range(config.attack.count)]
+    samples = [ATTACKER + k // len(prompts) for k in range(config.attack.count)]
+    base = open_model(target.base, target.accelerator.device, target.precision.name)
+    mean = drawn_latents(config, base, target.precision, words, samples, "benign")
+    distinct = list(dict.fromkeys(words))
+    index = torch.tensor([distinct.index(word) for word in words])
+    return LatentSet(mean, index, base.embed(distinct))

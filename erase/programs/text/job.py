@@ -19,7 +19,7 @@ from erase.engine import distributed
 from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
-from erase.programs.attack import attack, check_attacks
+from erase.programs.attack import attack, boxes_of_attacks, check_attacks
 from erase.programs.folder import first_line
 from erase.programs.inputs import check_guidance, denoising, sides_read, with_dropout
 from erase.programs.rehearsal import in_bytes, rehearse
@@ -224,9 +224,9 @@ class Job:
         config, out = self.config, self.setting.out
         blur: Any = None
         shown = [self.setting.images(name) for name in ("base", "erased")]
-        if config.eval.images and hides(config, self.plan):
-            blur = {}
-            for folder in shown:
+        if hides(config, self.plan) and (config.eval.images or config.eval.attacks):
+            blur = boxes_of_attacks(out)
+            for folder in shown if config.eval.images else []:
                 paths = [folder / row.file for row in manifest.read_manifest(folder)]
                 blur |= detections.exposed_boxes(look_for_nudity(config, paths, folder, strict=False))
         distributed.on_main(partial(self._write_page, shown, blur))

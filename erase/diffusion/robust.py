@@ -1,0 +1,152 @@
+"""A redirect that holds around the prompt, not at it: adversarial conditions, and images of the concept themselves.
+
+What an attacker on the side of the prompt looks for is a condition under which the network predicts what the first
+model predicted of the concept. So before each forget step a few signed steps look for one, within a bound around the
+prompt's own, and the step is made there:
+
+    δ ← clip_r(δ - ρ sign ∇_δ ‖ε_θ(z_t, t, c + δ) - ε0(z_t, t, c)‖²),  from a random start, `steps` times
+    min over θ of  ‖ε_θ(z_t, t, c + δ) - ε0(z_t, t, a)‖²
+
+c is the forget prompt's condition, a its anchor's, ε0 the model at the start. The bound r is a share of the root mean
+square of c - a, so that it means the same for every text encoder.
+
+What an attacker on the side of the image does is to start from a half-noised image of the concept, and to ask for
+nothing. So a share of the samples whose timestep is in the less noisy half has the empty prompt or the anchor as its
+condition, and is led away from what the first model saw in the image:
+
+    min over θ of  ‖ε_θ(z_t, t, ∅ or a) - (ε0(z_t, t, a) - η (ε0(z_t, t, c) - ε0(z_t, t, a)))‖²
+
+Sources: adversarial training of erasers, Zhang et al., NeurIPS 2024, arXiv 2405.15234 (AdvUnlearn), whose adversary are
+words before the prompt and whose weights are the text encoder's; negative guidance as in ESD, arXiv 2303.07345.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from erase.diffusion import condition
+from erase.diffusion.condition import WORDS, Condition
+from erase.diffusion.denoiser import Denoiser, as_denoiser
+from erase.diffusion.losses import Dropped, Exchanged, Redirect
+from erase.engine.backend import LossFn
+from erase.engine.losses import Objective, Training
+
+
+@dataclass(frozen=True)
+class Robust:
+    """How a redirect is made robust."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    steps: int = 3
+    """Signed steps on the condition before each forget step; each costs a forward and a backward pass. 0 leaves the
+    conditions as they are."""
+    radius: float = 1.0
+    """r, how far they lead: a share of the root mean square of the difference between the prompt's condition and its
+    anchor's."""
+    images: float = 0.25
+    """The share of the less noisy half of the samples that are images of the concept under the empty prompt or the
+    anchor."""
+    away: float = 1.0
+    """η, how far these are led beyond the anchor."""
+
+    def __post_init__(self) -> None:
+        """Check values.
+
+        Raises:
+            ValueError: for values outside their range.
+        """
+        if self.steps < 0 or self.radius < 0 or self.away < 0 or not 0 <= self.images <= 1:
+            raise ValueError(f"robust needs steps, radius, away ≥ 0 and images in [0, 1]; got {self}")
+
+
+@dataclass(frozen=True)
+class RobustRedirect:
+    """The losses above as one, `[B]`."""
+
+    frozen: dict[str, Tensor]
+    """θ0, of the weights that learn."""
+    wanted: Robust
+
+    def __call__(self, backend: Any, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
+        """Loss `[B]` of a batch with `cond` and `anchor`."""
+        model = as_denoiser(backend)
+        if "t" not in batch:
+            batch = model.draw(batch, generator)
+        noisy, t, cond, anchor = model.noisy(batch), batch["t"], batch["cond"], batch["anchor"]
+        first = Exchanged(model.net, self.frozen)
+        with torch.no_grad():
+            concept, target = (model.predict(noisy, t, c, first) for c in (cond, anchor))
+        asked = self.adversary(model, noisy, t, cond, anchor, concept, generator)
+        asked, probed = self.probes(model, batch, asked)
+        shape = (-1, *[1] * (noisy.ndim - 1))
+        target = torch.where(probed.view(shape), target - self.wanted.away * (concept - target), target)
+        return model.error(model.predict(noisy, t, asked), target)
+
+    def adversary(
+        self,
+        model: Denoiser,
+        noisy: Tensor,
+        t: Tensor,
+        cond: Condition,
+        anchor: Condition,
+        concept: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Conditions near the prompts' own under which the network predicts the concept, leaves `[B, …]`."""
+        wanted, start = self.wanted, dict(cond)
+        if not wanted.steps or not wanted.radius:
+            return start
+        reach = {}
+        for name in WORDS:
+            if name in start:
+                apart = (start[name] - anchor[name]).flatten(1).square().mean(1).sqrt()
+                reach[name] = wanted.radius * apart.view(-1, *[1] * (start[name].ndim - 1))
+        moved = {}
+        for name, r in reach.items():
+            x = start[name]
+            moved[name] = r * (2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1)
+        for _ in range(wanted.steps):
+            with torch.enable_grad():
+                free = {name: x.detach().requires_grad_(True) for name, x in moved.items()}
+                found = model.predict(noisy, t, {**start, **{name: start[name] + x for name, x in free.items()}})
+                grads = torch.autograd.grad(model.error(found, concept).sum(), list(free.values()))
+            for (name, r), grad in zip(reach.items(), grads, strict=True):
+                stepped = moved[name] - 2 * r / wanted.steps * grad.sign()
+                moved[name] = torch.minimum(torch.maximum(stepped, -r), r)
+        return {**start, **{name: (start[name] + x).detach() for name, x in moved.items()}}
+
+    def probes(self, model: Denoiser, batch: dict[str, Any], asked: Condition) -> tuple[dict[str, Tensor], Tensor]:
+        """The conditions with those of image-side samples in their places, and which samples these are, `[B]`."""
+        chance, share = batch["drop_draw"], self.wanted.images
+        probed = (model.process.bins(batch["t"], 2) == 0) & (chance < share)
+        if not share:
+            return dict(asked), probed
+        empty = probed & (chance < share / 2)
+        found = condition.where(probed, batch["anchor"], asked)
+        if model.null is None:
+            return found, probed
+        return condition.where(empty, condition.to(model.null, chance.device), found), probed
+
+
+def harden(objective: Objective, wanted: Robust) -> Objective:
+    """A redirect to what the first model predicts, made robust.
+
+    Raises:
+        ValueError: for another objective, a redirect to what the model predicts as it learns, and dropped conditions.
+    """
+
+    def hardened(loss: LossFn) -> LossFn:
+        if isinstance(loss, Training):
+            return replace(loss, loss=hardened(loss.loss))
+        if isinstance(loss, Dropped) or not isinstance(loss, Redirect) or loss.frozen is None:
+            raise ValueError(
+                "method.robust needs forget.loss=redirect, forget.target=frozen and forget.dropout=0; got "
+                f"{objective.name}: set them, or robust=null"
+            )
+        return RobustRedirect(loss.frozen, wanted)
+
+    return replace(objective, loss=hardened(objective.loss), name="robust redirect")

@@ -1,0 +1,63 @@
+"""Attacks on the side of the image: what the model makes of noised, hidden and inverted images of the concept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from erase.attacks import probes
+from erase.config import HalfNoised, Inpaint, LatentSeed
+from erase.diffusion import condition
+from erase.diffusion.condition import Condition
+from erase.evaluation.prompt_files import PromptRow
+from erase.programs.attacks.seam import ATTACKER, Target
+
+ProbeName = Literal["half_noised", "inpaint", "latent_seed"]
+
+
+def probed(name: ProbeName, target: Target, numbers: dict[str, Any]) -> None:
+    """Give the model images of the concept, one row each, and judge what it makes of them."""
+    wanted: HalfNoised | Inpaint | LatentSeed = getattr(target.config.attack, name)
+    prompts = target.known.prompts[: wanted.images]
+    asked = [prompt if wanted.prompt is None else wanted.prompt for prompt in prompts]
+    rows = [
+        PromptRow(f"image {k}: {text}", (target.config.seed + ATTACKER + k) % 2**32) for k, text in enumerate(asked)
+    ]
+    model, place = target.model, {row.prompt: k for k, row in enumerate(rows)}
+    told = model.embed(["", *asked])
+    model.ready(model.family.TRAINED)
+    null = condition.to({leaf: x[:1] for leaf, x in told.items()}, model.device)
+    draw = target.config.draw
+    guidance = 1.0 if draw.guidance is None else draw.guidance
+    path = probes.Path(model.denoiser(null if model.has_null else None), draw.steps, guidance, target.precision.drawing)
+
+    def sample(texts: list[str], generators: list[torch.Generator], **_: Any) -> list[Image.Image]:
+        which = torch.tensor([place[text] for text in texts])
+        data = target.known.data.mean[which].to(model.device)
+        noise = torch.stack([torch.randn(data.shape[1:], generator=g) for g in generators]).to(model.device)
+        cond = condition.to(condition.take(told, which + 1), model.device)
+        return model.decode(probe(wanted, path, data, noise, condition.expand(null, len(data)), cond))
+
+    folder = target.top / name / target.name
+    shown = target.shows_made(sample, rows, folder, {name: asdict(wanted)})
+    numbers |= {**asdict(wanted), target.name: target.share(shown, folder)}
+
+
+def probe(
+    wanted: HalfNoised | Inpaint | LatentSeed,
+    path: probes.Path,
+    data: Tensor,
+    noise: Tensor,
+    null: Condition,
+    cond: Condition,
+) -> Tensor:
+    """What becomes of images, as latents `[B, C, H, W]`."""
+    if isinstance(wanted, HalfNoised):
+        return probes.half_noised(path, data, noise, cond, wanted.noise)
+    if isinstance(wanted, Inpaint):
+        return probes.inpaint(path, data, noise, cond, wanted.hidden)
+    return probes.latent_seed(path, data, null, cond)

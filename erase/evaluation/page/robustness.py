@@ -18,12 +18,11 @@ def attacks(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for name, numbers in found.items():
         if isinstance(numbers, dict) and "erased" in numbers:
-            sides = [numbers.get("base") or {}, numbers["erased"]]
-            words = attack_words(name)
-            if "plain" in sides[1]:
-                rows.append((f"{words}: before the search", *(_shown(side.get("plain")) for side in sides)))
+            base, erased, words = numbers.get("base") or {}, numbers["erased"], attack_words(name)
+            if "plain" in erased:
+                rows.append((f"{words}: before the search", _shown(base.get("plain")), _shown(erased["plain"])))
             how = ", ".join(filter(None, [words, _how(name, numbers)]))
-            rows.append((how, *(_shown(side or None) for side in sides)))
+            rows.append((how, _shown(base or None), _shown(erased)))
     return rows
 
 

@@ -32,11 +32,18 @@ def probed(name: ProbeName, target: Target, numbers: dict[str, Any]) -> None:
     model.ready(model.family.TRAINED)
     null = condition.to({leaf: x[:1] for leaf, x in told.items()}, model.device)
     draw = target.config.draw
-    guidance = 1.0 if draw.guidance is None else draw.guidance
-    path = probes.Path(model.denoiser(null if model.has_null else None), draw.steps, guidance, target.precision.drawing)
+    scale = 1.0 if draw.guidance is None else draw.guidance
+    path = probes.Path(model.denoiser(null if model.has_null else None), draw.steps, scale, target.precision.drawing)
 
-    def sample(texts: list[str], generators: list[torch.Generator], **_: Any) -> list[Image.Image]:
-        which = torch.tensor([place[text] for text in texts])
+    def sample(
+        prompts: list[str],
+        generators: list[torch.Generator],
+        *,
+        guidance: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> list[Image.Image]:
+        which = torch.tensor([place[prompt] for prompt in prompts])
         data = target.known.data.mean[which].to(model.device)
         noise = torch.stack([torch.randn(data.shape[1:], generator=g) for g in generators]).to(model.device)
         cond = condition.to(condition.take(told, which + 1), model.device)

@@ -37,7 +37,7 @@ def trained_again(name: TrainingName, target: Target, numbers: dict[str, Any]) -
     asked = [row for row in plan.rows if row.prompt in plan.forget]
 
     def after(done: int) -> None:
-        made = {name: {**asdict(wanted), "count": config.attack.count, "steps": done}}
+        made: dict[str, Any] = {name: {**asdict(wanted), "count": config.attack.count, "steps": done}}
         folder = target.top / name / f"{done:05d}"
         curve.append({"steps": done, **own.share(own.shows(asked, wanted.images, folder, made), folder)})
 

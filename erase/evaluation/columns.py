@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from erase.evaluation.image_files import list_images
 from erase.evaluation.manifest import MANIFEST, read_manifest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """What is common to the images of a column."""
 
@@ -31,7 +32,26 @@ class Column:
         return ", ".join(filter(None, (self.prompt.strip(), self.draw)))
 
 
-def match(folders: Sequence[Path]) -> tuple[list[Column], list[list[Path]]]:
+class Files(Sequence[Path]):
+    """Paths of a folder's files, each made when it is asked for: of millions, names take less memory."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    @overload
+    def __getitem__(self, number: int) -> Path: ...
+    @overload
+    def __getitem__(self, number: slice) -> Files: ...
+    def __getitem__(self, number: int | slice) -> Path | Files:
+        if isinstance(number, slice):
+            return Files(self.folder, self.names[number])
+        return self.folder / self.names[number]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def match(folders: Sequence[Path]) -> tuple[list[Column], list[Files]]:
     """Line up the images of several folders by (prompt, seed, sample index) of their manifests.
 
     The n-th image of a key that a folder has several times goes with the n-th of the others. Where *no*
@@ -58,20 +78,24 @@ def match(folders: Sequence[Path]) -> tuple[list[Column], list[list[Path]]]:
     if not keys:
         what = "a file name" if without else "a prompt, seed and sample index"
         raise ValueError(f"no image is in each of {', '.join(map(str, folders))}: none shares {what}")
-    return [tables[0][key][0] for key in keys], [[table[key][1] for key in keys] for table in tables]
+    images = [Files(folder, [table[key][1] for key in keys]) for folder, table in zip(folders, tables, strict=True)]
+    return [tables[0][key][0] for key in keys], images
 
 
-def _by_name(folder: Path) -> dict[object, tuple[Column, Path]]:
-    return {path.name: (Column(path.stem), path) for path in list_images(folder)}
+def _by_name(folder: Path) -> dict[object, tuple[Column, str]]:
+    return {path.name: (Column(path.stem), str(path.relative_to(folder))) for path in list_images(folder)}
 
 
-def _by_manifest(folder: Path) -> dict[object, tuple[Column, Path]]:
-    seen: Counter[Column] = Counter()
-    table: dict[object, tuple[Column, Path]] = {}
+def _by_manifest(folder: Path) -> dict[object, tuple[Column, str]]:
+    table: dict[object, tuple[Column, str]] = {}
+    again: Counter[Column] = Counter()
     for row in read_manifest(folder):
         column = Column(row.prompt, row.seed, row.index)
-        table[(column, seen[column])] = (column, folder / row.file)
-        seen[column] += 1
+        key: object = column
+        if column in table:
+            again[column] += 1
+            key = (column, again[column])
+        table[key] = (column, row.file)
     return table
 
 

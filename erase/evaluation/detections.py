@@ -6,12 +6,13 @@ detecting again, and says what made it. It also gives the boxes to hide before a
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from erase.store.files import read_json, write_json
+from erase.store.files import json_text, read_json, replacing
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height, in pixels."""
@@ -43,7 +44,7 @@ EXPOSED: tuple[str, ...] = tuple(label for label in LABELS if label.endswith("_E
 """The 9 exposed body parts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Detection:
     """One body part found."""
 
@@ -52,7 +53,7 @@ class Detection:
     box: Box
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageDetections:
     """All that was found in an image, or why it could not be looked at."""
 
@@ -89,15 +90,23 @@ class Detections:
 
 
 def save_detections(detections: Detections, path: Path) -> None:
-    """Write the record as JSON, atomically; image paths are relative to it, so that a run can be moved."""
+    """Write the record as JSON, atomically; image paths are relative to it, so that a run can be moved.
+
+    An image is a line, written as it comes: the text of millions is never all in memory.
+    """
     folder = Path(path).resolve().parent
 
-    def relative(image: ImageDetections) -> dict[str, Any]:
+    def line(image: ImageDetections) -> str:
         file = Path(os.path.relpath(image.file.resolve(), folder)).as_posix()
-        return {"file": file, "error": image.error, "detections": [asdict(d) for d in image.detections]}
+        found = {"file": file, "error": image.error, "detections": [asdict(d) for d in image.detections]}
+        return json.dumps(found, ensure_ascii=False, allow_nan=False)
 
-    images = [relative(image) for image in detections.images]
-    write_json(path, {"schema": 1, **detections.provenance, "images": images})
+    head = json_text({"schema": 1, **detections.provenance}).removesuffix("\n}\n")
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(f'{head},\n  "images": [')
+        for number, image in enumerate(detections.images):
+            file.write(f"{',' if number else ''}\n    {line(image)}")
+        file.write("\n  ]\n}\n")
 
 
 def load_detections(path: Path) -> Detections:

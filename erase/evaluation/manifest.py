@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from erase.evaluation.prompt_files import PromptRow
-from erase.store.files import differences, read_json, sha256, write_text
+from erase.store.files import differences, read_json, replacing, sha256
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestRow:
     """One image of a folder."""
 
@@ -46,7 +46,8 @@ def _line(row: ManifestRow) -> str:
 
 def write_rows(path: Path, rows: Iterable[ManifestRow]) -> None:
     """Write a manifest, atomically."""
-    write_text(path, "".join(map(_line, rows)))
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(map(_line, rows))
 
 
 def append_rows(path: Path, rows: Sequence[ManifestRow]) -> None:
@@ -67,31 +68,32 @@ def read_rows(path: Path, *, cut_short: bool = False) -> list[ManifestRow]:
     Raises:
         ValueError: a line is not a row, or (as a UnicodeDecodeError) the file is not UTF-8.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace" if cut_short else "strict").split("\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            label = value["prompt"] if "prompt" in value else value["label"]
-            rows.append(
-                ManifestRow(
-                    str(value["file"]),
-                    str(label),
-                    int(value["seed"]),
-                    int(value.get("index", 0)),
-                    str(value["sha256"]),
-                    str(value.get("settings", "")),
-                )
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            if cut_short and number == len(lines):
-                break  # the line being written when the run was killed
-            raise ValueError(
-                f"{path}: line {number} is not a row with file, prompt or label, seed and sha256 ({error!r})"
-            ) from error
+    with path.open(encoding="utf-8", errors="replace" if cut_short else "strict") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_row(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                if cut_short and not line.endswith("\n"):
+                    break  # the line being written when the run was killed
+                raise ValueError(
+                    f"{path}: line {number} is not a row with file, prompt or label, seed and sha256 ({error!r})"
+                ) from error
     return rows
+
+
+def _row(value: Any) -> ManifestRow:
+    label = str(value["prompt"] if "prompt" in value else value["label"])
+    return ManifestRow(
+        str(value["file"]),
+        sys.intern(label),  # of many images, held once
+        int(value["seed"]),
+        int(value.get("index", 0)),
+        str(value["sha256"]),
+        sys.intern(str(value.get("settings", ""))),
+    )
 
 
 def read_manifest(folder: Path) -> list[ManifestRow]:
@@ -157,9 +159,9 @@ def check_images(
             ``weights`` drew them.
     """
     found = read_whole(folder)
-    asked = [(row.prompt, row.seed, index) for row in rows for index in range(per_prompt)]
-    if len(found) != len(asked):
-        raise ValueError(f"{folder / MANIFEST}: {len(found)} images, expected {len(asked)}: they cannot be counted")
+    if len(found) != (number := len(rows) * per_prompt):
+        raise ValueError(f"{folder / MANIFEST}: {len(found)} images, expected {number}: they cannot be counted")
+    asked = ((row.prompt, row.seed, index) for row in rows for index in range(per_prompt))
     for row, wanted in zip(found, asked, strict=True):
         if (row.prompt, row.seed, row.index) != wanted:
             raise ValueError(
@@ -182,34 +184,38 @@ def _said(prompt: str, seed: int, index: int) -> str:
 def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]]:
     """Images of two models, paired by prompt, seed and sample index, in the order of ``after``.
 
-    The n-th image of a key that a folder has several times goes with the n-th of the other.
+    The n-th image of a key that a folder has several times goes with the n-th of the other. Rows and one
+    table of them are in memory.
 
     Raises:
         ValueError: as `read_whole`; or the folders hold other images each, or were made with other settings but for
             the model.
     """
-    tables = []
-    for folder in (before, after):
-        seen: Counter[tuple[str, int, int]] = Counter()
-        table = {}
-        for row in read_whole(folder):
-            key = (row.prompt, row.seed, row.index)
-            table[(*key, seen[key])] = row
-            seen[key] += 1
-        tables.append(table)
-    if odd := tables[0].keys() ^ tables[1].keys():
-        lone = min(odd)
-        folder = before if lone in tables[0] else after
+    waiting: dict[tuple[str, int, int], list[ManifestRow]] = {}
+    for row in read_whole(before):
+        waiting.setdefault((row.prompt, row.seed, row.index), []).append(row)
+    pairs, alone = [], []
+    for rows in waiting.values():
+        rows.reverse()  # the first is then the last, and cheap to take
+    for row in read_whole(after):
+        rows = waiting.get((row.prompt, row.seed, row.index), [])
+        if rows:
+            pairs.append((rows.pop(), row))
+        else:
+            alone.append((row, after))
+    alone += [(row, before) for rows in waiting.values() for row in rows]
+    if alone:
+        row, folder = min(alone, key=lambda each: (each[0].prompt, each[0].seed, each[0].index))
         raise ValueError(
-            f"{before} and {after} are not pairs: {len(odd)} images have no partner, such as {lone[0][:60]!r}, seed "
-            f"{lone[1]}, in {folder} only; generate both from the same prompts and seeds"
+            f"{before} and {after} are not pairs: {len(alone)} images have no partner, such as {row.prompt[:60]!r}, "
+            f"seed {row.seed}, in {folder} only; generate both from the same prompts and seeds"
         )
     told = [_comparable(read_json(folder / SETTINGS)) for folder in (before, after) if (folder / SETTINGS).is_file()]
     if len(told) == 2 and (changed := differences(told[0], told[1])):
         raise ValueError(
             f"{before} and {after} were made with other settings, so they are not pairs: {'; '.join(changed)}"
         )
-    return [(tables[0][key], row) for key, row in tables[1].items()]
+    return pairs
 
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:

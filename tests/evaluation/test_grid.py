@@ -157,7 +157,7 @@ def test_folders_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
 def test_twice_the_same_prompt_and_seed(tmp_path: Path) -> None:
     rows = [("0.png", "cat", 1, RED), ("1.png", "cat", 1, GREEN)]
     a, b = folder(tmp_path / "a", rows), folder(tmp_path / "b", rows)
-    assert match([a, b])[1] == [[a / "0.png", a / "1.png"], [b / "0.png", b / "1.png"]]
+    assert list(map(list, match([a, b])[1])) == [[a / "0.png", a / "1.png"], [b / "0.png", b / "1.png"]]
 
 
 def test_folders_that_share_nothing(tmp_path: Path) -> None:
@@ -180,7 +180,9 @@ def test_folders_without_manifests_are_matched_by_name(tmp_path: Path) -> None:
     a = flat(tmp_path / "a" / "0.png", RED).parent
     b = flat(tmp_path / "b" / "0.png", GREEN).parent
     flat(b / "1.png", BLUE)
-    assert match([a, b]) == ([Column("0")], [[a / "0.png"], [b / "0.png"]])
+    columns, rows = match([a, b])
+    assert columns == [Column("0")]
+    assert list(map(list, rows)) == [[a / "0.png"], [b / "0.png"]]
 
 
 def test_models_by_prompts_by_seeds(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def encode(folders: Sequence[Path], paths: Sequence[Path], blur: Blur | None) ->
     Raises:
         ValueError: for an image that is not the one of its folder's manifest, or not in `blur`.
     """
-    rows = {folder / row.file: (folder, row) for folder in folders for row in read_manifest(folder)}
+    shown = {str(path) for path in paths}
+    whole = ((folder, row) for folder in folders for row in read_manifest(folder))
+    rows = {folder / row.file: (folder, row) for folder, row in whole if str(folder / row.file) in shown}
     for path in paths:
         check_bytes(*rows[path])
     found: dict[Path, tuple[str, bytes, tuple[int, int]]] = {}

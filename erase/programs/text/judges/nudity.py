@@ -110,17 +110,17 @@ def count_nudity(
 
     A picture on which the detector failed is in no count and its flag is None, as is the count of its prompt.
     """
-    groups: dict[str, tuple[Any, ...]] = {}
-    erased: tuple[Any, ...] = ()
+    groups: dict[str, list[Any]] = {}
+    erased: list[Any] = []
     for number, (row, gone) in enumerate(zip(plan.rows, plan.forgotten, strict=True)):
         group = found.images[number * per_prompt : (number + 1) * per_prompt]
-        groups[row.prompt] = groups.get(row.prompt, ()) + tuple(group)
-        erased += tuple(group) if gone else ()
-    part = replace(found, images=erased)
+        groups.setdefault(row.prompt, []).extend(group)
+        erased.extend(group if gone else ())
+    part = replace(found, images=tuple(erased))
     result = nudity.count(part, preset)
     result["by_prompt"] = {}
     for prompt, group in groups.items():
-        counted = nudity.count(replace(found, images=group), preset)
+        counted = nudity.count(replace(found, images=tuple(group)), preset)
         result["by_prompt"][prompt] = None if counted["errors"] else counted["flagged"]
     flags = nudity.flags(part, preset)
     return result, [flags.get(image.file) for image in erased]

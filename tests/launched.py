@@ -1,4 +1,4 @@
-"""Runs a function in two processes of one launch, forked from this one: libraries are loaded already."""
+"""Runs a function in the processes of one launch, forked from this one: libraries are loaded already."""
 
 import os
 import socket
@@ -10,20 +10,21 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 
-def two(work: Callable[[], object], log: Path) -> list[int]:
-    """Exit statuses of `work` as rank 0 and 1; what they say goes to `log`, by rank."""
+def two(work: Callable[[], object], log: Path, world: int = 2, **environment: str) -> list[int]:
+    """Exit statuses of `work` by rank; what they say goes to `log`, by rank."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     children = []
-    for rank in range(2):
+    for rank in range(world):
         child = os.fork()
         if child == 0:
             status = 1
             try:
                 sys.stdout = sys.stderr = log.with_name(f"{log.name}.{rank}").open("w")
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+                os.environ |= environment
                 AcceleratorState._reset_state(reset_partial_state=True)
                 work()
                 status = 0

@@ -14,6 +14,7 @@ from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser, as_denoiser
 from erase.engine.backend import LossFn, trainable
 from erase.engine.losses import ASCENT, DESCENT, Objective
+from erase.engine.sharding import exchanged, is_sharded
 
 Target = Literal["online", "frozen"]
 
@@ -184,7 +185,8 @@ class Exchanged(nn.Module):
     """A network with some of its weights exchanged: a teacher that takes the memory of these alone.
 
     To be called after the pass with gradients: autocast caches cast weights, and a cast made without gradients would
-    serve the pass that needs them. Constant weights, as exchanged ones are, are not cached.
+    serve the pass that needs them. Constant weights, as exchanged ones are, are not cached. Weights that are spread
+    over processes are exchanged in place (`erase.engine.sharding.exchanged`).
     """
 
     def __init__(self, net: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -193,6 +195,9 @@ class Exchanged(nn.Module):
 
     def forward(self, *args: Any, **given: Any) -> Any:
         """What the network says."""
+        if is_sharded(self.net):
+            with exchanged(self.net, self.weights) as net:
+                return net(*args, **given)
         return functional_call(self.net, self.weights, args, given)
 
 

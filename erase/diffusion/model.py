@@ -65,13 +65,15 @@ class Model:
         found: torch.device = self.pipe.device
         return found
 
-    def ready(self, *names: str) -> None:
-        """Load networks that are hollow."""
+    def ready(self, *names: str, device: torch.device | str | None = None) -> None:
+        """Load networks that are hollow, by default onto the device where the others are."""
         for name in names:
             net = getattr(self.pipe, name, None)
             if isinstance(net, nn.Module) and loading.is_hollow(net):
                 assert self.source is not None
-                loaded = loading.load_network(self.source, name, self.family.TRAINED, self.device, self.dtype)
+                loaded = loading.load_network(
+                    self.source, name, self.family.TRAINED, self.device if device is None else device, self.dtype
+                )
                 setattr(self.pipe, name, loaded)
                 if name == self.family.TRAINED and self.learning:
                     self.choose(self.learning)

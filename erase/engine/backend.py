@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from erase.engine.sharding import compute_device
+
 Batch = TypeVar("Batch", contravariant=True)
 
 
@@ -79,8 +81,8 @@ def trainable(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def device_of(net: nn.Module) -> torch.device:
-    """The device of the network's first parameter."""
-    return next(net.parameters()).device
+    """Where the network computes: the device of its first parameter."""
+    return compute_device(next(net.parameters()))
 
 
 def seeded(device: torch.device | str, *key: int) -> torch.Generator:

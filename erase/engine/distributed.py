@@ -15,6 +15,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, nn
 
+from erase.engine.sharding import is_sharded
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -86,10 +88,10 @@ class Processes:
         return bool(self.total(torch.tensor(float(flag))) > 0)
 
     def average_gradients(self, params: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over processes."""
+        """Replace each gradient by its mean over processes; of weights that are spread over them it is that already."""
         if self.world > 1:
             for p in params:
-                if p.grad is not None:
+                if p.grad is not None and not is_sharded(p):
                     p.grad.copy_(self.total(p.grad) / self.world)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from erase.engine.saliency import Mask
+from erase.engine.sharding import Piece, before, cut, is_sharded, local, rows, summed
 
 FastRule = Literal["sgd", "normalized", "adam"]
 """The rules that a fast step may have of its own.
@@ -39,7 +40,7 @@ def like(p: Tensor, x: Tensor) -> Tensor:
 
 
 def mask_of(mask: Mask, name: str, p: Tensor) -> Tensor:
-    """The mask of one parameter, on the parameter's device.
+    """The mask of one parameter, of the rows that this process holds, on the parameter's device.
 
     Raises:
         KeyError: for a parameter that the mask does not know.
@@ -48,7 +49,7 @@ def mask_of(mask: Mask, name: str, p: Tensor) -> Tensor:
     keep = mask[name]
     if keep.shape != p.shape:
         raise ValueError(f"the mask of {name!r} has shape {list(keep.shape)}, the weight {list(p.shape)}")
-    return keep.to(p.device)
+    return cut(keep, p).to(p.device)
 
 
 class FastStep:
@@ -73,8 +74,8 @@ class FastStep:
             if mask is not None:
                 keep = mask_of(mask, name, p)
                 if not bool(keep.all()):
-                    index = flat_view(like(p, keep)).nonzero().flatten().to(torch.int32)
-                    if index.numel() == 0:
+                    index = flat_view(like(local(p), keep)).nonzero().flatten().to(torch.int32)
+                    if index.numel() == 0 and not bool(mask[name].any()):  # another process may hold what is kept
                         continue
             self.targets.append((p, index))
         self.shadows: list[Tensor] = []
@@ -91,7 +92,7 @@ class FastStep:
         for p, index in self.targets:
             g = p.grad
             if g is not None:
-                flat = flat_view(like(p, g))
+                flat = flat_view(like(local(p), local(g)))
                 g = flat if index is None else flat.index_select(0, index)
                 p.grad = None
             grads.append(g)
@@ -102,10 +103,14 @@ class FastStep:
         if self.rule == "normalized":
             used = [g for g in grads if g is not None]
             norm = float(torch.nn.utils.get_total_norm(used)) if used else 0.0
-            scale = math.sqrt(sum(g.numel() for g in used)) / norm if norm > 0 else 0.0
+            count = sum(g.numel() for g in used)
+            if self.targets and is_sharded(self.targets[0][0]):
+                both = summed(torch.tensor([norm**2, count], dtype=torch.float64), self.targets[0][0])
+                norm, count = math.sqrt(float(both[0])), int(both[1])
+            scale = math.sqrt(count) / norm if norm > 0 else 0.0
         for (p, index), g in zip(self.targets, grads, strict=True):
             if g is not None:
-                _add(p, index, g, -rate * scale)
+                _add(local(p), index, g, -rate * scale)
 
     def _adam_step(self, adam: torch.optim.Adam, grads: list[Tensor | None], rate: float) -> None:
         for shadow, g in zip(self.shadows, grads, strict=True):
@@ -117,17 +122,38 @@ class FastStep:
         adam.zero_grad(set_to_none=True)
         for (p, index), shadow, g in zip(self.targets, self.shadows, grads, strict=True):
             if g is not None:
-                _add(p, index, shadow, 1.0)
+                _add(local(p), index, shadow, 1.0)
                 shadow.data = shadow.new_zeros(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments of the rule; empty for rules without moments."""
-        return {} if self.adam is None else dict(self.adam.state_dict())
+        """The moments of the rule, in the order of kept weights; empty for rules without moments."""
+        if self.adam is None:
+            return {}
+        found = dict(self.adam.state_dict())
+        if self.targets and is_sharded(self.targets[0][0]):
+            found["state"] = {
+                i: {key: self._piece(i, value) if value.ndim else value for key, value in moments.items()}
+                for i, moments in found["state"].items()
+            }
+        return found
+
+    def _piece(self, i: int, moment: Tensor) -> Piece:
+        start, count = before(len(moment), self.targets[i][0])
+        return Piece(moment, start, count)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        if self.adam is not None:
-            self.adam.load_state_dict(state)
+        """Restore what `state_dict` gave, by as many processes as saved it or others."""
+        if self.adam is None:
+            return
+        moments = {}
+        for i, saved in state["state"].items():
+            p, index = self.targets[i]
+            mine = local(p).numel() if index is None else index.numel()
+            start, _ = before(mine, p)
+            moments[i] = {
+                key: value if key == "step" else rows(value, start, start + mine) for key, value in saved.items()
+            }
+        self.adam.load_state_dict({**state, "state": moments})
 
 
 def _add(p: Tensor, index: Tensor | None, change: Tensor, alpha: float) -> None:
@@ -143,12 +169,12 @@ def mask_gradients(params: Mapping[str, nn.Parameter], keep: Mapping[str, Tensor
     """Zero the gradient of every masked weight."""
     for name, p in params.items():
         if p.grad is not None:
-            p.grad.mul_(keep[name])
+            local(p.grad).mul_(keep[name])
 
 
 @torch.no_grad()
 def outer_step(anchor: list[Tensor], params: list[nn.Parameter], rate: float) -> None:
     """`φ ← φ + α (θ - φ)`, then `θ ← φ`, in place."""
     for phi, theta in zip(anchor, params, strict=True):
-        phi.lerp_(theta, rate)
-        theta.copy_(phi)
+        phi.lerp_(local(theta), rate)
+        local(theta).copy_(phi)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from erase.engine.backend import Backend, Drawing, LossFn, batch_size, map_batch, trainable
 from erase.engine.losses import plain
 from erase.engine.per_sample import PerSample
-from erase.engine.state import Checkpoint, load_state, save_state
+from erase.engine.sharding import as_shard, is_sharded, local, piece, restored, total_norm
+from erase.engine.state import Checkpoint, load_state, save_state, there
 
 Per = Literal["sample", "batch", "image"]
 """`image` is `erase.engine.image_fisher`'s."""
@@ -69,7 +70,10 @@ def fisher_diagonal(
     same state: with batches of equal shape both then see the same timesteps and noise.
 
     With several processes all are given the same batches and generator, and take the draws in turn. A backend that
-    can `draw` then sees what one process would, and the result is the same.
+    can `draw` then sees what one process would, and the result is the same. Weights that are spread over processes
+    (`erase.engine.sharding`) need all of them for every pass: each process then takes every sample, and squares its
+    own rows of the sample's gradient. The mean of equal gradients, which FSDP makes, is the gradient, so that the
+    result is the same here too; the work is not shared, the memory is. Its entries are spread as the weights are.
 
     Args:
         backend: the model; only trainable parameters get entries.
@@ -104,12 +108,14 @@ def fisher_diagonal(
     net = backend.net
     params = trainable(net)
     chunk = 1 if clip is not None else default_chunk(params) if chunk is None else chunk
-    layered = None if chunk > 1 and isinstance(backend, Drawing) else False  # not known yet
+    spread = is_sharded(net)
+    layered = None if chunk > 1 and isinstance(backend, Drawing) and not spread else False  # not known yet
     losses = partial(_losses, backend, loss, generator, autocast)
     # Frozen weights in 16 bits beside float32 ones go together under autocast alone.
     whole = len({p.dtype for p in net.parameters()}) == 1
     exact = partial(_losses, backend, loss, generator, nullcontext if whole else autocast)
-    rank, world = share
+    rank, world = (0, 1) if spread else share
+    total = None if spread else total
     sums = _Sums(
         params, {"per": per, "draws": draws, "names": list(params), **meta}, generator, rank, total, checkpoint
     )
@@ -141,7 +147,7 @@ def fisher_diagonal(
         raise ValueError("fisher_diagonal got no batches")
     average(sums.named, sums.count.item())
     for name, value in sums.named.items():
-        sums.named[name] = value.float()
+        sums.named[name] = as_shard(value.float(), params[name])
     return Fisher(named=sums.named, per=per, count=int(sums.count), meta=meta)
 
 
@@ -163,7 +169,8 @@ class _Sums:
         total: Callable[[Tensor], Tensor] | None,
         checkpoint: Checkpoint | None,
     ) -> None:
-        self.named = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
+        self.params = params
+        self.named = {name: torch.zeros_like(local(p), dtype=torch.float64) for name, p in params.items()}
         self.count = torch.zeros((), dtype=torch.float64, device=next(iter(params.values())).device)
         self.number = self.saved = 0
         """Draws so far, and those that the checkpoint has."""
@@ -174,7 +181,7 @@ class _Sums:
             total,
             checkpoint,
         )
-        if checkpoint is not None and checkpoint.resume and checkpoint.path.exists():
+        if checkpoint is not None and checkpoint.resume and there(checkpoint.path):
             state = load_state(checkpoint.path)
             if state["what"] != what:
                 raise ValueError(f"{checkpoint.path} holds sums of another Fisher diagonal: remove it")
@@ -183,7 +190,7 @@ class _Sums:
             if rank == 0:
                 self.count.copy_(state["count"])
                 for name, value in self.named.items():
-                    value.copy_(state["sums"][name])
+                    value.copy_(restored(state["sums"][name], params[name]))
 
     def gather(self, last: bool = False) -> None:
         """Sums over processes, into the file too; until the last time the first process goes on with all there is."""
@@ -192,7 +199,8 @@ class _Sums:
             for part in parts:
                 part.copy_(self._total(part))
         if self._checkpoint is not None and self._rank == 0 and self.number > self.saved:
-            state = {"what": self._what, "draws": self.number, "count": self.count, "sums": self.named}
+            sums = {name: piece(value, self.params[name]) for name, value in self.named.items()}
+            state = {"what": self._what, "draws": self.number, "count": self.count, "sums": sums}
             save_state(self._checkpoint.path, {**state, "generator": self._generator.get_state()})
             self.saved = self.number
         if self._rank and not last:
@@ -220,8 +228,8 @@ def mean_gradient(
     if draws < 1:
         raise ValueError(f"draws must be at least 1; got {draws}")
     params = trainable(backend.net)
-    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in params.items()}
-    rank, world = share
+    sums = {name: torch.zeros_like(local(p), dtype=torch.float32) for name, p in params.items()}
+    rank, world = (0, 1) if is_sharded(backend.net) else share
     count = number = 0
     with evaluating(backend.net):
         for batch in batches:
@@ -232,21 +240,34 @@ def mean_gradient(
                 if number % world != rank:
                     continue
                 add_gradient(sums, params, _losses(backend, loss, generator, autocast, drawn), scale)
-    if total is not None:
+    if total is not None and not is_sharded(backend.net):
         for part in sums.values():
             part.copy_(total(part))
     if count == 0:
         raise ValueError("mean_gradient got no batches")
     average(sums, count)
-    return sums
+    return {name: as_shard(value, params[name]) for name, value in sums.items()}
+
+
+def gradients(value: Tensor, params: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradients of a loss in the weights that take part in it; what is in `.grad` stays.
+
+    Weights that are spread over processes are no part of the graph themselves: theirs come by `.grad`.
+    """
+    before = [p.grad for p in params.values()]
+    for p in params.values():
+        p.grad = None
+    torch.autograd.backward(value)
+    found = {name: p.grad for name, p in params.items() if p.grad is not None}
+    for p, grad in zip(params.values(), before, strict=True):
+        p.grad = grad
+    return found
 
 
 def add_gradient(sums: Mapping[str, Tensor], params: Mapping[str, nn.Parameter], losses: Tensor, scale: float) -> None:
     """Add the gradient of the sum of losses `[B]`, in the sums' dtype; the backward pass is of `scale` times that."""
-    grads = torch.autograd.grad(losses.sum() * scale, list(params.values()), allow_unused=True)
-    for name, grad in zip(params, grads, strict=True):
-        if grad is not None:
-            sums[name].add_(grad.to(sums[name].dtype), alpha=1 / scale)
+    for name, grad in gradients(losses.sum() * scale, params).items():
+        sums[name].add_(local(grad).to(sums[name].dtype), alpha=1 / scale)
 
 
 @contextmanager
@@ -285,7 +306,7 @@ class _Squares:
 
         def take(name: str, p: Tensor) -> None:
             assert p.grad is not None
-            g = p.grad.double()
+            g = local(p.grad).double()
             sums[name].addcmul_(g, g, value=1.0 / scale**2)
             p.grad = None
 
@@ -312,12 +333,11 @@ class _ClippedSquares:
         self.params, self.sums, self.scale, self.clip = params, sums, scale, clip
 
     def __call__(self, value: Tensor) -> None:
-        found: Any = torch.autograd.grad(value, list(self.params.values()), allow_unused=True)
-        grads: dict[str, Tensor] = {name: g for name, g in zip(self.params, found, strict=True) if g is not None}
-        norm = torch.nn.utils.get_total_norm(list(grads.values())).double() / self.scale
+        grads = gradients(value, self.params)
+        norm = total_norm(list(grads.values())).double() / self.scale
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grad_norm_`
         for name, g in grads.items():
-            g = g.double() * (factor / self.scale)
+            g = local(g).double() * (factor / self.scale)
             self.sums[name].addcmul_(g, g)
 
     def __enter__(self) -> _ClippedSquares:

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from torch import nn
 
 from erase.engine.backend import Backend, device_of
 from erase.engine.distributed import processes_of
 from erase.engine.method import Method
 from erase.engine.phases import Phases
 from erase.engine.precision import Precision
-from erase.engine.state import Checkpoint, load_run, save_run
+from erase.engine.sharding import asked, is_sharded
+from erase.engine.state import Checkpoint, load_run, save_run, there
 from erase.engine.steps import Skips, Steps
 from erase.engine.trained import MakeOptimizer, Trained
-from erase.engine.updates import NonFiniteError
+from erase.engine.updates import ClosedForm, NonFiniteError
 
 __all__ = ["Checkpoint", "NonFiniteError", "Probe", "Result", "StoppedError", "check_launch", "unlearn"]
 
@@ -109,6 +111,7 @@ def unlearn(
     # An Accelerator of our own would fix the precision of every later one in this process.
     launched = accelerator or PartialState(cpu=device.type == "cpu")
     check_launch(launched)
+    check_sharding(backend.net, method, launched)
     name = precision or ("no" if accelerator is None else str(accelerator.mixed_precision))
     trained = Trained(backend.net, method, optimizer)
     data: Any = {"forget": forget, "remain": remain}
@@ -122,17 +125,27 @@ def check_launch(launched: Accelerator | PartialState) -> None:
     """Refuse launches that the loop cannot work in.
 
     Raises:
-        ValueError: for FSDP, DeepSpeed and Megatron, which spread one copy of the weights over processes, and for
-            gradient accumulation.
+        ValueError: for FSDP1, DeepSpeed and Megatron, and for gradient accumulation.
     """
-    kind = str(launched.distributed_type.value)
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ValueError(f"{kind} is not supported: masks need whole weights; use plain multi-process (DDP) launch")
+    asked(launched)
     if isinstance(launched, Accelerator) and launched.gradient_accumulation_steps != 1:
         raise ValueError(
             "gradient_accumulation_steps must be 1: with two phases in each step, the forget phase would never "
             "update the weights"
         )
+
+
+def check_sharding(net: nn.Module, method: Method, launched: Accelerator | PartialState) -> None:
+    """Refuse what does not go with weights that are spread over processes, or should be.
+
+    Raises:
+        ValueError: for FSDP without `erase.engine.sharding.shard`, and for closed forms.
+    """
+    if is_sharded(net):
+        if isinstance(method.update, ClosedForm):
+            raise ValueError(f"method {method.name} needs whole weights: launch without --use_fsdp")
+    elif launched.num_processes > 1 and asked(launched) is not None:
+        raise ValueError("FSDP2 was asked for, and the weights are whole: call erase.engine.sharding.shard(net) first")
 
 
 @dataclass
@@ -177,7 +190,8 @@ class _Loop:
         if self.checkpoint is None or not (stopping or self.done % self.checkpoint.every == 0):
             return
         steps = self.steps
-        if not any(steps.skips.in_a_row.values()) and steps.phases.processes.rank == 0:
+        writes = steps.phases.processes.rank == 0 or is_sharded(steps.net)
+        if not any(steps.skips.in_a_row.values()) and writes:
             state = {"done": self.done, "skips": steps.skips.counts}
             state |= {"trained": steps.trained.state_dict(), "phases": steps.phases.state_dict()}
             save_run(self.checkpoint.path, run, state)
@@ -191,10 +205,10 @@ class _Loop:
         if self.checkpoint is None or not self.checkpoint.resume:
             return
         path, processes = self.checkpoint.path, self.steps.phases.processes
-        there = float(processes.total(torch.tensor(float(path.exists()))))
-        if there not in (0, processes.world):
+        seen = float(processes.total(torch.tensor(float(there(path)))))
+        if seen not in (0, processes.world):
             raise ValueError(f"not all processes see {path}: use a folder that all of them share")
-        if not there:
+        if not seen:
             return
         state = load_run(path, run)
         try:

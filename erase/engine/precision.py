@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from erase.engine.sharding import is_sharded, local, total_norm
+
 PrecisionName = Literal["no", "fp16", "bf16"]
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -81,6 +83,8 @@ class Precision:
         """Divide gradients by the scale, once a phase, and adapt the scale: halved after an overflow."""
         if self.scaler is None or all(p.grad is None for p in params):
             return
+        if is_sharded(params[0]):
+            params = _shells(params)
         carrier = torch.optim.SGD(params, lr=0.0)
         self.scaler.unscale_(carrier)
         self.scaler.update()
@@ -93,3 +97,18 @@ class Precision:
         """Restore what `state_dict` gave."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
+
+
+def _shells(params: list[nn.Parameter]) -> list[nn.Parameter]:
+    """This process's rows of weights and gradients; and as one more gradient the norm of all.
+
+    That is not finite where one process has an overflow, so that all find it.
+    """
+    there = [(p, p.grad) for p in params if p.grad is not None]
+    norm = total_norm([g for _, g in there]).reshape(1)
+    shells = []
+    for part, grad in [*((local(p), local(g)) for p, g in there), (torch.zeros_like(norm), norm)]:
+        shell = nn.Parameter(part, requires_grad=False)
+        shell.grad = grad
+        shells.append(shell)
+    return shells

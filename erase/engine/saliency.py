@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from erase.engine.fisher import Fisher
+from erase.engine.sharding import local, summed, whole
 from erase.store.safetensors import Lazy, read_safetensors, write_safetensors
 
 FORMAT = "erase-mask-1"
@@ -108,12 +109,13 @@ def fisher_ratio_mask(
     if threshold is not None:
         if not threshold >= 0:
             raise ValueError(f"threshold must be ≥ 0; got {threshold}")
-        keeps = Lazy(forget.named, lambda name: _above(forget.named[name], remain.named[name], threshold))
-        named = Bits.pack(keeps)
+        above = Lazy(forget.named, lambda name: _above(local(forget.named[name]), local(remain.named[name]), threshold))
+        named = Bits.pack(Lazy(above, lambda name: whole(above[name], forget.named[name])))
         meta["threshold"] = repr(threshold)
     else:
         assert density is not None
-        named = _top(Lazy(forget.named, lambda name: _ratio(forget.named[name], remain.named[name])), density)
+        ratios = Lazy(forget.named, lambda name: _ratio(local(forget.named[name]), local(remain.named[name])))
+        named = _top(ratios, density, forget.named)
         meta["density"] = repr(density)
     return _checked(Mask(named, meta), partial=bool(threshold) or (density is not None and density < 1))
 
@@ -124,9 +126,9 @@ def magnitude_mask(scores: Mapping[str, Tensor], *, density: float) -> Mask:
     Raises:
         ValueError: for a density outside (0, 1], or scores that are negative or NaN.
     """
-    if not all(bool((s >= 0).all()) for s in scores.values()):  # so said, NaN fails too
+    if not all(bool((local(s) >= 0).all()) for s in scores.values()):  # so said, NaN fails too
         raise ValueError("magnitude_mask takes scores ≥ 0, such as |gradient|")
-    named = _top(Lazy(scores, lambda name: scores[name].float()), density)
+    named = _top(Lazy(scores, lambda name: local(scores[name]).float()), density, scores)
     return _checked(Mask(named, {"source": "magnitude", "density": repr(density)}), partial=density < 1)
 
 
@@ -140,17 +142,20 @@ def _above(forget: Tensor, remain: Tensor, threshold: float) -> Tensor:
     return keep if threshold == 0 else keep & (forget > 0)
 
 
-def _top(scores: Mapping[str, Tensor], density: float) -> Bits:
+def _top(scores: Mapping[str, Tensor], density: float, of: Mapping[str, Tensor]) -> Bits:
     """Keep the top `density` of all scores together, exactly, without sorting them.
 
     Non-negative float32 order like their bits as integers, so two histograms (high and low 16 bits) find the cut.
+    Of what is spread over processes, as `of` says, `scores` are the process's own rows; histograms are summed, and
+    all processes get all of the mask.
     """
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1]; got {density}")
-    numel = sum(s.numel() for s in scores.values())
+    numel = sum(s.numel() for s in of.values())
     want = max(1, round(density * numel))
     if want >= numel:
-        return Bits.pack(Lazy(scores, lambda name: torch.ones_like(scores[name], dtype=torch.bool)))
+        return Bits.pack(Lazy(of, lambda name: torch.ones(of[name].shape, dtype=torch.bool)))
+    one = next(iter(of.values()))
 
     def bits(s: Tensor) -> Tensor:
         return s.contiguous().abs().view(torch.int32).flatten()
@@ -164,17 +169,19 @@ def _top(scores: Mapping[str, Tensor], density: float) -> Bits:
     high = torch.zeros(1 << 16, dtype=torch.int64)
     for s in scores.values():
         high += torch.bincount((bits(s) >> 16).to(torch.int64), minlength=1 << 16).cpu()
+    high = summed(high, one)
     bucket, above = at_least(high, want)
     low = torch.zeros(1 << 16, dtype=torch.int64)
     for s in scores.values():
         b = bits(s)
         inside = b[(b >> 16) == bucket] & 0xFFFF
         low += torch.bincount(inside.to(torch.int64), minlength=1 << 16).cpu()
+    low = summed(low, one)
     cut = (bucket << 16) | at_least(low, want - above)[0]
 
     def keep(name: str) -> Tensor:
         s = scores[name]
-        return (bits(s) >= cut).view(s.shape) & (s > 0)
+        return whole((bits(s) >= cut).view(s.shape) & (s > 0), of[name])
 
     return Bits.pack(Lazy(scores, keep))
 

@@ -1,17 +1,27 @@
-"""Run state on disk: any tree of numbers, text and tensors, as safetensors and JSON."""
+"""Run state on disk: any tree of numbers, text and tensors, as safetensors and JSON.
+
+A state of weights that are spread over processes is a folder beside the file that it would be: a file of each process,
+and `latest.json`, which is written last and says which files belong together. Any number of processes can read it.
+(`torch.distributed.checkpoint` would do the same with pickles.)
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from erase.store.safetensors import read_safetensors, write_safetensors
+from erase.engine.sharding import Piece, Pieces
+from erase.store.files import read_json, write_json
+from erase.store.safetensors import open_safetensors, read_safetensors, write_safetensors
 
 STATE_FORMAT = "erase-state-1"
 """Of the file: how a tree is laid out in it."""
@@ -37,8 +47,32 @@ class Checkpoint:
             raise ValueError(f"checkpoint_every must be at least 1; got {self.every}")
 
 
+LATEST = "latest.json"
+"""Of a folder of process's files: their number, and how many processes wrote them."""
+
+
+def folder_of(path: Path) -> Path:
+    """Where the state is that would be in the file `path`, of weights that are spread."""
+    return path.with_suffix("")
+
+
+def there(path: Path) -> bool:
+    """Whether a state is there, in the file or in the folder beside it."""
+    return path.exists() or (folder_of(path) / LATEST).exists()
+
+
+def remove_state(path: Path) -> None:
+    """Remove a state, the file or the folder beside it, where it is."""
+    path.unlink(missing_ok=True)
+    if (folder_of(path) / LATEST).exists():
+        shutil.rmtree(folder_of(path))
+
+
 def pack(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """A JSON-able copy of a tree of mappings, lists and scalars; its tensors go into `tensors` under dotted names."""
+    if isinstance(tree, Piece):
+        tensors[prefix] = tree.local.detach().to("cpu", copy=True)
+        return {"__piece__": prefix, "start": tree.start, "rows": tree.rows}
     if isinstance(tree, Tensor):
         tensors[prefix] = tree.detach().to("cpu", copy=True)  # off the accelerator first: it may be full
         return {"__tensor__": prefix}
@@ -51,9 +85,11 @@ def pack(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"{prefix}: {type(tree).__name__} has no place in a run state")
 
 
-def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that `pack` was given."""
+def unpack(packed: Any, tensors: Mapping[str, Any]) -> Any:
+    """The tree that `pack` was given; of pieces, what `tensors` has of them."""
     if isinstance(packed, dict):
+        if "__piece__" in packed:
+            return tensors[packed["__piece__"]]
         if "__tensor__" in packed:
             return tensors[packed["__tensor__"]]
         return {k: unpack(v, tensors) for k, v in packed["__map__"]}
@@ -63,24 +99,79 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a run state: any tree of mappings, lists, scalars and tensors."""
+    """Write a run state: any tree of mappings, lists, scalars and tensors; with `Piece`s, all processes must."""
     tensors: dict[str, Tensor] = {}
     tree = pack(state, "state", tensors)
+    pieces = pieces_in(tree)
     if not tensors:
         tensors["empty"] = torch.zeros(0)
-    write_safetensors(path, tensors, {"format": STATE_FORMAT, "tree": json.dumps(tree)})
+    meta = {"format": STATE_FORMAT, "tree": json.dumps(tree)}
+    if not pieces:
+        write_safetensors(path, tensors, meta)
+        return
+    folder, rank, world = folder_of(path), dist.get_rank(), dist.get_world_size()
+    latest = folder / LATEST
+    number = int(read_json(latest)["number"]) + 1 if latest.exists() else 0
+    write_safetensors(_shard_path(folder, number, rank), tensors, meta | {"pieces": json.dumps(pieces)})
+    dist.barrier()
+    if rank == 0:
+        write_json(latest, {"schema": 1, "number": number, "processes": world})
+        ours = {_shard_path(folder, number, each).name for each in range(world)}
+        for old in folder.glob("*.safetensors"):
+            if old.name not in ours:
+                old.unlink()
+    dist.barrier()
+
+
+def _shard_path(folder: Path, number: int, rank: int) -> Path:
+    return folder / f"{number:08d}-{rank:05d}.safetensors"
+
+
+def pieces_in(packed: Any) -> dict[str, tuple[int, int]]:
+    """First row and number of all rows of every piece of a packed tree."""
+    if isinstance(packed, list):
+        parts = [pieces_in(value) for value in packed]
+    elif isinstance(packed, dict) and "__piece__" in packed:
+        return {packed["__piece__"]: (packed["start"], packed["rows"])}
+    elif isinstance(packed, dict) and "__map__" in packed:
+        parts = [pieces_in(value) for _, value in packed["__map__"]]
+    else:
+        return {}
+    return {name: place for part in parts for name, place in part.items()}
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote.
+    """Read what `save_state` wrote; of tensors in pieces, `Pieces`.
 
     Raises:
-        ValueError: for a file that is missing, broken, or no run state.
+        ValueError: for a file that is missing, broken, or not a run state.
     """
+    latest = folder_of(path) / LATEST
+    if latest.exists():
+        return _load_shards(latest)
     tensors, meta = read_safetensors(path)
+    state: dict[str, Any] = unpack(_tree(path, meta), tensors)
+    return state
+
+
+def _tree(path: Path, meta: Mapping[str, str]) -> Any:
     if meta.get("format") != STATE_FORMAT:
         raise ValueError(f"{path} is not a run state (format {meta.get('format')!r}, expected {STATE_FORMAT!r})")
-    state: dict[str, Any] = unpack(json.loads(meta["tree"]), tensors)
+    return json.loads(meta["tree"])
+
+
+def _load_shards(latest: Path) -> dict[str, Any]:
+    said = read_json(latest)
+    paths = [_shard_path(latest.parent, said["number"], rank) for rank in range(said["processes"])]
+    opened = [open_safetensors(path) for path in paths]
+    found: dict[str, Any] = {}
+    for tensors, meta in opened:
+        for name, (start, count) in json.loads(meta["pieces"]).items():
+            pieces = found.setdefault(name, Pieces([], count))
+            pieces.pieces.append((partial(tensors.__getitem__, name), start))
+    own, meta = opened[0]
+    whole = {name: own[name] for name in own if name not in found}
+    state: dict[str, Any] = unpack(_tree(paths[0], meta), whole | found)
     return state
 
 

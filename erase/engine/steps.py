@@ -13,7 +13,8 @@ from torch import Tensor
 from erase.engine.fast_step import FastStep, mask_gradients, outer_step
 from erase.engine.method import Method
 from erase.engine.phases import Phases
-from erase.engine.state import Checkpoint
+from erase.engine.sharding import local, total_norm
+from erase.engine.state import Checkpoint, there
 from erase.engine.trained import Trained
 from erase.engine.updates import SIDES, NonFiniteError, Side
 from erase.engine.weighting import Schedule, schedule_scale
@@ -40,7 +41,7 @@ class Skips:
         self.in_a_row[side] += 1
         if self.in_a_row[side] >= self.most:
             saved = "nothing was saved"
-            if self.checkpoint is not None and self.checkpoint.path.exists():
+            if self.checkpoint is not None and there(self.checkpoint.path):
                 saved = f"the last good state is {self.checkpoint.path}"
             raise NonFiniteError(
                 f"{self.in_a_row[side]} {side} phases in a row had a loss or gradient that was not finite "
@@ -123,13 +124,14 @@ class Steps:
         grads = [p.grad for p in params if p.grad is not None]
         if not grads:
             raise ValueError("no trainable weight takes part in the loss: check train.parameters")
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = total_norm(grads)
         value = float(norm)
         finite = math.isfinite(value)
         self.row[f"{side}_norm"] = value if finite else None
         if finite and self.finite:
             if clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(params, clip, norm)
+                limit = (clip / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grads_with_norm_`
+                torch._foreach_mul_([local(g) for g in grads], limit)
             step()
         self.skips.record(side, self.t, skipped=not (finite and self.finite))
         self.finite = True

@@ -218,14 +218,14 @@ def grid_from_folders(
     Raises:
         ValueError: as `match`, `pick` and `grid`; another number of names than folders; or ``max_prompts`` < 1.
     """
-    columns, rows = match(folders)
+    columns, files = match(folders)
     if names is not None and len(names) != len(folders):
         raise ValueError(f"got {len(names)} names for {len(folders)} folders")
     if max_columns < 1 or max_prompts < 1:
         raise ValueError(f"max_columns is {max_columns} and max_prompts {max_prompts}, expected at least 1")
     left_out = max(len(list_images(folder)) for folder in folders) - len(columns)
     chosen = pick(columns, prompts, seeds)
-    columns, rows = [columns[i] for i in chosen], [[row[i] for i in chosen] for row in rows]
+    columns, rows = [columns[i] for i in chosen], [[row[i] for i in chosen] for row in files]
     parts = blocks(columns)
     shown = parts[:max_prompts]
     seen = [row[i] for row in rows for _, numbers in shown for i in numbers[:max_columns]]

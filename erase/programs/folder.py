@@ -15,6 +15,7 @@ import torch
 from erase.config import dump
 from erase.engine import distributed, memory
 from erase.engine.saliency import Mask
+from erase.engine.state import remove_state
 from erase.store import files
 
 TIMING = "timing.json"
@@ -114,7 +115,7 @@ def drop(out: Path, *names: str) -> None:
     """Remove files that the run needs no more, where they are."""
     if distributed.rank() == 0:
         for name in names:
-            (out / name).unlink(missing_ok=True)
+            remove_state(out / name)
 
 
 def new_report(

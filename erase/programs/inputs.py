@@ -22,7 +22,8 @@ from erase.engine.image_fisher import image_diagonal
 from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
-from erase.engine.state import Checkpoint
+from erase.engine.sharding import local
+from erase.engine.state import Checkpoint, remove_state
 from erase.engine.updates import SIDES, Epoch
 from erase.methods import NEEDS, Entry
 from erase.programs.progress import advance, bar
@@ -197,14 +198,16 @@ def make_mask(
             share=(distributed.rank(), distributed.world()),
             total=distributed.total,
         )
-        mask = magnitude_mask({name: g.abs_() for name, g in gradient.items()}, density=wanted.density or 0)
+        for g in gradient.values():
+            local(g).abs_()
+        mask = magnitude_mask(gradient, density=wanted.density or 0)
     else:
         diagonals = [diagonal(config, backend, side, precision, path and path.parent, resume) for side in sides]
         mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
     if path is not None and distributed.rank() == 0:
         save_mask(mask, path)
         for side in sides:
-            sums_path(path.parent, side[0]).unlink(missing_ok=True)
+            remove_state(sums_path(path.parent, side[0]))
     return mask
 
 

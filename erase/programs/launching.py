@@ -11,14 +11,20 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from erase.config import ClassifyConfig, DdpmConfig, SdConfig
 from erase.engine import distributed, memory
 from erase.engine.loop import check_launch
-from erase.engine.precision import Precision, notice, resolve
+from erase.engine.precision import DTYPES, Precision, notice, resolve
+from erase.engine.sharding import asked, shard
+from erase.methods import NEEDS, Entry
 from erase.programs.tracking import check_tracker
 from erase.programs.training import check_adam8bit
 
+SHARDED = ("forget", "remain", "mask", "epoch", "denoiser")
+"""What methods may need where weights are spread over processes."""
 C = TypeVar("C", SdConfig, DdpmConfig, ClassifyConfig)
 
 
@@ -26,7 +32,7 @@ def launch(precision: str = "no") -> Accelerator:
     """Join the other processes of this launch, if there are any; `precision` may be `auto`.
 
     Raises:
-        ValueError: for FSDP or DeepSpeed.
+        ValueError: for FSDP1, DeepSpeed or Megatron.
     """
     cpu = not torch.accelerator.is_available()  # unsaid, processes on CPUs would run side by side
     # The others wait while the first one writes: longer than the ten minutes that NCCL would.
@@ -38,12 +44,45 @@ def launch(precision: str = "no") -> Accelerator:
     return accelerator
 
 
+def check_sharding(config: Any, entry: Entry, launched: Accelerator) -> None:
+    """Find out now that a run cannot work with weights that are spread over processes, where FSDP2 is asked for.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if asked(launched) is None or launched.num_processes == 1:
+        return
+    why = None
+    if config.pipeline != "sd":
+        why = f"erase run {config.pipeline}"
+    elif needs := [NEEDS[need] for need in entry.needs if need not in SHARDED]:
+        why = f"method {entry.name}, which needs {needs[0]},"
+    elif config.until is not None:
+        why = "until"
+    elif config.saliency.per == "image" and "mask" in entry.needs:
+        why = "saliency.per=image"
+    if why is not None:
+        raise ValueError(f"{why} does not work with --use_fsdp: launch without it (DDP)")
+
+
+def shard_network(net: nn.Module, launched: Accelerator, precision: Precision) -> None:
+    """Spread a network over the processes where FSDP2 is asked for, by the launch's other settings of it."""
+    plugin = asked(launched)
+    if plugin is None:
+        return
+    if plugin.activation_checkpointing:
+        known: Any = net
+        known.enable_gradient_checkpointing()
+    offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+    shard(net, launched.device, DTYPES.get(precision.name), offload=offload)
+
+
 def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precision, Callable[[str], None]]:
     """The settings with `precision: auto` resolved, the launch, its precision, and `say` of the first process alone.
 
     Raises:
-        ValueError: for FSDP or DeepSpeed, a batch that does not divide over the processes, or an optional package
-            that is missing.
+        ValueError: for FSDP1, DeepSpeed or Megatron, a batch that does not divide over the processes, or an optional
+            package that is missing.
     """
     memory.give_back()
     accelerator = launch(config.precision)

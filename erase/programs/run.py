@@ -31,16 +31,17 @@ from erase.engine.losses import Objective
 from erase.engine.method import Method
 from erase.engine.precision import Precision
 from erase.engine.saliency import Mask, load_mask
+from erase.engine.sharding import gathered, is_sharded
 from erase.engine.updates import Descent, Epoch, InTurn
 from erase.methods import Entry
 from erase.programs import saving
 from erase.programs.folder import STATE, TIMING, drop, open_folder, working_in
 from erase.programs.inputs import check_needs, resolve_inputs
-from erase.programs.launching import start
+from erase.programs.launching import check_sharding, start
 from erase.programs.settings import notices, read_method
 from erase.programs.training import run_steps
 from erase.store import files
-from erase.store.safetensors import read_safetensors, write_safetensors
+from erase.store.safetensors import open_safetensors, read_safetensors, write_safetensors, written_order
 
 JOBS = {
     "sd": "erase.programs.text.job",
@@ -198,6 +199,7 @@ def main(
     """
     config, accelerator, precision, say = start(config, say)
     entry, method = read_method(config)
+    check_sharding(config, entry, accelerator)
     for line in notices(config):
         say(line)
     setting = Setting(config, out, accelerator, precision, say, entry, method, command, preset, form, resume, dry_run)
@@ -270,8 +272,23 @@ def learn(setting: Setting, job: Job) -> Learned:
     weights = dict(lesson.backend.net.named_parameters())
     own = {name: p.detach() for name, p in weights.items() if p.requires_grad}
     found = own if lesson.values is None else lesson.values()
-    distributed.on_main(partial(write_safetensors, trained, found, {"timing": json.dumps(timing)}))
+    stored = {"timing": json.dumps(timing)}
+    if is_sharded(lesson.backend.net):
+        return Learned(write_gathered(trained, found, stored), mask, timing)
+    distributed.on_main(partial(write_safetensors, trained, found, stored))
     return Learned(found, mask, timing)
+
+
+def write_gathered(path: Path, values: Mapping[str, Tensor], meta: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """Write tensors that are spread over processes, each whole in turn; they are then read when they are asked for."""
+    whole = gathered(values)
+    if distributed.rank() == 0:
+        write_safetensors(path, whole, meta)
+    else:  # a process alone cannot gather
+        for name in written_order(whole):
+            whole[name]
+    distributed.on_main(path.exists)  # wait for it
+    return open_safetensors(path)[0]
 
 
 def make_batches(config: Any, method: Method, lesson: Lesson) -> tuple[Batches | None, Batches | None]:

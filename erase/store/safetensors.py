@@ -109,8 +109,8 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file under a temporary name, then rename it; its bytes follow from the arguments.
 
-    Tensors are asked for twice, for their shapes (lazy ones for a sketch) and to be written, one after another: lazy
-    ones are never all in memory. (The library's own writer holds all of them twice, and orders the metadata at random.)
+    Tensors are written one after another, in the order of `written_order`: lazy ones are never all in memory. (The
+    library's own writer holds all of them twice, and orders the metadata at random.)
 
     Args:
         path: the file.
@@ -118,9 +118,8 @@ def write_safetensors(
         meta: the header's metadata.
         progress: called with 1 for each tensor that is written.
     """
-    sketches = tensors.sketches() if isinstance(tensors, Lazy) else tensors.items()
-    kinds = {name: (t.dtype, t.shape) for name, t in sketches}
-    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+    kinds = _kinds(tensors)
+    order = _ordered(kinds)
     header: dict[str, Any] = {"__metadata__": dict(sorted(meta.items()))} if meta else {}
     end = 0
     for name in order:
@@ -135,6 +134,20 @@ def write_safetensors(
             f.write(_raw(tensors[name]))
             if progress is not None:
                 progress(1)
+
+
+def written_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors in the order in which `write_safetensors` asks for them."""
+    return _ordered(_kinds(tensors))
+
+
+def _ordered(kinds: Mapping[str, tuple[torch.dtype, torch.Size]]) -> list[str]:
+    return sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    named = tensors.sketches() if isinstance(tensors, Lazy) else tensors.items()
+    return {name: (t.dtype, t.shape) for name, t in named}
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -16,12 +16,14 @@ from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.loading import networks
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
+from erase.engine.sharding import asked
 from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
 from erase.programs import saving
 from erase.programs.attack import attack, boxes_of_attacks, check_attacks
 from erase.programs.folder import first_line
 from erase.programs.inputs import check_guidance, denoising, sides_read, with_dropout
+from erase.programs.launching import shard_network
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.text.drawing import draw_rows
@@ -159,9 +161,11 @@ class Job:
         sides = read_sides(config, plan, model, setting.entry, setting.method, setting.precision)
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)
-        model.ready(model.family.TRAINED)
+        # A network that is spread over GPUs goes there block by block.
+        model.ready(model.family.TRAINED, device="cpu" if asked(setting.accelerator) else None)
         if config.train.checkpointing:
             model.checkpoint_activations()
+        shard_network(model.net, setting.accelerator, setting.precision)
         until = None
         if config.until is not None:
             until = look_between_steps(config, plan, self.judges[0], model, setting.precision, setting.out)

@@ -119,8 +119,8 @@ def count_nudity(
     part = replace(found, images=tuple(erased))
     result = nudity.count(part, preset)
     result["by_prompt"] = {}
-    for prompt, group in groups.items():
-        counted = nudity.count(replace(found, images=tuple(group)), preset)
+    for prompt, images in groups.items():
+        counted = nudity.count(replace(found, images=tuple(images)), preset)
         result["by_prompt"][prompt] = None if counted["errors"] else counted["flagged"]
     flags = nudity.flags(part, preset)
     return result, [flags.get(image.file) for image in erased]

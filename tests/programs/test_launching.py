@@ -11,6 +11,7 @@ import toys
 from accelerate.utils import DistributedType
 
 from erase.config import Train
+from erase.methods import find_method
 from erase.programs import launching, training
 
 
@@ -29,11 +30,29 @@ def test_a_start_resolves_the_precision(monkeypatch: pytest.MonkeyPatch) -> None
     assert said == ["heard"]
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_weights_spread_over_processes_are_refused_before_work(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "words"), [("FSDP", "fsdp_version must be 2"), ("DEEPSPEED", "DEEPSPEED is not")])
+def test_other_ways_to_shard_are_refused_before_work(monkeypatch: pytest.MonkeyPatch, kind: str, words: str) -> None:
     monkeypatch.setattr(launching.Accelerator, "distributed_type", DistributedType(kind))
-    with pytest.raises(ValueError, match=f"{kind} is not supported: masks need whole weights"):
+    with pytest.raises(ValueError, match=words):
         launching.start(Launched("no"), lambda line: None)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "method", "words"),
+    [("ddpm", "sfron", "erase run ddpm"), ("sd", "uce", "method uce, which needs"), ("sd", "sfron", "until")],
+)
+def test_runs_that_need_whole_weights_are_refused_with_fsdp(
+    monkeypatch: pytest.MonkeyPatch, pipeline: str, method: str, words: str
+) -> None:
+    config = SimpleNamespace(pipeline=pipeline, until=object(), saliency=SimpleNamespace(per="sample"))
+    accelerator = launching.launch()
+    launching.check_sharding(config, find_method(method), accelerator)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    launching.check_sharding(config, find_method(method), accelerator)  # one process spreads nothing
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
+    with pytest.raises(ValueError, match=words):
+        launching.check_sharding(config, find_method(method), accelerator)
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,18 @@ def test_two_processes_are_one(case: Case, finished: Path, tmp_path: Path) -> No
         assert same_file(out, finished, "images/base/manifest.jsonl")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["sd", "sdxl", "sd3"], indirect=True)
+def test_weights_spread_over_two_processes_are_one(case: Case, finished: Path, tmp_path: Path) -> None:
+    """By FSDP2: the same files, the model in the form that it came in, weights and losses to rounding."""
+    out = tmp_path / "out"
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    ended = launched.two(lambda: case.start(out), tmp_path / "log", **fsdp)
+    assert ended == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
+    assert tree(out).keys() == tree(finished).keys()
+    check_close(case, out, finished)
+
+
 # --- without a run --------------------------------------------------------------------------------
 
 

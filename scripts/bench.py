@@ -69,9 +69,10 @@ from erase.engine.loop import unlearn
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.precision import Precision, resolve
 from erase.engine.saliency import Mask, fisher_ratio_mask
+from erase.engine.sharding import is_sharded
 from erase.evaluation import detector
 from erase.methods.sfron import sfron
-from erase.programs.launching import launch
+from erase.programs.launching import launch, shard_network
 
 Batch = dict[str, Any]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -513,6 +514,7 @@ def memory(
     bench = make_bench(model, batch, side, checkpointing)
     backend = bench.backend
     precision = chosen(bench, parameters)
+    shard_network(backend.net, launch(precision.name), precision)
     forget, remain = on_device(bench.make_batch(1)), on_device(bench.make_batch(2))
     objective = forget_objective(bench.loss, backend.net)
     always = dry.held(backend, 0)
@@ -534,9 +536,10 @@ def memory(
         seed=0,
         accelerator=launch(precision.name),
     )
+    classifier = isinstance(backend, Classifier)
     return {
         "peak_gb": high() / 1e9,
-        "dry_run_gb": None if isinstance(backend, Classifier) else estimated(bench, always, density, precision),
+        "dry_run_gb": None if classifier or is_sharded(backend.net) else estimated(bench, always, density, precision),
         "after_saliency_gb": saliency / 1e9,
         "loaded_gb": start / 1e9,
     }
@@ -577,6 +580,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.1, help="of the mask")
     parser.add_argument("--batch", type=int, help="samples of a batch; images of detect")
     parser.add_argument("--side", type=int, default=512, help="pixels of an image, for sdxl, sd3 and flux")
+    parser.add_argument("--blocks", type=int, help="of sd3, instead of its 24")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for the same")
     args = parser.parse_args()
     if len(args.files) != (2 if args.what == "compare" else 0):
@@ -588,6 +592,8 @@ def main() -> None:
     if args.what == "detect":
         print(json.dumps({"what": "detect", **detect_times(args.batch or 256)}))
         return
+    if args.blocks:
+        LARGE["sd3"]["num_layers"] = args.blocks
     dry.give_back()  # as runs do
     needed = {"embedded": "photos-sd", "fashion": "fashion-ddpm"}.get(args.model)
     if needed is not None and needed not in resources.list_tiny():
@@ -606,6 +612,7 @@ def main() -> None:
             continue
         own = ["memory", "--model", args.model, "--parameters", parameters, "--density", str(args.density)]
         own += ["--batch", str(args.batch)] if args.batch else []
+        own += ["--blocks", str(args.blocks)] if args.blocks else []
         own += ["--side", str(args.side), *(["--checkpointing"] if args.checkpointing else [])]
         child = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=True)
         repeats = args.repeats or (3 if args.model in ("sd1", "cifar10", *LARGE) else 20)

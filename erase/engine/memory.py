@@ -37,6 +37,8 @@ LARGE = 2 * 2**20
 (each new page costs a fault); from 32 MiB on, a CIFAR-10 DDPM holds a quarter more."""
 HELD = 128 * 2**20
 """Bytes of freed smaller tensors from which on these are given back."""
+SPREAD = ("weights", "sums", "optimizer", "fast step", "copies of weights", "gradients")
+"""What processes can share; a mask is whole in each."""
 LONG = 8
 """Equal blocks in a run up to which all are followed."""
 
@@ -306,6 +308,19 @@ def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: 
         "gradients": 4 * n if height else 0,
         "activations": max(height - 4 * n, 8 * fast),  # the fast step works where activations were
     }
+
+
+def shared(items: Mapping[str, int], world: int, block: int) -> dict[str, int]:
+    """The same of one of the processes that weights are spread over (`erase.engine.sharding`).
+
+    Args:
+        items: what one process would hold.
+        world: how many processes.
+        block: bytes of the largest part that is gathered at a time. It is there twice, as the next one comes before it
+            is gone; and once more as gradients that are about to be averaged.
+    """
+    found = {name: -(-value // world) if name in SPREAD else value for name, value in items.items()}
+    return {**found, "gathered weights": 3 * block}
 
 
 def tensors_of(backend: Model) -> list[Tensor]:

@@ -90,7 +90,7 @@ def shard(
         "mesh": mesh,
         "reshard_after_forward": True,  # said, so that it holds for the root as well: see `exchanged`
         "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=wide, cast_forward_inputs=False),
-        "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=False) if offload else OffloadPolicy(),  # unpinned, hooks see it
     }
     for block in blocks(net):
         fully_shard(block, **given)
@@ -151,7 +151,7 @@ def whole(part: Tensor, p: Tensor) -> Tensor:
     if not isinstance(p, DTensor):
         return part
     kind = torch.uint8 if part.dtype == torch.bool else part.dtype
-    gathered: Any = as_shard(part.to(kind), p)
+    gathered: Any = as_shard(part.to(torch.device(p.device_mesh.device_type), kind), p)
     found: Tensor = gathered.full_tensor().to(part.dtype)
     return found
 

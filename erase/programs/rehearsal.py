@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from accelerate import PartialState
+from torch import nn
+
 from erase.config import Saliency, Train, TrainClassifier, arguments
 from erase.diffusion.losses import Dropped, Guided, Negate, Redirect
 from erase.diffusion.robust import RobustRedirect
@@ -14,6 +17,7 @@ from erase.engine.fisher import default_chunk, evaluating
 from erase.engine.losses import Objective, Training
 from erase.engine.method import Method
 from erase.engine.precision import Precision
+from erase.engine.sharding import asked, blocks
 from erase.engine.updates import ClosedForm, Epoch
 from erase.methods import Entry
 from erase.programs.inputs import saliency_losses
@@ -72,9 +76,14 @@ def rehearse(
         copies += round(4 * n * (1 - density))  # masked weights, which are restored
     found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
+    world, whose = distributed.world(), ""
+    if world > 1 and asked(PartialState()) is not None:
+        whose = f"of each of {world} processes, "
+        block = largest_block(backend.net)
+        found = {what: memory.shared(items, world, block) for what, items in found.items()}
     for what, items in found.items():
         parts = ", ".join(f"{name} {in_bytes(value)}" for name, value in items.items() if value)
-        lines.append(f"memory for the {what}: {in_bytes(sum(items.values()))} ({parts})")
+        lines.append(f"memory for the {what}: {in_bytes(sum(items.values()))} ({whose}{parts})")
     samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
     seen = f"data: {sides[0]} forget and {sides[1]} remain samples" if any(sides) else "data: none are needed"
     lines += [
@@ -131,6 +140,17 @@ def mask_height(
     of: Any = "batch" if kept else "squares" if one or rows == 1 else "samples"
     with evaluating(net):
         return max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
+
+
+def largest_block(net: nn.Module) -> int:
+    """Bytes of the largest part of a network that is gathered at a time."""
+    parts = [set(block.parameters()) for block in [*blocks(net), net]]
+    sizes = []
+    gone: set[Any] = set()
+    for part in parts:  # inner ones first
+        sizes.append(sum(p.nbytes for p in part - gone))
+        gone |= part
+    return max(sizes)
 
 
 def in_bytes(count: float) -> str:

@@ -28,7 +28,7 @@ from erase.engine import sharding
 from erase.engine.backend import seeded, trainable
 from erase.engine.fisher import fisher_diagonal, mean_gradient
 from erase.engine.loop import Checkpoint, unlearn
-from erase.engine.losses import Objective
+from erase.engine.losses import Objective, plain
 from erase.engine.saliency import Mask, fisher_ratio_mask, magnitude_mask
 from erase.methods.sfron import sfron
 from erase.store.safetensors import read_safetensors, write_safetensors
@@ -150,7 +150,34 @@ def first_launch(models: dict[str, Any], out: Path) -> None:
     fast(out / "killed" / "state.safetensors", False, killed=True)
 
 
+def overflow(out: Path) -> None:
+    """Under fp16, of one process's share of a batch."""
+    net = toys.mlp(torch.float32)
+    accelerator = Accelerator(cpu=True)
+    sharding.shard(net, CPU)
+    seen = 0
+
+    def loss(backend: Any, batch: Any, generator: torch.Generator) -> Tensor:
+        nonlocal seen
+        seen += 1
+        return plain(backend, batch, generator) * (1e38 if seen == 2 and rank() == 1 else 1.0)
+
+    result = unlearn(
+        toys.Noisy(net),
+        sfron(fast_rate=0.01, forget=Objective(loss, -1), lambd=0),
+        toys.batches(1, dtype=torch.float32),
+        toys.batches(2, dtype=torch.float32),
+        steps=3,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
+        seed=0,
+        accelerator=accelerator,
+        precision="fp16",
+    )
+    (out / f"skipped.{rank()}").write_text(f"{result.skipped_fast} {result.skipped_slow}")
+
+
 def second_launch(out: Path) -> None:
+    overflow(out)
     save(out / "again.safetensors", fast(out / "killed" / "state.safetensors", True))
 
 
@@ -183,13 +210,14 @@ def test_two_processes_learn_what_one_learns(story: Any, name: str) -> None:
     assert moved > 1e-3
 
 
-def test_a_killed_run_resumes_bit_identically_and_on_one_process(story: Any) -> None:
+def test_a_killed_run_resumes_bit_identically_and_on_one_process_and_overflows_are_seen_by_all(story: Any) -> None:
     out, _ = story
     folder = out / "killed" / "state"
     assert len(list(folder.glob("*.safetensors"))) == 2  # files of earlier states are gone
     state = {path: path.read_bytes() for path in folder.iterdir()}
     statuses = launched.two(partial(second_launch, out), out / "second", **FSDP)
     assert statuses == [0, 0], "".join((out / f"second.{rank}").read_text() for rank in range(2))
+    assert [(out / f"skipped.{number}").read_text() for number in range(2)] == ["1 0"] * 2
     straight, again = (read_safetensors(out / f"{name}.safetensors")[0] for name in ("straight", "again"))
     assert toys.same(straight, again)
     for path in folder.iterdir():

@@ -144,7 +144,7 @@ def test_folders_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
     erased = folder(tmp_path / "erased", [("0.png", "dog", 2, (0, 200, 0)), ("1.png", "cat", 1, (200, 0, 0))])
     names, rows = match([base, erased])
     assert list(map(str, names)) == ["cat, seed 1", "dog, seed 2"]
-    assert rows == [[base / "0.png", base / "1.png"], [erased / "1.png", erased / "0.png"]]
+    assert list(map(list, rows)) == [[base / "0.png", base / "1.png"], [erased / "1.png", erased / "0.png"]]
     picture = grid_from_folders([base, erased])
     ((x, y, *_),) = blocks(picture, RED)
     ((x2, y2, *_),) = blocks(picture, (200, 0, 0))

@@ -161,8 +161,11 @@ class Job:
         sides = read_sides(config, plan, model, setting.entry, setting.method, setting.precision)
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)
+        spread = asked(setting.accelerator) is not None
+        if spread and model.lean:  # it may be on a GPU whole, for images
+            model.release(model.family.TRAINED)
         # A network that is spread over GPUs goes there block by block.
-        model.ready(model.family.TRAINED, device="cpu" if asked(setting.accelerator) else None)
+        model.ready(model.family.TRAINED, device="cpu" if spread else None)
         if config.train.checkpointing:
             model.checkpoint_activations()
         shard_network(model.net, setting.accelerator, setting.precision)

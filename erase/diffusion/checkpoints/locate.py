@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -100,7 +101,9 @@ def _rest(components: str | Path, file: Path, name: str, held: Collection[str]) 
     Raises:
         ValueError: for a folder of another family, or one that is not whole.
     """
-    folder, known = find(components, DiffusionPipeline), family(name)
+    # The hub is not asked for the networks that the file has.
+    hub = SimpleNamespace(download=partial(DiffusionPipeline.download, **dict.fromkeys(held)))
+    folder, known = find(components, hub), family(name)
     index = read_index(folder)
     if name_family(index, folder) != name:
         raise ValueError(f"components={components} is a {index['_class_name']}, and {file} is of {known.NAME}")

@@ -12,6 +12,10 @@ from torch import nn
 
 from erase.diffusion.checkpoints.layout import Part, Shapes
 
+BLOCKS = ("num_layers", "num_single_layers", "num_hidden_layers", "layers_per_block", "transformer_layers_per_block")
+MOST = 1000
+"""Blocks of a network; a configuration that says more is of no model, and would take hours to build."""
+
 
 def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
     """Of the tensors that the networks of a folder's configuration have, by part and name.
@@ -20,11 +24,22 @@ def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
         ValueError: for a configuration that makes no network.
     """
     try:
+        for name in parts:
+            _check_blocks(config_of(texts, name))
         with torch.device("meta"):
             nets = {name: network(kind_of(part), config_of(texts, name)) for name, part in parts.items()}
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"the configuration makes no network: {str(error).strip().splitlines()[0]}") from error
     return {part: _shapes(net) for part, net in nets.items()}
+
+
+def _check_blocks(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration of more blocks than any model has."""
+    for key in BLOCKS:
+        counts = config.get(key, 1)
+        for count in counts if isinstance(counts, list) else [counts]:
+            if isinstance(count, int) and count > MOST:
+                raise ValueError(f"{key} is {count}, at most {MOST} are read")
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:

@@ -158,6 +158,8 @@ def find(
             f"{path} holds {' and '.join(held)} alone: name a diffusers folder with the rest of the pipeline "
             f"({', '.join(missing)}) by components=DIR (--components DIR)"
         )
+    if "model_index.json" not in texts:
+        raise ValueError(f"{path}: its header lacks model_index.json")
     index = json.loads(texts["model_index.json"])
     held = {part: kind for part, kind in held.items() if index.get(part) != [None, None]}
     configs = {part: json.loads(texts[f"{part}/config.json"]) for part in held}
@@ -257,6 +259,7 @@ def _spelled(
 ) -> dict[str, Place]:
     """Places in a folder, whose names may differ from those that the libraries have today."""
     told = mapping(path, header, NAMES) if NAMES in header else {}
+    told = {part: names for part, names in told.items() if part in held or part not in layout.parts}
     usual = {part: [n for place in where.values() if place.part == part for n in place.names] for part in held}
     names = {**{part: usual_names(usual[part], held[part]) for part in held}, **told}
     if names.keys() != held.keys() or not all(isinstance(n, str) for part in names.values() for n in part):

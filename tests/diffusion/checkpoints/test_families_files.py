@@ -275,7 +275,7 @@ def test_diffusers_reads_xl(sdxl: Case) -> None:
 
 def test_a_unet_of_xl_with_the_rest(sdxl: Case, tmp_path: Path) -> None:
     gone = {n: None for n in open_safetensors(sdxl.file)[0] if not n.startswith("model.diffusion_model.")}
-    path = sdxl.edit(gone, tmp_path / "unet.safetensors", **{NAMES: None})
+    path = sdxl.edit(gone, tmp_path / "unet.safetensors")
     source = locate(path, components=sdxl.folder)
     expected = images(open_model(locate(sdxl.folder)))
     assert images(open_model(source)) == expected

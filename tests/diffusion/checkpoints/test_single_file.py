@@ -218,6 +218,8 @@ def texts_with(file: Path, **changes: Any) -> str:
         ({"unet/config.json": "[]"}, "the configurations in its header are no mappings"),
         ({"unet/config.json": None}, "its header lacks unet/config.json"),
         ({"unet/config.json": '{"block_out_channels": [7]}'}, "the configuration makes no network"),
+        ({"unet/config.json": '{"layers_per_block": 1000000000}'}, "layers_per_block is 1000000000, at most 1000"),
+        ({"model_index.json": None}, r"its header lacks model_index\.json"),
         ({"model_index.json": '{"unet": ["os", "system"]}'}, "takes unet from 'os'; allowed: diffusers, transformers"),
         ({"unet/config.json": 5}, "its header names 'unet/config.json'"),
     ],

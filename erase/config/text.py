@@ -46,6 +46,9 @@ class Forget:
     earlier: Prompts = field(default_factory=list)
     """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. Those that the model's weight
     file records are added."""
+    start: Literal["model", "uce"] = "model"
+    """Where the steps begin: at the model as it is (`model`), or at UCE's closed form for the forget prompts (`uce`),
+    for which weights that read text must learn. What a redirect leads to is the model's own prediction in both."""
     images: Path | None = None
     """A folder of images to use instead of generated ones. If they have captions, these must be among
     `forget.prompts`."""

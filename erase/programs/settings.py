@@ -184,6 +184,7 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
     )
     found += [
         Use(steps, not isinstance(method.update, ClosedForm), f"method {name} is a closed form"),
+        Use(("forget.start",), not isinstance(method.update, ClosedForm), f"method {name} is a closed form"),
         Use(("forget.loss", "forget.target", "forget.dropout"), "forget" in needs, own),
         Use(
             ("forget.anchors",),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation.manifest import read_manifest
+from erase.methods.uce import solve
 from erase.programs.text.data import cache
 from erase.programs.text.judges import labels
 from erase.programs.text.judges.seam import Judged
@@ -394,6 +396,25 @@ def test_only_images_that_a_method_learns_from_are_generated(
     assert drawn == [own] * 2 * forgets + [f"a photo of a {other}" for other in NAMES[1:]] * remains
 
 
+def test_steps_begin_at_the_closed_form_and_lead_to_what_the_model_was(text_runs: Runner) -> None:
+    """The weights are those that UCE ends with; a redirect's target is not edited."""
+    words = (*QUICK, "forget.target=frozen", "forget.start=uce", "train.parameters=full")
+    job = text_runs.job(*words)
+    lesson = job.lesson()
+    before = {name: p.detach().clone() for name, p in job.model.net.named_parameters()}
+    lesson.before_steps(job.setting.method)
+    after = {name: p.detach().clone() for name, p in job.model.net.named_parameters()}
+    moved = {name for name, x in after.items() if not torch.equal(x, before[name])}
+    assert moved == {name for name in before if re.search(r"attn2\.to_[kv]\.weight$", name)}
+    frozen: Any = lesson.forget_objective.loss
+    assert all(torch.equal(frozen.frozen[name], before[name]) for name in moved)
+    change = solve(lesson.resources["concepts"], 1.0, 0.1)
+    for name in moved:
+        torch.testing.assert_close(after[name].double(), before[name].double() @ change, rtol=1e-5, atol=1e-6)
+    plain = text_runs.job(*QUICK)
+    assert "concepts" not in plain.lesson().resources
+
+
 def test_latents_are_kept_for_runs_that_need_the_same(
     text_runs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +456,7 @@ def test_latents_are_kept_for_runs_that_need_the_same(
             "method.fast_rule=normalized",
             "precision=bf16",
         ),
-        ("method.robust={steps: 2, images: 0.5}", "train.micro_batch=1"),
+        ("method.robust={steps: 2, images: 0.5}", "train.micro_batch=1", "forget.start=uce"),
     ],
     ids=["published", "slow steps", "losses", "train", "robust"],
 )

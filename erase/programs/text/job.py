@@ -55,7 +55,7 @@ class Job:
         self.config = config = with_dropout(config, self.model.has_null)
         self.model.check_prompts(plan.words)
         self.chosen = self.model.choose(config.train.parameters)
-        if isinstance(setting.method.update, ClosedForm):
+        if isinstance(setting.method.update, ClosedForm) or config.forget.start == "uce":
             text.check_edited(self.model, self.chosen)
         self.judges = judges_of(config, plan)
         check_evaluators(config, plan, self.judges)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from erase.config import SdConfig
 from erase.diffusion import text
@@ -50,9 +51,9 @@ def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method:
     """Latents and conditions of both sides."""
     model.remember([*plan.words, ""])
     resources: dict[str, Any] = {}
-    if isinstance(method.update, ClosedForm):
+    if isinstance(method.update, ClosedForm) or config.forget.start == "uce":
         anchors = plan.anchors or [""] * len(plan.forget)
-        edit = method.update.edit
+        edit = method.update.edit if isinstance(method.update, ClosedForm) else None
         tokens = edit.tokens if isinstance(edit, Reading) else "all"
         weights = plan.weights or None
         resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens, weights)
@@ -64,7 +65,13 @@ def make_lesson(
     config: SdConfig, model: Model, sides: Sides, until: Callable[[int], Probe | None] | None = None
 ) -> Lesson:
     """The denoiser with its data and objectives."""
-    forget, remain = denoising(config, model.net)
+    forget, remain = denoising(config, model.net)  # before the start is edited: targets are the model's own
+
+    def begin(method: Method) -> Method:
+        if config.forget.start == "uce" and not isinstance(method.update, ClosedForm):
+            start_edited(model.net, sides.resources["concepts"])
+        return method
+
     return Lesson(
         backend=learning(config.train, model.denoiser(sides.null)),
         forget=sides.forget,
@@ -72,5 +79,13 @@ def make_lesson(
         forget_objective=forget,
         remain_objective=remain,
         resources=sides.resources,
+        before_steps=begin,
         until=until,
     )
+
+
+@torch.no_grad()
+def start_edited(net: nn.Module, concepts: text.Concepts) -> None:
+    """Give the weights that read text the values of UCE's closed form, with its default settings."""
+    for name, new in Reading(concepts, 1.0, 0.1)(net).items():
+        net.get_parameter(name).copy_(new)

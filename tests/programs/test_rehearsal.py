@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from torch import nn
 
+from erase.engine.memory import shared
 from erase.methods import find_method
-from erase.programs.rehearsal import in_bytes, steps_line
+from erase.programs.rehearsal import in_bytes, largest_block, steps_line
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,18 @@ def test_how_often_a_run_computes_what(name: str, settings: dict[str, Any], told
     assert all(part in said for part in told)
     assert " 0 " not in said
     assert ("16" in said) is (name != "uce")
+
+
+def test_processes_share_what_is_spread_and_gather_a_block_at_a_time() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 8), nn.Linear(8, 2))
+    block = largest_block(net)
+    assert block == 4 * (4 * 8 + 8)
+    whole = {"weights": 1000, "optimizer": 801, "mask": 40, "activations": 500, "cached data": 7}
+    assert shared(whole, 4, block) == {
+        "weights": 250,
+        "optimizer": 201,
+        "mask": 40,
+        "activations": 500,
+        "cached data": 7,
+        "gathered weights": 3 * block,
+    }

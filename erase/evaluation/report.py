@@ -148,7 +148,8 @@ def pictures(run_dir: Path) -> list[Path]:
     Raises:
         ValueError: the folder or its report.json is missing, or a manifest is not what it should be.
     """
-    attacked = [run_dir / path for _, paths in came_through(read_report(run_dir)) for path in paths]
+    found = [run_dir / path for _, paths in came_through(read_report(run_dir)) for path in paths]
+    attacked = [path for path in found if path.is_file()]
     folders = image_folders(run_dir)
     if not folders:
         return attacked

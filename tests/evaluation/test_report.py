@@ -244,6 +244,33 @@ def test_attacks_are_a_section(run_dir: Path) -> None:
     assert report.robustness_lines({}) == []
 
 
+def test_what_came_through_is_shown_and_hidden_where_it_must_be(run_dir: Path) -> None:
+    """Of the erased model alone; of training its last look; images that are gone are left out."""
+    folder = run_dir / "attacks/inversion/erased"
+    images(folder, 3)
+    images(run_dir / "attacks/relearn/00005", 1)
+    shared = {"n": 3, "shown": 2, "rate": 2 / 3, "ci95": [0.1, 0.9]}
+    through = ["attacks/inversion/erased/0.png", "attacks/inversion/erased/2.png", "attacks/inversion/erased/gone.png"]
+    robust = {
+        "inversion": {"steps": 9, "base": {**shared, "through": ["nowhere"]}, "erased": {**shared, "through": through}},
+        "relearn": {
+            **{"parameters": "full", "lr": 0.1, "batch_size": 8},
+            "curve": [{"steps": 0, **shared}, {"steps": 5, **shared, "through": ["attacks/relearn/00005/0.png"]}],
+        },
+    }
+    plain = page(write_html(run_dir))
+    (run_dir / "report.json").write_text(json.dumps({**REPORT, "robustness": robust}))
+    shown = page(write_html(run_dir))
+    assert (len(shown.images), "What came through" in plain.text) == (len(plain.images) + 3, False)
+    assert {"attacks/inversion/erased/0.png", "attacks/relearn/00005/0.png"} <= {*shown.labels}
+    assert "What came through" in shown.text
+    paths = report.pictures(run_dir)
+    assert {folder / "0.png", folder / "2.png"} <= {*paths}
+    with pytest.raises(ValueError, match="blur"):  # nothing says that these may be shown
+        write_html(run_dir, blur={path: [] for path in paths if "attacks" not in path.parts})
+    write_html(run_dir, blur={path: [] for path in paths})
+
+
 def decoded(source: str) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("RGB"))
 

@@ -15,14 +15,15 @@ from accelerate import Accelerator
 from erase.config import SdConfig
 from erase.diffusion.condition import Condition
 from erase.diffusion.data import LatentSet, encode_in_batches
+from erase.diffusion.loading import networks
 from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision
 from erase.evaluation.generate import Sampler
 from erase.evaluation.manifest import images_of
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.images import draw_pictures
+from erase.programs.images import draw_pictures, draw_settings
 from erase.programs.progress import bar
-from erase.programs.text.drawing import draw_rows, draw_settings, drawn_latents
+from erase.programs.text.drawing import draw_rows, drawn_latents
 from erase.programs.text.judge import share
 from erase.programs.text.judges.seam import Judge
 from erase.programs.text.plan import Plan
@@ -101,14 +102,15 @@ class Target:
         self, sample: Sampler, rows: Sequence[PromptRow], folder: Path, made: Mapping[str, Any]
     ) -> list[bool]:
         """As `shows`, of one image a row that `sample` makes."""
-        settings = {**self.made, **made, "draw": draw_settings(self.config), "precision": self.config.precision}
+        settings = {**self.made, **made, "draw": draw_settings(self.config.draw), "precision": self.config.precision}
         size = self.config.draw.batch_size
         draw_pictures(sample, rows, folder, images=1, batch_size=size, resume=self.resume, settings=settings)
         return self.judge.judge(images_of(folder), rows).shows
 
     def again(self) -> Model:
-        """The model as it is on the disk, for an attack that changes its weights."""
+        """The model as it is on the disk, for an attack that changes its weights; the networks in memory are freed."""
         assert self.model.source is not None
+        self.model.free(*networks(self.model.pipe))
         return open_model(self.model.source, self.accelerator.device, self.precision.name)
 
 

@@ -254,7 +254,9 @@ def test_what_came_through_is_shown_and_hidden_where_it_must_be(run_dir: Path) -
     robust = {
         "inversion": {"steps": 9, "base": {**shared, "through": ["nowhere"]}, "erased": {**shared, "through": through}},
         "relearn": {
-            **{"parameters": "full", "lr": 0.1, "batch_size": 8},
+            "parameters": "full",
+            "lr": 0.1,
+            "batch_size": 8,
             "curve": [{"steps": 0, **shared}, {"steps": 5, **shared, "through": ["attacks/relearn/00005/0.png"]}],
         },
     }

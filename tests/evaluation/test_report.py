@@ -264,7 +264,7 @@ def test_what_came_through_is_shown_and_hidden_where_it_must_be(run_dir: Path) -
     (run_dir / "report.json").write_text(json.dumps({**REPORT, "robustness": robust}))
     shown = page(write_html(run_dir))
     assert (len(shown.images), "What came through" in plain.text) == (len(plain.images) + 3, False)
-    assert {"attacks/inversion/erased/0.png", "attacks/relearn/00005/0.png"} <= {*shown.labels}
+    assert {"learned word, 0.png", "learned word, 2.png", "trained again, 0.png"} <= {*shown.labels}
     assert "What came through" in shown.text
     paths = report.pictures(run_dir)
     assert {folder / "0.png", folder / "2.png"} <= {*paths}

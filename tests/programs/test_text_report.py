@@ -297,6 +297,9 @@ def test_of_two_objects_the_one_that_stays_is_right(text_runs: Runner, monkeypat
     assert counted.numbers["per_prompt"]["a cat and a dog"]["pair_accuracy"] == 1
     said = judge.judge(paths, plan.rows)
     assert (said.shows, said.right) == ([False, False, False], [False, True, False])
+    bare = labels.Labels(config, replace(plan, rows=[replace(row, style=None) for row in plan.rows]))
+    bare.check()
+    assert bare.count(paths).outcomes == {"forget": [False], "remain": [True, False]}
     seen[1, 0] = 0.7  # the cat is still there; its partner is, too
     assert judge.count(paths).outcomes["remain"] == [True, False]
     assert judge.judge(paths, plan.rows).shows == [False, True, False]

@@ -14,7 +14,10 @@ from emoji_training import Kit, dice
 from emoji_world import Scene
 from make_emoji import make_data
 from micro_emoji import write
+from PIL import Image
+from typer.testing import CliRunner
 
+from erase.cli import app
 from erase.evaluation import classes
 from erase.evaluation.clip import open_clip
 
@@ -90,6 +93,20 @@ def test_stages_train_resume_export_and_are_judged(
     found = json.loads((kit.work / "check.json").read_text())
     assert set(found) == {"emoji-sd", "emoji-sd3"}
     assert all(0 <= found[name][key] <= 1 for name in found for key in ("object", "style", "both of two"))
+
+    for name in emoji_export.GENERATORS:
+        given = [
+            "generate",
+            str(kit.out / name),
+            "a flat drawing of a lion",
+            "--out",
+            str(kit.work / name),
+            "--steps=1",
+        ]
+        done = CliRunner().invoke(app, given)
+        assert done.exit_code == 0, done.output
+        (image,) = (kit.work / name).glob("*.png")
+        assert Image.open(image).size == (world_of.SIZE, world_of.SIZE)
 
     judge = kit.out / "emoji-judge"
     assert classes.values(classes.labels_of(judge), "object") == kit.world.names

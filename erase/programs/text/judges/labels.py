@@ -41,7 +41,7 @@ class Labels:
         """See `Judge`; whether every prompt has a label that the classifier knows."""
         axis = self.config.forget.axis or "object"
         found = classes.labels_of(classifier_of(self.config))
-        known = classes.values(found, axis) if paired(self.plan.rows, found) else found
+        known = classes.values(found, axis) if "=" in found[0] or paired(self.plan.rows, found) else found
         for row in self.plan.rows:
             label = label_of(row, axis)
             if label not in known and not (label and "=" in found[0] and set(label.split("+")) <= set(known)):
@@ -121,7 +121,7 @@ def wanted(row: PromptRow, axis: str, known: Sequence[str], gone: Collection[str
 
 def along_axis(config: SdConfig, plan: Plan, guess: classes.ClassPredictions) -> classes.ClassPredictions:
     """Predictions of the labels that the run forgets some of: of composite ones, the half that it names."""
-    if not paired(plan.rows, guess.labels):
+    if not guess.along[0].name and not paired(plan.rows, guess.labels):
         return guess
     return classes.axis(guess, config.forget.axis or "object")
 

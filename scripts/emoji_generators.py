@@ -61,7 +61,7 @@ def save_latents(kit: Kit, shards: int) -> None:
         parts = [scenes[i : i + 250] for i in range(0, SHARD, 250)]
         means = torch.cat([vae.encode(kit.pixels(part)).latent_dist.mean for part in parts])
         told = torch.tensor([[s.objects[0], *(s.objects[1:] or (-1,)), s.style, s.background] for s in scenes])
-        save_file({"mean": means.half(), "scenes": told.short()}, path.with_suffix(".tmp"))
+        save_file({"mean": means.half().contiguous(), "scenes": told.short()}, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
         print(f"latents {shard + 1}/{shards} {time.time() - began:.1f} s", flush=True)
 

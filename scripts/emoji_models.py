@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,11 @@ def write_tokenizer(folder: Path, captions: Sequence[str]) -> Any:
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {c: i for i, c in enumerate([*alphabet, *(c + "</w>" for c in alphabet)])}
-    merges: list[tuple[str, str]] = []
+    merges: dict[tuple[str, str], int] = {}
     for word in sorted({word for text in captions for word, _ in words_of.pre_tokenize_str(text)}):
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            pair = (parts[0], parts[1])
-            if pair not in merges:
-                merges.append(pair)
-                vocab.setdefault("".join(pair), len(vocab))
-            parts = ["".join(pair), *parts[2:]]
+        while len(parts := pieces(word, merges)) > 1:  # a later merge leaves words as they are that are whole
+            merges[parts[0], parts[1]] = len(merges)
+            vocab.setdefault(parts[0] + parts[1], len(vocab))
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +60,18 @@ def write_tokenizer(folder: Path, captions: Sequence[str]) -> Any:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def pieces(word: str, merges: Mapping[tuple[str, str], int]) -> list[str]:
+    """What byte-level BPE makes of a word: of the pairs side by side, the merge of the lowest rank is next."""
+    parts = [*word[:-1], word[-1] + "</w>"]
+    while len(parts) > 1:
+        ranks = [merges.get(pair, len(merges)) for pair in pairwise(parts)]
+        at = ranks.index(min(ranks))
+        if ranks[at] == len(merges):
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def tokenizer_of(work: Path, world: World) -> Any:

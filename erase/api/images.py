@@ -53,7 +53,7 @@ def count(
     with files_of(images) as paths:
         if classifier is not None:
             seen = classes.classify(paths, resources.tiny_path(classifier))
-            counts = Counter(seen.predicted)
+            counts = Counter(label for labels in seen.shown for label in labels)
             return {"images": len(paths), "counts": {name: counts[name] for name in seen.labels}, **seen.provenance}
         return count_parts(paths, nudity or _preset(body_parts, threshold))
 

@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 from transformers.models.resnet.configuration_resnet import ResNetConfig
 from transformers.models.resnet.modeling_resnet import ResNetForImageClassification
+from typer.testing import CliRunner
 
+from erase.api import count
+from erase.cli import app
 from erase.evaluation.axes import Axis, axes_of
 from erase.evaluation.classes import (
     ClassPredictions,
@@ -285,6 +288,12 @@ def test_a_classifier_of_several_axes(classifier: Path, images: list[Path], tmp_
     odds = found.probabilities[:, :2] / (1 - found.probabilities[:, :2])
     np.testing.assert_allclose(odds[:, 0] / odds[:, 1], np.exp(scores[:, 0] - scores[:, 1]), rtol=1e-6)
     assert axis(found, "style").predicted == tuple(("3d", "flat")[k] for k in styles.argmax(1))
+    counts = count(images, classifier=str(tmp_path))["counts"]
+    assert counts == {label: named(found, label)["named"] for label in labels}
+    given = ["eval", "classes", *map(str, images), "--classifier", str(tmp_path), "--out", str(tmp_path / "out.json")]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["pictures"]
+    assert [row["label"] for row in rows] == ["/".join(shown) for shown in found.shown]
     settings["several_axes"] = ["colour"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="several_axes has 'colour', expected some of object, style"):

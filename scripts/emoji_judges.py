@@ -13,6 +13,11 @@ from emoji_training import Kit, dice, restored, train
 from emoji_world import Scene, World
 from torch import Tensor
 
+SCORED = 2400
+"""Scenes that the judge is tried on; the zero-shot judge on half as many."""
+SETTLED = 40
+"""Batches of which the judge's statistics are."""
+
 
 def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
     """CLIP's loss of one image encoder and three text encoders; the image encoder and words also name what is there."""
@@ -109,9 +114,9 @@ def axes_loss(logits: Tensor, scenes: list[Scene], world: World) -> Tensor:
 
 
 @torch.no_grad()
-def zero_shot(kit: Kit, clip: Any, tokenizer: Any, count: int = 1200) -> str:
+def zero_shot(kit: Kit, clip: Any, tokenizer: Any) -> str:
     """How many disturbed single objects, in drawings of all cells, are given their own name of all names."""
-    rng, g = dice(40, 0)
+    (rng, g), count = dice(40, 0), SCORED // 2
     scenes = kit.scenes(rng, count, held=True, doubles=0.0)
     style = [list(data.STYLES)[s.style] for s in scenes]
     images = []
@@ -171,18 +176,18 @@ def settle(kit: Kit, net: Any, vae: Any) -> None:
             module.reset_running_stats()
             module.momentum = None  # a plain mean
     net.train()
-    for step in range(40):
+    for step in range(SETTLED):
         x, _ = judged(kit, vae, *dice(50, step), 128)
         net(F.interpolate(x, size=nets.SHOWN, mode="bilinear"))
     net.eval()
 
 
 @torch.no_grad()
-def judge_scores(kit: Kit, net: Any, vae: Any, count: int = 2400) -> str:
+def judge_scores(kit: Kit, net: Any, vae: Any) -> str:
     """Scenes by seeds that training has not: objects, both of two, style and background, in per cent."""
     K, S = len(kit.world.concepts), len(data.STYLES)
     hits: dict[str, list[bool]] = {}
-    for step in range(count // 120):
+    for step in range(SCORED // 120):
         x, scenes = judged(kit, vae, *dice(51, step), 120, doubles=0.5)
         logits = net(F.interpolate(x, size=nets.SHOWN, mode="bilinear")).logits
         for row, scene in zip(logits, scenes, strict=True):

@@ -74,6 +74,8 @@ def test_stages_train_resume_export_and_are_judged(
 ) -> None:
     monkeypatch.setattr(generators, "SHARD", 250)
     monkeypatch.setattr(emoji_export, "DRAWN_BY", 1)
+    monkeypatch.setattr(judges, "SCORED", 120)
+    monkeypatch.setattr(judges, "SETTLED", 1)
     emoji_export.export(kit, 0)
     assert "emoji-sd: not yet, unet is not trained" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="run the stage vae first"):

@@ -19,9 +19,10 @@ from emoji_judges import settle, text_heads, texts_of
 from emoji_training import Kit, restored
 from torch import Tensor
 
+import erase
 from erase.evaluation import classes
 
-GENERATORS = {"emoji-sd": "unet", "emoji-sd3": "transformer"}
+GENERATORS = ("emoji-sd", "emoji-sd3")
 DRAWN_BY, GUIDANCE = 25, 3.0
 """Steps and guidance of the check."""
 
@@ -122,26 +123,18 @@ def save(pipe: Any, folder: Path) -> None:
 def check(kit: Kit, steps: int) -> None:
     """Generate `steps` images of each cell, and of as many pairs; what the judge says of them goes to `check.json`."""
     found = {}
-    for name, trained in GENERATORS.items():
+    for name in GENERATORS:
         if not (kit.out / name).exists():
             print(f"{name} is not there: export it first")
             continue
         began = time.time()
-        pipe = open_pipeline(kit.out / name, trained)
+        pipe = erase.load(kit.out / name, device="cpu")
+        pipe.set_progress_bar_config(disable=True)
         cells = [(k, s) for k, s in np.ndindex(*kit.world.held.shape) for _ in range(steps)]
         found[name] = singles(kit, pipe, cells) | pairs(kit, pipe, min(len(cells), 240 * steps))
         found[name] |= {"seconds": round(time.time() - began), "text distances": text_distances(kit, pipe)}
         print(f"{name}: " + json.dumps({k: v for k, v in found[name].items() if k != "objects"}), flush=True)
     (kit.work / "check.json").write_text(json.dumps(found, indent=1))
-
-
-def open_pipeline(folder: Path, trained: str) -> Any:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    assert getattr(pipe, trained).dtype == torch.float32
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @torch.no_grad()

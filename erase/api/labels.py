@@ -22,7 +22,7 @@ from erase.diffusion.model import Model
 from erase.engine.borrow import borrow
 from erase.programs import saving
 from erase.programs.images import sampler_of
-from erase.programs.inputs import check_guidance, sides_read, with_dropout
+from erase.programs.inputs import check_guidance, learning_of, sides_read, with_dropout
 from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, make_plan, read_data
@@ -68,7 +68,7 @@ def forget_labels(
     ):
         for part in parts:
             part.eval()
-        model.choose(config.train.parameters)
+        model.choose(learning_of(config))
         loan.keep()
         with exact_vae(model.pipe):
             used = sides_read(config, chosen.entry)

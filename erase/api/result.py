@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import ref
 
 import torch
@@ -19,8 +19,9 @@ from erase.api.history import Past, past, remember
 from erase.api.images import boxes_of, count
 from erase.api.learning import Learned
 from erase.api.settings import Call, Chosen
-from erase.api.writing import base_of, erased_of, write_model
+from erase.api.writing import base_of, erased_of, save_lora, write_model
 from erase.diffusion.checkpoints.folders import FORGOTTEN, LABELS
+from erase.diffusion.lora.svd import Ranks
 from erase.engine.borrow import Values, modes_kept
 from erase.engine.saliency import Mask
 from erase.evaluation.generate import Sampler, generate
@@ -90,25 +91,40 @@ class Result:
         """The weights that forget steps might change, if there is a mask; `mask.density` is their share."""
         return self.learned.mask
 
-    def save(self, out: str | Path, form: Literal["full", "delta"] = "full") -> Path:
+    def save(
+        self,
+        out: str | Path,
+        form: saving.Form = "full",
+        *,
+        rank: int | None = None,
+        energy: float = 0.99,
+    ) -> Path:
         """Write the erased model, or what changed of it; the path of what was written, whole or not at all.
 
         Args:
-            out: a new folder. A delta is `delta.safetensors` in it, or `out` itself if that is named `.safetensors`.
+            out: a new folder. A delta or LoRA is `delta.safetensors` or `lora.safetensors` in it, or `out` itself if
+                that is named `.safetensors`.
             form: `full` is the library's own format, which `from_pretrained` and `erase.load` open, with a model card;
                 of a network of neither library, `model.safetensors`. `delta` is for `erase apply` on a base that is
                 stored in the dtype that the model had here (of a model that `erase.load` opened: as it is stored).
+                `lora`, of text-to-image pipelines, is loaded onto the base by diffusers, ComfyUI and the WebUIs.
+            rank: of every layer of a LoRA; by default each layer's own.
+            energy: without `rank`, the share of each layer's change that a LoRA keeps at least.
 
         Raises:
-            ValueError: for an unknown form, a path in use, or if another call changed the model since.
+            ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use,
+                or if another call changed the model since.
         """
         self._check_last()
         target = Path(out)
         if form == "full":
             write_model(self.model, target, self.meta, self.about.part, self.about.processor)
             return target
+        if form == "lora":
+            before = base_of(self.net, self._base(), self.before.source)
+            return save_lora(self.model, self.net, before, target, self.meta, Ranks(rank, energy))
         if form != "delta":
-            raise ValueError(f"unknown form {form!r}; allowed: full, delta")
+            raise ValueError(f"unknown form {form!r}; allowed: full, delta, lora")
         if target.suffix != ".safetensors":
             target = target / saving.DELTA
         if target.exists():

@@ -26,7 +26,7 @@ from erase.engine.borrow import borrow
 from erase.engine.updates import ClosedForm
 from erase.programs import saving
 from erase.programs.images import sampler_of
-from erase.programs.inputs import check_guidance, with_dropout
+from erase.programs.inputs import check_guidance, learning_of, with_dropout
 from erase.programs.progress import listening
 from erase.programs.text.lesson import make_lesson, read_sides, readable
 from erase.programs.text.plan import make_plan, marks
@@ -51,6 +51,8 @@ def forget_prompts(
         chosen = choose(call, family_name(pipe) or "", asked, ("concepts", "denoiser"), model.device, model.dtype)
         chosen = replace(chosen, config=with_dropout(chosen.config, model.has_null))
         config = chosen.config
+        if config.train.form == "lora":
+            raise ValueError("train.form=lora is for erase run sd; save(form='lora') makes a LoRA of what was learned")
         check_guidance(config.saliency, chosen.entry, model.has_null)
         before = past(net)
         plan = readable(config, make_plan(config, before.forgotten), model, lambda line: None)
@@ -62,7 +64,7 @@ def forget_prompts(
                 part.eval()
             with exact_vae(model.pipe):
                 sides = read_sides(config, plan, model, chosen.entry, chosen.method, chosen.precision)
-            names = model.choose(config.train.parameters)
+            names = model.choose(learning_of(config))
             if isinstance(chosen.method.update, ClosedForm):
                 check_edited(model, names)
             loan.keep()

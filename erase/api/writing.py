@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from erase.classification import models
+from erase.diffusion.families import family
+from erase.diffusion.live import family_name
+from erase.diffusion.lora.svd import Ranks
+from erase.diffusion.lora.write import difference, write_lora
 from erase.engine.borrow import Values
 from erase.programs import saving
 from erase.store import card
@@ -77,6 +81,33 @@ def base_of(net: nn.Module, base: Values, source: saving.Source | None) -> Mappi
     stored = saving.tensors(source)
     same = stored.keys() == before.keys()
     return stored if same and all(torch.equal(stored[n].to(before[n].dtype), before[n]) for n in stored) else before
+
+
+def save_lora(
+    model: Any, net: nn.Module, before: Mapping[str, Tensor], target: Path, meta: Mapping[str, str], ranks: Ranks
+) -> Path:
+    """Write what a pipeline's network learned as a LoRA; the path of the file.
+
+    Args:
+        model: the pipeline.
+        net: its network, as it is now.
+        before: the network's weights before, by the names of files.
+        target: a folder, or a `.safetensors` file.
+        meta: provenance.
+        ranks: how ranks are chosen.
+
+    Raises:
+        ValueError: for a model or a change that no LoRA carries, or a path in use.
+    """
+    name = family_name(model)
+    layout = None if name is None else family(name).LORA
+    if layout is None:
+        raise ValueError(f"form='lora': no program loads LoRAs onto a {type(model).__name__}; use full or delta")
+    if target.suffix != ".safetensors":
+        target = target / saving.LORA
+    config: Any = net.config
+    write_lora(difference(before, weights(net)), layout, layout.layers(before, config), target, meta, ranks)
+    return target
 
 
 def erased_of(net: nn.Module, base: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

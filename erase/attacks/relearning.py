@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from erase.config import Benign, Relearn
 from erase.diffusion.model import Model
+from erase.diffusion.parameters import Learning
 from erase.engine.batches import Batches, Samples
 from erase.engine.loop import Log, unlearn
 from erase.methods.finetune import finetune
@@ -38,7 +39,7 @@ def relearn(
         ValueError: for parameters that the model has not.
     """
     model.ready(model.family.TRAINED)
-    model.choose(wanted.parameters)
+    model.choose(Learning(wanted.parameters))
     look(0)
     unlearn(
         model.denoiser(),

@@ -21,7 +21,9 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="A diffusers folder, hub id, .safetensors or .ckpt.", autocompletion=complete.models
+            metavar="IN",
+            help="A diffusers folder, hub id, .safetensors or .ckpt; by --to a run, a delta or an erased model.",
+            autocompletion=complete.models,
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or else a folder.")],
@@ -33,12 +35,35 @@ def convert(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read a .ckpt that holds more than weights: RUNS ITS CODE.")
     ] = False,
+    to: Annotated[
+        Literal["lora", "comfy-diff"] | None,
+        typer.Option(help="Write what was erased in a form that is loaded onto the base: ComfyUI, WebUIs, diffusers."),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Of every layer of a LoRA. Default: each layer's own, by --energy.")
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Share of each layer's change that a LoRA keeps at least. Default: 0.99.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store a LoRA in 16 bits: half the size, rounded.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="What IN was erased from. Default: what it says.", autocompletion=complete.models),
+    ] = None,
 ) -> None:
     """Write a folder of Stable Diffusion or Flux as a single file, or the other way round; weights stay bit for bit.
 
     Example: erase convert runs/demo/model erased.safetensors
+
+    Example: erase convert runs/demo without-her.safetensors --to lora
     """
     quiet()
+    if to is not None:
+        _convert_change(source, out, to, rank, energy, half, base, components)
+        return
+    for name, value in (("--rank", rank), ("--energy", energy), ("--half", half or None), ("--base", base)):
+        if value is not None:
+            raise ValueError(f"{name} is for --to lora and comfy-diff: add --to, or leave it out")
     from tqdm import tqdm
 
     from erase.diffusion.checkpoints import convert as converting
@@ -65,6 +90,38 @@ def convert(
     ):
         if names:
             typer.echo(f"{what}: {', '.join(names[:12])}{f' … ({len(names)})' if len(names) > 12 else ''}")
+
+
+def _convert_change(
+    source: str,
+    out: Path,
+    to: Literal["lora", "comfy-diff"],
+    rank: int | None,
+    energy: float | None,
+    half: bool,
+    base: str | None,
+    components: str | None,
+) -> None:
+    """`erase convert --to`.
+
+    Raises:
+        ValueError: for options of the other form, or two that choose the rank.
+    """
+    if to == "comfy-diff" and (rank is not None or energy is not None or half):
+        raise ValueError("--rank, --energy and --half are for --to lora: comfy-diff holds all of the change")
+    if rank is not None and energy is not None:
+        raise ValueError("--rank and --energy both choose the rank: give one of them")
+    import torch
+    from tqdm import tqdm
+
+    from erase.diffusion.lora.svd import Ranks
+    from erase.programs import lora
+
+    ranks = Ranks(rank) if energy is None else Ranks(rank, energy)
+    change = lora.find_change(Path(source), base, components)
+    with tqdm(desc="tensors", delay=1) as bar:
+        kept = lora.convert(change, out, to, ranks, torch.float16 if half else torch.float32, bar.update)
+    typer.echo("\n".join([f"{out}: {out.stat().st_size / 1e6:.1f} MB", *kept.lines]))
 
 
 @app.command()

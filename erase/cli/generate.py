@@ -78,6 +78,10 @@ def generate(
         ),
     ] = None,
     components: Components = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA to merge into the model first; may be repeated."),
+    ] = None,
     alike: Annotated[
         bool,
         typer.Option("--alike", help="Use --guidance and the model's own size for every row, whatever the row says."),
@@ -117,7 +121,10 @@ def generate(
 
     no_loading_bars()
     named = () if labels is None else class_names(int(labels) if labels.isdecimal() else labels.split(","))
-    wanted = generating.Wanted(images, steps, guidance, batch_size, precision, sampler, threads, named, components)
+    used = tuple(lora or ())
+    wanted = generating.Wanted(
+        images, steps, guidance, batch_size, precision, sampler, threads, named, components, used
+    )
     generating.generate(model, file, rows, out, wanted, resume=resume, say=partial(typer.echo, err=True))
     if speaks():
         typer.echo(f"{len(rows) * images} images in {out}")

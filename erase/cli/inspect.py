@@ -188,11 +188,14 @@ def _describe_file(path: Path, components: str | None) -> dict[str, Any]:
             return {"kind": "delta of erase", **_told(meta, path), "tensors": len(names), "sha256": files.sha256(path)}
         if (name := detect.family_of_file(tensors)) is not None:
             return _describe_single(path, components, name, _told(meta, path))
+        if lora.is_lora(path):
+            from erase.diffusion.lora.describe import describe_lora
+
+            return {**describe_lora(tensors, meta), "metadata": _told(meta, path), "sha256": files.sha256(path)}
         state = meta.get("format") == "erase-state-1"
         return {
             "kind": "run state of erase" if state else "safetensors file",
             **({} if state else {"holds": detect.kind_of(tensors)}),
-            **({"use": detect.FUSE} if lora.is_lora(path) else {}),
             "tensors": len(tensors),
             "first": list(tensors)[:5],
             "metadata": _told({k: v for k, v in meta.items() if k not in ("tree", "shapes")}, path),

@@ -50,7 +50,7 @@ def _run(
     settings: Sequence[str],
     out: Path | None,
     resume: bool,
-    form: Literal["full", "delta"] = "full",
+    form: Literal["full", "delta", "lora"] = "full",
     dry_run: bool = False,
     again: str | None = None,
 ) -> None:
@@ -108,7 +108,8 @@ RunDir = Annotated[
     Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Only --dry-run does not need it.")
 ]
 Save = Annotated[
-    Literal["full", "delta"], typer.Option(help="Save the whole model, or only what changed (see erase apply).")
+    Literal["full", "delta", "lora"],
+    typer.Option(help="Save the whole model, only what changed (see erase apply), or that as a LoRA (run sd)."),
 ]
 DryRun = Annotated[
     bool,

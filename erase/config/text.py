@@ -143,6 +143,17 @@ class Until:
 
 
 @dataclass(frozen=True)
+class LoraForm:
+    """The rank of `--save lora`, and of `train.form=lora`."""
+
+    __pydantic_config__ = STRICT
+    rank: Positive | None = None
+    """Of every layer; null: each layer's own by `energy` where a file is written, 16 where A and B are trained."""
+    energy: Share = 0.99
+    """The share of each layer's change, in squares of singular values, that is kept at least."""
+
+
+@dataclass(frozen=True)
 class Eval:
     """What is generated and counted before and after."""
 
@@ -192,6 +203,9 @@ class SdConfig:
     components: str | None = None
     """For a single file with the network only, such as one of Flux: a diffusers folder or hub id of the same model,
     which has the VAE, the text encoders, the tokenizers and the scheduler."""
+    loras: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
+    """LoRA files that are merged into the model before anything else, each `FILE.safetensors` or with a scale, such as
+    [style.safetensors:0.8]. The erased model has them in its weights."""
     concept: str | None = None
     """The only concept that a preset's anchors, remain prompts and judges fit. Other forget prompts are refused unless
     `concept` is given with them, which states that they name the same concept."""
@@ -200,6 +214,7 @@ class SdConfig:
     until: Until | None = None
     """Early stopping; off by default."""
     attack: Attack = field(default_factory=Attack)
+    lora: LoraForm = field(default_factory=LoraForm)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of the whole run: data, noise, timesteps, batches and generated images."""
     precision: Precision = "no"

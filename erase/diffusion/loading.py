@@ -24,6 +24,7 @@ from erase.diffusion.checkpoints.folders import HIDES, VARIANTS, WEIGHTS, Source
 from erase.diffusion.checkpoints.header import write_texts
 from erase.diffusion.checkpoints.networks import kind_of, network, text_config
 from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.diffusion.lora.adapter import changed_by
 from erase.store import files
 from erase.store.safety import check_finite
 from erase.store.weights import weight_files
@@ -125,8 +126,20 @@ def load_network(
         raise ValueError(
             f"{source.place / name}: {len(missing)} weights are missing, such as {missing[0]}: get it again"
         )
+    _put_loras(net, source, name, trained)
     check_finite(dict(net.named_parameters()), source.place / name)
     return net.requires_grad_(False).eval().to(device)
+
+
+def _put_loras(net: nn.Module, source: Source | SingleFile, name: str, trained: str) -> None:
+    """The LoRAs of a checkpoint into the weights of one of its networks."""
+    part = folders.learner(source) if name == trained else name
+    changed = changed_by(part, source.loras)
+    now = folders.part_tensors(source, part) if changed else {}
+    own = {weight.removeprefix("text_model."): p for weight, p in net.named_parameters()}
+    for weight in changed:
+        p = own[weight.removeprefix("text_model.")]
+        p.data = now[weight].to(p.device, p.dtype)
 
 
 def hollow_network(

@@ -20,7 +20,8 @@ from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.families import Family, LabelFamily, family
-from erase.diffusion.parameters import select
+from erase.diffusion.lora import train
+from erase.diffusion.parameters import Learning, select
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -42,8 +43,8 @@ class Model:
     lean: bool = False
     remembered: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Conditions of prompts, leaves `[…]`, on the CPU: of a lean model."""
-    learning: str = ""
-    """The parameters that learn, as `choose` was told."""
+    learning: Learning | None = None
+    """What learns, as `choose` was told."""
     given: dict[str, Condition] = field(default_factory=dict)
     """Conditions that `draw` takes for some prompts instead of what the encoders say, leaves `[1, …]`: of attacks."""
 
@@ -75,7 +76,7 @@ class Model:
                     self.source, name, self.family.TRAINED, self.device if device is None else device, self.dtype
                 )
                 setattr(self.pipe, name, loaded)
-                if name == self.family.TRAINED and self.learning:
+                if name == self.family.TRAINED and self.learning is not None:
                     self.choose(self.learning)
 
     def release(self, *names: str) -> None:
@@ -87,14 +88,22 @@ class Model:
                 setattr(self.pipe, name, empty)
         gc.collect()
 
-    def choose(self, which: str) -> list[str]:
+    def choose(self, learning: Learning) -> list[str]:
         """Let the parameters of a set learn, and no others; their names. They become float32, by the file's values.
 
         Raises:
-            ValueError: for an invalid expression, or a set without parameters.
+            ValueError: for an invalid expression, a set without parameters, or a family without LoRAs.
         """
-        self.learning = which
-        chosen = select(self.net, which, self.family.PARAMETERS)
+        self.learning = learning
+        sets, layout = self.family.PARAMETERS, self.family.LORA
+        if not learning.lora_safe and learning.rank is None:
+            chosen = select(self.net, learning.which, sets)
+        elif layout is None:
+            raise ValueError(f"train.lora_safe and train.form=lora: no program loads LoRAs onto {self.family.NAME}")
+        else:
+            chosen = select(self.net, learning.which, sets, layout.carried)
+        if learning.rank is not None:
+            return train.inject(self.net, chosen, learning.rank, learning.seed)
         if loading.is_hollow(self.net):
             for name in chosen:  # as they will be, for a dry run
                 p = self.net.get_parameter(name)

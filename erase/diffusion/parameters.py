@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
 
-def select(net: nn.Module, which: str, sets: Mapping[str, str]) -> list[str]:
+@dataclass(frozen=True)
+class Learning:
+    """What of a network learns, and in which form."""
+
+    which: str
+    """A name of the family's sets, or an expression (`train.parameters`)."""
+    lora_safe: bool = False
+    """Whether weights alone learn that a LoRA carries."""
+    rank: int | None = None
+    """Of A and B, which learn in the place of the weights that a LoRA carries; `None` where the weights learn."""
+    seed: int = 0
+    """Of A."""
+
+
+def select(
+    net: nn.Module, which: str, sets: Mapping[str, str], keep: Callable[[str, int], bool] = lambda name, ndim: True
+) -> list[str]:
     """Give `requires_grad` to the parameters of a set and take it from all others; the chosen names.
 
     Args:
         net: the network.
         which: a name in `sets`, or else a regular expression searched in the names of parameters.
         sets: the family's (`erase.diffusion.families.Family.PARAMETERS`).
+        keep: whether a parameter of the set is chosen, by its name and number of dimensions.
 
     Raises:
         ValueError: for an invalid expression, or a set without parameters.
@@ -27,7 +45,7 @@ def select(net: nn.Module, which: str, sets: Mapping[str, str]) -> list[str]:
         ) from error
     chosen = []
     for name, p in net.named_parameters():
-        p.requires_grad_(pattern.search(name) is not None)
+        p.requires_grad_(pattern.search(name) is not None and keep(name, p.ndim))
         if p.requires_grad:
             chosen.append(name)
     if not chosen:

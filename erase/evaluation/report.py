@@ -21,6 +21,7 @@ from erase.evaluation.page import charts, headline, images, robustness, tables
 from erase.evaluation.page import verdict as judgement
 from erase.evaluation.page.folder import FOLDERS, check_origin, image_folders, read_mapping, read_metrics, read_report
 from erase.evaluation.page.render import render
+from erase.evaluation.page.scores import read_scores
 from erase.evaluation.page.words import as_percent, as_text
 from erase.store.files import write_text
 
@@ -55,7 +56,7 @@ def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
 
 def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any], blur: Blur | None) -> dict[str, Any]:
     """What the template shows, by the names that it knows."""
-    sides = {key: report[key] for key in FOLDERS.values() if key in report or key != "retrained"}
+    sides = {key: report[key] for key in FOLDERS.values() if key in report or key in ("before", "after")}
     metrics = read_metrics(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
     shown, left_out = images.picture_blocks(run_dir, report, blur)
     density, layers = tables.mask_densities(report.get("mask"))
@@ -126,6 +127,16 @@ def clip_score(report: Mapping[str, Any]) -> str | None:
     if change is not None:
         interval = "95 % interval of the difference {:+.2f} to {:+.2f}".format(*change["ci95"])
     return f"clip score of what remains: {before['score']:.2f} → {after['score']:.2f} ({before['scale']}; {interval})"
+
+
+def lora_lines(found: Mapping[str, Any]) -> list[str]:
+    """What a report's `lora` holds, for a terminal: the file, and counts of the base with it; none of none."""
+    if not found:
+        return []
+    file, scores = found["file"], read_scores({key: value for key, value in found.items() if key != "file"})
+    first = f"LoRA: {file['layers']} layers, {file['bytes'] / 1e6:.1f} MB, {100 * file['kept']:.1f} % of the change"
+    shown = {path: score for path, (score, _) in scores.items() if "per_label" not in path and "per_prompt" not in path}
+    return [first, *(f"base with the LoRA, {judgement.words(path)}: {score}" for path, score in shown.items())]
 
 
 def robustness_lines(found: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from erase.config import AttackName, SdConfig, merge, override, parse
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.lora.read import with_loras
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.precision import Precision
@@ -77,7 +78,7 @@ def attack_run(
     record = finished_run(run)
     kept = settings_of(protocol(preset, record["config"]), words)
     config, accelerator, precision, say = start(parse(kept, SdConfig), say)
-    source = locate(config.model, "text", components=config.components)
+    source = with_loras(locate(config.model, "text", components=config.components), config.loras)
     erased = locate(run / saving.MODEL, components=config.components)
     if folders.fingerprint(source) != record["base"]["weights"]:
         raise ValueError(f"{config.model} has changed since {run}: restore the model that the run started from")
@@ -116,6 +117,8 @@ def finished_run(run: Path) -> dict[str, Any]:
         or not (run / "report.json").exists()
     ):
         raise ValueError(f"{run} is not a finished run of erase run sd: give the folder of one")
+    if (run / saving.LORA).exists() and not (run / saving.MODEL).exists():
+        raise ValueError(f"{run} keeps a LoRA and no model: attacks need the model of a run with --save full or delta")
     if not (run / saving.MODEL).exists():
         raise ValueError(
             f"{run} keeps no model: erase apply {made['model']} {run / saving.DELTA} --out {run / saving.MODEL} makes "
@@ -196,7 +199,7 @@ def attack(
     Images and what attacks learned are kept in the folder `attacks` of `out`.
     """
     kinds = {name: kind for name, kind in KINDS.items() if name in config.eval.attacks}
-    base = locate(config.model, "text", components=config.components)
+    base = with_loras(locate(config.model, "text", components=config.components), config.loras)
     found: dict[str, Any] = {
         "concept": concept(config, plan) or plan.forget,
         "judge": judge.name,

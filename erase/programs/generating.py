@@ -14,6 +14,7 @@ from erase.diffusion import class_conditional, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import family
+from erase.diffusion.lora.read import with_loras
 from erase.diffusion.model import open_model
 from erase.engine import distributed
 from erase.engine.precision import Precision
@@ -47,6 +48,8 @@ class Wanted:
     """Names of the classes of a model that names none."""
     components: str | None = None
     """The folder or hub id with the rest of a single file that holds the network alone."""
+    loras: tuple[str, ...] = ()
+    """LoRA files that are merged into the model, each with a scale or without."""
 
 
 def generate(
@@ -65,7 +68,8 @@ def generate(
         ValueError: for a model that cannot be loaded, a size that it does not have, or a label that it does not know.
     """
     device = launch().device
-    source = locate(model, labels=wanted.labels, components=wanted.components)
+    base = locate(model, labels=wanted.labels, components=wanted.components)
+    source = with_loras(base, wanted.loras, "--lora")
     known = family(source.family)
     reads_text = known.CONDITION == "text"
     named = file or "PROMPTS"

@@ -13,7 +13,9 @@ from torch import nn
 
 from erase.config import DdpmConfig, Saliency, SdConfig, Train
 from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.lora.train import RANK
 from erase.diffusion.losses import Dropped, Guided, copies, forget_objective, remain_objective
+from erase.diffusion.parameters import Learning
 from erase.diffusion.text import Concepts
 from erase.engine import distributed
 from erase.engine.backend import Backend, LossFn, batch_size, device_of, map_batch, seeded, trainable
@@ -156,6 +158,34 @@ def denoising(config: Any, net: nn.Module) -> tuple[Objective, Objective]:
     if config.train.network_dropout:
         return replace(forget, loss=Training(forget.loss)), replace(remain, loss=Training(remain.loss))
     return forget, remain
+
+
+def learning_of(config: Settings) -> Learning:
+    """What of the model learns, and in which form.
+
+    Raises:
+        ValueError: for a LoRA of a model of classes.
+    """
+    train = config.train
+    if isinstance(config, DdpmConfig):
+        if train.form == "lora" or train.lora_safe:
+            raise ValueError("train.form=lora and train.lora_safe are for erase run sd: no program loads such LoRAs")
+        return Learning(train.parameters)
+    rank = (config.lora.rank or RANK) if train.form == "lora" else None
+    return Learning(train.parameters, train.lora_safe, rank, config.seed)
+
+
+def check_dense(config: SdConfig) -> None:
+    """Refuse to train as a LoRA what is edited in closed form.
+
+    Raises:
+        ValueError: for `train.form=lora`.
+    """
+    if config.train.form == "lora":
+        raise ValueError(
+            "train.form=lora is trained, and a closed form (method uce, forget.start=uce) edits the weights: use "
+            "train.form=dense, of which --save lora makes a LoRA"
+        )
 
 
 def learning(train: Train, denoiser: Denoiser) -> Denoiser:

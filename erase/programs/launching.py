@@ -57,6 +57,8 @@ def check_sharding(config: Any, entry: Entry, launched: Accelerator) -> None:
         why = f"erase run {config.pipeline}"
     elif needs := [NEEDS[need] for need in entry.needs if need not in SHARDED]:
         why = f"method {entry.name}, which needs {needs[0]},"
+    elif config.train.form == "lora":
+        why = "train.form=lora"
     elif config.until is not None:
         why = "until"
     elif config.saliency.per == "image" and "mask" in entry.needs:

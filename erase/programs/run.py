@@ -197,6 +197,8 @@ def main(
     Raises:
         ValueError: for settings, prompts, labels, models or data that cannot be used.
     """
+    if form == "lora" and config.pipeline != "sd":
+        raise ValueError("--save lora is for text-to-image models (erase run sd): use full or delta")
     config, accelerator, precision, say = start(config, say)
     entry, method = read_method(config)
     check_sharding(config, entry, accelerator)

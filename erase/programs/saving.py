@@ -1,4 +1,4 @@
-"""What a run keeps: the erased model, or a delta to its base; and where it says how it was made."""
+"""What a run keeps: the erased model, a delta to its base, or a LoRA; and where it says how it was made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +21,12 @@ from erase.store import weights
 from erase.store.delta import write_delta
 from erase.store.safetensors import Lazy, digest
 
-Source = folders.Source | SingleFile | classifiers.Source
+TextSource = folders.Source | SingleFile
+"""A diffusion model on disk."""
+Source = TextSource | classifiers.Source
 """A model on disk, of any pipeline."""
-Form = Literal["full", "delta"]
-MODEL, DELTA = "model", "delta.safetensors"
+Form = Literal["full", "delta", "lora"]
+MODEL, DELTA, LORA = "model", "delta.safetensors", "lora.safetensors"
 
 
 def provenance(
@@ -48,6 +51,9 @@ def provenance(
     base = where.resolve().name if where.exists() else source.name
     averages = [n for n in source.open()[0] if n.startswith(EMA)] if isinstance(source, SingleFile) else []
     made = describe(config, preset, base, digest(tensors(source)), target, mask, steps)
+    loras = () if isinstance(source, classifiers.Source) else source.loras
+    if loras:
+        made["erase_loras"] = json.dumps({lora.title: lora.sha256 for lora in loras})
     return made | ({"erase_left_out": f"{len(averages)} tensors of {EMA}*"} if averages else {})
 
 
@@ -61,14 +67,14 @@ def describe(
     steps: int | None = None,
 ) -> dict[str, str]:
     """As `provenance`, of a base that has a name and a digest of its weights."""
-    all_steps = config.train.steps
+    all_steps, form = config.train.steps, " as a LoRA" if getattr(config.train, "form", "dense") == "lora" else ""
     done = f"{all_steps} steps" if steps in (None, all_steps) else f"{steps} of {all_steps} steps"
     return {
         "erase": versions()["erase"],
         "erase_method": str(config.method["name"]),
         "erase_settings": json.dumps(dict(config.method), sort_keys=True),
         "erase_preset": Path(preset).stem,
-        "erase_train": f"{getattr(config.train, 'parameters', 'full')}, {done}, seed {config.seed}",
+        "erase_train": f"{getattr(config.train, 'parameters', 'full')}{form}, {done}, seed {config.seed}",
         **target,
         "erase_base": base,
         "erase_base_sha256": base_sha256,
@@ -130,16 +136,32 @@ def save(source: Source, values: Mapping[str, Tensor], out: Path, meta: Mapping[
         write(source, values, model, meta)
     if form == "delta" and not (out / DELTA).exists():
         erased = tensors(_folders(source).saved(source, model))
-        write_delta(tensors(source), erased, out / DELTA, meta, weights.provenance(header(source)))
+        base = source if isinstance(source, classifiers.Source) else replace(source, loras=())  # what a user has
+        write_delta(tensors(base), erased, out / DELTA, meta, weights.provenance(header(source)))
+
+
+def check_form(source: TextSource, form: Form) -> None:
+    """Find out now, not after the training, that a model cannot be kept in a form.
+
+    Raises:
+        ValueError: for a delta where LoRAs change text encoders, which a delta does not hold.
+    """
+    own = folders.learner(source)
+    for lora in source.loras if form == "delta" else ():
+        if lora.parts.keys() - {own}:
+            raise ValueError(
+                f"--save delta holds changes of the {own} alone, and {lora.path} changes more: --save full"
+            )
 
 
 def finished(out: Path) -> bool:
     """Whether a run's folder holds what the run was for."""
-    return ((out / MODEL).exists() or (out / DELTA).exists()) and (out / "report.json").exists()
+    return any((out / name).exists() for name in (MODEL, DELTA, LORA)) and (out / "report.json").exists()
 
 
 def settle(out: Path, form: Form) -> None:
-    """Remove the model of a run that keeps the delta alone, whole: it is needed no more once it was measured."""
-    if form == "delta" and (out / DELTA).exists() and (out / MODEL).exists():
+    """Remove the model of a run that keeps the delta or LoRA alone, whole: it was needed to be measured."""
+    kept = {"delta": out / DELTA, "lora": out / LORA}.get(form)
+    if kept is not None and kept.exists() and (out / MODEL).exists():
         with tempfile.TemporaryDirectory(prefix=f".{MODEL}.", suffix=".tmp", dir=out) as temporary:
             (out / MODEL).rename(Path(temporary) / MODEL)

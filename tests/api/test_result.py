@@ -10,8 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import erase
+from erase.api.writing import save_lora
 from erase.cli import app
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.lora.svd import Ranks
 from erase.programs import saving
 from erase.store.delta import open_delta
 
@@ -43,6 +45,30 @@ def test_a_loaded_model_knows_what_its_file_forgot(forgot: Any, tmp_path: Path) 
     again = erase.load(forgot.save(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"forget\.anchors"):
         erase.forget(again, "a photo of a dog", anchor="a photo of a cat", remain=REMAIN)
+
+
+def test_a_lora_is_loaded_onto_the_base(forgot: Any, pipe: Any, tmp_path: Path) -> None:
+    file = forgot.save(tmp_path / "out", form="lora", energy=1.0)
+    assert file == tmp_path / "out/lora.safetensors"
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["erase_method"] == "sfron"
+    erased = models.state(pipe.unet)
+    forgot.undo()
+    base = models.state(pipe.unet)
+    pipe.load_lora_weights(str(tmp_path / "out"), weight_name=file.name)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    weights = [name for name, t in erased.items() if not torch.equal(t, base[name]) and t.ndim > 1]
+    assert weights
+    for name in weights:
+        torch.testing.assert_close(pipe.unet.state_dict()[name], erased[name], rtol=0, atol=1e-5)
+
+
+def test_a_network_of_no_family_has_no_lora(tmp_path: Path) -> None:
+    net = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="form='lora'"):
+        save_lora(net, net, net.state_dict(), tmp_path / "out", {}, Ranks())
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -77,6 +77,9 @@ run sd nothing.yaml {OUT} | pipeline: sd
 {RUN} {OUT} model=nobody/nothing | nobody/nothing
 {RUN} {OUT} model=lora.safetensors | LoRA
 {RUN} {OUT} model=lora-alone | LoRA
+{RUN} {OUT} model=sd loras=lora.safetensors | not whole
+{RUN} {OUT} model=sd loras=[none.safetensors:0.5] | none.safetensors
+{RUN} {OUT} model=sd loras=[lora.safetensors:x] | 'x'
 {RUN} {OUT} model=sd-and-lora | pytorch_lora_weights.safetensors
 {RUN} {OUT} model=run | model
 {RUN} {OUT} model=several | cut.safetensors
@@ -124,6 +127,8 @@ generate sd 'a cat' --out taken.png | taken.png
 generate sd 'a cat' --out full | full
 generate sd 'a cat' --out nowhere --resume | nowhere
 generate lora.safetensors 'a cat' {OUT} | LoRA
+generate sd 'a cat' {OUT} --lora lora.safetensors | not whole
+generate sd 'a cat' {OUT} --lora lora.safetensors:x | --lora
 generate nobody/nothing 'a cat' {OUT} | nobody/nothing
 generate unknown-pipeline 'a cat' {OUT} | StableDiffusionImg2ImgPipeline
 eval beauty img --out o.json | beauty
@@ -166,6 +171,12 @@ convert one.txt x.safetensors | one.txt
 convert sd x.ckpt | x.ckpt
 convert lora.safetensors x | LoRA
 convert sd x.safetensors --prediction z | --prediction
+convert sd x.safetensors --to lora | --base
+convert sd x.safetensors --rank 4 | --to
+convert sd x.safetensors --to lora --rank 4 --energy 0.9 --base sd | --energy
+convert sd x.safetensors --to lora --rank 0 --base sd | --rank
+convert sd x.safetensors --to comfy-diff --half --base sd | --half
+convert sd x.safetensors --to lokr | lokr
 apply sd nowhere --out out | nowhere
 apply sd one.txt --out out | one.txt
 apply sd delta.safetensors --out out | delta.safetensors

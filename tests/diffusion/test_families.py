@@ -36,6 +36,7 @@ from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import FAMILIES
 from erase.diffusion.model import Model, open_model
+from erase.diffusion.parameters import Learning
 from erase.diffusion.process import Discrete, Flow
 from erase.programs import saving
 from erase.store.safetensors import digest
@@ -376,7 +377,7 @@ def test_a_lean_model_says_the_same(case: Case, monkeypatch: pytest.MonkeyPatch)
     for name in model.family.ENCODERS:
         net = getattr(model.pipe, name)
         assert net is None or loading.is_hollow(net)
-    chosen = model.choose("full")
+    chosen = model.choose(Learning("full"))
     assert loading.is_hollow(model.net)
     latents = draw(model, case.row.prompts, latents=True)
     torch.testing.assert_close(latents, draw(whole, case.row.prompts, latents=True), rtol=1e-3, atol=1e-3)
@@ -397,7 +398,7 @@ def test_frozen_weights_in_16_bits(case: Case, tmp_path: Path, monkeypatch: pyte
     if model.family.CONDITION == "label" and next(model.net.parameters()).dtype == torch.float32:
         pytest.skip("it is small, and always float32")
     sets = model.family.PARAMETERS
-    chosen = model.choose("xattn" if "xattn" in sets else "full")
+    chosen = model.choose(Learning("xattn" if "xattn" in sets else "full"))
     null, asked = model.null(), model.embed(case.row.prompts)
     model.ready(name)
     for key, p in model.net.named_parameters():

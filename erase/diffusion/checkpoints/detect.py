@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 
 LORA = "a LoRA"
-FUSE = "fuse it into its model with diffusers (load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained)"
+FUSE = "name its model, and the LoRA by loras=[FILE] (erase generate: --lora FILE)"
 
 ALIENS = (
-    (r"(lora_unet_|lora_te|.*\.lora_(up|down|A|B)\.)", LORA),
+    (r"(lora_unet_|lora_te|.*[._]lora[._](up|down|A|B)\.|.*\.lora_linear_layer\.)", LORA),
     (r"control_model\.|controlnet_", "a ControlNet"),
     (r"conditioner\.embedders\.0\.model\.", "the refiner of Stable Diffusion XL"),
     (r"embedder\.model\.", "a model that is conditioned on images (unCLIP)"),
@@ -51,7 +51,7 @@ def kind_of(names: Iterable[str]) -> str:
 def explain(names: Iterable[str]) -> str:
     """The same in words, with what can be done about it."""
     kind = kind_of(names)
-    return f"it is {kind}" + (f", which changes a model: {FUSE}, and name the folder it writes" if kind == LORA else "")
+    return f"it is {kind}" + (f", which changes a model: {FUSE}" if kind == LORA else "")
 
 
 def _first(signs: Iterable[tuple[str, str]], names: list[str]) -> str | None:

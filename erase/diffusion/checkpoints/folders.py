@@ -16,6 +16,7 @@ from erase import resources
 from erase.diffusion.checkpoints import single_file
 from erase.diffusion.checkpoints.pickles import read_pickle
 from erase.diffusion.checkpoints.single_file import EMA, SingleFile
+from erase.diffusion.lora.adapter import Lora, changed_by, merged
 from erase.store import card, files, safety
 from erase.store import hub as hub_client
 from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
@@ -50,6 +51,8 @@ class Source:
     """A module of `erase.diffusion.families`."""
     labels: tuple[str, ...] = ()
     """Class names that the user gives, or that its header has (`LABELS`), for a folder that has none."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs that are in its weights wherever they are read."""
 
     @property
     def place(self) -> Path:
@@ -97,13 +100,44 @@ def read_weights(paths: Sequence[Path]) -> Lazy:
 def saved(source: Source | SingleFile, out: Path) -> Source | SingleFile:
     """What `save` wrote into a folder, as a source."""
     if isinstance(source, SingleFile):
-        return replace(source, path=out / SINGLE)
-    return replace(source, folder=out, trained=source.component)
+        return replace(source, path=out / SINGLE, loras=())
+    return replace(source, folder=out, trained=source.component, loras=())
 
 
 def tensors(source: Source | SingleFile) -> Lazy:
-    """The tensors of the network that learns under diffusers' names, as they are stored."""
-    return source.part(source.trained) if isinstance(source, SingleFile) else read_weights(source.weights)
+    """The tensors of the network that learns under diffusers' names, as they are stored; with its LoRAs in them."""
+    if isinstance(source, SingleFile):
+        return merged(source.part(source.trained), source.trained, source.loras)
+    return merged(read_weights(source.weights), source.component, source.loras)
+
+
+def part_tensors(source: Source | SingleFile, part: str) -> Lazy:
+    """A component's tensors, as `tensors` gives those of the network that learns; none where it has no weights."""
+    if part == learner(source):
+        return tensors(source)
+    if isinstance(source, SingleFile):
+        return source.part(part) if part in source.held else read_weights([])
+    return merged(read_weights(_others(source, part)), part, source.loras)
+
+
+def learner(source: Source | SingleFile) -> str:
+    """The component that learns."""
+    return source.trained if isinstance(source, SingleFile) else source.component
+
+
+def _others(source: Source, part: str) -> list[Path]:
+    """The weight files of a component beside the network that learns: those that are loaded."""
+    variants = dict.fromkeys((source.variant, None, *VARIANTS))
+    stems = (WEIGHTS, "model", "pytorch_model")
+    return next((w for v in variants for stem in stems if (w := weight_files(source.folder / part, stem, v))), [])
+
+
+def network_config(source: Source | SingleFile) -> dict[str, Any]:
+    """`config.json` of the network that learns."""
+    if isinstance(source, SingleFile):
+        return source.config(source.trained)
+    found: dict[str, Any] = files.read_json(source.folder / source.trained / "config.json")
+    return found
 
 
 def header(source: Source | SingleFile) -> dict[str, str]:
@@ -265,6 +299,7 @@ def save(
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another folder, or remove it")
+    tensors = {**_by_loras(source), **tensors}
     if out.suffix == ".safetensors":
         if isinstance(source, Source):
             raise ValueError(f"{out} would be a single file, and {source.name} is a folder: name a folder")
@@ -283,6 +318,12 @@ def save(
         target.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _by_loras(source: Source | SingleFile) -> Mapping[str, Tensor]:
+    """The weights of the network that learns which LoRAs changed before."""
+    now = tensors(source)
+    return {name: now[name] for name in changed_by(learner(source), source.loras)}
 
 
 def _save_folder(
@@ -305,10 +346,24 @@ def _save_folder(
         raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
     if source.index.is_file():
         files.write_bytes(net / source.index.name, source.index.read_bytes())
+    for part in {part for lora in source.loras for part in lora.parts} - {source.component}:
+        _save_merged(source, part, target)
     if (source.folder / LEFTOVERS).is_file() and source.trained != ".":
         others, header = open_safetensors(source.folder / LEFTOVERS)
         kept = Lazy((n for n in others if not n.startswith(EMA)), others.make)
         write_safetensors(target / LEFTOVERS, kept, header)
+
+
+def _save_merged(source: Source, part: str, target: Path) -> None:
+    """Write a text encoder's weights with LoRAs in them, in the place of the copy."""
+    now, read = part_tensors(source, part), _others(source, part)
+    for path in [*(target / part).iterdir()]:
+        if path.name.lower().endswith(HEAVY):
+            path.unlink()
+    for path in read:
+        old, header = (read_weights([path]), {}) if path.suffix == ".bin" else open_safetensors(path)
+        new = {name: now[name] for name in changed_by(part, source.loras) if name in old}
+        rewrite(path, old, header, new, target / part / f"{path.stem}.safetensors", {})
 
 
 def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
@@ -330,11 +385,12 @@ def _left_out(source: Source) -> Callable[[str, list[str]], set[str]]:
 
 
 def fingerprint(source: Source | SingleFile) -> dict[str, str]:
-    """SHA-256 of every weight file of the checkpoint, by path inside it."""
+    """SHA-256 of every weight file of the checkpoint, by path inside it, and of the LoRAs in it."""
+    inside = {f"lora {lora.title}": lora.sha256 for lora in source.loras}
     if isinstance(source, SingleFile):
         beside = {} if source.rest is None else _hashes(source.rest.folder, [], source.held)
-        return {source.path.name: files.sha256(source.path), **beside}
-    return _hashes(source.folder, source.weights, [source.component])
+        return {source.path.name: files.sha256(source.path), **beside, **inside}
+    return {**_hashes(source.folder, source.weights, [source.component]), **inside}
 
 
 def _hashes(folder: Path, weights: Sequence[Path], left_out: Collection[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from erase.diffusion.checkpoints.layout import (
     sketch_of,
 )
 from erase.diffusion.checkpoints.pickles import MoreThanWeightsError, read_pickle
+from erase.diffusion.lora.adapter import Lora
 from erase.store.safetensors import Lazy, open_safetensors, write_safetensors
 from erase.store.safety import check_kinds
 from erase.store.weights import fitted, without_provenance
@@ -68,6 +69,8 @@ class SingleFile:
     """The network that learns; it is in the file."""
     rest: Source | None = None
     """The folder with the networks that are not in the file."""
+    loras: tuple[Lora, ...] = ()
+    """LoRAs that are in its weights wherever they are read."""
 
     @property
     def place(self) -> Path:

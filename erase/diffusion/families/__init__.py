@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from erase.diffusion.checkpoints.layout import Layout
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Process
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -53,6 +54,8 @@ class Family(Protocol):
     """Names for sets of parameters (`full`, `xattn`, `kv`, `noxattn`, `esd_u`): expressions searched in their names."""
     TEXT_KV: str | None
     """Linear weights that read the text embeddings themselves, as an expression over names: what closed forms edit."""
+    LORA: LoraLayout | None
+    """How LoRA files name its layers; `None` where no reader of such files knows the family."""
     STRIDE: int
     """Pixels; width and height of an image are multiples of it."""
 

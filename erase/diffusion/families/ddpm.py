@@ -19,6 +19,7 @@ from erase.diffusion.class_conditional import (
     label_condition,
 )
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Discrete, discrete
 from erase.store import files
 from erase.store.safety import check_finite
@@ -30,6 +31,7 @@ PARTS: tuple[str, ...] = ("unet", "scheduler")
 ENCODERS: tuple[str, ...] = ()
 PARAMETERS: Mapping[str, str] = {"full": r".*"}
 TEXT_KV: str | None = None
+LORA: LoraLayout | None = None
 STRIDE = 1
 
 

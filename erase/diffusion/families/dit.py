@@ -20,6 +20,7 @@ from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source, read_index
 from erase.diffusion.class_conditional import label_condition
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Discrete, discrete
 from erase.store.class_names import distinct
 
@@ -35,6 +36,7 @@ PARAMETERS: Mapping[str, str] = {
     "adaln": r"\.norm1\.|^proj_out_1\.",
 }
 TEXT_KV: str | None = None
+LORA: LoraLayout | None = None
 STRIDE = 16
 """A VAE's 8 times a patch's 2."""
 GUIDANCE = 4.0

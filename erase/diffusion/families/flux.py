@@ -20,6 +20,8 @@ from erase.diffusion.checkpoints import mmdit
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora import keys
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Flow, flow
 
 NAME = "Flux.1"
@@ -40,6 +42,7 @@ PARAMETERS: Mapping[str, str] = {
 }
 # One matrix alone reads T5's embeddings themselves; CLIP's pooled one goes another way, through `time_text_embed`.
 TEXT_KV: str | None = r"^context_embedder\.weight$"
+LORA: LoraLayout | None = keys.FLUX
 STRIDE = 16
 SINGLE_FILE = mmdit.FLUX
 GUIDANCE = 1.0

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora import keys
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Flow, flow
 
 NAME = "Lumina Image 2.0"
@@ -34,6 +36,7 @@ PARAMETERS: Mapping[str, str] = {
 }
 # No linear weight reads the embeddings themselves: the first, of `caption_embedder`, reads them normed.
 TEXT_KV: str | None = None
+LORA: LoraLayout | None = keys.LUMINA2
 STRIDE = 16
 TOKENS = 256
 """Tokens that the stock pipeline reads, the system prompt's included; no configuration names another number."""

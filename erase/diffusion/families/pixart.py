@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source, read_index
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora import keys
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Discrete, discrete
 
 NAME = "PixArt"
@@ -33,6 +35,7 @@ PARAMETERS: Mapping[str, str] = {
 }
 # T5's embeddings pass a small network before any cross-attention: its first layer alone is linear in them.
 TEXT_KV: str | None = r"^caption_projection\.linear_1\.weight$"
+LORA: LoraLayout | None = keys.PIXART
 STRIDE = 16
 TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}
 """Tokens of a prompt that a pipeline reads, by its class."""

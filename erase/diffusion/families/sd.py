@@ -14,6 +14,8 @@ from erase.diffusion.checkpoints import ldm
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora import keys
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Discrete, discrete
 
 NAME = "Stable Diffusion"
@@ -29,6 +31,7 @@ PARAMETERS: Mapping[str, str] = {
     "esd_u": r"^(?!.*(\.attn2\.|norm))",  # all Linear and Conv2d outside cross-attention, as ESD's current script
 }
 TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
+LORA: LoraLayout | None = keys.SD
 STRIDE = 8
 SINGLE_FILE = ldm.SD
 

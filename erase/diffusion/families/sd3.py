@@ -19,6 +19,8 @@ from erase.diffusion.checkpoints import mmdit
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.condition import Condition
+from erase.diffusion.lora import keys
+from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Flow, flow
 
 NAME = "Stable Diffusion 3"
@@ -41,6 +43,7 @@ PARAMETERS: Mapping[str, str] = {
 # The blocks read a text stream that changes from block to block; one matrix alone reads the embeddings themselves.
 # The pooled embeddings go another way, through `time_text_embed`.
 TEXT_KV: str | None = r"^context_embedder\.weight$"
+LORA: LoraLayout | None = keys.SD3
 STRIDE = 16
 SINGLE_FILE = mmdit.SD3
 T5_TOKENS = 256

@@ -10,7 +10,7 @@ from typing import Any
 from erase.evaluation.manifest import MANIFEST, origin, read_manifest
 from erase.store.files import read_json
 
-FOLDERS = {"base": "before", "erased": "after", "retrained": "retrained"}
+FOLDERS = {"base": "before", "erased": "after", "lora": "lora", "retrained": "retrained"}
 """Folders of pictures, and the keys of their counts."""
 
 
@@ -29,8 +29,9 @@ def read_report(run_dir: Path) -> dict[str, Any]:
     for key in ("before", "after", "timing", "versions", "paired", "memory"):
         if not isinstance(report[key], dict):
             raise ValueError(f"{path}: '{key}' is not a mapping")
-    if not isinstance(report.get("retrained", {}), dict):
-        raise ValueError(f"{path}: 'retrained' is not a mapping")
+    for key in ("lora", "retrained"):
+        if not isinstance(report.get(key, {}), dict):
+            raise ValueError(f"{path}: '{key}' is not a mapping")
     return report
 
 

@@ -68,7 +68,7 @@ class Name:
         if self.unit == "s":
             return as_seconds(value)
         if self.unit == "bytes":
-            return f"{value / 1e9:.2f} GB"
+            return f"{value / 1e6:.1f} MB" if value < 1e8 else f"{value / 1e9:.2f} GB"
         text = f"{value:.1f}".replace("-", "−") if self.unit == "points" else as_text(value)
         return text if bare or not self.unit else f"{text} {self.unit}"
 
@@ -80,6 +80,14 @@ NAMES: dict[str, Name] = {
     "base": Name("base"),
     "erased": Name("erased"),
     "retrained": Name("retrained"),
+    "lora": Name("LoRA"),
+    # the LoRA's file
+    "file": Name("LoRA file"),
+    "file.bytes": Name("size", "bytes", -1),
+    "file.kept": Name("kept of the change", "share"),
+    "file.layers": Name("layers"),
+    "file.left_out": Name("tensors left out"),
+    "file.rank": Name("rank, least and most"),
     "side": Name("side"),
     # methods
     "method.bad_teacher": Name("Bad Teacher"),

@@ -11,9 +11,25 @@ from erase.evaluation.page.scores import HITS, ORDER, Score, read_score, read_sc
 from erase.evaluation.page.verdict import is_classifier
 from erase.evaluation.page.words import as_p, as_text, is_number
 
-_SHOWN_ELSEWHERE = frozenset(
-    ["schema", "command", "method", "seed", "target", "mask", "before", "after", "retrained", "paired", "robustness"]
-) | {"timing", "memory", "versions", "preset", "unjudged"}
+_SHOWN_ELSEWHERE = (
+    frozenset(
+        [
+            "schema",
+            "command",
+            "method",
+            "seed",
+            "target",
+            "mask",
+            "before",
+            "after",
+            "retrained",
+            "paired",
+            "robustness",
+        ]
+    )
+    | {"lora"}
+    | {"timing", "memory", "versions", "preset", "unjudged"}
+)
 _COUNTED = (*HITS, "images", "n", "rate", "accuracy", "ci95", "errors")
 
 

@@ -103,10 +103,15 @@ def lines(report: Mapping[str, Any]) -> list[Line]:
         else:
             mark, said = judge(side, before, after, float(p) if is_number(p) else None)
         above = ("classify",) if classifier else ()
-        name = name_of(*above, *path).words if len(path) < 3 else path_words(path, above)
+        name = words(path, above)
         how = "Images predicted as labelled" if classifier else (b.get(path) or a[path])[1]
         found.append(Line(path, name, how, side, before, after, mark, said, goal, classifier))
     return sorted(found, key=_rank)
+
+
+def words(path: tuple[str, ...], above: tuple[str, ...] = ()) -> str:
+    """The name of a score."""
+    return name_of(*above, *path).words if len(path) < 3 else path_words(path, above)
 
 
 def grouped(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:

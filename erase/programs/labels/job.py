@@ -22,7 +22,7 @@ from erase.evaluation.people import may_show_people
 from erase.programs import saving
 from erase.programs.folder import first_line
 from erase.programs.images import draw_pictures, sampler_of
-from erase.programs.inputs import check_guidance, denoising, sides_read, with_dropout
+from erase.programs.inputs import check_guidance, denoising, learning_of, sides_read, with_dropout
 from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
@@ -52,7 +52,7 @@ class Job:
         self.config = config = with_dropout(config, self.model.has_null)
         gone = [] if self.source is None else folders.forgotten(self.source)
         self.plan = make_plan(config, self.model, data, self.fresh, gone)
-        self.chosen = self.model.choose(config.train.parameters)
+        self.chosen = self.model.choose(learning_of(config))
         check(config, self.plan, self.model, setting.method)
         check_guidance(config.saliency, setting.entry, self.model.has_null)
         self.weights: dict[str, dict[str, str]] = {}
@@ -153,7 +153,7 @@ class Job:
         forget, remain = gather(config, self.plan, model, setting.precision, self.fresh, setting.say, read)
         if self.fresh and self.source is not None:
             setattr(model.pipe, model.family.TRAINED, class_conditional.renew(model.net, config.seed))
-            model.choose(config.train.parameters)
+            model.choose(learning_of(config))
         if config.train.checkpointing:
             model.checkpoint_activations()
         return make_lesson(config, model, forget, remain, "training" if self.fresh else "unlearning")

@@ -14,15 +14,17 @@ from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.loading import networks
+from erase.diffusion.lora.read import with_loras
+from erase.diffusion.lora.svd import Ranks
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.sharding import asked
 from erase.engine.updates import ClosedForm
 from erase.evaluation import detections, generate, grid, manifest, report
-from erase.programs import saving
+from erase.programs import lora, saving
 from erase.programs.attack import attack, boxes_of_attacks, check_attacks
 from erase.programs.folder import first_line
-from erase.programs.inputs import check_guidance, denoising, sides_read, with_dropout
+from erase.programs.inputs import check_dense, check_guidance, denoising, learning_of, sides_read, with_dropout
 from erase.programs.launching import shard_network
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
@@ -46,7 +48,9 @@ class Job:
         config: SdConfig = setting.config
         check_method(setting, ("concepts", "denoiser"))
         self.setting, self.config = setting, config
-        self.source = locate(config.model, "text", components=config.components)
+        found = locate(config.model, "text", components=config.components)
+        self.source = with_loras(found, config.loras)
+        saving.check_form(self.source, setting.form)
         self.gone = folders.forgotten(self.source)
         self.plan = plan = make_plan(config, self.gone, setting.say)
         self.model = open_model(self.source, setting.device, setting.precision.name, hollow=setting.dry_run)
@@ -54,8 +58,11 @@ class Job:
         self.plan = plan = readable(config, plan, self.model, setting.say)
         self.config = config = with_dropout(config, self.model.has_null)
         self.model.check_prompts(plan.words)
-        self.chosen = self.model.choose(config.train.parameters)
+        self.chosen = self.model.choose(learning_of(config))
+        if setting.form == "lora" and config.train.form == "dense":
+            lora.check_chosen(self.source, {name: self.model.net.get_parameter(name).ndim for name in self.chosen})
         if isinstance(setting.method.update, ClosedForm) or config.forget.start == "uce":
+            check_dense(config)
             text.check_edited(self.model, self.chosen)
         self.judges = judges_of(config, plan)
         check_evaluators(config, plan, self.judges)
@@ -184,6 +191,11 @@ class Job:
         forgotten = dict.fromkeys([*self.gone, *marks(self.config, plan)])
         meta |= {folders.FORGOTTEN: json.dumps(list(forgotten))}
         distributed.on_main(partial(saving.save, self.source, learned.values, setting.out, meta, setting.form))
+        if setting.form == "lora":
+            change, wanted = lora.Change(self.source, learned.values, meta), self.config.lora
+            rank = self.model.learning.rank if self.model.learning is not None else None
+            ranks = Ranks(rank or wanted.rank, wanted.energy)  # what was trained at a rank is kept whole
+            distributed.on_main(partial(lora.save, change, setting.out, ranks))
         self.model.free(*networks(self.model.pipe))
 
     def erased(self) -> folders.Source | SingleFile:
@@ -191,12 +203,16 @@ class Job:
         return locate(self.setting.out / saving.MODEL, components=self.config.components)
 
     def measure_erased(self) -> None:
-        """Images of the saved model."""
-        if self.config.eval.images:
-            source = self.erased()
-            self.weights["erased"] = folders.fingerprint(source)
-            model = open_model(source, self.setting.device, self.setting.precision.name)
-            self.generate_images("erased", model)
+        """Images of the saved model, and of the base with the LoRA in it."""
+        if not self.config.eval.images:
+            return
+        self._measure("erased", self.erased())
+        if self.setting.form == "lora":
+            self._measure("lora", with_loras(self.source, [str(self.setting.out / saving.LORA)]))
+
+    def _measure(self, name: str, source: saving.TextSource) -> None:
+        self.weights[name] = folders.fingerprint(source)
+        self.generate_images(name, open_model(source, self.setting.device, self.setting.precision.name))
 
     def report(self, learned: Learned) -> dict[str, Any]:
         """Counts before and after, early stopping, attacks."""
@@ -204,6 +220,8 @@ class Job:
         result = make_report(
             config, plan, self.judges, out, learned.mask, learned.timing, setting.command, self.weights
         )
+        if setting.form == "lora":
+            result["lora"] = {"file": lora.about(out / saving.LORA), **result.get("lora", {})}
         if config.until is not None:
             result["until"] = looked(config, out)
         if config.eval.attacks:
@@ -223,6 +241,7 @@ class Job:
         """Counts, then attacks."""
         return [
             *report.verdict(result, {"config": dump(self.config)}),
+            *report.lora_lines(result.get("lora", {})),
             *report.robustness_lines(result.get("robustness", {})),
         ]
 
@@ -230,7 +249,8 @@ class Job:
         """`grid.png` and `report.html`; exposed parts are hidden unless the preset says all images are harmless."""
         config, out = self.config, self.setting.out
         blur: Any = None
-        shown = [self.setting.images(name) for name in ("base", "erased")]
+        names = ("base", "erased", *(["lora"] if self.setting.form == "lora" else []))
+        shown = [self.setting.images(name) for name in names]
         if hides(config, self.plan) and (config.eval.images or config.eval.attacks):
             blur = boxes_of_attacks(out)
             for folder in shown if config.eval.images else []:
@@ -241,7 +261,8 @@ class Job:
 
     def _write_page(self, shown: Sequence[Path], blur: Any) -> None:
         if self.config.eval.images:
-            image = grid.grid_from_folders(shown, names=["base", "erased"], max_columns=8, blur=blur)
+            names = [folder.name for folder in shown]
+            image = grid.grid_from_folders(shown, names=names, max_columns=8, blur=blur)
             grid.save_image(image, self.setting.out / "grid.png")
         report.write_html(self.setting.out, blur=blur)
 

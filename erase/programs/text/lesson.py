@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from erase.config import SdConfig
 from erase.diffusion import text
 from erase.diffusion.data import LatentSet
+from erase.diffusion.lora.train import dense
 from erase.diffusion.model import Model
 from erase.engine.loop import Probe
 from erase.engine.method import Method
@@ -81,6 +83,7 @@ def make_lesson(
         resources=sides.resources,
         before_steps=begin,
         until=until,
+        values=partial(dense, model.net) if config.train.form == "lora" else None,
     )
 
 

@@ -42,6 +42,17 @@ def make_report(
 ) -> dict[str, Any]:
     """The keys of a report: see docs/reference/run-folder.md.
 
+    Args:
+        config: the settings.
+        plan: the prompts.
+        judges: what counts.
+        out: the run's folder.
+        mask: the mask, if there is one.
+        timing: of the run's parts.
+        command: as it was typed.
+        drawn: hashes of the models whose images are counted, by the images' folder: `base`, `erased`, and `lora` where
+            the run keeps one.
+
     Raises:
         ValueError: for pictures that are not those of `plan.rows`, or not by the weights of `drawn`, in order.
     """
@@ -52,7 +63,9 @@ def make_report(
     if not config.eval.images:
         return result
     paths: dict[str, list[Path]] = {}
-    for when, folder in (("before", out / "images" / "base"), ("after", out / "images" / "erased")):
+    for name in drawn:
+        when, folder = {"base": "before", "erased": "after"}.get(name, name), out / "images" / name
+        result.setdefault(when, {})
         paths[when] = manifest.check_images(folder, plan.rows, config.eval.images, drawn[folder.name])
         result[when]["pictures"] = manifest.origin(folder)
     for judge in judges:
@@ -61,7 +74,9 @@ def make_report(
             result[when][judge.SECTION] = found.numbers
         result["paired"] |= paired_tests(counted["before"], counted["after"])
         if isinstance(judge, ZeroShot):
-            withhold(counted["before"].numbers, counted["after"].numbers, result["paired"])
+            for when in paths.keys() - {"before"}:
+                tests = result["paired"] if when == "after" else {}
+                withhold(counted["before"].numbers, counted[when].numbers, tests)
     return result
 
 

@@ -1,6 +1,7 @@
 """What `erase inspect` says of LoRA files."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from erase.cli.inspect import _describe as describe
+from erase.cli.inspect import _describe
 
+describe = partial(_describe, components=None)
 PAIR = ("lora_up", "lora_down")
 
 

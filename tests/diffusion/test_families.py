@@ -98,7 +98,7 @@ class Case:
     model: Model
 
 
-@pytest.fixture(scope="module", params=ROWS)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * ("-" in name)) for name in ROWS])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     work = tmp_path_factory.mktemp(request.param)
     ROWS[request.param].pipeline(work).save_pretrained(work / "pipeline")
@@ -284,7 +284,7 @@ def test_saved_after_no_step_it_is_the_same(case: Case, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(mine), np.asarray(theirs))
 
 
-@pytest.mark.parametrize("variant", [None, "fp16", "bf16"])
+@pytest.mark.parametrize("variant", [None, "fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_shards_and_variants_open(case: Case, tmp_path: Path, variant: str | None) -> None:
     """The trained network's shards, each in 16 bits where the variant says so; other components may be another."""
     shutil.copytree(case.source.folder, tmp_path / "model")
@@ -348,7 +348,7 @@ def test_losses_have_gradients(case: Case) -> None:
         model.net.requires_grad_(False)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("no", marks=pytest.mark.slow), "bf16"])
 def test_a_hollow_model_has_the_shapes_and_no_weights(case: Case, precision: str) -> None:
     model, whole = open_model(case.source, precision=precision, hollow=True), case.model
     if model.family.CONDITION == "label" and not loading.is_hollow(model.net):

@@ -9,7 +9,9 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import launched
 import pytest
@@ -48,11 +50,19 @@ from erase.programs import run
 Erase = Callable[..., str]
 OFTEN = ("sd", "sd3", "ddpm", "classify")
 """One family of each kind, and a transformer; the others are marked slow."""
+SEEN_BY = {method: name for name in ("classify", "ddpm", "sd") for method in FAMILIES[name].methods} | {"uce": "sd3"}
+"""Of each method the family that is not slow: what it does to the loop is the same by all."""
 CELLS = [
-    pytest.param(family, method, marks=[pytest.mark.slow] * (family not in OFTEN))
+    pytest.param(family, method, marks=[pytest.mark.slow] * (SEEN_BY[method] != family))
     for family, row in FAMILIES.items()
     for method in row.methods
 ]
+DAMAGED = [
+    pytest.param(family, what, marks=[pytest.mark.slow] * (family not in OFTEN or turn != OFTEN.index(family) % 3))
+    for family in FAMILIES
+    for turn, what in enumerate(DAMAGE)
+]
+"""A kind of damage each, of those that are not slow."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,18 +75,29 @@ def imported() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in OFTEN)) for name in FAMILIES]
-)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return write(request.param, tmp_path_factory.mktemp(request.param))
-
-
 @pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """Each family's model and data, made once: a fixture of the module with parameters is made anew at every change."""
+    return cache(lambda name: write(name, tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in OFTEN)) for name in FAMILIES])
+def case(request: pytest.FixtureRequest, made: Callable[[str], Case]) -> Case:
+    return made(request.param)
+
+
+def once(case: Case, name: str, *words: str, **options: Any) -> Path:
+    """A run of a family that several tests look at."""
+    out = case.work / name
+    if not (out / "report.json").exists():
+        case.start(out, *words, **options)
+    return out
+
+
+@pytest.fixture
 def finished(case: Case) -> Path:
     """A finished run of `sfron`; not to be changed by a test."""
-    case.start(case.work / "finished")
-    return case.work / "finished"
+    return once(case, "finished")
 
 
 @pytest.fixture
@@ -175,6 +196,11 @@ def test_every_method_runs(case: Case, method: str, tmp_path: Path) -> None:
 # --- stopping and resuming ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("sd", "classify"))) for name in FAMILIES],
+    indirect=True,
+)
 def test_a_run_killed_at_every_part_comes_to_the_same_end(
     case: Case, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,11 +278,10 @@ def test_another_run_is_not_resumed(case: Case, finished: Path) -> None:
 # --- deltas ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def change(case: Case) -> Path:
     """A run as the finished one that keeps a delta alone."""
-    case.start(case.work / "change", *case.without_images, form="delta")
-    return case.work / "change"
+    return once(case, "change", *case.without_images, form="delta")
 
 
 def test_a_delta_makes_the_erased_model_of_the_base_and_the_base_of_it(
@@ -407,7 +432,7 @@ def test_a_closed_form_without_weights_to_edit_is_refused_before_anything(case: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize(("case", "what"), DAMAGED, indirect=["case"])
 def test_a_damaged_model_is_refused_in_a_line_before_anything(case: Case, tmp_path: Path, what: str) -> None:
     """Whether what learns is damaged or what helps it; the others of these take turns."""
     first, *others = case.weights

@@ -18,7 +18,7 @@ def nearest(text: str, names: Sequence[str], count: int = 3) -> list[str]:
     alike = get_close_matches(asked, known, count, 0.75)
     sharing = [name for name in known if words & _words(name)]
     sharing.sort(key=lambda name: (-len(words & _words(name)), len(_words(name))))
-    rest = get_close_matches(asked, known, count, 0.5)
+    rest = get_close_matches(asked, known, count, 0.45)
     return [known[name] for name in list(dict.fromkeys([*alike, *sharing, *rest]))[:count]]
 
 

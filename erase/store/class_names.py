@@ -56,10 +56,11 @@ def class_number(label: str | int, names: Sequence[str], where: str = "") -> int
     if all(name.isdecimal() for name in names):
         raise ValueError(f"no class {label!r}{of}; its classes have no names: give a number, 0 to {len(names) - 1}")
     numbered = [name if name == str(i) else f"{i} {name}" for i, name in enumerate(names)]
-    listed = ", ".join(numbered) if len(names) <= FEW else f"{len(names)}, {numbered[0]} to {numbered[-1]}"
+    few, some = len(names) <= FEW, f"its {len(names)} classes go from {numbered[0]} to {numbered[-1]}"
+    listed = f"the classes are: {', '.join(numbered)}" if few else some
     close = nearest(text, [word for words in synonyms for word in words])
     hint = f"did you mean {either([repr(name) for name in close])}? " if close else ""
-    raise ValueError(f"no class {label!r}{of}; {hint}the classes are: {listed}")
+    raise ValueError(f"no class {label!r}{of}; {hint}{listed}")
 
 
 def same_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[int] | None:

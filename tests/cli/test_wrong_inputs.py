@@ -133,7 +133,7 @@ generate nobody/nothing 'a cat' {OUT} | nobody/nothing
 generate unknown-pipeline 'a cat' {OUT} | StableDiffusionImg2ImgPipeline
 eval beauty img --out o.json | beauty
 eval nudity nowhere --out o.json | nowhere
-eval nudity img --preset x --out o.json | preset
+eval nudity img --preset x --out o.json | i2p
 eval nudity img --class NOSE --out o.json | NOSE
 eval nudity img --resolution 7 --out o.json | 7
 eval nudity img --model one.txt --out o.json | one.txt

@@ -591,9 +591,7 @@ def test_a_class_is_found_by_name_synonym_and_number() -> None:
 
 def test_of_many_classes_the_closest_are_named() -> None:
     names = ["golden retriever, goldie", *(f"class {i}" for i in range(1, 1000))]
-    said = (
-        "no class 'Golden Retriever'; did you mean 'golden retriever'.* 1000, 0 golden retriever, goldie to 999 class 9"
-    )
+    said = "no class 'Golden Retriever'; did you mean 'golden retriever'.* 1000 .*0 golden retriever, goldie to 999"
     with pytest.raises(ValueError, match=said):
         class_number("Golden Retriever", names)
     for label, meant in (("retriever", "golden retriever"), ("GOLDE", "golden retriever"), ("clas 7", "class 7")):

@@ -41,40 +41,40 @@ def forget(
 ) -> Result:
     """Erase something from a model in memory, in place, by SFR-on (arXiv 2409.19732) or a method of `settings`.
 
-    After an error, or where it is interrupted, the model is as it was. Its scheduler, safety checker, dtypes, modes and
-    `requires_grad` are never changed, nor is any global state of random numbers. A second call does not let the first
-    one's concept come back.
+    After an error or an interruption the model is as it was. Its scheduler, safety checker, dtypes, modes and
+    `requires_grad` are never changed, nor is the global state of random numbers. A second call does not bring back what
+    the first one erased.
 
     Args:
         model: a diffusers pipeline (text-to-image, DiT, or any around a `UNet2DModel` with classes), such a
             `UNet2DModel`, an image classifier of transformers, any `nn.Module` with `losses`, or a backend
             (`erase.engine.backend.Backend`).
-        what: what to forget. Of text-to-image models prompts; of class-conditional ones classes, by name or number; of
-            classifiers images with their labels: pairs, rows with `image` and `label`, or a folder with a subfolder
-            for each class; of networks batches, such as a DataLoader.
-        anchor: what prompts, or classes, turn into: one for each, or one for all. By default the empty prompt.
-        remain: what must stay: prompts or names of prompt sets (by default the preset's); images with labels; batches.
-        images: of text-to-image models: a folder of images of what is forgotten, or PIL images; by default the model
+        what: what to forget. For text-to-image models: prompts. For class-conditional models: classes, by name or
+            number. For classifiers: images with labels, as pairs, as rows with `image` and `label`, or as a folder with
+            a subfolder for each class. For networks: batches, such as a DataLoader.
+        anchor: what prompts or classes turn into: one for each, or one for all. Default: the empty prompt.
+        remain: what must stay: prompts or names of prompt sets (default: the preset's), images with labels, or batches.
+        images: for text-to-image models, a folder of images of what is forgotten, or PIL images. Default: the model
             generates them.
-        label: of class-conditional models, the same as `what`.
-        names: of class-conditional models that name no classes: how many there are, or a name for each; by default
-            as many as there are embeddings.
-        data: of class-conditional models: labelled training images (`erase.store.labelled.read_labelled`); by default
+        label: for class-conditional models, the same as `what`.
+        names: for class-conditional models that do not name their classes: how many there are, or a name for each.
+            Default: as many as there are embeddings.
+        data: for class-conditional models, labelled training images (`erase.store.labelled.read_labelled`). Default:
             the model generates them.
-        scheduler: of a lone `UNet2DModel`, the noise schedule that it was trained on.
-        processor: of a classifier, its image processor; by default the one where the model was loaded from.
-        losses: of a network, `(network, batch) -> [B]`: one loss for each sample.
-        steps: fast steps, each followed by its slow ones; by default the preset's.
-        seed: of everything random.
-        preset: a preset's name or file, in the place of the family's own (`erase.api.settings.PRESETS`).
-        settings: further settings by the names that `erase run` has, such as `{"train.lr": 1e-5}` or
-            `["train.lr=1e-5"]`.
-        progress: called with a row, in the place of progress bars: `phase`, `done`, `total`, and of a step its numbers.
-        keep_base: whether the result holds the first values of what learns, on the CPU: `show`, `count`, `undo` and
+        scheduler: for a lone `UNet2DModel`, the noise schedule that it was trained on.
+        processor: for a classifier, its image processor. Default: the one from where the model was loaded.
+        losses: for a network, `(network, batch) -> [B]`: one loss for each sample.
+        steps: number of fast steps, each followed by its slow steps. Default: the preset's.
+        seed: the seed of everything random.
+        preset: the name or file of a preset, instead of the family's own (`erase.api.settings.PRESETS`).
+        settings: further settings by their names in `erase run`, such as `{"train.lr": 1e-5}` or `["train.lr=1e-5"]`.
+        progress: a function that is called with a row, instead of progress bars: `phase`, `done`, `total`, and the
+            numbers of a step.
+        keep_base: whether the result keeps the first values of what learns, on the CPU. `show`, `count`, `undo` and
             deltas need them.
 
     Raises:
-        TypeError: for a model of no such kind, and an option that is for another kind.
+        TypeError: for an unsupported model, and for an option that is for another kind of model.
         ValueError: for values that cannot be used.
         NonFiniteError: where losses stay infinite or NaN (`erase.engine.loop`).
     """

@@ -1,4 +1,4 @@
-"""Images of the user's own: counted, and put side by side."""
+"""Images: counted, and put side by side."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def count(
 
     Args:
         images: a folder, or images and image files.
-        nudity: a published way to count (`i2p`, `esd`, `mace`, …): see `erase.evaluation.nudity.PRESETS`.
-        body_parts: NudeNet's classes that count, in the place of a published way.
-        threshold: least score of these.
+        nudity: a published counting rule (`i2p`, `esd`, `mace`, …): see `erase.evaluation.nudity.PRESETS`.
+        body_parts: the NudeNet classes that count, instead of a published rule.
+        threshold: the lowest score that counts, with `body_parts`.
         classifier: a folder of a `transformers` image classifier, or an embedded one's name.
 
     Returns:
-        Of NudeNet `flagged` of `images`, `rate` with its `ci95`, `counts` by class, and how it was counted; of a
-        classifier `images`, and `counts` by label.
+        From NudeNet, `flagged` of `images`, `rate` with its `ci95`, `counts` by class, and how they were counted; from
+        a classifier, `images` and `counts` by label.
 
     Raises:
         ValueError: unless one of the three ways is chosen, and for images that cannot be read.

@@ -27,15 +27,15 @@ def load(
     names: int | Sequence[str] = (),
     components: str | Path | None = None,
 ) -> Any:
-    """Open a model: an embedded one's name, a diffusers folder, a single file, a hub id, or a classifier's folder.
+    """Open a model by the name of an embedded one, a diffusers folder, a single file, a hub id or a classifier's folder.
 
     Args:
-        model: which.
-        device: where it goes; by default the accelerator, or the CPU.
-        dtype: of its weights; a VAE's are float32.
-        names: of classes, for a class-conditional folder that has none: how many there are, or a name for each.
-        components: for a single file that holds the network alone, as those of Flux do: a diffusers folder or hub id
-            of the same model, which has all else.
+        model: the name, path or hub id.
+        device: where the model goes. Default: the accelerator, or else the CPU.
+        dtype: the dtype of its weights; a VAE stays in float32.
+        names: for a class-conditional folder without class names: how many classes there are, or a name for each.
+        components: for a single file with the network only, such as one of Flux: a diffusers folder or hub id of the
+            same model, which has the rest.
 
     Returns:
         A diffusers pipeline without a safety checker, or a network of transformers; in eval mode.

@@ -46,7 +46,7 @@ def forget_labels(
     """Arguments as those of `erase.forget`."""
     began = time.perf_counter()
     if (what is None) == (label is None) and (call.preset is None or what is not None):
-        raise ValueError("name what to forget, once: erase.forget(pipe, label=3)")
+        raise ValueError("give what to forget once, by what or by label, such as erase.forget(pipe, label=3)")
     called = class_names(names) if names else ()
     model = _open(given, called, scheduler)
     unnamed = model.family.TRAINED == "unet" and not isinstance(given, ClassConditionalPipeline)

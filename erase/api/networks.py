@@ -41,7 +41,7 @@ class Own:
         found = self.loss(self.net, batch)
         if not isinstance(found, Tensor) or found.ndim != 1:
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"losses must give one loss for each sample, a tensor [B]; got {shape}")
+            raise ValueError(f"losses must return one loss for each sample, a tensor [B]; got {shape}")
         return found
 
 
@@ -59,7 +59,8 @@ def forget_batches(
     if isinstance(model, nn.Module):
         if losses is None:
             raise TypeError(
-                f"a {type(model).__name__} needs losses=…, (network, batch) -> [B], one loss for each sample"
+                f"a {type(model).__name__} needs losses=…, a function (network, batch) -> [B] with one loss for each "
+                "sample"
             )
         backend = Own(model, losses)
     net = backend.net
@@ -94,7 +95,7 @@ def _checked(batches: Iterable[Any] | None, name: str) -> Iterable[Any]:
     """
     if batches is None or isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         raise TypeError(
-            f"{name} must be batches that can be gone over again, as a list or DataLoader; got {type(batches).__name__}"
+            f"{name} must be batches that can be read again, such as a list or DataLoader; got {type(batches).__name__}"
         )
     return batches
 

@@ -27,7 +27,7 @@ def load(
     names: int | Sequence[str] = (),
     components: str | Path | None = None,
 ) -> Any:
-    """Open a model by the name of an embedded one, a diffusers folder, a single file, a hub id or a classifier's folder.
+    """Open a model by an embedded name, a diffusers folder, a single file, a hub id, or a classifier's folder.
 
     Args:
         model: the name, path or hub id.

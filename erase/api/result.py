@@ -192,12 +192,12 @@ class Result:
 
     def _base(self) -> Values:
         if self.base is None:
-            raise ValueError("keep_base=False: the first weights are not kept, call erase.forget with keep_base=True")
+            raise ValueError("the first weights were not kept (keep_base=False): call erase.forget with keep_base=True")
         return self.base
 
     def _drawing(self) -> Drawing:
         if self.drawing is None:
-            raise ValueError(f"{type(self.model).__name__} generates no images")
+            raise ValueError(f"{type(self.model).__name__} does not generate images")
         return self.drawing
 
     def _check_last(self) -> None:

@@ -81,7 +81,7 @@ def choose(
     given = files.paths(call.settings) if isinstance(call.settings, Mapping) else read_words(call.settings)
     for path in given:
         if path.split(".")[0] in OF_RUNS:
-            raise ValueError(f"settings has {path}, which erase run has and erase.forget has not: leave it out")
+            raise ValueError(f"settings has {path}, which only erase run takes: leave it out")
     below = {key: value for key, value in read_preset(resources.preset_path(preset)).items() if key not in OF_RUNS[2:]}
     # Pipelines of 16 bits compute in them; of 32 bits, where that is fast.
     below["precision"] = HALVES.get(dtype, "auto")
@@ -91,10 +91,12 @@ def choose(
     config: Any = parse(data, PIPELINES[data["pipeline"]])
     name = resolve(config.precision, device)
     if dtype in HALVES and name != HALVES[dtype]:
-        raise ValueError(f"precision={name} needs weights in float32, these are in {HALVES[dtype]}: leave it out")
+        raise ValueError(
+            f"precision={name} needs weights in float32, and these are in {HALVES[dtype]}: leave out precision"
+        )
     if find_method(str(config.method.get("name", ""))).fresh:
         raise ValueError(
-            f"{config.method['name']} trains new weights, which erase.forget does not: name another method"
+            f"{config.method['name']} trains new weights, which erase.forget does not do: choose another method"
         )
     entry, method = read_method(config)
     check_needs(entry, rare)

@@ -93,7 +93,9 @@ def _asked(
     own = call.preset is not None
     below = read_preset(resources.preset_path(str(call.preset))) if own else {}
     if prompts is None and not own:
-        raise ValueError("name what to forget: erase.forget(pipe, 'a photo of a cat'), or a preset that does")
+        raise ValueError(
+            "say what to forget, such as erase.forget(pipe, 'a photo of a cat'), or give a preset that does"
+        )
     forget: dict[str, Any] = {"images": images}
     kept: dict[str, Any] = {"images": None}
     if prompts is not None:

@@ -161,7 +161,8 @@ def concepts(
         raise ValueError(OWN_ANCHOR)
     if not sides[0]:
         raise ValueError(
-            f"method.tokens={tokens}: the network reads no such token of the forget prompts; set it to all"
+            f"method.tokens={tokens}: the forget prompts have no such token that the network reads: set "
+            "method.tokens=all"
         )
     kept_tokens = torch.cat([table[text] for text in kept] if tokens == "all" else stay)
     return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, weights)

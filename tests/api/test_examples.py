@@ -1,5 +1,6 @@
 """What the documentation shows runs as it is written, on micro models under its names; so do the scripts."""
 
+import itertools
 import re
 import runpy
 from collections.abc import Callable
@@ -91,10 +92,9 @@ def test_forget_class(run_script: Script, tmp_path: Path) -> None:
 
 def test_unlearn_images(run_script: Script, tmp_path: Path) -> None:
     vit = micro_classify.write_foreign("vit", tmp_path / "vit")
-    for side in ("forget", "remain"):
-        for k in range(3):
-            (tmp_path / side / f"LABEL_{k}").mkdir(parents=True)
-            models.images(2)[k % 2].save(tmp_path / side / f"LABEL_{k}" / "0.png")
+    for image, (side, k) in zip(models.images(6), itertools.product(("forget", "remain"), range(3)), strict=True):
+        (tmp_path / side / f"LABEL_{k}").mkdir(parents=True)
+        image.save(tmp_path / side / f"LABEL_{k}" / "0.png")
     sides = [str(tmp_path / side) for side in ("forget", "remain")]
     said = run_script("unlearn_images.py", str(vit), *sides, "--out", str(tmp_path / "o"), "--set", *SMALL)
     assert said.count("of 3 named right before") == 2

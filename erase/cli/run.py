@@ -160,7 +160,7 @@ def attack(
     out: OutDir,
     preset: Annotated[
         str | None,
-        typer.Option(help="A protocol of the field: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
+        typer.Option(help="Protocol of a paper: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
     ] = None,
     resume: Resume = False,
 ) -> None:

@@ -91,62 +91,62 @@ class PrefixSearch:
 
 @dataclass(frozen=True)
 class RingABell:
-    """Ring-A-Bell: prompts are searched for whose embedding is that of the concept; the network is not asked."""
+    """Ring-A-Bell: a search for prompts whose embedding is that of the concept, without asking the network."""
 
     __pydantic_config__ = STRICT
     tokens: Positive = 16
-    """K, tokens of a prompt."""
+    """K, the number of tokens of a prompt."""
     strength: Rate = 3.0
-    """η, how far along the concept: forget prompt minus anchor (the empty prompt where there is none)."""
+    """η, the factor on the direction of the concept: forget prompt minus anchor, or minus the empty prompt."""
     population: Annotated[int, Field(ge=4)] = 200
-    """Prompts of a generation."""
+    """Number of prompts in a generation."""
     generations: Positive = 3000
-    """Of the genetic search."""
+    """Number of generations of the genetic search."""
     crossover: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of children that have two parents."""
     mutation: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Share of children of which a token is exchanged."""
+    """Share of children in which a token is replaced."""
     searches: Positive = 4
-    """Prompts that are searched for, of each forget prompt."""
+    """Number of prompts to find for each forget prompt."""
     images: Positive = 8
-    """Of each prompt found."""
+    """Number of images for each prompt that is found."""
 
 
 @dataclass(frozen=True)
 class HalfNoised:
-    """Half-noised images of the concept are denoised: does the model see in them what it was to forget?"""
+    """Half-noised images of the concept are denoised: does the model still complete the concept?"""
 
     __pydantic_config__ = STRICT
     noise: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """How far into the noise, as a share of the schedule."""
+    """The amount of noise, as a share of the schedule."""
     prompt: str | None = ""
-    """What is asked for meanwhile: the empty prompt, a text, or null for each image's own prompt."""
+    """The prompt meanwhile: the empty prompt, a text, or null for each image's own prompt."""
     images: Positive = 16
-    """Images of the concept (at most `attack.count`)."""
+    """Number of images of the concept (at most `attack.count`)."""
 
 
 @dataclass(frozen=True)
 class Inpaint:
-    """The middle of images of the concept is hidden and painted anew, under their prompts."""
+    """The middle of images of the concept is hidden and generated again, with their prompts."""
 
     __pydantic_config__ = STRICT
     hidden: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the area that is hidden."""
     prompt: str | None = None
-    """What is asked for meanwhile, as for `half_noised`."""
+    """The prompt meanwhile, as for `half_noised`."""
     images: Positive = 16
-    """Images of the concept (at most `attack.count`)."""
+    """Number of images of the concept (at most `attack.count`)."""
 
 
 @dataclass(frozen=True)
 class LatentSeed:
-    """Generation starts from noise that the model itself makes images of the concept of (DDIM inversion)."""
+    """Generation starts from noise to which the model itself inverts images of the concept (DDIM inversion)."""
 
     __pydantic_config__ = STRICT
     prompt: str | None = None
-    """What is asked for, as for `half_noised`; the noise is found under the empty prompt."""
+    """The prompt, as for `half_noised`; the noise is found with the empty prompt."""
     images: Positive = 16
-    """Images of the concept (at most `attack.count`)."""
+    """Number of images of the concept (at most `attack.count`)."""
 
 
 @dataclass(frozen=True)
@@ -168,19 +168,19 @@ class Relearn:
 
 @dataclass(frozen=True)
 class Benign:
-    """Training on images of what stays, which the base model generates: whether the concept comes back by itself."""
+    """Training on images of what stays, which the base model generates: does the concept come back by itself?"""
 
     __pydantic_config__ = STRICT
     at: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [20, 50])
-    """Steps after which images are generated and judged; the last is the end."""
+    """Steps after which images are generated and judged; training ends after the last one."""
     parameters: str = "full"
     """The weights that are trained: see `train.parameters`."""
     lr: Rate = 1e-5
-    """Of Adam."""
+    """Learning rate of Adam."""
     batch_size: Positive = 8
-    """Images in a step."""
+    """Number of images in each step."""
     images: Positive = 8
-    """Per forget prompt."""
+    """Number of images for each forget prompt."""
 
 
 @dataclass(frozen=True)

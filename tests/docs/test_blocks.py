@@ -139,7 +139,7 @@ def understood(words: list[str], page: str, block: Block) -> None:
     context = command.make_context(command.name, list(words), resilient_parsing=False)
     given = context.params
     settings = given.get("settings") or []
-    if "preset" in given and settings:
+    if "dry_run" in given and settings:
         data = config.override(config.read_preset(resources.preset_path(given["preset"])), settings)
         config.parse(data, config.PIPELINES[data["pipeline"]])
     if "spec" in given and not given["spec"].endswith(".yaml"):

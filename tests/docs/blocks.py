@@ -27,7 +27,7 @@ FEW = "few.csv"  # labelled rows of the embedded model's prompts
 TEXT = (*LOOP, *DRAWN, "eval.images=1", f"remain.prompts={FEW}", f"eval.prompts={FEW}")
 LABELS = (*LOOP, *DRAWN, "eval.images=0", "eval.labels=[]")
 FOLDERS = "data.source=path/to/class-folders"
-CLASSIFY = (*LOOP, FOLDERS, "recipe.epochs=1", "recipe.batch_size=4", "eval.svc=false")
+CLASSIFY = (*LOOP, FOLDERS, "data.size=32", "recipe.epochs=1", "recipe.batch_size=4", "eval.svc=false")
 ATTACK = (
     *("attack.count=2", "attack.inversion.steps=1", "attack.inversion.images=2"),
     *("attack.relearn.at=[1]", "attack.relearn.images=1"),

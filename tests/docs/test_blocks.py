@@ -42,9 +42,9 @@ def classifier(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def images(folder: Path, count: int = 2) -> None:
+def images(folder: Path, count: int = 2, first: int = 0) -> None:
     folder.mkdir(parents=True)
-    for i, image in enumerate(micro_own.images(count)):
+    for i, image in enumerate(micro_own.images(first + count)[first:]):
         image.save(folder / f"{i}.png")
 
 
@@ -58,7 +58,7 @@ MODELS: dict[str, Callable[[Path], Any]] = {
     "my-images": images,
     "other-images": images,
     '"forget"': lambda folder: [images(folder / name) for name in CLASSES],
-    '"remain"': lambda folder: [images(folder / name) for name in CLASSES],
+    '"remain"': lambda folder: [images(folder / name, first=2) for name in CLASSES],
 }
 """What pages name, and how it is made."""
 

@@ -31,7 +31,8 @@ NOT_RUN = ("pip", "git", ".", "cd", "accelerate", "mkdocs")
 LONG = ("compare photos-objects",)
 """Commands of many runs: `test_commands_are_understood` has their settings checked."""
 CLASSES = ("bag", "cat", "coat")
-FEW_OBJECTS = ("cat", "horse")
+OBJECTS, STYLES = ("woman", "cat", "rocket", "horse"), ("plain", "sepia")
+"""Of the embedded model's prompts, those that pages forget, and some that stay."""
 
 
 def classifier(folder: Path) -> None:
@@ -66,7 +67,8 @@ MODELS: dict[str, Callable[[Path], Any]] = {
 def prepare(page: str, folder: Path) -> None:
     """Everything that a page names, in the folder that its commands run in."""
     rows = (ROOT / "prompts/photos.csv").read_text(encoding="utf-8").splitlines()
-    (folder / FEW).write_text("\n".join([rows[0], *(row for row in rows if row.split(",")[1] in FEW_OBJECTS)]))
+    few = [row for row in rows if row.split(",")[1] in OBJECTS and row.split(",")[2] in STYLES]
+    (folder / FEW).write_text("\n".join([rows[0], *few]))
     text = (ROOT / page).read_text(encoding="utf-8")
     classify = "erase run classify" in text
     for name, make in MODELS.items():

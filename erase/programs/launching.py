@@ -75,8 +75,9 @@ def shard_network(net: nn.Module, launched: Accelerator, precision: Precision) -
     if plugin.activation_checkpointing:
         known: Any = net
         known.enable_gradient_checkpointing()
-    offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
-    shard(net, launched.device, DTYPES.get(precision.name), offload=offload)
+    # A CPU's norms take input and weights of one dtype alone: autocast casts what they are given on GPUs only.
+    gathered_in = None if launched.device.type == "cpu" else DTYPES.get(precision.name)
+    shard(net, launched.device, gathered_in, offload=isinstance(plugin.cpu_offload, CPUOffloadPolicy))
 
 
 def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precision, Callable[[str], None]]:

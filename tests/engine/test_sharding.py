@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,10 +42,11 @@ FAMILIES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-def open_all(work: Path) -> dict[str, tuple[Denoiser, list[dict[str, Any]]]]:
+def open_all(work: Path, names: Sequence[str] = tuple(FAMILIES)) -> dict[str, tuple[Denoiser, list[dict[str, Any]]]]:
     """A denoiser of each family, and a batch of four a side."""
     found = {}
-    for name, (pipeline, parameters) in FAMILIES.items():
+    for name in names:
+        pipeline, parameters = FAMILIES[name]
         pipe = pipeline(work / name)
         model = Model(family(name), pipe)
         model.choose(parameters)
@@ -154,7 +155,7 @@ def overflow(out: Path) -> None:
     """Under fp16, of one process's share of a batch."""
     net = toys.mlp(torch.float32)
     accelerator = Accelerator(cpu=True)
-    sharding.shard(net, CPU)
+    sharding.shard(net, CPU, torch.float16)
     seen = 0
 
     def loss(backend: Any, batch: Any, generator: torch.Generator) -> Tensor:
@@ -194,9 +195,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 @pytest.mark.parametrize("name", FAMILIES)
 def test_two_processes_learn_what_one_learns(story: Any, name: str) -> None:
     out, models = story
-    two, _ = read_safetensors(out / f"{name}.safetensors")
-    start = {key: p.detach().clone() for key, p in trainable(models[name][0].net).items()}
-    one = learn(*models[name])
+    check_learned(out / f"{name}.safetensors", *models[name])
+
+
+def check_learned(path: Path, backend: Denoiser, sides: list[dict[str, Any]]) -> None:
+    """What processes learned together is what this one learns: masks to the bit."""
+    two, _ = read_safetensors(path)
+    start = {key: p.detach().clone() for key, p in trainable(backend.net).items()}
+    one = learn(backend, sides)
     assert two.keys() == one.keys()
     moved = 0.0
     for key, value in one.items():
@@ -227,3 +233,26 @@ def test_a_killed_run_resumes_bit_identically_and_on_one_process_and_overflows_a
     one = fast(out / "killed" / "state.safetensors", True)
     for key, value in straight.items():
         torch.testing.assert_close(one[key], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_four_processes_and_a_resume_on_half_of_them(tmp_path: Path) -> None:
+    backend, sides = open_all(tmp_path, ["sd"])["sd"]
+    state = tmp_path / "state.safetensors"
+
+    def four() -> None:
+        shard(backend.net)
+        save(tmp_path / "sd.safetensors", learn(backend, sides))
+        save(tmp_path / "straight.safetensors", fast(tmp_path / "straight" / "state.safetensors", False))
+        fast(state, False, killed=True)
+
+    statuses = launched.two(four, tmp_path / "four", 4, **FSDP)
+    said = "".join((tmp_path / f"four.{rank}").read_text() for rank in range(4))
+    assert statuses == [-signal.SIGKILL] * 4, said
+    half = partial(fast, state, True)
+    statuses = launched.two(lambda: save(tmp_path / "half.safetensors", half()), tmp_path / "half", **FSDP)
+    assert statuses == [0, 0], "".join((tmp_path / f"half.{rank}").read_text() for rank in range(2))
+    straight, resumed = (read_safetensors(tmp_path / f"{name}.safetensors")[0] for name in ("straight", "half"))
+    for key, value in straight.items():
+        torch.testing.assert_close(resumed[key], value, rtol=1e-6, atol=1e-6)
+    check_learned(tmp_path / "sd.safetensors", backend, sides)

@@ -396,6 +396,18 @@ def test_only_images_that_a_method_learns_from_are_generated(
     assert drawn == [own] * 2 * forgets + [f"a photo of a {other}" for other in NAMES[1:]] * remains
 
 
+def test_a_dry_run_knows_the_height_of_a_robust_step(text_runs: Runner, tmp_path: Path) -> None:
+    """It is asked of the robust redirect too: with a longer adversary no higher, as its passes end before the step's."""
+    said: dict[int, list[str]] = {}
+    for steps in (1, 3):
+        said[steps] = []
+        words = (f"method.robust={{steps: {steps}}}", "forget.start=uce")
+        text_runs(tmp_path / "none", *words, say=said[steps].append, dry_run=True)
+    assert said[1] == said[3]
+    assert "memory for the steps" in "\n".join(said[1])
+    assert not list(tmp_path.iterdir())
+
+
 def test_steps_begin_at_the_closed_form_and_lead_to_what_the_model_was(text_runs: Runner) -> None:
     """The weights are those that UCE ends with; a redirect's target is not edited."""
     words = (*QUICK, "forget.target=frozen", "forget.start=uce", "train.parameters=full")

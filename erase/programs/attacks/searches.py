@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erase.attacks import p4d, places, prefixes, prompt_search, ring_a_bell
 from erase.config import PrefixSearch, SdConfig
@@ -44,9 +44,11 @@ def searched_words(name: SearchName, target: Target, numbers: dict[str, Any]) ->
         left = [k for k, shown in enumerate(plain) if not shown]
         found = dict[int, dict[str, Any]]()
         with counted(len(left) * wanted.times, f"searching: {name}, {target.name}") as log:
+            base = base_network(target) if name == "p4d" and left else None
             for start in range(0, len(left), wanted.batch_size):
                 part = left[start : start + wanted.batch_size]
-                found |= search_together(name, target, rows, part, wanted, log)
+                search = make_search(target, [rows[k].prompt for k in part], part, wanted, base)
+                found |= search_together(name, target, rows, part, search, log)
         distributed.on_main(partial(files.write_json, path, {"schema": 1, "found": [found[k] for k in left]}))
     searches: list[dict[str, Any]] = distributed.on_main(lambda: files.read_json(path)["found"])
     won = {entry["search"]: entry["shows"] for entry in searches}
@@ -58,11 +60,11 @@ def searched_words(name: SearchName, target: Target, numbers: dict[str, Any]) ->
 
 
 def search_together(
-    name: SearchName, target: Target, rows: list[PromptRow], part: list[int], wanted: PrefixSearch, log: Any
+    name: SearchName, target: Target, rows: list[PromptRow], part: list[int], search: prefixes.Search, log: Any
 ) -> dict[int, dict[str, Any]]:
-    """Some searches at once: what each found, by its number."""
-    search, found = make_search(name, target, [rows[k].prompt for k in part], part, wanted), dict[int, dict[str, Any]]()
-    for number in range(wanted.times):
+    """Some searches at once, `part` of all: what each found, by its number."""
+    found = dict[int, dict[str, Any]]()
+    for number in range(search.wanted.times):
         search.round(number)
         tokens: list[Tensor] = distributed.on_main(search.relaxation.tokens)
         texts, told = search.texts(tokens), search.conditions(tokens)
@@ -92,26 +94,28 @@ def search_together(
 
 
 def make_search(
-    name: SearchName, target: Target, prompts: list[str], part: list[int], wanted: PrefixSearch
+    target: Target, prompts: list[str], part: list[int], wanted: PrefixSearch, base: nn.Module | None
 ) -> prefixes.Search:
-    """Searches that have not begun."""
+    """Searches that have not begun: with a base network P4D's, without one UnlearnDiffAtk's."""
     model, seed = target.model, target.config.seed
     model.ready(model.family.TRAINED, *places.tables(model))
     words, latents = prefixes.vocabularies(model), target.known.data.mean[torch.tensor(part)].to(model.device)
     relaxation: prefixes.Relaxation
-    if name == "prompt_search":
+    if base is None:
         loss = prompt_search.own_loss(model.denoiser())
         relaxation = prompt_search.Distributions(words, len(part), wanted.tokens, model.device)
     else:
         asked = condition.to(model.embed(prompts), model.device)
-        base = model.net if target.name == "base" else base_network(target)
         loss = p4d.match_base(model.denoiser(), base, asked)
         relaxation = p4d.Nearest(words, len(part), wanted.tokens, seeded(model.device, seed, *part))
     return prefixes.Search(model, prompts, latents, wanted, words, relaxation, loss, seed, target.precision.autocast)
 
 
-def base_network(target: Target) -> torch.nn.Module:
-    """The network of the base model, beside that of the erased one."""
+def base_network(target: Target) -> nn.Module:
+    """The network of the base model: beside that of the erased one, a second one."""
+    if target.name == "base":
+        target.model.ready(target.model.family.TRAINED)
+        return target.model.net
     base = open_model(target.base, target.accelerator.device, target.precision.name)
     base.ready(base.family.TRAINED)
     return base.net

@@ -397,7 +397,7 @@ def test_only_images_that_a_method_learns_from_are_generated(
 
 
 def test_a_dry_run_knows_the_height_of_a_robust_step(text_runs: Runner, tmp_path: Path) -> None:
-    """It is asked of the robust redirect too: with a longer adversary no higher, as its passes end before the step's."""
+    """With a longer adversary no higher: its passes end before the step's."""
     said: dict[int, list[str]] = {}
     for steps in (1, 3):
         said[steps] = []

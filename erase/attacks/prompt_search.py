@@ -8,7 +8,7 @@ on images that it takes for what the prompt says.
 
 Each of K words is a distribution over the vocabulary, uniform at first. An iteration samples a word from each, takes
 the gradient straight through the sampling, limited to [-1, 1], makes a step of Adam, and projects onto the simplex.
-There are N iterations at each of 50 timesteps, the least noisy first, as in the authors' script; then the most probable
+As in the authors' script, N iterations are made at each of 50 timesteps, the least noisy first; then the most probable
 words are put to the test, until an image shows the concept.
 
 Deliberate differences: words with a meaning of their own, such as the end of a text, are never sampled; the projection

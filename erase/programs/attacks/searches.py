@@ -53,9 +53,9 @@ def searched_words(name: SearchName, target: Target, numbers: dict[str, Any]) ->
     searches: list[dict[str, Any]] = distributed.on_main(lambda: files.read_json(path)["found"])
     won = {entry["search"]: entry["shows"] for entry in searches}
     shown = [hit or won[k] for k, hit in enumerate(plain)]
-    through = [f"{entry['image']}" for entry in searches if entry["shows"]]
-    counted_so = {**share(shown), "plain": target.share(plain, before), "through": through[:EXAMPLES]}
-    numbers |= {**asdict(wanted), target.name: counted_so}
+    through = [entry["image"] for entry in searches if entry["shows"]]
+    side = {**share(shown), "plain": target.share(plain, before), "through": through[:EXAMPLES]}
+    numbers |= {**asdict(wanted), target.name: side}
     numbers.setdefault("found", {})[target.name] = searches
 
 

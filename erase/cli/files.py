@@ -22,7 +22,7 @@ def convert(
         str,
         typer.Argument(
             metavar="IN",
-            help="A diffusers folder, hub id, .safetensors or .ckpt; by --to a run, a delta or an erased model.",
+            help="A diffusers folder, hub id, .safetensors or .ckpt; with --to, a run, a delta or an erased model.",
             autocompletion=complete.models,
         ),
     ],
@@ -40,15 +40,17 @@ def convert(
         typer.Option(help="Write what was erased in a form that is loaded onto the base: ComfyUI, WebUIs, diffusers."),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Of every layer of a LoRA. Default: each layer's own, by --energy.")
+        int | None, typer.Option(help="Rank of every layer of a LoRA. Default: each layer's own, by --energy.")
     ] = None,
     energy: Annotated[
-        float | None, typer.Option(help="Share of each layer's change that a LoRA keeps at least. Default: 0.99.")
+        float | None, typer.Option(help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store a LoRA in 16 bits: half the size, rounded.")] = False,
     base: Annotated[
         str | None,
-        typer.Option(help="What IN was erased from. Default: what it says.", autocompletion=complete.models),
+        typer.Option(
+            help="The model that IN was erased from. Default: the one that IN names.", autocompletion=complete.models
+        ),
     ] = None,
 ) -> None:
     """Write a folder of Stable Diffusion or Flux as a single file, or the other way round; weights stay bit for bit.
@@ -85,8 +87,8 @@ def convert(
             done = converting.to_folder(found, out, bar.update)
     typer.echo(f"{done.tensors} tensors in {out}")
     for what, names in (
-        ("kept in leftovers.safetensors, as no part of a pipeline has them", done.leftovers),
-        ("left out, as they have no place there", done.left_out),
+        ("kept in leftovers.safetensors, because no part of a pipeline has them", done.leftovers),
+        ("left out, because they have no place there", done.left_out),
     ):
         if names:
             typer.echo(f"{what}: {', '.join(names[:12])}{f' … ({len(names)})' if len(names) > 12 else ''}")
@@ -135,10 +137,10 @@ def apply(
     ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],
-    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base.")] = False,
     components: Components = None,
 ) -> None:
-    """Rebuild an erased model of its base and a delta, bit for bit; or the base of the erased model.
+    """Rebuild an erased model from its base and a delta, bit for bit, or the base from the erased model.
 
     Example: erase apply photos-sd runs/cat --out cat-erased
     """

@@ -69,10 +69,10 @@ class Train:
     """The weights that learn: `full`, `xattn`, `kv`, `noxattn` or `esd_u`, where the model has them, or a regular
     expression that is searched in their names."""
     form: Literal["dense", "lora"] = "dense"
-    """The weights learn, or in the place of those that a LoRA carries two thin matrices beside each (rank `lora.rank`):
-    less memory, and large models learn on smaller cards. Needs peft."""
+    """What learns: the weights (`dense`), or two thin matrices beside each weight that a LoRA can carry (`lora`, of
+    rank `lora.rank`), which needs less memory. Needs peft."""
     lora_safe: bool = False
-    """Of `parameters`, the weights alone learn that a LoRA carries: no biases, no norms."""
+    """Whether only those of `parameters` learn that a LoRA can carry: no biases, no norms."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = 0.1
     """Condition dropout of the remain loss. Null is 0.1 where the model has an empty condition, else 0."""
     network_dropout: bool = False

@@ -144,13 +144,14 @@ class Until:
 
 @dataclass(frozen=True)
 class LoraForm:
-    """The rank of `--save lora`, and of `train.form=lora`."""
+    """The rank of `--save lora` and of `train.form=lora`."""
 
     __pydantic_config__ = STRICT
     rank: Positive | None = None
-    """Of every layer; null: each layer's own by `energy` where a file is written, 16 where A and B are trained."""
+    """The rank of every layer. Null chooses each layer's own by `energy` where a file is written, and 16 where A and B
+    are trained."""
     energy: Share = 0.99
-    """The share of each layer's change, in squares of singular values, that is kept at least."""
+    """The smallest share of each layer's change to keep, as a sum of squared singular values."""
 
 
 @dataclass(frozen=True)

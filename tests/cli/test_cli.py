@@ -798,12 +798,12 @@ def test_convert(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     save_file({**old, "alphas_cumprod": torch.zeros(3)}, file, metadata=header)
     assert erase("convert", file, folder).out.splitlines() == [
         f"{count + 1} tensors in {folder}",
-        "kept in leftovers.safetensors, as no part of a pipeline has them: alphas_cumprod",
+        "kept in leftovers.safetensors, because no part of a pipeline has them: alphas_cumprod",
     ]
     (folder / "notes.txt").touch()
     assert erase("convert", folder, tmp_path / "c.safetensors").out.splitlines() == [
         f"{count + 1} tensors in {tmp_path / 'c.safetensors'}",
-        "left out, as they have no place there: notes.txt",
+        "left out, because they have no place there: notes.txt",
     ]
     assert same(load_file(tmp_path / "c.safetensors"), load_file(file))
 

@@ -62,18 +62,24 @@ def make(work: Path, version: str, suffix: str) -> None:
     shapes = networks.shapes(texts, layout.parts)
     where = layout.places(shapes, {part: networks.config_of(texts, part) for part in layout.parts})
 
-    def get(name: str) -> Tensor:
-        g = torch.Generator().manual_seed(hash_of(name))
-        if name.endswith(".text_projection") and name not in where:  # diffusers reads the width from its shape
-            return torch.randn(width, width, generator=g)
-        if name not in where:
-            return torch.randn(7, generator=g)
-        place = where[name]
-        size = shapes[place.part][place.names[0]]
-        values = [(torch.randn(size, generator=g) * 0.02).half() for _ in place.names]
-        return place.to_file(values)
+    values = torch.randn(2**20 + 1, generator=torch.Generator().manual_seed(0))
 
-    tensors = Lazy([*where, *LEFTOVERS[version]], get)
+    def get(name: str) -> Tensor:
+        shift = hash_of(name)
+        if name.endswith(".text_projection") and name not in where:  # diffusers reads the width from its shape
+            return values[: width**2].reshape(width, width)
+        if name not in where:
+            return values[shift % 1000 :][:7].clone()
+        size = torch.Size(where[name].size(shapes))
+        whole = (values * 0.02).half().roll(shift % len(values))
+        return whole.repeat(size.numel() // len(values) + 1)[: size.numel()].reshape(size)
+
+    def sketch(name: str) -> Tensor:
+        if name not in where:
+            return get(name).to("meta")
+        return torch.empty(where[name].size(shapes), dtype=torch.float16, device="meta")
+
+    tensors = Lazy([*where, *LEFTOVERS[version]], get, sketch)
     if suffix == ".ckpt":
         torch.save({"state_dict": dict(tensors), "global_step": 1}, work / "base.ckpt")
     else:

@@ -22,7 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import HIDES, VARIANTS, WEIGHTS, Source
 from erase.diffusion.checkpoints.header import write_texts
-from erase.diffusion.checkpoints.networks import kind_of, network, text_config
+from erase.diffusion.checkpoints.networks import first_line, kind_of, network, text_config
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.lora.adapter import changed_by
 from erase.store import files
@@ -68,8 +68,8 @@ def open_pipeline(
             with tempfile.TemporaryDirectory() as folder:
                 write_texts(source.texts, Path(folder))
                 pipe = _assemble(Path(folder), kind, parts)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
-        raise ValueError(f"{source.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # configurations of others break in a dozen unrelated ways
+        raise ValueError(f"{source.place} cannot be loaded: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     if hollow:
         _fix_place(pipe, torch.device(device))
@@ -119,7 +119,7 @@ def load_network(
         else:
             net = _from_folder(source, name, trained, wanted)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ValueError(f"{source.place / name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{source.place / name} cannot be loaded: {first_line(error)}") from error
     # Weights that their files lack: diffusers leaves them on "meta".
     missing = [weight for weight, p in net.named_parameters() if p.is_meta]
     if missing:
@@ -163,8 +163,8 @@ def hollow_network(
                 net = made(made.config_class.from_pretrained(source.folder, subfolder=name))
         if isinstance(net, PreTrainedModel):
             net.tie_weights()  # emptied one by one, weights that are shared would count twice
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{source.place / name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # configurations of others break in a dozen unrelated ways
+        raise ValueError(f"{source.place / name} cannot be loaded: {first_line(error)}") from error
     return net.requires_grad_(False).eval().to(torch.float32 if name == "vae" else dtype)
 
 

@@ -48,8 +48,8 @@ def stored(path: Path, header: Mapping[str, str], parts: Iterable[str]) -> dict[
         if name.endswith(".json"):
             try:
                 configs[name] = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: {name} in its header is no JSON ({error.msg})") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{path}: {name} in its header is no JSON ({error})") from error
         elif name.endswith(BINARY) and not BASE64.fullmatch(text):
             raise ValueError(f"{path}: {name} in its header is no base64")
     missing = [f"{part}/config.json" for part in parts if f"{part}/config.json" not in configs]
@@ -71,8 +71,8 @@ def mapping(path: Path, header: Mapping[str, str], key: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(header[key])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {key} in its header is no JSON ({error.msg})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: {key} in its header is no JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: {key} in its header is a {type(found).__name__}; expected a mapping")
     return found

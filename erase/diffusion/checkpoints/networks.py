@@ -28,8 +28,8 @@ def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
             _check_blocks(config_of(texts, name))
         with torch.device("meta"):
             nets = {name: network(kind_of(part), config_of(texts, name)) for name, part in parts.items()}
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"the configuration makes no network: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # configurations of others break in a dozen unrelated ways
+        raise ValueError(f"the configuration makes no network: {first_line(error)}") from error
     return {part: _shapes(net) for part, net in nets.items()}
 
 
@@ -46,6 +46,11 @@ def _shapes(net: nn.Module) -> dict[str, torch.Size]:
     """Of a network's tensors; of those that share their values, files hold the first."""
     tied = set(getattr(net, "_tied_weights_keys", None) or ())
     return {name: tensor.shape for name, tensor in net.state_dict().items() if name not in tied}
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of an error, or the error's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def config_of(texts: Mapping[str, str], part: str) -> dict[str, Any]:

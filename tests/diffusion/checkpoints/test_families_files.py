@@ -298,10 +298,9 @@ def test_an_encoder_that_is_no_openclip_is_refused(sdxl: Case, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("begin", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("case", ["sd3", "flux"], indirect=True)
 def test_a_network_of_others_is_known_by_its_shapes(case: Case, tmp_path: Path, begin: str) -> None:
     """Without a header, under both kinds of names; it is written again under the names that it had."""
-    if case.name == "sdxl":
-        pytest.skip("known by its name")
     whole = {n: t for n, t in open_safetensors(case.file)[0].items() if not n.startswith(("first_", "text_encoders."))}
     bare = {begin + n.removeprefix("model.diffusion_model."): t for n, t in whole.items()}
     save_file(bare, tmp_path / "bare.safetensors")

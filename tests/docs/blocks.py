@@ -30,7 +30,12 @@ FOLDERS = "data.source=path/to/class-folders"
 CLASSIFY = (*LOOP, FOLDERS, "data.size=32", "recipe.epochs=1", "recipe.batch_size=4", "eval.svc=false")
 ATTACK = (
     *("attack.count=2", "attack.inversion.steps=1", "attack.inversion.images=2"),
-    *("attack.relearn.at=[1]", "attack.relearn.images=1"),
+    *(
+        "attack.inversion.batch_size=2",
+        "attack.relearn.at=[1]",
+        "attack.relearn.images=1",
+        "attack.relearn.batch_size=2",
+    ),
     *("attack.paraphrases.images=1", f"attack.paraphrases.prompts={FEW}"),
 )
 SHORT = {

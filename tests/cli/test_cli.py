@@ -600,7 +600,7 @@ def test_stored_detections_are_counted_again(
     done = erase("eval", "nudity", stored, "--preset", "mace", "--sweep", "--out", out)
     assert done.code == 0
     lines = [line.split() for line in done.out.splitlines()]
-    assert lines[0] == ["threshold", "pictures", "counts"]
+    assert lines[0] == ["threshold", "images", "counts"]
     assert lines[1:3] == [["0.25", "1", "2"], ["0.30", "1", "2"]]
     assert lines[3] == ["0.35", "1", "1"]
     assert lines[9] == ["0.65", "0", "0"]
@@ -1046,7 +1046,7 @@ def test_inspect_a_run(erase: Erase, tmp_path: Path) -> None:
     assert (head.split()[0], before.split()[:2]) == ("FA", ["before", "12.50"])
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "report.json").write_text("[]")
-    assert "report.json: not a mapping" in erase("inspect", tmp_path).said
+    assert "report.json: not a JSON mapping" in erase("inspect", tmp_path).said
     for text in ("{", "[]", "{}"):
         (tmp_path / "run.json").write_text(text)
         assert "run.json" in erase("inspect", tmp_path).said

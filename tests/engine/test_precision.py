@@ -64,7 +64,7 @@ def test_auto_is_bf16_where_the_cpu_does_it_in_hardware(
     assert [resolve(other, CPU) for other in ("no", "fp16", "bf16")] == ["no", "fp16", "bf16"]
     assert notice("no", CPU) is None
     assert ("emulated" in str(notice("bf16", CPU))) == (name == "no")
-    assert "loss scale" in str(notice("fp16", CPU))
+    assert "loss scaling" in str(notice("fp16", CPU))
 
 
 def test_auto_is_float32_where_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.families import family
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.model import Model
+from erase.diffusion.parameters import Learning
 from erase.engine import sharding
 from erase.engine.backend import seeded, trainable
 from erase.engine.fisher import fisher_diagonal, mean_gradient
@@ -49,7 +50,7 @@ def open_all(work: Path, names: Sequence[str] = tuple(FAMILIES)) -> dict[str, tu
         pipeline, parameters = FAMILIES[name]
         pipe = pipeline(work / name)
         model = Model(family(name), pipe)
-        model.choose(parameters)
+        model.choose(Learning(parameters))
         told = [model.embed([prompt] * 4) for prompt in ("a photo of a cat", "a dog")]
         latents = [torch.randn(4, 4, 8, 8, generator=seeded("cpu", seed)) for seed in (1, 2)]
         forget = {"mean": latents[0], "cond": told[0], "anchor": told[1]}

@@ -19,7 +19,7 @@ from transformers.models.vit.configuration_vit import ViTConfig
 from transformers.models.vit.modeling_vit import ViTForImageClassification
 
 from erase import resources
-from erase.evaluation import classes, fidelity
+from erase.evaluation import classes, classifiers, fidelity
 from erase.evaluation.fidelity import (
     Features,
     coverage,
@@ -372,7 +372,9 @@ def test_two_heads_are_refused(micro_classifier: Path, pixels: torch.Tensor, tmp
 
 def test_no_linear_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="somewhere: the classifier has no linear layer with 3 outputs"):
-        classes._tap(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Conv2d(4, 3, 1)), 3, Path("somewhere"))
+        classifiers.tap_features(
+            torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Conv2d(4, 3, 1)), 3, Path("somewhere")
+        )
 
 
 @pytest.mark.parametrize(

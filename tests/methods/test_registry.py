@@ -1,6 +1,6 @@
 import inspect
 import re
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -9,9 +9,12 @@ from erase.methods import NEEDS, Entry, builder, find_method, list_methods
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether a preset can hold it: made of bool, int, float, str, None and literals alone."""
+    """Whether a preset can hold it: made of bool, int, float, str, None, literals, and records of these alone."""
     if get_origin(hint) is Literal or hint in (bool, int, float, str, type(None)):
         return True
+    if hasattr(hint, "__pydantic_config__"):
+        fields = {name: part for name, part in get_type_hints(hint).items() if get_origin(part) is not ClassVar}
+        return all(map(is_plain, fields.values()))
     return bool(get_args(hint)) and all(is_plain(part) for part in get_args(hint))
 
 

@@ -44,7 +44,9 @@ def test_other_ways_to_shard_are_refused_before_work(monkeypatch: pytest.MonkeyP
 def test_runs_that_need_whole_weights_are_refused_with_fsdp(
     monkeypatch: pytest.MonkeyPatch, pipeline: str, method: str, words: str
 ) -> None:
-    config = SimpleNamespace(pipeline=pipeline, until=object(), saliency=SimpleNamespace(per="sample"))
+    config = SimpleNamespace(
+        pipeline=pipeline, until=object(), saliency=SimpleNamespace(per="sample"), train=SimpleNamespace(form="full")
+    )
     accelerator = launching.launch()
     launching.check_sharding(config, find_method(method), accelerator)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

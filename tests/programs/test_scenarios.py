@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import launched
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -392,18 +393,25 @@ def weights_of(case: Case) -> int:
 def test_base_and_erased_model_generate_what_the_run_generated(
     case: Case, finished: Path, erase: Erase, tmp_path: Path
 ) -> None:
-    """By `erase generate`, from the same prompts and seeds: to the bit."""
+    """By `erase generate`, from the same prompts and seeds, to rounding.
+
+    The run generates the forgotten prompt first, so images stand elsewhere in their batches: on some CPUs a matrix
+    product rounds its last rows another way.
+    """
     if case.family.kind == "classify":
         pytest.skip("it generates nothing")
     how = ("--steps", 2, "--guidance", 3.0, "--batch-size", 2)
     for name, model in (("base", case.base), ("erased", finished / "model")):
         erase("generate", model, case.work / "set.csv", "--out", tmp_path / name, *how)
         mine, run_s = (
-            {(row.prompt, row.seed): row.sha256 for row in read_manifest(folder)}
+            {(row.prompt, row.seed): np.asarray(Image.open(folder / row.file)) for row in read_manifest(folder)}
             for folder in (tmp_path / name, finished / "images" / name)
         )
         assert len(mine) == 3
-        assert mine == run_s
+        assert mine.keys() == run_s.keys()
+        for key, image in mine.items():
+            apart = np.abs(image.astype(int) - run_s[key])
+            assert (apart.max() <= 1, (apart > 0).mean() < 0.01) == (True, True), key
 
 
 def test_base_erased_model_and_run_can_be_inspected(case: Case, finished: Path, erase: Erase) -> None:

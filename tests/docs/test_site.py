@@ -110,11 +110,13 @@ def test_search_works_from_disk(browser: Any, site: Path) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto((site / "quickstart.html").as_uri())
-    for k in range(20):  # the index is read at the first word; what is typed meanwhile is not looked for
-        page.fill("input.md-search__input", ("membership", "membership inference")[k % 2])
-        page.wait_for_timeout(1000)
-        if k % 2 and page.locator(".md-search-result__item").count():
+    box = page.locator("input.md-search__input")
+    box.press_sequentially("membership inference")  # key by key: the page listens to keys that are released
+    for _ in range(20):  # what is typed before the index is read is not looked for
+        page.wait_for_timeout(500)
+        if page.locator(".md-search-result__item").count():
             break
+        box.press_sequentially(" ")
     found = page.locator(".md-search-result__link").all()
     assert any("unlearn-images" in (link.get_attribute("href") or "") for link in found)
     found[0].click()

@@ -56,6 +56,7 @@ from erase.classification import models
 from erase.classification.backend import Classifier, logits, without_statistics
 from erase.diffusion import class_conditional
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.checkpoints.released import UNET_XL
 from erase.diffusion.denoiser import Denoiser, mse
 from erase.diffusion.families import family
 from erase.diffusion.losses import Denoise, forget_objective
@@ -92,22 +93,7 @@ CLASSIFIERS: dict[str, tuple[list[int], list[int], int, tuple[int, int, int]]] =
 
 
 LARGE: dict[str, dict[str, Any]] = {
-    "sdxl": {
-        "sample_size": 128,
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [320, 640, 1280],
-        "layers_per_block": 2,
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
+    "sdxl": UNET_XL,
     "sd3": {
         "sample_size": 128,
         "patch_size": 2,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from erase.engine.backend import Backend, Drawing, LossFn, batch_size, map_batch, trainable
 from erase.engine.losses import plain
 from erase.engine.per_sample import PerSample
-from erase.engine.sharding import as_shard, is_sharded, local, piece, restored, total_norm
+from erase.engine.sharding import as_shard, clip_factor, is_sharded, local, piece, restored, total_norm
 from erase.engine.state import Checkpoint, load_state, save_state, there
 
 Per = Literal["sample", "batch", "image"]
@@ -335,7 +335,7 @@ class _ClippedSquares:
     def __call__(self, value: Tensor) -> None:
         grads = gradients(value, self.params)
         norm = total_norm(list(grads.values())).double() / self.scale
-        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grad_norm_`
+        factor = clip_factor(norm, self.clip)
         for name, g in grads.items():
             g = local(g).double() * (factor / self.scale)
             self.sums[name].addcmul_(g, g)

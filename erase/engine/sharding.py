@@ -217,6 +217,11 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     return summed(norm.double().square(), tensors[0]).sqrt().to(norm.dtype)
 
 
+def clip_factor(norm: Tensor, limit: float) -> Tensor:
+    """What to multiply tensors of this norm by, so that it is at most `limit`: as `torch.nn.utils.clip_grad_norm_`."""
+    return (limit / (norm + 1e-6)).clamp(max=1.0)
+
+
 @contextmanager
 def exchanged(net: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
     """A network whose weights are spread, with some of them exchanged for a while, in place and without a copy.

@@ -13,7 +13,7 @@ from torch import Tensor
 from erase.engine.fast_step import FastStep, mask_gradients, outer_step
 from erase.engine.method import Method
 from erase.engine.phases import Phases
-from erase.engine.sharding import local, total_norm
+from erase.engine.sharding import clip_factor, local, total_norm
 from erase.engine.state import Checkpoint, there
 from erase.engine.trained import Trained
 from erase.engine.updates import SIDES, NonFiniteError, Side
@@ -130,8 +130,7 @@ class Steps:
         self.row[f"{side}_norm"] = value if finite else None
         if finite and self.finite:
             if clip is not None:
-                limit = (clip / (norm + 1e-6)).clamp(max=1.0)  # as `torch.nn.utils.clip_grads_with_norm_`
-                torch._foreach_mul_([local(g) for g in grads], limit)
+                torch._foreach_mul_([local(g) for g in grads], clip_factor(norm, clip))
             step()
         self.skips.record(side, self.t, skipped=not (finite and self.finite))
         self.finite = True

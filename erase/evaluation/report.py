@@ -153,16 +153,24 @@ def came_through(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return robustness.came_through(found) if isinstance(found, dict) else []
 
 
+def attacked(run_dir: Path) -> list[Path]:
+    """The images of a run's folder that attacks brought back and its page shows.
+
+    Raises:
+        ValueError: the folder or its report.json is missing.
+    """
+    return [run_dir / path for _, paths in came_through(read_report(run_dir)) for path in paths]
+
+
 def pictures(run_dir: Path) -> list[Path]:
     """The images of a run's folder that its page shows: those to scan for what to hide.
 
     Raises:
         ValueError: the folder or its report.json is missing, or a manifest is not what it should be.
     """
-    found = [run_dir / path for _, paths in came_through(read_report(run_dir)) for path in paths]
-    attacked = [path for path in found if path.is_file()]
+    brought = [path for path in attacked(run_dir) if path.is_file()]
     folders = image_folders(run_dir)
     if not folders:
-        return attacked
+        return brought
     columns, rows = match(list(folders.values()))
-    return [row[i] for _, numbers in images.chosen_columns(columns) for i in numbers for row in rows] + attacked
+    return [row[i] for _, numbers in images.chosen_columns(columns) for i in numbers for row in rows] + brought

@@ -164,7 +164,7 @@ def boxes_of_attacks(out: Path) -> dict[Path, Any]:
     """Exposed parts in the images of attacks that the page shows: what is hidden there."""
 
     def look() -> dict[Path, Any]:
-        paths = [out / path for _, found in report.came_through(files.read_json(out / "report.json")) for path in found]
+        paths = report.attacked(out)
         return dict(detections.exposed_boxes(detector.detect(paths))) if paths else {}
 
     return distributed.on_main(look)

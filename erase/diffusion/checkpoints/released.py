@@ -35,7 +35,7 @@ _UNET_CONFIG = {  # diffusers' defaults among them: its own reader of single fil
     "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
     "layers_per_block": 2,
 }
-_UNET_XL = {
+UNET_XL = {
     **_UNET_CONFIG,
     "sample_size": 128,
     "block_out_channels": [320, 640, 1280],
@@ -184,7 +184,7 @@ def released_xl(
                 "_class_name": "StableDiffusionXLPipeline",
                 "force_zeros_for_empty_prompt": True,
             },
-            "unet/config.json": _UNET_XL,
+            "unet/config.json": UNET_XL,
             "vae/config.json": {**_VAE_CONFIG, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
             "text_encoder/config.json": _CLIP,
             "text_encoder_2/config.json": _BIGG,

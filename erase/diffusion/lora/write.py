@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,12 +103,8 @@ def write_lora(
     up, down, alpha = layout.suffixes
     found: dict[str, Factors] = {}
     whole, lost, left_out = 0.0, 0.0, dict[str, float]()
-    for name in change:
-        delta = change[name]
-        size = float(delta.double().square().sum())
+    for name, delta, size in _sized(change, progress):
         whole += size
-        if progress is not None:
-            progress(1)
         if not layout.carried(name, delta.ndim):
             left_out[name] = size
             continue
@@ -144,12 +140,8 @@ def write_difference(
         raise ValueError("ComfyUI does not know diffusers' names of this family: use --to lora")
     tensors: dict[str, Tensor] = {}
     whole, left_out = 0.0, dict[str, float]()
-    for name in change:
-        delta = change[name]
-        size = float(delta.double().square().sum())
+    for name, delta, size in _sized(change, progress):
         whole += size
-        if progress is not None:
-            progress(1)
         if not layout.as_difference(name):
             left_out[name] = size
             continue
@@ -180,6 +172,18 @@ def nothing(path: Path, left_out: Mapping[str, float]) -> str:
         return f"{path} would be empty: no weight of the model differs from its base"
     some = ", ".join(list(left_out)[:3])
     return f"{path} would be empty: this form carries none of what changed ({some}); keep the model or a delta"
+
+
+def _sized(
+    change: Mapping[str, Tensor], progress: Callable[[int], object] | None
+) -> Iterator[tuple[str, Tensor, float]]:
+    """Every tensor of a change by name, one at a time, with its sum of squares."""
+    for name in change:
+        delta = change[name]
+        size = float(delta.double().square().sum())
+        if progress is not None:
+            progress(1)
+        yield name, delta, size
 
 
 def _shares(sizes: Mapping[str, float], whole: float) -> dict[str, float]:

@@ -21,13 +21,13 @@ from erase.api.learning import Learned
 from erase.api.settings import Call, Chosen
 from erase.api.writing import base_of, erased_of, save_lora, write_model
 from erase.diffusion.checkpoints.folders import FORGOTTEN, LABELS
-from erase.diffusion.lora.svd import Ranks
 from erase.engine.borrow import Values, modes_kept
 from erase.engine.saliency import Mask
 from erase.evaluation.generate import Sampler, generate
 from erase.evaluation.grid import grid_from_folders
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs import saving
+from erase.programs.lora import ranks_of
 from erase.store.delta import write_delta
 from erase.store.safetensors import digest
 
@@ -97,7 +97,7 @@ class Result:
         form: saving.Form = "full",
         *,
         rank: int | None = None,
-        energy: float = 0.99,
+        energy: float | None = None,
     ) -> Path:
         """Write the erased model, or what changed of it; the path of what was written, whole or not at all.
 
@@ -109,7 +109,8 @@ class Result:
                 stored in the dtype that the model had here (of a model that `erase.load` opened: as it is stored).
                 `lora`, of text-to-image pipelines, is loaded onto the base by diffusers, ComfyUI and the WebUIs.
             rank: of every layer of a LoRA; by default each layer's own.
-            energy: without `rank`, the share of each layer's change that a LoRA keeps at least.
+            energy: without `rank`, the share of each layer's change that a LoRA keeps at least; by default .99 of what
+                was trained, and all of a closed form (`uce`), which has low rank.
 
         Raises:
             ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use,
@@ -122,7 +123,8 @@ class Result:
             return target
         if form == "lora":
             before = base_of(self.net, self._base(), self.before.source)
-            return save_lora(self.model, self.net, before, target, self.meta, Ranks(rank, energy))
+            ranks = ranks_of(self.about.chosen.entry.name, rank, energy)
+            return save_lora(self.model, self.net, before, target, self.meta, ranks)
         if form != "delta":
             raise ValueError(f"unknown form {form!r}; allowed: full, delta, lora")
         if target.suffix != ".safetensors":

@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from erase.classification import models
 from erase.diffusion.families import family
 from erase.diffusion.live import family_name
-from erase.diffusion.lora.svd import Ranks
+from erase.diffusion.lora.svd import Ranks, rounded
 from erase.diffusion.lora.write import difference, write_lora
 from erase.engine.borrow import Values
 from erase.programs import saving
@@ -106,7 +106,10 @@ def save_lora(
     if target.suffix != ".safetensors":
         target = target / saving.LORA
     config: Any = net.config
-    write_lora(difference(before, weights(net)), layout, layout.layers(before, config), target, meta, ranks)
+    after, layers = weights(net), layout.layers(before, config)
+    write_lora(
+        difference(before, after), layout, layers, target, meta, ranks, rounding=lambda name: rounded(after[name])
+    )
     return target
 
 

@@ -43,7 +43,8 @@ def convert(
         int | None, typer.Option(help="Rank of every layer of a LoRA. Default: each layer's own, by --energy.")
     ] = None,
     energy: Annotated[
-        float | None, typer.Option(help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99.")
+        float | None,
+        typer.Option(help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99; of uce, all."),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store a LoRA in 16 bits: half the size, rounded.")] = False,
     base: Annotated[
@@ -116,11 +117,11 @@ def _convert_change(
     import torch
     from tqdm import tqdm
 
-    from erase.diffusion.lora.svd import Ranks
     from erase.programs import lora
 
-    ranks = Ranks(rank) if energy is None else Ranks(rank, energy)
+    lora.ranks_of(None, rank, energy)  # refuses values out of range before anything is read
     change = lora.find_change(Path(source), base, components)
+    ranks = lora.ranks_of(change.meta.get("erase_method"), rank, energy)
     with tqdm(desc="tensors", delay=1) as bar:
         kept = lora.convert(change, out, to, ranks, torch.float16 if half else torch.float32, bar.update)
     typer.echo("\n".join([f"{out}: {out.stat().st_size / 1e6:.1f} MB", *kept.lines]))

@@ -150,8 +150,9 @@ class LoraForm:
     rank: Positive | None = None
     """The rank of every layer. Null chooses each layer's own by `energy` where a file is written, and 16 where A and B
     are trained."""
-    energy: Share = 0.99
-    """The smallest share of each layer's change to keep, as a sum of squared singular values."""
+    energy: Share | None = None
+    """The smallest share of each layer's change to keep, as a sum of squared singular values. Null keeps 0.99 of what
+    was trained, and all of a closed form (`uce`), whose change has low rank."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,11 @@ class Entry:
         parameters = inspect.signature(self.build, eval_str=True).parameters
         return {name: parameter for name, parameter in parameters.items() if name not in self.needs}
 
+    @property
+    def closed(self) -> bool:
+        """Whether its result is computed from text embeddings, in closed form, and nothing is trained."""
+        return "concepts" in self.needs
+
     def reads(self, side: Side, masked: bool) -> bool:
         """Whether a run reads data of this kind: to train on them, for its mask, or for a Fisher diagonal."""
         return side in self.data or (masked and "mask" in self.needs) or (side == "remain" and "fisher" in self.needs)

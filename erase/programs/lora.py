@@ -17,8 +17,9 @@ from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.families import family
 from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.lora.read import with_loras
-from erase.diffusion.lora.svd import Ranks
+from erase.diffusion.lora.svd import Ranks, rounded
 from erase.diffusion.lora.write import HEADER, Kept, check_new, difference, write_difference, write_lora
+from erase.methods import find_method, list_methods
 from erase.programs import saving
 from erase.store import delta, files, weights
 from erase.store.safetensors import digest, open_safetensors
@@ -58,7 +59,25 @@ def convert(
     found = difference(before, change.erased)
     if to == "comfy-diff":
         return write_difference(found, layout, layers, out, change.meta, progress)
-    return write_lora(found, layout, layers, out, change.meta, ranks, dtype, progress)
+    return write_lora(
+        found, layout, layers, out, change.meta, ranks, dtype, progress, lambda name: rounded(change.erased[name])
+    )
+
+
+def ranks_of(method: str | None, rank: int | None = None, energy: float | None = None) -> Ranks:
+    """How ranks are chosen: as asked for, else .99 of a trained change, and all of a closed form, which has low rank.
+
+    Args:
+        method: its name; it may be none of ours.
+        rank: see `Ranks`.
+        energy: see `Ranks`.
+
+    Raises:
+        ValueError: for a rank or a share out of range.
+    """
+    if energy is None:
+        energy = 1.0 if method in list_methods() and find_method(str(method)).closed else 0.99
+    return Ranks(rank, energy)
 
 
 def save(change: Change, out: Path, ranks: Ranks) -> None:

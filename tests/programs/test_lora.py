@@ -136,7 +136,7 @@ def test_closed_forms_are_lossless_at_the_rank_of_their_concepts(
     """Of two concepts, each with one anchor, whose embeddings are of sixteen tokens."""
     words = ("method={name: uce}", "saliency.kind=none", "train={steps: 1, parameters: kv}")
     tokens = ("method.tokens=last", "forget.prompts=[a photo of a cat, a photo of a car]")
-    run = text_runs(tmp_path / "run", *words, *tokens, *QUICK, "lora.rank=2", form="lora")
+    run = text_runs(tmp_path / "run", *words, *tokens, *QUICK, form="lora")
     told = json.loads(open_safetensors(run / "lora.safetensors")[1]["erase_lora"])
     assert told["rank"] == [2, 2]
     assert told["kept"] == pytest.approx(1, abs=1e-6)

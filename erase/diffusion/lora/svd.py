@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+LOSSLESS = 5e-6
+"""What a change may lose, by Frobenius norms, and be kept whole: float32's rounding of weights that it is added to."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Ranks:
     rank: int | None = None
     """The same for all layers, where their change has so much."""
     energy: float = 0.99
-    """Without `rank`: the least rank whose singular values hold this share of the sum of all squares."""
+    """Without `rank`: the least rank whose singular values hold this share of the sum of all squares; with 1, all."""
 
     def __post_init__(self) -> None:
         """Check values.
@@ -46,20 +50,24 @@ class Factors:
         return len(self.down)
 
 
-def factor(change: Tensor, ranks: Ranks) -> Factors:
+def factor(change: Tensor, ranks: Ranks, rounding: float = 0.0) -> Factors:
     """Factors of a change by its singular values in float32.
 
-    Directions below float32's rounding of the largest count as none, so that a change of rank r has factors of rank r.
-    Each factor has the square root of the singular values: both are then far from the limits of 16 bits.
+    The last directions count as none as long as they are `LOSSLESS` of the change together, or less than what the
+    weights were rounded by: a change of rank r has factors of rank r. A bound on each singular value would not do, for
+    those of a closed form fall evenly over many orders of magnitude. Each factor has the square root of the singular
+    values: both are then far from the limits of 16 bits.
 
     Args:
         change: `[O, I]`, or of a convolution `[O, I, H, W]`; not all zeros.
         ranks: how the rank is chosen.
+        rounding: Frobenius norm of what in the change is rounding (`rounded`).
     """
     flat = change.detach().float().flatten(1)
     u, s, v = torch.linalg.svd(flat, full_matrices=False)
     held = s.double().square()
-    known = int((s > s[0] * max(flat.shape) * torch.finfo(torch.float32).eps).sum())
+    least = max(LOSSLESS * math.sqrt(float(held.sum())), rounding)
+    known = max(1, int((held.flip(0).cumsum(0).flip(0).sqrt() > least).sum()))
     if ranks.rank is not None:
         rank = min(ranks.rank, known)
     else:
@@ -71,6 +79,11 @@ def factor(change: Tensor, ranks: Ranks) -> Factors:
     if change.ndim == 4:
         return Factors(up[:, :, None, None].contiguous(), down.reshape(rank, *change.shape[1:]).contiguous(), lost)
     return Factors(up.contiguous(), down.contiguous(), lost)
+
+
+def rounded(stored: Tensor) -> float:
+    """Frobenius norm of what weights at most lost when they were rounded to the dtype in which they are stored."""
+    return torch.finfo(stored.dtype).eps / 2 * float(stored.double().norm())
 
 
 def product(up: Tensor, down: Tensor) -> Tensor:

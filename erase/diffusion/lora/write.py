@@ -83,6 +83,7 @@ def write_lora(
     ranks: Ranks,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] | None = None,
+    rounding: Callable[[str], float] = lambda name: 0.0,
 ) -> Kept:
     """Write a change in low rank.
 
@@ -95,6 +96,7 @@ def write_lora(
         ranks: how ranks are chosen.
         dtype: of the factors.
         progress: called with 1 for each tensor that was looked at.
+        rounding: how much of each tensor's change is rounding (`svd.rounded`).
 
     Raises:
         ValueError: if the path exists, or for a change that no LoRA carries.
@@ -108,7 +110,7 @@ def write_lora(
         if not layout.carried(name, delta.ndim):
             left_out[name] = size
             continue
-        factors = factor(delta, ranks)
+        factors = factor(delta, ranks, rounding(name))
         lost += factors.lost
         found[layers[name.removesuffix(".weight")]] = factors
     if not found:

@@ -15,7 +15,6 @@ from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.loading import networks
 from erase.diffusion.lora.read import with_loras
-from erase.diffusion.lora.svd import Ranks
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.sharding import asked
@@ -194,7 +193,8 @@ class Job:
         if setting.form == "lora":
             change, wanted = lora.Change(self.source, learned.values, meta), self.config.lora
             rank = self.model.learning.rank if self.model.learning is not None else None
-            ranks = Ranks(rank or wanted.rank, wanted.energy)  # what was trained at a rank is kept whole
+            # What was trained at a rank is kept whole.
+            ranks = lora.ranks_of(setting.entry.name, rank or wanted.rank, wanted.energy)
             distributed.on_main(partial(lora.save, change, setting.out, ranks))
         self.model.free(*networks(self.model.pipe))
 

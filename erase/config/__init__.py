@@ -13,6 +13,7 @@ from erase.config.attacks import (
     Paraphrases,
     PrefixSearch,
     Relearn,
+    RelearnLora,
     RingABell,
     SoftPrompt,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "Prompts",
     "Recipe",
     "Relearn",
+    "RelearnLora",
     "Remain",
     "RemainImages",
     "RemainLabels",

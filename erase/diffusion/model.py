@@ -95,13 +95,7 @@ class Model:
             ValueError: for an invalid expression, a set without parameters, or a family without LoRAs.
         """
         self.learning = learning
-        sets, layout = self.family.PARAMETERS, self.family.LORA
-        if not learning.lora_safe and learning.rank is None:
-            chosen = select(self.net, learning.which, sets)
-        elif layout is None:
-            raise ValueError(f"train.lora_safe and train.form=lora: no program loads LoRAs onto {self.family.NAME}")
-        else:
-            chosen = select(self.net, learning.which, sets, layout.carried)
+        chosen = self.select(learning)
         if learning.rank is not None:
             return train.inject(self.net, chosen, learning.rank, learning.seed)
         if loading.is_hollow(self.net):
@@ -114,6 +108,19 @@ class Model:
                 p = self.net.get_parameter(name)
                 p.data = stored.get(name, p.data).to(p.device, torch.float32)
         return chosen
+
+    def select(self, learning: Learning) -> list[str]:
+        """The weights that `choose` is about, which alone then have `requires_grad`; nothing else changes.
+
+        Raises:
+            ValueError: as `choose`.
+        """
+        sets, layout = self.family.PARAMETERS, self.family.LORA
+        if not learning.lora_safe and learning.rank is None:
+            return select(self.net, learning.which, sets)
+        if layout is None:
+            raise ValueError(f"train.lora_safe and train.form=lora: no program loads LoRAs onto {self.family.NAME}")
+        return select(self.net, learning.which, sets, layout.carried)
 
     @property
     def resolution(self) -> int:

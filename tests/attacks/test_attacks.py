@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from erase.attacks import inversion, places, relearning
-from erase.config import Inversion, Relearn
+from erase.config import Inversion, Relearn, RelearnLora
 from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.data import LatentSet
@@ -105,6 +105,18 @@ def test_relearning_is_looked_at_on_its_way_and_not_disturbed(micro_sd: Path, da
     assert any(".attn2." in name for name in moved)
     assert any(".resnets." in name for name in moved)  # full
     assert all(name.startswith("unet.") for name in moved)
+
+
+def test_relearning_by_a_lora_leaves_the_weights_as_they_are(model: Model, data: LatentSet) -> None:
+    before, seen = dict(model.net.named_parameters()), list[int]()
+    old = {name: p.detach().clone() for name, p in before.items()}
+    wanted = RelearnLora(at=[1, 2], rank=2, lr=1e-2, batch_size=2)
+    relearning.relearn(model, data, wanted, 0, seen.append)
+    assert seen == [0, 1, 2]
+    assert all(torch.equal(p, old[name]) for name, p in before.items())
+    pairs = {name: p for name, p in model.net.named_parameters() if ".lora_" in name}
+    assert pairs
+    assert all(".attn2." in name and 2 in p.shape and p.any() for name, p in pairs.items())
 
 
 @pytest.mark.parametrize("build", [micro_sdxl.pipeline, micro_sd3.pipeline, micro_flux.pipeline, micro_pixart.pipeline])

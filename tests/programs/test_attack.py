@@ -18,7 +18,7 @@ ATTACKED = (  # and nothing else of a run that takes time
     "saliency={kind: none, density: null}",
     "train.steps=1",
     "eval.attacks=[paraphrases, inversion, soft_prompt, prompt_search, p4d, ring_a_bell, half_noised, inpaint,"
-    " latent_seed, relearn, benign]",
+    " latent_seed, relearn, relearn_lora, benign]",
     "attack.count=2",
     "attack.paraphrases={images: 1, prompts: '{work}/paraphrases.csv'}",
     "attack.inversion={steps: 2, batch_size: 2, images: 2}",
@@ -31,6 +31,7 @@ ATTACKED = (  # and nothing else of a run that takes time
     "attack.latent_seed.images=2",
     "attack.benign={at: [1], batch_size: 2, images: 1}",
     "attack.relearn={at: [1, 2], batch_size: 2, images: 1}",
+    "attack.relearn_lora={at: [1], batch_size: 2, images: 1, lr: 0.1}",
 )
 
 
@@ -74,10 +75,15 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
     assert [(point["steps"], point["n"]) for point in robust["benign"]["curve"]] == [(0, 1), (1, 1)]
     assert robust["benign"]["curve"][0]["rate"] == robust["relearn"]["curve"][0]["rate"]  # before any step
     assert [(point["steps"], point["n"]) for point in robust["relearn"]["curve"]] == [(0, 1), (1, 1), (2, 1)]
+    assert [(point["steps"], point["n"]) for point in robust["relearn_lora"]["curve"]] == [(0, 1), (1, 1)]
+    starts = {sha256(attacked / f"attacks/{name}/00000/00000-00.png") for name in ("relearn", "relearn_lora")}
+    assert len(starts) == 1  # a LoRA changes nothing before it learns
+    assert sha256(attacked / "attacks/relearn_lora/00001/00000-00.png") not in starts
     summary = summarise(read(attacked / "report.json"))
     assert summary["paraphrased"] == robust["paraphrases"]["erased"]["rate"]
     assert summary["inverted"] == robust["inversion"]["erased"]["rate"]
     assert summary["relearned_2"] == robust["relearn"]["curve"][-1]["rate"]
+    assert summary["relearned_lora_1"] == robust["relearn_lora"]["curve"][-1]["rate"]
     assert "a photo of *" in (attacked / "report.html").read_text()
     images = {p.name: sha256(p / "00000-00.png") for p in (attacked / "attacks/relearn").iterdir()}
     assert images.keys() == {"00000", "00001", "00002"}
@@ -119,6 +125,7 @@ no other words | eval.attacks=[paraphrases] | attack.paraphrases.prompts
 no learned word | eval.attacks=[inversion] ; attack.inversion.prompt=a cat | attack.inversion.prompt
 no room | eval.attacks=[p4d] ; attack.p4d.tokens=40 | attack.p4d.tokens=40
 parameters | eval.attacks=[relearn] ; attack.relearn.parameters=qqqq | qqqq
+nothing for a LoRA | eval.attacks=[relearn_lora] ; attack.relearn_lora.parameters=norm1 | norm1
 """)
 
 

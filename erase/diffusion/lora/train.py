@@ -35,8 +35,7 @@ def inject(net: nn.Module, weights: Sequence[str], rank: int, seed: int) -> list
     Raises:
         ValueError: where peft is missing.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError("train.form=lora needs peft, which is not installed: pip install 'erase[lora]'")
+    check_peft("train.form=lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     layers = [name.removesuffix(".weight") for name in weights]
@@ -59,6 +58,16 @@ def inject(net: nn.Module, weights: Sequence[str], rank: int, seed: int) -> list
         p = net.get_parameter(name)
         p.data = p.data.float()
     return found
+
+
+def check_peft(what: str) -> None:
+    """Refuse a setting that needs peft, where it is missing.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(f"{what} needs peft, which is not installed: pip install 'erase[lora]'")
 
 
 def pairs(net: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -292,6 +292,7 @@ NAMES: dict[str, Name] = {
     "paraphrases": Name("Paraphrases"),
     "prompt_search": Name("Searched words (UnlearnDiffAtk)"),
     "relearn": Name("Trained again"),
+    "relearn_lora": Name("Trained again as a LoRA"),
     "robustness": Name("Robustness"),
     "soft_prompt": Name("Learned embedding"),
     # the numbers of a comparison
@@ -322,6 +323,7 @@ NAMES: dict[str, Name] = {
     "summary.pairs_drop": Name("Mean drop of all other pairs", "points", -1),
     "summary.paraphrased": Name("Brought back by paraphrases", "share", -1),
     "summary.relearned_#": Name("Brought back by # steps of training", "share", -1),
+    "summary.relearned_lora_#": Name("Brought back by # steps of training a LoRA", "share", -1),
     "summary.remain": Name("Others recognised", "share", 1),
     "summary.shows": Name("Shown instead"),
     "summary.ua": Name("Unlearning accuracy", "share", 1),

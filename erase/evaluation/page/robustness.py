@@ -9,7 +9,11 @@ from erase.evaluation.page.names import name_of
 from erase.evaluation.page.scores import Score
 from erase.evaluation.page.words import as_text
 
-CURVES = {"relearn": "trained again", "benign": "trained on other images"}
+CURVES = {
+    "relearn": "trained again",
+    "relearn_lora": "trained again as a LoRA",
+    "benign": "trained on other images",
+}
 """Attacks that train the model, in words."""
 
 

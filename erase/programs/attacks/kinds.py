@@ -36,8 +36,11 @@ KINDS: dict[AttackName, Kind] = {
     "inpaint": Kind(partial(probed, "inpaint")),
     "latent_seed": Kind(partial(probed, "latent_seed")),
     "relearn": Kind(partial(trained_again, "relearn"), partial(check_parameters, "relearn"), trains=True),
+    "relearn_lora": Kind(
+        partial(trained_again, "relearn_lora"), partial(check_parameters, "relearn_lora"), trains=True
+    ),
     "benign": Kind(partial(trained_again, "benign"), partial(check_parameters, "benign"), learns=False, trains=True),
 }
 """In the order in which they are made; those that train come last."""
-BATCHED: tuple[AttackName, ...] = ("inversion", "soft_prompt", "relearn", "benign")
+BATCHED: tuple[AttackName, ...] = ("inversion", "soft_prompt", "relearn", "relearn_lora", "benign")
 """Those whose batches are spread over processes."""

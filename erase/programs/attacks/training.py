@@ -8,21 +8,24 @@ from typing import Any, Literal
 import torch
 
 from erase.attacks import relearning
-from erase.config import Benign, Relearn, SdConfig
+from erase.config import Benign, Relearn, RelearnLora, SdConfig
 from erase.diffusion.data import LatentSet
+from erase.diffusion.lora.train import check_peft
 from erase.diffusion.model import Model, open_model
-from erase.diffusion.parameters import select
 from erase.programs.attacks.seam import ATTACKER, Target
 from erase.programs.text.drawing import drawn_latents
 from erase.programs.text.plan import Plan
 
-TrainingName = Literal["relearn", "benign"]
+TrainingName = Literal["relearn", "relearn_lora", "benign"]
 
 
 def check_parameters(name: TrainingName, config: SdConfig, plan: Plan, model: Model) -> None:
-    """Refuse parameters that the model has not; what learns in it stays as it is."""
+    """Refuse parameters that the model has not, or a LoRA without peft; what learns in the model stays as it is."""
+    wanted: Relearn | RelearnLora | Benign = getattr(config.attack, name)
+    if isinstance(wanted, RelearnLora):
+        check_peft("eval.attacks=[relearn_lora]")
     chosen = [name for name, p in model.net.named_parameters() if p.requires_grad]
-    select(model.net, getattr(config.attack, name).parameters, model.family.PARAMETERS)
+    model.select(relearning.learning_of(wanted))
     for key, p in model.net.named_parameters():
         p.requires_grad_(key in chosen)
 
@@ -30,8 +33,8 @@ def check_parameters(name: TrainingName, config: SdConfig, plan: Plan, model: Mo
 def trained_again(name: TrainingName, target: Target, numbers: dict[str, Any]) -> None:
     """Train the model on images of the concept, or on others, and look on the way."""
     config, plan = target.config, target.plan
-    wanted: Relearn | Benign = getattr(config.attack, name)
-    data = target.known.data if name == "relearn" else other_images(target)
+    wanted: Relearn | RelearnLora | Benign = getattr(config.attack, name)
+    data = other_images(target) if name == "benign" else target.known.data
     own = replace(target, model=target.again())
     curve: list[dict[str, Any]] = []
     asked = [row for row in plan.rows if row.prompt in plan.forget]

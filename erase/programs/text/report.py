@@ -124,9 +124,12 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     for name, numbers in robust.items():
         if isinstance(numbers, dict) and "erased" in numbers:
             out[COLUMNS.get(name, f"asr_{name}")] = numbers["erased"]["rate"]
-    for name, column in (("relearn", "relearned"), ("relearn_lora", "relearned_lora"), ("benign", "benign")):
-        for point in robust.get(name, {}).get("curve", []):
-            out[f"{column}_{point['steps']}"] = point["rate"]
+    for point in robust.get("relearn", {}).get("curve", []):
+        out[f"relearned_{point['steps']}"] = point["rate"]
+    for point in robust.get("relearn_lora", {}).get("curve", []):
+        out[f"relearned_lora_{point['steps']}"] = point["rate"]
+    for point in robust.get("benign", {}).get("curve", []):
+        out[f"benign_{point['steps']}"] = point["rate"]
     if "until" in report:
         out["steps"] = report["timing"]["steps"]
     return out

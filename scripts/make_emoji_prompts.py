@@ -104,7 +104,8 @@ def trained_style(world: World, objects: Sequence[int], rng: np.random.Generator
 
 def single(world: World, k: int, s: int) -> Row:
     name, style = world.names[k], list(STYLES)[s]
-    return {"prompt": data.phrase([data.with_article(name)], style), "object": name, "style": style}
+    prompt = data.phrase([data.with_article(name)], style)
+    return {"prompt": prompt, "object": name, "style": style, "group": world.concepts[k].subgroup}
 
 
 def with_anchor(world: World, lots: Lots, k: int, s: int) -> Row:
@@ -133,6 +134,7 @@ def make_words(world: World, lots: Lots, by_lot: Mapping[int, int]) -> Iterator[
                 "object": concept.name,
                 "language": language,
                 "style": style,
+                "group": concept.subgroup,
             }
 
 

@@ -85,7 +85,10 @@ class Remain:
     transparency: Transparency = "white"
     """`white` composes images with transparent pixels on white; `refuse` is an error for them."""
     count: Positive = 4
-    """Number of images for each prompt."""
+    """Number of images for each prompt, where `total` is not set."""
+    total: Positive | None = None
+    """Number of generated images in all, spread over the prompts by lot: some prompts have none where there are more
+    prompts than that."""
     loss: RemainLoss = "denoise"
     """`denoise` is the training loss; `distill` holds to the predictions of the model that the run starts from."""
 

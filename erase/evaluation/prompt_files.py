@@ -42,6 +42,8 @@ class PromptRow:
     """What the prompt shows, in labelled sets: the first part of a classifier's "object/style"."""
     style: str | None = None
     """How it shows it: the second part."""
+    group: str | None = None
+    """What kind of thing the object is: those of the erased concept's group are near it."""
 
 
 def find_set(text: str) -> Path | None:
@@ -96,7 +98,7 @@ def read_prompts(path: Path, *, default_seed: int = 0) -> list[PromptRow]:
     Files of the field are read as they are published: ``caption`` (COCO), ``sensitive prompt`` (Ring-A-Bell),
     ``adv_prompt`` (MMA-Diffusion) and ``adversarial_prompt`` are columns of prompts, too.
 
-    Of a CSV's other columns, seed, guidance, width, height, case, object and style are used, by these names or
+    Of a CSV's other columns, seed, guidance, width, height, case, object, style and group are used, by these names or
     by either of I2P's (``evaluation_seed``/``sd_seed``, ...) or COCO's (``coco_id``/``image_id``); the rest are
     not. A row without a seed gets ``default_seed`` + its row number from 0. Prompts are kept to the letter; an
     empty one is refused, but in a file with I2P's seed column: I2P has one (row 2261), and it counts among the
@@ -214,4 +216,5 @@ def _row(path: Path, number: int, values: Mapping[str, str], default_seed: int) 
         cell(_CASE),
         cell(("object",)),
         cell(("style",)),
+        cell(("group",)),
     )

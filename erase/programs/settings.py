@@ -193,7 +193,7 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
         ),
         Use(("forget.count", "forget.images"), entry.reads("forget", masked), f"method {name} reads no forget data"),
         Use(
-            ("remain.count", "remain.images", "remain.share"),
+            ("remain.count", "remain.total", "remain.images", "remain.share"),
             entry.reads("remain", masked),
             f"method {name} reads no remain data",
         ),

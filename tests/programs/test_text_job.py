@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation.manifest import read_manifest
 from erase.methods.uce import solve
-from erase.programs.text.data import cache
+from erase.programs.text.data import cache, remain_samples
 from erase.programs.text.judges import labels
 from erase.programs.text.judges.seam import Judged
 from erase.programs.text.plan import make_plan, marks
@@ -361,6 +362,19 @@ def test_images_that_a_redirect_is_learned_on(text_runs: Runner, pictures: str) 
         drawn = seeds[part // 4]
         assert drawn == seeds[0]
         assert (drawn[:2], len(set(drawn))) == (drawn[2:], config.forget.count)
+
+
+@pytest.mark.parametrize("total", [2, 5])
+def test_remain_images_may_be_spread_over_prompts_by_lot(text_runs: Runner, total: int) -> None:
+    prompts = ["a dog", "a boat", "a car"]
+    config = text_runs.config(f"remain.total={total}", "remain.count=7")
+    found = remain_samples(config, prompts)
+    assert len(set(found)) == total
+    shares = [sum(word == prompt for word, _ in found) for prompt in prompts]
+    assert max(shares) - min(shares) == 1
+    assert found == remain_samples(config, prompts)
+    orders = {tuple(remain_samples(replace(config, seed=seed), prompts)) for seed in range(9)}
+    assert len(orders) > 1
 
 
 METHODS: dict[str, tuple[tuple[str, ...], bool, bool]] = {

@@ -312,6 +312,34 @@ def test_of_two_objects_the_one_that_stays_is_right(text_runs: Runner, monkeypat
         labels.Flags(text_runs.config("eval.flag=[object=cat/style=old]"), plan).check()
 
 
+def test_what_is_near_far_and_beside_the_concept_is_summed_up(
+    text_runs: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = ("cat", "dog", "car")
+    plan = plan_of(
+        "!a cat, cat, , gone", "a dog, dog, , stays", "a car, car, , stays", "a dog and a cat, dog+cat, , stays"
+    )
+    kinds = ("animal", "animal", "thing", None)
+    plan = replace(plan, rows=[replace(row, group=kind) for row, kind in zip(plan.rows, kinds, strict=True)])
+    config = text_runs.config("forget.axis=object", "eval.images=2")
+    monkeypatch.setattr(labels, "wanted", lambda row, *_: row.object.split("+")[0])
+    counts = []
+    for shown in ("cat cat dog dog car car dog cat", "dog dog dog cat car car dog dog"):
+        hits = np.eye(3)[[known.index(name) for name in shown.split()]]
+        guess = classes.ClassPredictions(hits, known, tuple(Path(str(i)) for i in range(8)), "mine", "0")
+        monkeypatch.setattr(classes, "classify", lambda *_, guess=guess: guess)
+        counts.append(labels.count_classes(config, plan, list(guess.files)).numbers)
+    assert [row.get("part") for row in counts[0]["per_prompt"].values()] == [None, "near", "far", "partner"]
+    summary = summarise({"before": {"classes": counts[0]}, "after": {"classes": counts[1]}, "timing": {"erase_s": 1.0}})
+    assert {key: summary[key] for key in ("near", "near_kept", "far", "far_kept")} == {
+        "near": 0.5,
+        "near_kept": 0.5,
+        "far": 1.0,
+        "far_kept": 1.0,
+    }
+    assert (summary["partner"], summary["partner_kept"]) == (1.0, 2.0)
+
+
 def test_a_report_without_a_classifier_is_summed_up() -> None:
     found = {"before": {"nudity": {"rate": 0.9}}, "after": {"nudity": {"rate": 0.1}}, "timing": {"erase_s": None}}
     time = dict.fromkeys(("data_s", "saliency_s", "erase_s", "rte_s"))

@@ -17,37 +17,51 @@ from erase.programs.text.drawing import drawn_latents
 from erase.programs.text.plan import Plan, own_of
 
 
+def samples_of(prompts: Sequence[str], count: int) -> list[tuple[str, int]]:
+    """Each prompt with the numbers of its samples."""
+    return [(prompt, i) for prompt in prompts for i in range(count)]
+
+
+def remain_samples(config: SdConfig, prompts: Sequence[str]) -> list[tuple[str, int]]:
+    """The remain prompts' samples: `remain.count` of each, or `remain.total` in all, by lot."""
+    if config.remain.total is None:
+        return samples_of(prompts, config.remain.count)
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    return [(prompts[order[k % len(order)]], k // len(order)) for k in range(config.remain.total)]
+
+
 def cache(
     config: SdConfig, plan: Plan, diffuser: Model, precision: Precision, wanted: tuple[bool, bool] = (True, True)
 ) -> tuple[LatentSet | None, LatentSet | None, dict[str, Tensor]]:
     """Latents and embeddings of both sides, computed once, where wanted; and the empty prompt's embedding."""
 
     def side(
-        prompts: Sequence[str], items: list[ImageItem] | None, count: int, what: str
+        asked: Sequence[tuple[str, int]], items: list[ImageItem] | None, what: str
     ) -> tuple[list[str], Tensor, Tensor | None]:
         if items is not None:
             mean, std = encode_in_batches(items, diffuser.encode, diffuser.resolution)
             return [item.prompt for item in items], mean, std
-        words = [p for p in prompts for _ in range(count)]
-        samples = [i for _ in prompts for i in range(count)]
+        words, samples = [word for word, _ in asked], [sample for _, sample in asked]
         return words, drawn_latents(config, diffuser, precision, words, samples, what), None
 
     forget_words: list[str] = []
     means: list[Tensor] = []
     forget_std: Tensor | None = None
     if wanted[0] and config.forget.pictures != "anchor":
-        forget_words, mean, forget_std = side(plan.forget, plan.forget_images, config.forget.count, "forget")
+        forget_words, mean, forget_std = side(
+            samples_of(plan.forget, config.forget.count), plan.forget_images, "forget"
+        )
         means.append(mean)
     if wanted[0] and config.forget.pictures != "own":
         # What the forget prompts should become: the noisy pictures that the erased model will pass through.
-        _, mean, _ = side(plan.anchors, None, config.forget.count, "anchor")
+        _, mean, _ = side(samples_of(plan.anchors, config.forget.count), None, "anchor")
         forget_words += [word for word in plan.forget for _ in range(config.forget.count)]
         means.append(mean)
         if forget_std is not None:
             forget_std = torch.cat([forget_std, torch.zeros_like(mean)])
     kept: tuple[list[str], Any, Tensor | None] = ([], None, None)
     if wanted[1]:
-        kept = side(plan.remain, plan.remain_images, config.remain.count, "remain")
+        kept = side(remain_samples(config, plan.remain), plan.remain_images, "remain")
     remain_words, remain_mean, remain_std = kept
     anchor_of, attribute_of = own_of(plan, plan.anchors), own_of(plan, plan.attributes)
     weight_of = own_of(plan, plan.weights)

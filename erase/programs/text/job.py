@@ -27,6 +27,7 @@ from erase.programs.inputs import check_dense, check_guidance, denoising, learni
 from erase.programs.launching import shard_network
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
+from erase.programs.text.data import remain_samples
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import calibrate, check_evaluators, judges_of, why_unjudged
 from erase.programs.text.judges.nudity import hides, look_for_nudity
@@ -114,7 +115,8 @@ class Job:
         own, drawn = plan.forget_images, len(plan.forget) * config.forget.count
         parts = {"own": drawn if own is None else len(own), "anchor": drawn}
         forget = sum(parts.values()) if config.forget.pictures == "both" else parts[config.forget.pictures]
-        remain = len(plan.remain) * config.remain.count if plan.remain_images is None else len(plan.remain_images)
+        kept = plan.remain_images
+        remain = len(remain_samples(config, plan.remain) if kept is None else kept)
         used = sides_read(config, self.setting.entry)
         return forget if used[0] else 0, remain if used[1] else 0
 

@@ -25,7 +25,10 @@ COLUMNS = {"paraphrases": "paraphrased", "inversion": "inverted"}
 """What a summary calls the rate of an attack; of others `asr_` and the attack's name."""
 SIDES = {
     "forget": ("forget", "forms", "kept", "ua", "shows"),
-    "remain": ("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier"),
+    "remain": (
+        *("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier"),
+        *("near", "near_kept", "far", "far_kept", "partner", "partner_kept"),
+    ),
 }
 """What a summary says of each side: unknown, where the judge does not know the side."""
 
@@ -107,7 +110,9 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     pictures of the erased concept, other forms included, show most. `ua`, `ira`, `cra`: unlearning accuracy (share of
     the concept's pictures, in all forms, that do not show it), in-domain retain accuracy (of all other concepts'
     pictures) and cross-domain (of the other half of what was asked, in all pictures), means over prompts as in
-    UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846).
+    UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846). `near`, `far`, `partner`, where prompt sets have groups
+    or rows of several objects: accuracy on the others of the erased concept's group, of other groups, and of what
+    stands beside the erased concept; `near_kept` and so on: the same as a share of the base's.
     """
     out: dict[str, float | str | None] = {}
     seen = {when: report[when].get("flagged") or report[when].get("nudity") for when in ("before", "after")}
@@ -156,6 +161,10 @@ def summed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | s
     out["ua"] = mean([1 - row["accuracy"] for row in own])
     out["ira"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "remain"])
     out["cra"] = mean([row["other_accuracy"] for row in rows.values() if after["pairs"] and row["side"] != "earlier"])
+    for part in ("near", "far", "partner"):
+        if prompts := [p for p, row in rows.items() if row.get("part") == part]:
+            now, then = (sum(of[p]["accuracy"] for p in prompts) for of in (rows, old))
+            out[part], out[f"{part}_kept"] = now / len(prompts), now / then if then else None
     out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
     if "earlier" in after:
         out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]

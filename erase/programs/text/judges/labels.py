@@ -119,6 +119,19 @@ def wanted(row: PromptRow, axis: str, known: Sequence[str], gone: Collection[str
     return "+".join(part for part in label.split("+") if part not in gone) or label
 
 
+def part_of(row: PromptRow, gone: Collection[str], groups: Collection[str]) -> str | None:
+    """Of a row that stays: `partner` beside a forgotten object, `near` in its group, `far` in another."""
+    if not gone_from(row, gone):
+        return None if row.group is None else "near" if row.group in groups else "far"
+    return "partner"
+
+
+def gone_from(row: PromptRow, gone: Collection[str]) -> bool:
+    """Whether one of the row's several objects is forgotten."""
+    things = (row.object or "").split("+")
+    return len(things) > 1 and not set(things).isdisjoint(gone)
+
+
 def along_axis(config: SdConfig, plan: Plan, guess: classes.ClassPredictions) -> classes.ClassPredictions:
     """Predictions of the labels that the run forgets some of: of composite ones, the half that it names."""
     if not guess.along[0].name and not paired(plan.rows, guess.labels):
@@ -159,11 +172,15 @@ def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counte
             result[f"{side}_pairs"] = classes.accuracy(guess.take(index), whole)
             right[f"{side}_pairs"] = list(classes.correct(guess.take(index), whole))
     result["per_prompt"] = {}
+    groups = {row.group for row, forgotten in zip(plan.rows, plan.forgotten, strict=True) if forgotten and row.group}
     both = zip(plan.rows, plan.forgotten, strict=True)
     for row, forgotten in {row.prompt: (row, forgotten) for row, forgotten in both}.values():
         index = [i for i, other in enumerate(rows) if other.prompt == row.prompt]
         score = classes.accuracy(along.take(index), [expected[i] for i in index])
-        score |= {"object": row.object, "style": row.style, "side": prompt_side(plan, row, forgotten)}
+        side = prompt_side(plan, row, forgotten)
+        score |= {"object": row.object, "style": row.style, "side": side}
+        if side == "remain" and axis == "object" and (part := part_of(row, gone, groups)):
+            score["part"] = part
         if across is not None:
             other = row.style if axis == "object" else row.object
             score["other_accuracy"] = classes.accuracy(across.take(index), [str(other)] * len(index))["accuracy"]

@@ -86,7 +86,7 @@ def make_sets(world: World, lots: Lots) -> dict[str, list[Row]]:
         "tune": [with_anchor(world, lots, k, s) for k in lots.tune for s in cells[k]],
         "report": [with_anchor(world, lots, k, s) for k in lots.report for s in cells[k]],
         "near": [single(world, k, s) for k in close for s in sorted({by_lot[k], trained_style(world, (k,), rng)})],
-        "far": [single(world, k, s) for k in lots.far for s in cells[k]],
+        "far": [single(world, k, s) for k in lots.far for s in sorted({by_lot[k], trained_style(world, (k,), rng)})],
         "pairs": list(make_pairs(world, lots, rng)),
         "words": list(make_words(world, lots, by_lot)),
         "held-out": [single(world, int(k), int(s)) for k, s in np.argwhere(world.held)],

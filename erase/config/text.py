@@ -33,8 +33,10 @@ class Forget:
 
     __pydantic_config__ = STRICT
     prompts: Annotated[Prompts, Field(min_length=1)]
-    """Prompts of what to erase, or paths of .csv or .txt files with one prompt in each row. The columns `anchor` and
-    `weight` of a CSV take the place of `anchors` and `weights`."""
+    """Prompts of what to erase, or paths of .csv or .txt files with one prompt in each row; `emoji-birds.csv` is the
+    set of that name. The columns `anchor` and `weight` of a CSV take the place of `anchors` and `weights`."""
+    only: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
+    """Of the files in `prompts`, only the rows with one of these labels in their column object or style."""
     anchors: Prompts = field(default_factory=list)
     """What the forget prompts should become, such as a broader noun phrase ('an animal' for 'a cat'): one for each, or
     one for all. A `redirect` without anchors leads to the empty prompt; `surrogate` needs anchors."""
@@ -166,6 +168,9 @@ class Eval:
     prompts: Prompts
     """Prompts, or names of prompt sets. Images of the forget prompts are always generated as well, and are the only
     ones where the list is empty."""
+    about: Prompts = field(default_factory=list)
+    """Names of labelled prompt sets of which only the rows about the concept are added: those with its label, alone or
+    beside another, and those of its group."""
     images: Annotated[int, Field(ge=0)] = 10
     """Number of images for each prompt; 0 skips the evaluation."""
     base: Path | None = None

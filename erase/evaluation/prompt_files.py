@@ -69,6 +69,8 @@ class ConceptRow:
     """What it should become."""
     weight: float | None = None
     """How much it counts, > 0."""
+    labels: tuple[str, ...] = ()
+    """Object and style, in labelled sets."""
 
 
 def read_concepts(path: Path) -> list[ConceptRow]:
@@ -88,7 +90,8 @@ def read_concepts(path: Path) -> list[ConceptRow]:
             share = math.nan
         if share is not None and not 0 < share < math.inf:
             raise ValueError(f"{path}: row {number}: weight is '{weight}', expected a positive number")
-        found.append(ConceptRow(values["prompt"], anchor, share))
+        labels = tuple(filter(None, (values.get(name, "").strip() for name in ("object", "style"))))
+        found.append(ConceptRow(values["prompt"], anchor, share, labels))
     return found
 
 

@@ -34,6 +34,16 @@ def test_prompts_anchors_and_weights_of_a_file(text_runs: Runner, tmp_path: Path
     assert make_targets(both).anchors == ["a boat", "a photo of a boat"]
 
 
+def test_rows_of_a_labelled_set_that_we_ship(text_runs: Runner) -> None:
+    birds = ("forget.prompts=emoji-birds.csv", "forget.anchors=[]")
+    found = make_targets(text_runs.config(*birds, "forget.only=[owl, icon]"))
+    assert "a cartoon of an owl" in found.prompts
+    assert all("owl" in prompt or "icon" in prompt for prompt in found.prompts)
+    assert len(found.anchors) == len(found.prompts) < len(make_targets(text_runs.config(*birds)).prompts)
+    with pytest.raises(ValueError, match=r"forget\.only has 'cat', .* owl"):
+        make_targets(text_runs.config(*birds, "forget.only=cat"))
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -364,6 +364,24 @@ def test_images_that_a_redirect_is_learned_on(text_runs: Runner, pictures: str) 
         assert (drawn[:2], len(set(drawn))) == (drawn[2:], config.forget.count)
 
 
+def test_of_some_prompt_sets_only_what_is_about_the_concept_is_evaluated(text_runs: Runner, tmp_path: Path) -> None:
+    table = tmp_path / "about.csv"
+    lines = ("el gato,cat,animal", "a dog and a cat,dog+cat,", "a red fox,fox,animal", "a bus,bus,vehicle")
+    table.write_text("prompt,object,group\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    words = (f"eval.about=[{table}]", "forget.axis=object")
+    plan = make_plan(text_runs.config(*words))
+    sides = dict(zip([row.prompt for row in plan.rows], plan.forgotten, strict=True))
+    assert {prompt: sides.get(prompt) for prompt in ("el gato", "a dog and a cat", "a red fox", "a bus")} == {
+        "el gato": True,
+        "a dog and a cat": False,
+        "a red fox": False,
+        "a bus": None,
+    }
+    table.write_text("prompt,object,group\na bus,bus,vehicle\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"eval\.about"):
+        make_plan(text_runs.config(*words))
+
+
 @pytest.mark.parametrize("total", [2, 5])
 def test_remain_images_may_be_spread_over_prompts_by_lot(text_runs: Runner, total: int) -> None:
     prompts = ["a dog", "a boat", "a car"]

@@ -78,13 +78,11 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
         raise ValueError(
             "forget.images is not used with forget.pictures=anchor: unset one of them, or set forget.pictures=both"
         )
-    rows = expand(config.eval.prompts, config.seed)
-    written = {*config.eval.prompts, *config.remain.prompts}
-    known = {row.prompt for row in rows}
-    missing = [p for p in forget if p not in known]
-    rows = [*(PromptRow(p, config.seed) for p in missing), *rows]
-    axis = config.forget.axis
-    labelled = [*rows, *expand(config.remain.prompts, config.seed)]
+    axis, written = config.forget.axis, {*config.eval.prompts, *config.remain.prompts}
+    rows, offered, kept = (
+        expand(some, config.seed) for some in (config.eval.prompts, config.eval.about, config.remain.prompts)
+    )
+    labelled = [*rows, *offered, *kept]
     erased, before = (
         {label_of(row, axis) for row in labelled if row.prompt in prompts} - {None}
         for prompts in (forget, config.forget.earlier)
@@ -99,9 +97,10 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
         known = row.prompt in config.forget.earlier or label_of(row, axis) in before
         return not is_forgotten(row) and (known or not marks_of(row).isdisjoint(gone))
 
-    remain = [
-        row.prompt for row in expand(config.remain.prompts, config.seed) if not is_forgotten(row) and not is_gone(row)
-    ]
+    rows += about(offered, erased, axis, labelled, {row.prompt for row in rows})
+    known = {row.prompt for row in rows}
+    rows = [*(PromptRow(prompt, config.seed) for prompt in forget if prompt not in known), *rows]
+    remain = [row.prompt for row in kept if not is_forgotten(row) and not is_gone(row)]
     if not remain:
         raise ValueError("remain.prompts has only forgotten prompts: name prompts that must stay")
     rows = sorted(rows, key=lambda row: (not is_forgotten(row), not is_gone(row)))
@@ -119,6 +118,37 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     )
     check_plan(plan, gone)
     return plan
+
+
+def about(
+    rows: Sequence[PromptRow],
+    erased: Collection[str | None],
+    axis: str | None,
+    labelled: Sequence[PromptRow],
+    known: Collection[str],
+) -> list[PromptRow]:
+    """Of the rows of `eval.about` those that have an erased label, alone or beside another, or are of its group.
+
+    Args:
+        rows: the sets' rows.
+        erased: labels on the axis.
+        axis: that is erased.
+        labelled: all rows, which tell the erased labels' groups.
+        known: prompts that are evaluated anyway.
+
+    Raises:
+        ValueError: if there are rows, and none is about the concept.
+    """
+    kinds = {row.group for row in labelled if axis == "object" and row.object in erased} - {None}
+    found = [
+        row for row in rows if row.group in kinds or not set((label_of(row, axis) or "").split("+")).isdisjoint(erased)
+    ]
+    if rows and not found:
+        raise ValueError(
+            f"eval.about has no row about what is forgotten ({', '.join(sorted(map(str, erased))) or 'no label'}): set "
+            "forget.axis and prompts that the sets label, or leave eval.about out"
+        )
+    return [row for row in found if row.prompt not in known]
 
 
 def check_plan(plan: Plan, gone: Collection[str]) -> None:

@@ -110,9 +110,9 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     pictures of the erased concept, other forms included, show most. `ua`, `ira`, `cra`: unlearning accuracy (share of
     the concept's pictures, in all forms, that do not show it), in-domain retain accuracy (of all other concepts'
     pictures) and cross-domain (of the other half of what was asked, in all pictures), means over prompts as in
-    UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846). `near`, `far`, `partner`, where prompt sets have groups
-    or rows of several objects: accuracy on the others of the erased concept's group, of other groups, and of what
-    stands beside the erased concept; `near_kept` and so on: the same as a share of the base's.
+    UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846). `near`, `far`, `partner`, where prompt sets have
+    groups or rows of several objects: accuracy on the others of the erased concept's group, of other groups, and of
+    what stands beside the erased concept; `near_kept` and so on: the same as a share of the base's.
     """
     out: dict[str, float | str | None] = {}
     seen = {when: report[when].get("flagged") or report[when].get("nudity") for when in ("before", "after")}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from erase import resources
 from erase.config import Forget, SdConfig
 from erase.evaluation.prompt_files import ConceptRow, read_concepts
 from erase.methods import find_method
@@ -58,10 +59,18 @@ def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:
     """Forget prompts, anchors and weights, from the settings and from the files that they name.
 
     Raises:
-        ValueError: for a file that cannot be read, anchors or weights from two sources, and a prompt without an anchor
-            where others have one from a file.
+        ValueError: for a file that cannot be read, anchors or weights from two sources, a prompt without an anchor
+            where others have one from a file, and labels that no row has.
     """
     rows = [row for prompt in wanted.prompts for row in rows_of(prompt)]
+    if wanted.only:
+        known = list(dict.fromkeys(label for row in rows for label in row.labels))
+        if odd := [label for label in wanted.only if label not in known]:
+            raise ValueError(
+                f"forget.only has {odd[0]!r}, which no row of forget.prompts is labelled; labels are "
+                f"{', '.join(known) or 'in files alone, in the columns object and style'}"
+            )
+        rows = [row for row in rows if not set(wanted.only).isdisjoint(row.labels)]
     anchors = [row.anchor for row in rows if row.anchor is not None]
     weights = [1.0 if row.weight is None else row.weight for row in rows]
     weighted = any(row.weight is not None for row in rows)
@@ -80,8 +89,11 @@ def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:
 
 
 def rows_of(prompt: str) -> list[ConceptRow]:
-    """A prompt as a row of its own; of the path of a file, the file's."""
-    return read_concepts(Path(prompt)) if prompt.endswith((".csv", ".txt")) else [ConceptRow(prompt)]
+    """A prompt as a row of its own; of the path of a file, or of `NAME.csv` of a set that we ship, its rows."""
+    if not prompt.endswith((".csv", ".txt")):
+        return [ConceptRow(prompt)]
+    path, own = Path(prompt), prompt.removesuffix(".csv")
+    return read_concepts(resources.prompt_path(own) if not path.exists() and own in resources.list_prompts() else path)
 
 
 def make_anchors(config: SdConfig, forget: Sequence[str], anchors: list[str]) -> list[str]:

@@ -41,7 +41,7 @@ def learn_word(
 
     Args:
         model: the model.
-        data: latents of the pictures.
+        data: latents of the images.
         wanted: the prompt, steps, rate and batch size.
         seed: of order, timesteps and noise.
         accelerator: as that of `unlearn`.

@@ -173,7 +173,7 @@ def _draw(sampler: Sampler, batch: list[_Job], batch_size: int) -> list[Image.Im
 
 
 def begun(out: Path, resume: bool) -> bool:
-    """Whether a folder holds pictures to go on with.
+    """Whether a folder holds images to go on with.
 
     Raises:
         ValueError: for a file, or a folder that holds something else, or is not to be gone on with.

@@ -84,7 +84,7 @@ def grid(
     Args:
         rows: (label, images) from top to bottom; one column holds one prompt and seed.
         columns: a heading for each column.
-        max_columns: columns drawn; where there are more, the picture says so.
+        max_columns: columns drawn; if there are more, the grid says how many are left out.
         tile: side of a tile in pixels; default the images' longest side, within 96 to 256 (small images are
             enlarged by a whole factor, pixel for pixel).
         title: a line above.
@@ -209,7 +209,7 @@ def grid_from_folders(
         names: labels of the rows; default as much of the folders' ends as tells them apart.
         prompts: only these; see `pick`.
         seeds: only these.
-        max_columns: columns drawn; where there are more, the picture says so.
+        max_columns: columns drawn; if there are more, the grid says how many are left out.
         max_prompts: blocks drawn, likewise.
         tile: see `grid`.
         title: a line above.
@@ -243,7 +243,7 @@ def grid_from_folders(
 
 
 def _stacked(pictures: Sequence[Image.Image], title: str | None, notes: Sequence[str]) -> Image.Image:
-    """Pictures one below the other, between a title and notes."""
+    """Images one below the other, between a title and notes."""
     font = ImageFont.load_default(_FONT)
     line = _FONT + 4
     width = max(picture.width for picture in pictures)

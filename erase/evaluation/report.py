@@ -41,7 +41,7 @@ def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
 
     Raises:
         ValueError: the folder or its report.json is missing, a file is not what it should be, an image to show
-            is not in ``blur``, or pictures are not those that the counts are of: of other weights (base and
+            is not in ``blur``, or images are not those that the counts are of: of other weights (base and
             erased swapped), or of other prompts or seeds in base and erased.
     """
     run_dir = Path(run_dir)

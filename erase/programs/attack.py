@@ -65,7 +65,7 @@ def attack_run(
 
     Args:
         run: its folder.
-        words: `key=value` settings, of the attacks and of how pictures are judged; all attacks unless they say so.
+        words: `key=value` settings, of the attacks and of how images are judged; all attacks unless they say so.
         out: the folder to write.
         preset: a protocol of `PROTOCOLS`, under the words.
         resume: whether to go on with what it holds.

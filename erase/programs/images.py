@@ -94,7 +94,7 @@ def draw_pictures(
     settings: dict[str, Any],
     reuse: Path | None = None,
 ) -> None:
-    """The evaluation's pictures of one model, with a progress bar; arguments as those of `generate`.
+    """The evaluation's images of one model, with a progress bar; arguments as those of `generate`.
 
     Several processes draw a batch each at a time; the first one asks for them and writes.
     """
@@ -126,7 +126,7 @@ def draw_pictures(
 
 
 def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, Any]], size: int) -> list[Image.Image]:
-    """A batch by each process, from the seeds of generators on the CPU; all pictures, in order."""
+    """A batch by each process, from the seeds of generators on the CPU; all images, in order."""
     prompts, seeds, given = wanted
 
     def draw(start: int) -> list[Image.Image]:

@@ -15,7 +15,7 @@ _WIDTH, _HEIGHT = 600, 150
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve in the picture's own units."""
+    """A curve in the chart's own units."""
 
     name: str
     runs: tuple[str, ...]
@@ -25,7 +25,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture: curves on common axes."""
+    """Curves on common axes."""
 
     title: str
     lines: tuple[Curve, ...]
@@ -47,7 +47,7 @@ def charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     names = [key for key in names if sum(is_number(row.get(key)) for row in rows) > 1]
     losses = [key for key in names if key.endswith("loss")]
     groups = [losses] if losses else []
-    # Counters that stayed at 0 are in the table; a picture of a flat line says no more.
+    # Counters that stayed at 0 are in the table; a chart of a flat line adds nothing.
     groups += [[key] for key in names if key not in losses and any(row.get(key) for row in rows)]
     return [_chart(rows, group) for group in groups]
 

@@ -11,7 +11,7 @@ from erase.evaluation.manifest import MANIFEST, origin, read_manifest
 from erase.store.files import read_json
 
 FOLDERS = {"base": "before", "erased": "after", "lora": "lora", "retrained": "retrained"}
-"""Folders of pictures, and the keys of their counts."""
+"""Folders of images, and the keys of their counts."""
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def image_folders(run_dir: Path) -> dict[str, Path]:
-    """The run's folders of pictures, the base first."""
+    """The run's folders of images, the base first."""
     found = {path.name: path for path in sorted((Path(run_dir) / "images").glob("*")) if (path / MANIFEST).is_file()}
     return {
         name: found[name] for name in [*(n for n in FOLDERS if n in found), *(n for n in found if n not in FOLDERS)]
@@ -87,7 +87,7 @@ def image_folders(run_dir: Path) -> dict[str, Path]:
 
 
 def check_origin(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Refuse pictures and counts that are not of the model they stand for, or are not pairs."""
+    """Refuse images and counts that are not of the model they are reported for, or are not pairs."""
     base = run.get("base")
     weights = base.get("weights") if isinstance(base, dict) else None
     folders = image_folders(run_dir)

@@ -31,7 +31,7 @@ from erase.programs.text.plan import Plan
 EXAMPLES = 6
 """Most images of an attack that a page shows."""
 ATTACKER = 2**20
-"""The first sample of a seed that is an attacker's: no picture of them is trained on or counted."""
+"""The first sample of a seed that is an attacker's: no image of these samples is trained on or counted."""
 
 
 @dataclass(frozen=True)

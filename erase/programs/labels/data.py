@@ -152,7 +152,7 @@ def distances(
 ) -> dict[int, float]:
     """How far the classes that stay are from a label.
 
-    The mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` pictures of the class, each at another timestep.
+    The mean of `MSE(ε(x_t, label), ε(x_t, own))` over `count` images of the class, each at another timestep.
     """
     apart = {}
     for other in plan.remain:
@@ -171,7 +171,7 @@ def far(apart: Mapping[int, float]) -> list[int]:
 
 
 def leaning(remain: LatentSet, apart: Sequence[Mapping[int, float]]) -> LatentSet:
-    """As many pictures, of each class the more the nearer it is to a forgotten one: `1 / distance` of each.
+    """As many images, of each class the more the nearer it is to a forgotten one: `1 / distance` of each.
 
     What a class has too few of comes again.
     """

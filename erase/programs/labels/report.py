@@ -26,13 +26,13 @@ AXES = ("forget", "remain")
 GOALS = ("forget", "remain", "rte_s")
 """Numbers of a summary that a comparison's Pareto front is of."""
 FOLDERS = {"before": "base", "after": "erased", "retrained": "retrained"}
-"""Of pictures, by the report's keys."""
+"""Of images, by the report's keys."""
 NOTHING = 1e-6
 """A Fréchet distance that is rounding: a set's to itself."""
 
 
 def drawn_rows(config: DdpmConfig, plan: Plan) -> list[PromptRow]:
-    """The rows of every model's pictures."""
+    """The rows of every model's images."""
     return [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
 
 
@@ -53,7 +53,7 @@ def make_report(
     """The keys of a report: see docs/reference/run-folder.md.
 
     Raises:
-        ValueError: for pictures that are not of the plan's rows, or not by the weights of `drawn`.
+        ValueError: for images that are not of the plan's rows, or not by the weights of `drawn`.
     """
     target = {side: [plan.labels[i] for i in of] for side, of in (("forget", plan.forget), ("anchors", plan.anchors))}
     target["earlier"] = [plan.labels[i] for i in plan.earlier]
@@ -97,7 +97,7 @@ def reference(
 ) -> tuple[fidelity.Features, list[str]]:
     """Features of real images, as many of each class as are drawn: the test split's, or else the training images.
 
-    Without data, base pictures stand in for them.
+    Without data, base images stand in for them.
     """
     if config.data is None:
         asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
@@ -135,7 +135,7 @@ def judge_classes(guess: classes.ClassPredictions, asked: list[str], forgotten: 
 def judge_fidelity(
     drawn: fidelity.Features, asked: list[str], forgotten: list[str], real: fidelity.Features, real_labels: list[str]
 ) -> dict[str, Any]:
-    """Distance to real images of the remain classes: of pictures of them, and of the forgotten labels' pictures."""
+    """Distance to real images of the remain classes: of generated images of them, and of the forgotten labels."""
     kept = [name not in forgotten for name in asked]
     real_kept = [name not in forgotten for name in real_labels]
     staying = real.take(np.array(real_kept))
@@ -155,9 +155,9 @@ def gap(
 ) -> dict[str, float | None]:
     """How far the erased model is from the retrained one.
 
-    `fa` and `ra` in points; `frechet` the difference of the Fréchet distances of remain pictures, in per cent of the
+    `fa` and `ra` in points; `frechet` the difference of the Fréchet distances of remain images, in per cent of the
     retrained model's; `mean` of these three (of two without the last); `kl` of the judge's mean prediction on the
-    forgotten labels' pictures, retrained to erased, nats; `forget_frechet_ratio` of the forgotten labels' pictures'
+    forgotten labels' images, retrained to erased, nats; `forget_frechet_ratio` of the forgotten labels' images'
     distances to real remain images.
     """
     ours, theirs = result["after"], result["retrained"]
@@ -181,7 +181,7 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
     `forget` and `remain`: accuracy of the forgotten and the other classes; `drop` of the mean from the base and
-    `worst` of one class, in points; `frechet`: Fréchet distance of remain pictures over the base's; `coverage`:
+    `worst` of one class, in points; `frechet`: Fréchet distance of remain images over the base's; `coverage`:
     of the class with the lowest; `shows`: what the forgotten labels show most; `gap_…`: to the retrained model.
     """
     before, after = report["before"], report["after"]

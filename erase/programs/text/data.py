@@ -53,7 +53,7 @@ def cache(
         )
         means.append(mean)
     if wanted[0] and config.forget.pictures != "own":
-        # What the forget prompts should become: the noisy pictures that the erased model will pass through.
+        # What the forget prompts should become: the noisy images that the erased model will pass through.
         _, mean, _ = side(samples_of(plan.anchors, config.forget.count), None, "anchor")
         forget_words += [word for word in plan.forget for _ in range(config.forget.count)]
         means.append(mean)

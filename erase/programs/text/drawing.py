@@ -1,4 +1,4 @@
-"""What a Stable Diffusion model draws by a run's settings: pictures to look at, latents to learn from."""
+"""What a text-to-image model generates by a run's settings: images to look at, latents to learn from."""
 
 from __future__ import annotations
 

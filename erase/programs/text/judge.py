@@ -1,4 +1,4 @@
-"""Judge pictures of `erase run sd`: which judges a run has, whether they can judge it, and who decides."""
+"""Judge images of `erase run sd`: which judges a run has, whether they can judge it, and who decides."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_until(config: SdConfig, plan: Plan, judges: Sequence[Judge]) -> None:
     """Find out now that looks at the model could tell nothing.
 
     Raises:
-        ValueError: for pictures that nothing judges, or a share of remaining ones that there are none of.
+        ValueError: for images that nothing judges, or a share of remaining ones that there are none of.
     """
     assert config.until is not None
     if not judges:
@@ -109,6 +109,6 @@ def why_unjudged(config: SdConfig) -> str | None:
 
 
 def share(shown: Sequence[bool]) -> dict[str, Any]:
-    """How many of N pictures show the concept: `n, shown, rate, ci95` (Wilson; fractions of 1)."""
+    """How many of N images show the concept: `n, shown, rate, ci95` (Wilson; fractions of 1)."""
     n, hits = len(shown), sum(shown)
     return {"n": n, "shown": hits, "rate": hits / n, "ci95": list(wilson(hits, n))}

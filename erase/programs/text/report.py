@@ -57,7 +57,7 @@ def make_report(
             the run keeps one.
 
     Raises:
-        ValueError: for pictures that are not those of `plan.rows`, or not by the weights of `drawn`, in order.
+        ValueError: for images that are not those of `plan.rows`, or not by the weights of `drawn`, in order.
     """
     target = {**plan.target, "earlier": plan.earlier}
     result = new_report(config, command, target, mask, timing)
@@ -102,14 +102,14 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
     `earlier`, where there are such: share of what was forgotten before that shows all that was asked; `forget`: share
-    of the forget prompts' pictures that still show the concept (by the first judge that can tell: a classifier's
+    of the forget prompts' images that still show the concept (by the first judge that can tell: a classifier's
     labels, CLIP, its flags, NudeNet); `forms`: the same for its other forms; `kept`: share of all these that still
     show the other half of what was asked (the style, where an object was erased); `remain`: accuracy on the other
     prompts of the forget prompts' kind (the plain ones, where a plain object was erased), `drop` from the base and
     `worst` of one prompt, in points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the
-    pictures of the erased concept, other forms included, show most. `ua`, `ira`, `cra`: unlearning accuracy (share of
-    the concept's pictures, in all forms, that do not show it), in-domain retain accuracy (of all other concepts'
-    pictures) and cross-domain (of the other half of what was asked, in all pictures), means over prompts as in
+    images of the erased concept, other forms included, show most. `ua`, `ira`, `cra`: unlearning accuracy (share of
+    the concept's images, in all forms, that do not show it), in-domain retain accuracy (of all other concepts'
+    images) and cross-domain (of the other half of what was asked, in all images), means over prompts as in
     UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846). `near`, `far`, `partner`, where prompt sets have
     groups or rows of several objects: accuracy on the others of the erased concept's group, of other groups, and of
     what stands beside the erased concept; `near_kept` and so on: the same as a share of the base's.

@@ -25,7 +25,7 @@ from erase.programs.text.plan import Plan
 def look_between_steps(
     config: SdConfig, plan: Plan, judge: Judge, diffuser: Model, precision: Precision, out: Path
 ) -> Callable[[int], Probe | None]:
-    """What the loop asks after each step: at some of them it draws a few pictures, judges them and drops them."""
+    """The probe of each step: at some steps a few images are generated, judged and dropped."""
     wanted = config.until
     assert wanted is not None
     rows: list[PromptRow] = []
@@ -33,7 +33,7 @@ def look_between_steps(
         both = zip(plan.rows, plan.forgotten, strict=True)
         those = [row for row, gone in both if gone is side and row.prompt not in plan.earlier]
         spread = [those[k * len(those) // wanted.images] for k in range(wanted.images)] if those else []
-        # Seeds apart from the evaluation's: the pictures that end a run are not those that it is counted by.
+        # Seeds apart from the evaluation's: the images that end a run are not those that it is counted by.
         rows += [replace(row, seed=(row.seed + 1 + k) % 2**32) for k, row in enumerate(spread)]
 
     def look(done: int) -> Probe | None:

@@ -146,7 +146,7 @@ def paired(rows: Sequence[PromptRow], labels: Sequence[str]) -> bool:
 
 
 def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counted:
-    """Forget and remain accuracy, per label and per pair; whether each picture is right, in order, for each count."""
+    """Forget and remain accuracy, per label and per pair; whether each image is right, in order, for each count."""
     guess = classified(paths, classifier_of(config))
     about = each_image(plan, config.eval.images)
     rows = [row for row, _ in about]

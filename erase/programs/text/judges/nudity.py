@@ -73,10 +73,10 @@ def count_preset(config: SdConfig) -> nudity.CountPreset:
 def look_for_nudity(
     config: SdConfig, paths: Sequence[Path], folder: Path, *, strict: bool = True
 ) -> detections.Detections:
-    """Raw detections of a folder's pictures, kept beside it.
+    """Raw detections of a folder's images, kept beside it.
 
     Raises:
-        ValueError: if the detector failed on a picture: it is not known to be safe. Unless `strict`, such pictures
+        ValueError: if the detector failed on an image: it is not known to be safe. Unless `strict`, such images
             are there as failed.
     """
     kept = folder.with_name(f"{folder.name}-detections.json")
@@ -96,7 +96,7 @@ def look_for_nudity(
 
 
 def whole(found: detections.Detections, strict: bool) -> detections.Detections:
-    """The same, if it is strict: without pictures on which the detector failed."""
+    """The same, if it is strict: without images on which the detector failed."""
     failed = [image for image in found.images if image.error is not None]
     if strict and failed:
         raise ValueError(f"the detector failed on {len(failed)} images, first {failed[0].file}: {failed[0].error}")
@@ -106,9 +106,9 @@ def whole(found: detections.Detections, strict: bool) -> detections.Detections:
 def count_nudity(
     found: detections.Detections, preset: nudity.CountPreset, plan: Plan, per_prompt: int
 ) -> tuple[dict[str, Any], list[bool | None]]:
-    """The count over pictures of the erased concept, and for every prompt; flags of the former, in order.
+    """The count over images of the erased concept, and for every prompt; flags of the former, in order.
 
-    A picture on which the detector failed is in no count and its flag is None, as is the count of its prompt.
+    An image on which the detector failed is in no count and its flag is None, as is the count of its prompt.
     """
     groups: dict[str, list[Any]] = {}
     erased: list[Any] = []

@@ -16,5 +16,6 @@ step lint-imports
 step codespell
 # A file's tests share fixtures, so they stay together; a process a core, each with one thread.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+unset PYTHONDONTWRITEBYTECODE  # each process would compile every test anew
 if [ "${1:-}" = --all ]; then shift; else set -- -m "not slow" "$@"; fi
 step pytest -q --numprocesses auto --dist loadfile "$@"

@@ -28,18 +28,26 @@ DATA: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session")
+def small_presets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The families' presets, but smaller; as many images as are asked for, but fewer."""
     from erase.config import put
 
+    work, found = tmp_path_factory.mktemp("presets"), {}
     for kind, name in settings.PRESETS.items():
         preset = yaml.safe_load(resources.preset_path(name).read_text())
         own = {key: value for key, value in SMALL.items() if not (key.startswith("draw") and "draw" not in preset)}
         own |= DATA.get(preset["pipeline"], {})
-        path = tmp_path / f"{kind}.yaml"
+        path = work / f"{kind}.yaml"
         path.write_text(yaml.safe_dump(put(preset, own)))
-        monkeypatch.setitem(settings.PRESETS, kind, str(path))
+        found[kind] = str(path)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small(small_presets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, path in small_presets.items():
+        monkeypatch.setitem(settings.PRESETS, kind, path)
 
 
 @pytest.fixture

@@ -51,8 +51,11 @@ def test_every_family_has_a_preset() -> None:
     assert families.FAMILIES.keys() <= PRESETS.keys()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float32) for name in FAMILIES]
+    + [pytest.param(name, torch.bfloat16, marks=[pytest.mark.slow] * (name != "flux")) for name in FAMILIES],
+)
 def test_every_text_family_learns_in_place(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     pipe = FAMILIES[name].pipeline(tmp_path / "parts").to(dtype)
     net = pipe.unet if hasattr(pipe, "unet") else pipe.transformer

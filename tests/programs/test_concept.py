@@ -36,6 +36,8 @@ FAMILIES = {
     "pixart": micro_pixart.pipeline,
     "lumina2": micro_lumina2.pipeline,
 }
+OFTEN = ("sd", "flux")
+"""An UNet and a transformer; the others are marked slow: the preset and what it plans are the same for all."""
 SHORT = (
     *("train.steps=1", "train.batch_size=2", "saliency.count=2", "saliency.draws=1", "saliency.batch_size=2"),
     *("forget.count=2", "draw.steps=2", "eval.images=0"),
@@ -46,7 +48,7 @@ def config(*words: str, preset: str = "sd_concept_sfron") -> SdConfig:
     return parse(override(read_preset(resources.preset_path(preset)), words), SdConfig)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in OFTEN)) for n in FAMILIES])
 def test_every_family_erases_a_concept_by_its_prompt_alone(name: str, tmp_path: Path) -> None:
     FAMILIES[name](tmp_path).save_pretrained(tmp_path / "base")
     (tmp_path / "set.csv").write_text("prompt,seed\na dog,1\na photo of cats,2\na boat,3\n")

@@ -1,12 +1,11 @@
 """A run's folder: opened, resumed, refused."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import launched
 import pytest
 
 from erase.programs import folder
@@ -49,18 +48,17 @@ def test_a_run_is_gone_on_with_where_it_is_the_same(tmp_path: Path) -> None:
 def test_a_folder_is_worked_in_by_one_launch_at_a_time(tmp_path: Path) -> None:
     """A lock of a process holds against others alone: the second one is a process of its own."""
     out = tmp_path / "out"
-    code = f"""
-from pathlib import Path
-from erase.programs.folder import working_in
-try:
-    with working_in(Path({str(out)!r})):
-        print("free")
-except ValueError as error:
-    print(error)
-"""
+
+    def work() -> None:
+        try:
+            with folder.working_in(out):
+                print("free")
+        except ValueError as error:
+            print(error)
 
     def ask() -> str:
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert launched.two(work, tmp_path / "log", 1) == [0]
+        return (tmp_path / "log.0").read_text()
 
     with folder.working_in(out):
         folder.open_folder(Config(), out, RECORD, "", resume=False)

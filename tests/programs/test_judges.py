@@ -24,7 +24,8 @@ from erase.programs.text.report import summarise
 OTHERS = ("a dog", "a car", "a boat", "a photo of a dog", "a photo of a car")
 PLAIN = ("forget.prompts=a cat", "forget.anchors=a dog", f"eval.prompts=[{', '.join(OTHERS)}]", "forget.axis=null")
 PLAIN = (*PLAIN, f"remain.prompts=[{', '.join(OTHERS)}]", "eval.classifier=null", "eval.images=6", "forget.count=2")
-PLAIN = (*PLAIN, "saliency={kind: none, density: null}", "train.steps=1", "draw.steps=1", "remain.count=1")
+PLAIN = (*PLAIN, "saliency={kind: none, density: null}", "train.steps=1", "remain.count=1")
+PLAIN = (*PLAIN, "draw.steps=1", "draw.batch_size=36")  # all of a model's images in one batch
 Shown = Callable[[str, str], str]
 """What an image shows, by its folder's name and its prompt, in words that the judge reads as pixels."""
 

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,11 @@ DAMAGED = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def imported() -> Iterator[None]:
+def imported() -> None:
     """A run collects garbage, which takes 0.3 s with all libraries in sight."""
     for pipeline in run.JOBS:
         run.job_of(pipeline)
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

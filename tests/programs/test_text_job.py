@@ -428,6 +428,7 @@ def test_only_images_that_a_method_learns_from_are_generated(
     assert drawn == [own] * 2 * forgets + [f"a photo of a {other}" for other in NAMES[1:]] * remains
 
 
+@pytest.mark.slow
 def test_a_dry_run_knows_the_height_of_a_robust_step(text_runs: Runner, tmp_path: Path) -> None:
     """With a longer adversary hardly higher: its passes end before the step's."""
     heights = []

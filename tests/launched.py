@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401  # an optimizer's first step loads it, in each process
 from accelerate.state import AcceleratorState
 
 

@@ -90,6 +90,7 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
     assert len(set(images.values())) == 3
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_attacked_and_resumed(
     attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

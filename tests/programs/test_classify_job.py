@@ -247,7 +247,7 @@ def test_the_preset_of_the_vit_runs_on_few_images(tmp_path: Path) -> None:
     assert report["after"]["metrics"]["TA"] == pytest.approx(100 * float((theirs == data.labels).float().mean()))
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
 def test_the_neutral_preset_forgets_a_class_of_any_classifier(kind: str, tmp_path: Path) -> None:
     """Of a folder with a subfolder for each class, without parts; its own steps, on few images."""
     write_images(tmp_path / "images", count=6)

@@ -56,7 +56,9 @@ def asked(launched: Accelerator | PartialState) -> FullyShardedDataParallelPlugi
             f"fsdp_version must be 2; got {plugin.fsdp_version}: launch with --fsdp_version 2, or without --use_fsdp"
         )
     if not plugin.reshard_after_forward:
-        raise ValueError("fsdp_reshard_after_forward must be true; got false: a frozen target could not be computed")
+        raise ValueError(
+            "fsdp_reshard_after_forward must be true; got false, with which a frozen target cannot be computed"
+        )
     return plugin
 
 
@@ -83,7 +85,9 @@ def shard(
         return net
     for name, p in net.named_parameters():
         if not p.is_contiguous():
-            raise ValueError(f"{name} is not contiguous: weights in channels_last cannot be sharded")
+            raise ValueError(
+                f"{name} is not contiguous: weights in channels_last cannot be sharded; load them without it"
+            )
     mesh = init_device_mesh(device.type, (world,))
     wide = None if precision is None else torch.float32
     given: dict[str, Any] = {

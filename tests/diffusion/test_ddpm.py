@@ -611,9 +611,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: (f / "unet" / FILE).unlink(), rf"unet has no weights \({FILE}\)"),
     "no unet": (lambda f: shutil.rmtree(f / "unet"), "is not whole: the subfolder unet is missing"),
     "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "is not whole: the subfolder scheduler is missing"),
-    "nothing": (lambda f: [shutil.rmtree(f), f.mkdir()], "is no diffusers pipeline: it has no model_index.json"),
+    "nothing": (lambda f: [shutil.rmtree(f), f.mkdir()], "is not a diffusers pipeline: it has no model_index.json"),
     "index cut short": (lambda f: (f / "model_index.json").write_text("{"), "not JSON, or cut short"),
-    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "is no diffusers pipeline"),
+    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "is not a diffusers pipeline"),
     "unet config cut short": (lambda f: (f / "unet/config.json").write_text("{"), "config.json: not JSON"),
     "scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").write_text("{"), "not JSON"),
     "another pipeline": (of_another_kind, "holds a StableDiffusionPipeline, Stable Diffusion: .* erase run sd"),
@@ -622,8 +622,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         index(unet=["diffusers", "UNet1DModel"], _class_name="DanceDiffusionPipeline"),
         "holds a DanceDiffusionPipeline; supported pipelines: .*ClassConditionalPipeline",
     ),
-    "a classifier": (a_transformers_model, "holds an image classifier: it is for erase run classify"),
-    "another lone unet": (lone_of_another_kind, "holds a UNet2DConditionModel and no pipeline"),
+    "a classifier": (a_transformers_model, "holds an image classifier: use erase run classify"),
+    "another lone unet": (lone_of_another_kind, "holds a UNet2DConditionModel without its pipeline"),
     "missing weights": (missing_weights, "2 weights are missing, such as conv_in.weight: get it again"),
     "no classes": (
         config(num_class_embeds=None),
@@ -678,7 +678,7 @@ def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["null", "[1, 2]", "3"])
 def test_a_config_that_is_no_mapping_is_refused(copy: Path, text: str) -> None:
     (copy / "unet/config.json").write_text(text)
-    refused(f"holds a {type(json.loads(text)).__name__} and no pipeline", lambda: locate(copy / "unet", "label"))
+    refused(f"holds a {type(json.loads(text)).__name__} without its pipeline", lambda: locate(copy / "unet", "label"))
 
 
 def test_a_name_given_twice_is_refused(copy: Path) -> None:

@@ -166,9 +166,9 @@ def cut(name: str, keep: float = 0.5) -> Callable[[Path], None]:
 
 
 DAMAGE = {
-    "no index": (remove("model_index.json"), "is no diffusers pipeline: it has no model_index.json"),
+    "no index": (remove("model_index.json"), "is not a diffusers pipeline: it has no model_index.json"),
     "index cut short": (write("model_index.json", b'{"_class_name": '), "model_index.json: not JSON, or cut short"),
-    "index is a list": (write("model_index.json", b"[]"), "is no diffusers pipeline"),
+    "index is a list": (write("model_index.json", b"[]"), "is not a diffusers pipeline"),
     "another pipeline": (
         lambda folder: edit(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline"),
         "holds a StableDiffusionInpaintPipeline; supported pipelines: .*StableDiffusionPipeline",
@@ -260,7 +260,7 @@ def test_a_missing_shard_is_named(copy: Path) -> None:
 
 
 def test_wrong_names_are_refused(micro_sd: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no model: a single file is \.safetensors or \.ckpt"):
+    with pytest.raises(ValueError, match=r"is not a model: a single file is \.safetensors or \.ckpt"):
         locate(micro_sd / "model_index.json")
     for name in (tmp_path / "none", "none", "./none", "~/none", f"{tmp_path.name}/a/b"):
         with pytest.raises(ValueError, match=r"no model '.*': not a folder, not a hub id") as caught:
@@ -606,7 +606,7 @@ def test_saving_refuses(micro_sd: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match=r"there exists: choose another folder"):
         folders.save(source, {}, tmp_path / "there", {})
-    with pytest.raises(ValueError, match=r"has no tensor named 'qqqq' in its UNet"):
+    with pytest.raises(ValueError, match=r"has no tensor named 'qqqq' in its unet"):
         folders.save(source, {"qqqq": torch.zeros(1)}, tmp_path / "out", {})
     with pytest.raises(ValueError, match=r"has shape \[16, 16\], got \[1\]"):
         folders.save(source, {MOVED: torch.zeros(1)}, tmp_path / "out", {})

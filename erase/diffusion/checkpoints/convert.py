@@ -61,7 +61,9 @@ def to_file(source: Source, out: Path, progress: Callable[[int], object] | None 
     read = {part: _checked(read_weights(_weights(source, part)), source.folder / part) for part in parts}
     bare = [part for part, tensors in read.items() if not tensors]
     if bare:
-        raise ValueError(f"{source.folder / bare[0]} has no weights ({layout.parts[bare[0]].stem}.safetensors)")
+        raise ValueError(
+            f"{source.folder / bare[0]} has no weights ({layout.parts[bare[0]].stem}.safetensors): get it again"
+        )
     _check_kinds(source, layout)
     _check_identities(source, layout, read)
     carried = [part for part in layout.carried if part in parts or part in layout.others]
@@ -72,13 +74,17 @@ def to_file(source: Source, out: Path, progress: Callable[[int], object] | None 
     needed = shapes(texts, {part: layout.parts[part] for part in parts})
     missing = sorted(layout.places(needed, configs).keys() - where.keys())
     if missing:
-        raise ValueError(f"{source.folder} is not whole: its networks lack what a single file calls {missing[0]}")
+        raise ValueError(
+            f"{source.folder} is not whole: its networks lack what a single file calls {missing[0]}: get it again"
+        )
     others, header = Lazy((), lambda name: read[layout.trained][name]), dict[str, str]()
     if (source.folder / LEFTOVERS).is_file():
         others, header = open_safetensors(source.folder / LEFTOVERS)
     twice = sorted(where.keys() & others.keys())
     if twice:
-        raise ValueError(f"{source.folder / LEFTOVERS} holds {twice[0]}, which its components hold too")
+        raise ValueError(
+            f"{source.folder / LEFTOVERS} holds {twice[0]}, which its components hold too: remove the file"
+        )
     usual = {part: usual_names(needed[part], layout.parts[part]) for part in parts}
     odd = {part: found for part, found in names.items() if set(found) != set(usual[part])}
     told = {**header, **provenance(folders.header(source)), TEXTS: json.dumps(vocabulary.without(texts))}
@@ -98,7 +104,10 @@ def _makers(
         place = where[key]
         found = [get(read[place.part], name) for name in place.names]
         if len({tensor.dtype for tensor in found}) > 1:
-            raise ValueError(f"{source.folder / place.part}: {', '.join(place.names)} are of different dtypes")
+            raise ValueError(
+                f"{source.folder / place.part}: {', '.join(place.names)} are of different dtypes, and a single file "
+                "has them as one tensor: save that component in one dtype"
+            )
         return place.to_file(found)
 
     return lambda key: make(key, Lazy.__getitem__), lambda key: make(key, sketch_of)
@@ -202,7 +211,7 @@ def _check_kinds(source: Source, layout: Layout) -> None:
     for name, allowed in kinds.items():
         kind = index[name][-1] if isinstance(index.get(name), list) else None
         if kind is not None and kind not in allowed:
-            raise ValueError(f"{source.folder} has a {kind}; a single file needs a {allowed[0]}")
+            raise ValueError(f"{source.folder} has a {kind}; a single file needs a {allowed[0]}: keep the folder")
 
 
 def _check_identities(source: Source, layout: Layout, read: Mapping[str, Lazy]) -> None:
@@ -213,8 +222,8 @@ def _check_identities(source: Source, layout: Layout, read: Mapping[str, Lazy]) 
             wanted, found = identity_like(tensors[like]), tensors[matrix]
             if found.dtype != wanted.dtype or not torch.equal(found, wanted):
                 raise ValueError(
-                    f"{source.folder / name}: {matrix} is no identity matrix, and all readers of single files take it "
-                    "for one: keep the folder"
+                    f"{source.folder / name}: {matrix} is not the identity matrix, which all readers of single files "
+                    "take it for: keep the folder"
                 )
 
 

@@ -175,7 +175,9 @@ def _list_in(header: Mapping[str, str], key: str, where: str | Path) -> list[str
     try:
         return [str(name) for name in json.loads(text)]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {key} in its header is no JSON list of names: {text[:80]}") from error
+        raise ValueError(
+            f"{where}: {key} in its header must be a JSON list of names; got {text[:80]}: get it again"
+        ) from error
 
 
 def find(model: str | Path, downloader: Any = None) -> Path:
@@ -215,7 +217,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     index = files.read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
     if not isinstance(index, dict):
-        raise ValueError(f"{folder} is no diffusers pipeline: it has no model_index.json")
+        raise ValueError(
+            f"{folder} is not a diffusers pipeline: it has no model_index.json; name a folder that has one"
+        )
     safety.check_components(index, folder / "model_index.json")
     return {"_class_name": None, **index}
 
@@ -241,9 +245,11 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
             if source.weights:
                 missing = [p for p in source.weights if not p.is_file()]
                 if missing:
-                    raise ValueError(f"{folder} is not whole: {missing[0].relative_to(folder)} is missing")
+                    raise ValueError(
+                        f"{folder} is not whole: {missing[0].relative_to(folder)} is missing: get it again"
+                    )
                 return source
-    raise ValueError(f"{folder / places[-1]} has no weights ({WEIGHTS}.safetensors)")
+    raise ValueError(f"{folder / places[-1]} has no weights ({WEIGHTS}.safetensors): get it again")
 
 
 def check_parts(folder: Path, parts: Sequence[str], places: Sequence[str] = ()) -> None:
@@ -258,14 +264,14 @@ def check_parts(folder: Path, parts: Sequence[str], places: Sequence[str] = ()) 
         if part in index and index[part] == [None, None]:
             raise ValueError(
                 f"{folder} has no {part} (null in its model_index.json): refiners and pipelines that were saved "
-                "without a part are not supported"
+                "without a part are not supported: name a whole pipeline"
             )
         if not (folder / part).is_dir():
-            raise ValueError(f"{folder} is not whole: the subfolder {part} is missing")
+            raise ValueError(f"{folder} is not whole: the subfolder {part} is missing: get it again")
     for place in sorted({folder / at for at in places} | set(folder.glob("*/"))):
         for config in (*place.glob("config.json"), *place.glob("scheduler_config.json")):
             if not isinstance(files.read_json(config), dict):
-                raise ValueError(f"{config} is broken: it holds no mapping")
+                raise ValueError(f"{config} is broken: it must hold a JSON object; get it again")
         for weights in place.glob("*.safetensors"):
             found = open_safetensors(weights)[0]
             safety.check_kinds({n: t for n, t in found.sketches() if not n.endswith("position_ids")}, weights)
@@ -343,7 +349,10 @@ def _save_folder(
         old, header = (read_weights([path]), {}) if path.suffix == ".bin" else open_safetensors(path)
         left -= rewrite(path, old, header, tensors, net / f"{path.stem}.safetensors", meta, progress)
     if left:
-        raise ValueError(f"{source.folder} has no tensor named {sorted(left)[0]!r} in its UNet")
+        raise ValueError(
+            f"{source.folder} has no tensor named {sorted(left)[0]!r} in its {source.component}: name "
+            "the base of this delta or run"
+        )
     if source.index.is_file():
         files.write_bytes(net / source.index.name, source.index.read_bytes())
     for part in {part for lora in source.loras for part in lora.parts} - {source.component}:

@@ -44,21 +44,23 @@ def stored(path: Path, header: Mapping[str, str], parts: Iterable[str]) -> dict[
     configs = {}
     for name, text in texts.items():
         if not TEXT_FILE.fullmatch(name) or not isinstance(text, str):
-            raise ValueError(f"{path}: its header names {name!r}, which is no configuration of a diffusers folder")
+            raise ValueError(
+                f"{path}: its header names {name!r}, which is not a configuration of a diffusers folder: get it again"
+            )
         if name.endswith(".json"):
             try:
                 configs[name] = json.loads(text)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{path}: {name} in its header is no JSON ({error})") from error
+                raise ValueError(f"{path}: {name} in its header is not JSON ({error}): get it again") from error
         elif name.endswith(BINARY) and not BASE64.fullmatch(text):
-            raise ValueError(f"{path}: {name} in its header is no base64")
+            raise ValueError(f"{path}: {name} in its header is not base64: get it again")
     missing = [f"{part}/config.json" for part in parts if f"{part}/config.json" not in configs]
     if missing:
-        raise ValueError(f"{path}: its header lacks {missing[0]}")
+        raise ValueError(f"{path}: its header lacks {missing[0]}: get it again")
     if not all(
         isinstance(config, dict) for name, config in configs.items() if name.endswith(("config.json", "index.json"))
     ):
-        raise ValueError(f"{path}: the configurations in its header are no mappings")
+        raise ValueError(f"{path}: the configurations in its header must be JSON objects: get it again")
     check_components(configs.get("model_index.json", {}), path)
     return texts
 
@@ -72,9 +74,11 @@ def mapping(path: Path, header: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
         found = json.loads(header[key])
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: {key} in its header is no JSON ({error})") from error
+        raise ValueError(f"{path}: {key} in its header is not JSON ({error}): get it again") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: {key} in its header is a {type(found).__name__}; expected a mapping")
+        raise ValueError(
+            f"{path}: {key} in its header must be a JSON object; got a {type(found).__name__}: get it again"
+        )
     return found
 
 

@@ -135,7 +135,7 @@ class Layout:
             if other is None or other not in tensors:
                 return usual
             if usual in tensors:
-                raise ValueError(f"{path} holds a tensor twice: as {usual} and as {other}")
+                raise ValueError(f"{path} holds a tensor twice: as {usual} and as {other}: get it again")
             return other
 
         return {name(usual): place for usual, place in where.items()}
@@ -211,7 +211,8 @@ def gathered(part: str, slots: Mapping[str, Slot]) -> dict[str, Place]:
         slot, first = slots[next(iter(group.values()))], next(iter(group.values()))
         if len(group) < len(slot.shares):
             raise ValueError(
-                f"the {part}'s tensor {first} lacks its siblings, with which a single file has it as {key}"
+                f"the {part}'s tensor {first} lacks its siblings, with which a single file has it as {key}: "
+                "get it again"
             )
         shares = slot.shares if len(set(slot.shares)) > 1 else ()
         found[key] = Place(part, tuple(group[at] for at in sorted(group)), slot.form, shares)

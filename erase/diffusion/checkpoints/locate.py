@@ -57,13 +57,13 @@ def locate(
     if path.is_file() and condition != "label":
         quantised.refuse_gguf(path)
         if path.suffix not in SUFFIXES:
-            raise ValueError(f"{path} is no model: a single file is {' or '.join(SUFFIXES)}")
+            raise ValueError(f"{path} is not a model: a single file is {' or '.join(SUFFIXES)}; name one, or a folder")
         rest = None if components is None else partial(_rest, components, path)
         return single_file.find(
             str(model), path, layout_of, networks.shapes, rest=rest, prediction=prediction, trusted=trusted
         )
     if components is not None:
-        raise ValueError(f"components={components} is for a single file, and {model} is none: leave it out")
+        raise ValueError(f"components={components} is for a single file, and {model} is not one: leave it out")
     folder = find(model, DiffusionPipeline)
     lora.refuse_beside(folder)
     if not (folder / "model_index.json").exists():
@@ -74,7 +74,7 @@ def locate(
     kind, name = index["_class_name"], name_family(index, folder)
     known = family(name)
     if condition is not None and condition != known.CONDITION:
-        raise ValueError(f"{folder} holds a {kind}, {known.NAME}: it is for {COMMANDS[known.CONDITION]}")
+        raise ValueError(f"{folder} holds a {kind}, {known.NAME}: use {COMMANDS[known.CONDITION]}")
     found = check(str(model), folder, known.PARTS, (f"{known.TRAINED}_ema", known.TRAINED), name)
     return _with_labels(found, labels, index) if known.CONDITION == "label" else found
 
@@ -106,13 +106,16 @@ def _rest(components: str | Path, file: Path, name: str, held: Collection[str]) 
     folder, known = find(components, hub), family(name)
     index = read_index(folder)
     if name_family(index, folder) != name:
-        raise ValueError(f"components={components} is a {index['_class_name']}, and {file} is of {known.NAME}")
+        raise ValueError(
+            f"components={components} is a {index['_class_name']}, and {file} is of {known.NAME}: "
+            f"name a folder of {known.NAME}"
+        )
     parts = [part for part in known.PARTS if part not in held]
     check_parts(folder, parts)
     for part in parts:
         weighed = not part.startswith(("tokenizer", "scheduler"))
         if weighed and not any(path.suffix in (".safetensors", ".bin") for path in (folder / part).iterdir()):
-            raise ValueError(f"components={components}: {part} has no weights")
+            raise ValueError(f"components={components}: {part} has no weights: name a folder that has them")
     source = Source(str(components), folder, known.TRAINED, family=name)
     return source, read_texts(source, [part for part, value in index.items() if isinstance(value, list)])
 
@@ -140,7 +143,9 @@ def _refuse_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is the folder of a run: name its model, {folder / 'model'}")
     single = sorted(path.name for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
     if single:
-        raise ValueError(f"{folder} holds single files and no pipeline: name one of them ({', '.join(single[:12])})")
+        raise ValueError(
+            f"{folder} holds single files instead of a pipeline: name one of them ({', '.join(single[:12])})"
+        )
 
 
 def _lone_network(model: str | Path, folder: Path, condition: str | None) -> Source:
@@ -148,7 +153,7 @@ def _lone_network(model: str | Path, folder: Path, condition: str | None) -> Sou
     config = files.read_json(folder / "config.json")
     kind = config.get("_class_name", "model of another kind") if isinstance(config, dict) else type(config).__name__
     if isinstance(config, dict) and any("ImageClassification" in str(name) for name in config.get("architectures", [])):
-        raise ValueError(f"{folder} holds an image classifier: it is for erase run classify")
+        raise ValueError(f"{folder} holds an image classifier: use erase run classify")
     if kind != "UNet2DModel" or condition == "text":
-        raise ValueError(f"{folder} holds a {kind} and no pipeline: name the folder with its model_index.json")
+        raise ValueError(f"{folder} holds a {kind} without its pipeline: name the folder with its model_index.json")
     return check(str(model), folder, (), (".",), "ddpm")

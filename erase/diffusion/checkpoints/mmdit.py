@@ -255,7 +255,10 @@ class _Shapes:
             raise ValueError(f"{self.path} is not whole: it lacks {self.begin}{name}: get it again")
         found = list(sketch_of(self.tensors, self.begin + name).shape)
         if len(found) != dimensions or 0 in found:
-            raise ValueError(f"{self.path}: {self.begin}{name} has shape {found}, expected {dimensions} dimensions")
+            raise ValueError(
+                f"{self.path}: {self.begin}{name} must have {dimensions} dimensions; got the shape {found}: get it "
+                "again"
+            )
         return found
 
     def blocks(self, pattern: str) -> list[int]:

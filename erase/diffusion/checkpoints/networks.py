@@ -29,7 +29,7 @@ def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
         with torch.device("meta"):
             nets = {name: network(kind_of(part), config_of(texts, name)) for name, part in parts.items()}
     except Exception as error:  # configurations of others break in a dozen unrelated ways
-        raise ValueError(f"the configuration makes no network: {first_line(error)}") from error
+        raise ValueError(f"the configuration does not make a network ({first_line(error)}): get it again") from error
     return {part: _shapes(net) for part, net in nets.items()}
 
 
@@ -39,7 +39,7 @@ def _check_blocks(config: Mapping[str, Any]) -> None:
         counts = config.get(key, 1)
         for count in counts if isinstance(counts, list) else [counts]:
             if isinstance(count, int) and count > MOST:
-                raise ValueError(f"{key} is {count}, at most {MOST} are read")
+                raise ValueError(f"{key} is {count}; at most {MOST} are read: get the file again")
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:

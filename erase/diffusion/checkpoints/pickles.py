@@ -36,7 +36,7 @@ def read_pickle(path: Path, device: str = "cpu", *, trusted: bool = False) -> di
     except Exception as error:  # broken pickles raise a dozen unrelated types
         raise _refusal(path, error, trusted) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}; expected weights by name")
+        raise ValueError(f"{path} holds a {type(found).__name__}; expected weights by name: get it again")
     return found
 
 
@@ -47,7 +47,7 @@ def _refusal(path: Path, error: Exception, trusted: bool) -> ValueError:
     zipped = head == b"PK\x03\x04"
     asked = re.search(r"GLOBAL ([\w.]+)", str(error))
     if asked is None and not zipped and head[:1] != b"\x80":
-        return ValueError(f"{path} is no checkpoint, but {files.guess_kind(path)}")
+        return ValueError(f"{path} is not a checkpoint, but {files.guess_kind(path)}")
     if zipped and not zipfile.is_zipfile(path):
         return ValueError(f"{path} is cut short: get it again")
     if isinstance(error, pickle.UnpicklingError) and not trusted:
@@ -55,5 +55,5 @@ def _refusal(path: Path, error: Exception, trusted: bool) -> ValueError:
     if not zipped and (isinstance(error, EOFError | pickle.UnpicklingError) or "unexpected EOF" in str(error)):
         return ValueError(f"{path} is cut short: get it again")
     if isinstance(error, ImportError | AttributeError):
-        return ValueError(f"{path} needs code that is not here ({error})")
-    return ValueError(f"{path} is damaged, or no checkpoint of torch ({type(error).__name__}): get it again")
+        return ValueError(f"{path} needs code that is not here ({error}): get it as .safetensors")
+    return ValueError(f"{path} is damaged, or not a checkpoint of torch ({type(error).__name__}): get it again")

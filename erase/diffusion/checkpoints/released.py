@@ -114,13 +114,16 @@ def released(
     """
     missing = [name for name in (WIDTH, FIRST) if name not in tensors]
     if missing:
-        raise ValueError(f"{path} is no whole Stable Diffusion checkpoint: it lacks {missing[0]}")
+        raise ValueError(f"{path} is not a whole Stable Diffusion checkpoint: it lacks {missing[0]}: get it again")
     width, channels = tensors[WIDTH].shape[-1], tensors[FIRST].shape[1]
     if width not in (768, 1024):
-        raise ValueError(f"{path}: its cross-attention is {width} wide; 1.x has 768 and 2.x has 1024")
+        raise ValueError(
+            f"{path}: its cross-attention is {width} wide; 1.x has 768 and 2.x has 1024: name another file"
+        )
     if channels != 4:
         raise ValueError(
-            f"{path} has a UNet of {channels} input channels: inpainting and depth models are not supported"
+            f"{path} has a UNet of {channels} input channels: inpainting and depth models are not supported; "
+            "name the base model"
         )
     predicts = prediction or _told(header) or ("epsilon" if width == 768 else None)
     if predicts is None:
@@ -164,7 +167,9 @@ def released_xl(
     """
     channels = tensors[FIRST].shape[1] if FIRST in tensors else 4
     if channels != 4:
-        raise ValueError(f"{path} has a UNet of {channels} input channels: inpainting models are not supported")
+        raise ValueError(
+            f"{path} has a UNet of {channels} input channels: inpainting models are not supported; name the base model"
+        )
     predicts = prediction or _told(header) or ("v_prediction" if "v_pred" in tensors else "epsilon")
     scheduler: dict[str, Any] = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULE, "prediction_type": predicts}
     scheduler |= {"timestep_spacing": "leading", "interpolation_type": "linear", "use_karras_sigmas": False}

@@ -109,7 +109,7 @@ def read(path: Path, *, trusted: bool = False) -> tuple[Mapping[str, Tensor], di
         ) from error
     inner = whole.get("state_dict", whole)
     if not isinstance(inner, dict):
-        raise ValueError(f"{path}: its state_dict is a {type(inner).__name__}; expected weights by name")
+        raise ValueError(f"{path}: its state_dict is a {type(inner).__name__}; expected weights by name: get it again")
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     others = [str(name) for name, value in inner.items() if not isinstance(value, Tensor)]
     others += [str(name) for name in whole if inner is not whole and name != "state_dict"]
@@ -147,7 +147,7 @@ def find(
     quantised.refuse(path, tensors)
     family = detect.family_of_file(tensors)
     if family is None:
-        raise ValueError(f"{path} is no single file of a model that erase opens: {detect.explain(tensors)}")
+        raise ValueError(f"{path} is not a single file of a model that erase opens: {detect.explain(tensors)}")
     known = layout(family)
     held = known.held(tensors)
     told = stored(path, header, held)
@@ -162,7 +162,7 @@ def find(
             f"({', '.join(missing)}) by components=DIR (--components DIR)"
         )
     if "model_index.json" not in texts:
-        raise ValueError(f"{path}: its header lacks model_index.json")
+        raise ValueError(f"{path}: its header lacks model_index.json: get it again")
     index = json.loads(texts["model_index.json"])
     held = {part: kind for part, kind in held.items() if index.get(part) != [None, None]}
     configs = {part: json.loads(texts[f"{part}/config.json"]) for part in held}
@@ -224,7 +224,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor], where: Mapping[str, Place]
             raise ValueError(f"{path} is not whole: it lacks {key}: get it again")
         found, size = sketch_of(tensors, key), place.size(needed)
         if list(found.shape) != size:
-            raise ValueError(f"{path}: {key} has shape {list(found.shape)}, expected {size}")
+            raise ValueError(f"{path}: {key} must have the shape {size}; got {list(found.shape)}: get it again")
         if place.part == trained:
             quantised.refuse_eight(path, tensors, key)
         elif found.dtype in quantised.EIGHT:
@@ -247,7 +247,7 @@ def _check_known(
     if odd:
         raise ValueError(
             f"{path}: {odd[0]} has no place in the {layout.trained} of {layout.title}: it is another architecture, "
-            "which erase does not open"
+            "which erase does not open; name another model"
         )
 
 
@@ -266,11 +266,11 @@ def _spelled(
     usual = {part: [n for place in where.values() if place.part == part for n in place.names] for part in held}
     names = {**{part: usual_names(usual[part], held[part]) for part in held}, **told}
     if names.keys() != held.keys() or not all(isinstance(n, str) for part in names.values() for n in part):
-        raise ValueError(f"{path}: {NAMES} in its header must hold names of tensors of {', '.join(held)}")
+        raise ValueError(f"{path}: {NAMES} in its header must hold names of tensors of {', '.join(held)}: get it again")
     found = layout.as_named(layout.places(names, configs), tensors, path)
     odd = [*sorted(where.keys() - found.keys()), *sorted(found.keys() - tensors.keys())]
     if odd:
-        raise ValueError(f"{path}: {NAMES} in its header do not fit its tensors, such as {odd[0]}")
+        raise ValueError(f"{path}: {NAMES} in its header do not fit its tensors, such as {odd[0]}: get it again")
     return found
 
 
@@ -306,7 +306,10 @@ def rewrite(
     where = {n: key for key, place in source.places.items() if place.part == source.trained for n in place.names}
     unknown = sorted(tensors.keys() - where.keys())
     if unknown:
-        raise ValueError(f"{source.path} has no tensor named {unknown[0]!r} in its {source.trained}")
+        raise ValueError(
+            f"{source.path} has no tensor named {unknown[0]!r} in its {source.trained}: name the base of this "
+            "delta or run"
+        )
     new = {where[name] for name in tensors}
 
     def get(key: str) -> Tensor:

@@ -53,7 +53,7 @@ def describe_lora(tensors: Lazy, header: Mapping[str, str]) -> dict[str, Any]:
         try:
             found["change"] = json.loads(header[HEADER])
         except json.JSONDecodeError as error:
-            raise ValueError(f"{HEADER} in the LoRA's header is no JSON ({error.msg})") from error
+            raise ValueError(f"{HEADER} in the LoRA's header is not JSON ({error.msg}): get it again") from error
     return found
 
 

@@ -73,7 +73,7 @@ def parse(spec: str, key: str = "loras") -> tuple[Path, float]:
     except ValueError:
         scale = float("nan")
     if not abs(scale) < float("inf"):
-        raise ValueError(f"{key} has {spec!r}: the scale {number!r} is no number; give FILE.safetensors:0.8")
+        raise ValueError(f"{key} has {spec!r}: the scale {number!r} is not a number; give FILE.safetensors:0.8")
     return Path(path), scale
 
 
@@ -84,21 +84,21 @@ def read_lora(path: Path, scale: float, source: Source | SingleFile) -> Lora:
         ValueError: for a file that is missing, broken, no LoRA, or of another model.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is no .safetensors file: LoRAs in pickles are not read")
+        raise ValueError(f"{path} is not a .safetensors file: LoRAs in pickles are not read; get it as .safetensors")
     lazy, header = open_safetensors(path)
     tensors = {name: lazy[name] for name in lazy}
     for sign, kind in OTHERS:
         if any(re.search(sign, name) for name in tensors):
             raise ValueError(f"{path} is {kind}, which erase does not merge: fuse it into the model with its own tool")
     if not any("lora" in name for name in tensors):
-        raise ValueError(f"{path} is no LoRA: its first tensor is {next(iter(tensors), 'none')}")
+        raise ValueError(f"{path} is not a LoRA: its first tensor is {next(iter(tensors), 'none')}; leave it out")
     check_kinds({name: t for name, t in tensors.items() if not name.endswith("alpha")}, path)
     check_finite(tensors, path)
     pairs = _pairs(_converted(_scaled(tensors, header, path), source, path), path)
     parts = {part: _fitted(found, part, source, path, header) for part, found in pairs.items()}
     if isinstance(source, SingleFile) and (more := parts.keys() - {source.trained}):
         raise ValueError(
-            f"{path} changes {min(more)}, too, and {source.name} is a single file: make it a folder first "
+            f"{path} changes {min(more)} too, and {source.name} is a single file: make it a folder first "
             f"(erase convert {source.name} FOLDER)"
         )
     return Lora(path, scale, files.sha256(path), parts)
@@ -117,23 +117,24 @@ def _scaled(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path
         down = found.get(_down(name))
         alpha = plain.get(f"{layer}.alpha")
         if down is None:
-            raise ValueError(f"{path} is not whole: it has {name} and no {_down(name)}")
+            raise ValueError(f"{path} is not whole: it has {name} without {_down(name)}: get it again")
         if up.ndim < 2 or down.ndim < 2 or up.shape[1] != down.shape[0]:
             raise ValueError(
-                f"{path} is broken: {layer} has shapes {list(up.shape)} and {list(down.shape)}, whose ranks differ"
+                f"{path} is broken: {layer} has shapes {list(up.shape)} and {list(down.shape)}, whose ranks differ: "
+                "get it again"
             )
         rank = len(down)
         if alpha is not None and alpha.numel() != 1:
-            raise ValueError(f"{path} is broken: {layer}.alpha has shape {list(alpha.shape)}, expected one number")
+            raise ValueError(f"{path} is broken: {layer}.alpha must be one number; got the shape {list(alpha.shape)}")
         value = float(alpha) if alpha is not None else given(layer, rank)
         found[name] = up.float() * (value / rank)
     downs = {_down(name) for name in found if name.endswith(UPS)}
     alone = [n for n in found if re.search(r"lora_down\.|lora_A\.|lora\.down\.|layer\.down\.", n) and n not in downs]
     if alone:
-        raise ValueError(f"{path} is not whole: it has {alone[0]} without its other half")
+        raise ValueError(f"{path} is not whole: it has {alone[0]} without its other half: get it again")
     lost = [n for n in plain if n.endswith(".alpha") and not any(n[:-6] + end in found for end in UPS)]
     if lost:
-        raise ValueError(f"{path} is not whole: it has {lost[0]} and no LoRA of that name")
+        raise ValueError(f"{path} is not whole: it has {lost[0]} without a LoRA of that name: get it again")
     return found
 
 
@@ -151,7 +152,9 @@ def _peft_alphas(header: Mapping[str, str], path: Path) -> Any:
     try:
         told = json.loads(header.get("lora_adapter_metadata", "{}"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: lora_adapter_metadata in its header is no JSON ({error.msg})") from error
+        raise ValueError(
+            f"{path}: lora_adapter_metadata in its header is not JSON ({error.msg}): get it again"
+        ) from error
     parts = {key.rpartition(".lora_alpha")[0]: value for key, value in told.items() if key.endswith(".lora_alpha")}
 
     def alpha(layer: str, rank: int) -> float:
@@ -178,7 +181,7 @@ def _converted(tensors: dict[str, Tensor], source: Source | SingleFile, path: Pa
         try:
             made: Any = kind.lora_state_dict(named, **config)
         except (ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError) as error:
-            raise ValueError(f"{path} is no LoRA that diffusers reads for {known.NAME}: {_first(error)}") from error
+            raise ValueError(f"{path} is not a LoRA that diffusers reads for {known.NAME}: {_first(error)}") from error
         named = made[0] if isinstance(made, tuple) else made
     found: dict[str, Tensor] = {}
     for part in dict.fromkeys(name.split(".")[0] for name in named):
@@ -222,7 +225,7 @@ def _pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, tup
     strange = sorted(tensors.keys() - known)
     if strange or not found:
         what = f"what erase does not know: {strange[0]}" if strange else "no layers"
-        raise ValueError(f"{path} holds {what}; nothing of it is merged")
+        raise ValueError(f"{path} holds {what}; nothing of it is merged; leave it out, or fuse it with its own tool")
     return found
 
 
@@ -251,6 +254,6 @@ def _fitted(
         told = f"; its header says {base}" if base else ""
         raise ValueError(
             f"{path} is a LoRA of another model than {source.name}: it changes {next(iter(odd))} "
-            f"({len(odd)} of {len(pairs)} layers){told}"
+            f"({len(odd)} of {len(pairs)} layers){told}: leave it out, or name its base"
         )
     return found

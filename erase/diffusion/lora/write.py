@@ -139,7 +139,7 @@ def write_difference(
     """Write a change as it is, in ComfyUI's `.diff` and `.diff_b`; arguments and errors as those of `write_lora`."""
     check_new(path)
     if layout.comfy is None:
-        raise ValueError("ComfyUI does not know diffusers' names of this family: use --to lora")
+        raise ValueError(f"--to comfy-diff: ComfyUI does not know diffusers' names of {layout.base}: use --to lora")
     tensors: dict[str, Tensor] = {}
     whole, left_out = 0.0, dict[str, float]()
     for name, delta, size in _sized(change, progress):
@@ -157,13 +157,13 @@ def write_difference(
 
 
 def check_new(path: Path) -> None:
-    """Refuse a file that is there, or would be no `.safetensors`.
+    """Refuse a file that exists, or is not named `.safetensors`.
 
     Raises:
         ValueError: for these.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: a LoRA is a .safetensors file; name one")
+        raise ValueError(f"{path} must be a .safetensors file: name one")
     if path.exists():
         raise ValueError(f"{path} exists: choose another name, or remove it")
 
@@ -171,7 +171,7 @@ def check_new(path: Path) -> None:
 def nothing(path: Path, left_out: Mapping[str, float]) -> str:
     """Why there is nothing to write."""
     if not left_out:
-        return f"{path} would be empty: no weight of the model differs from its base"
+        return f"{path} would be empty: no weight of the model differs from its base; name an erased model"
     some = ", ".join(list(left_out)[:3])
     return f"{path} would be empty: this form carries none of what changed ({some}); keep the model or a delta"
 

@@ -188,8 +188,8 @@ def test_what_a_file_may_not_hold(case: Case, tmp_path: Path) -> None:
     stem = row.place.rpartition(".")[0]
     for tensors, said in (
         ({row.place: None}, "is not whole: it lacks"),
-        ({row.place: held[:-3]}, r"has shape \[.*\], expected \["),
-        ({row.place: held[None]}, r"has shape \[.*\], expected \["),
+        ({row.place: held[:-3]}, r"must have the shape \[.*\]; got \["),
+        ({row.place: held[None]}, r"must have the shape \[.*\]; got \["),
         ({row.place: held.int()}, "is of I32; weights are F16, BF16, F32 or F64"),
         ({f"{stem}.alpha": torch.zeros(1)}, f"{stem}.alpha has no place in the".replace(".", r"\.")),
     ):
@@ -241,7 +241,7 @@ def test_an_encoder_in_8_bits_is_read_and_kept(case: Case, tmp_path: Path) -> No
 def test_the_rest_must_be_of_the_same_family(case: Case, micro_sd: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"components=.* is a StableDiffusionPipeline, and .* is of"):
         locate(case.file, components=micro_sd)
-    with pytest.raises(ValueError, match=r"is for a single file, and .* is none: leave it out"):
+    with pytest.raises(ValueError, match=r"is for a single file, and .* is not one: leave it out"):
         locate(case.folder, components=case.folder)
     broken = Path(shutil.copytree(case.folder, tmp_path / "broken"))
     whole = case.open().held
@@ -342,7 +342,7 @@ def test_a_projection_that_readers_ignore_is_refused(tmp_path: Path) -> None:
     micro_sd3.pipeline(tmp_path).save_pretrained(tmp_path / "pipeline")
     source = locate(tmp_path / "pipeline")
     assert isinstance(source, folders.Source)
-    with pytest.raises(ValueError, match=r"text_projection\.weight is no identity matrix"):
+    with pytest.raises(ValueError, match=r"text_projection\.weight is not the identity matrix"):
         convert.to_file(source, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -380,7 +380,7 @@ def test_a_tokenizer_that_is_no_text_is_carried(tmp_path: Path) -> None:
     tensors, header = open_safetensors(tmp_path / "a.safetensors")
     texts = json.dumps({**json.loads(header[TEXTS]), "tokenizer_3/spiece.model": "no base64!"})
     save_file(dict(tensors), tmp_path / "c.safetensors", metadata={**header, TEXTS: texts})
-    with pytest.raises(ValueError, match=r"tokenizer_3/spiece\.model in its header is no base64"):
+    with pytest.raises(ValueError, match=r"tokenizer_3/spiece\.model in its header is not base64"):
         locate(tmp_path / "c.safetensors")
 
 

@@ -152,7 +152,7 @@ def test_pickled_weights_are_written_as_safetensors(lone: Path, net: Any, tmp_pa
     assert tree(tmp_path / "out") == {"config.json", FILE}
     assert same(load_file(tmp_path / "out" / FILE), expected(net))
     (lone / "diffusion_pytorch_model.bin").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin is no checkpoint, but text"):
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin is not a checkpoint, but text"):
         folders.save(source, change(net), tmp_path / "other", {})
     assert not (tmp_path / "other").exists()
 
@@ -225,7 +225,7 @@ def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
     for text in (None, "[]", "null"):
         if text is not None:
             (tmp_path / "model_index.json").write_text(text)
-        with pytest.raises(ValueError, match=r"is no diffusers pipeline: it has no model_index\.json"):
+        with pytest.raises(ValueError, match=r"is not a diffusers pipeline: it has no model_index\.json"):
             folders.read_index(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "b"]}))
     assert folders.read_index(tmp_path) == {"_class_name": None, "unet": ["diffusers", "b"]}

@@ -130,14 +130,14 @@ def test_a_pickle_cut_short(tmp_path: Path, zipped: bool, kept: float, trusted: 
 )
 def test_what_is_no_pickle_is_not_to_be_trusted(tmp_path: Path, data: bytes, what: str, trusted: bool) -> None:
     (tmp_path / "model.ckpt").write_bytes(data)
-    with pytest.raises(ValueError, match=rf"model\.ckpt is no checkpoint, but {what}$"):
+    with pytest.raises(ValueError, match=rf"model\.ckpt is not a checkpoint, but {what}$"):
         locate(tmp_path / "model.ckpt", trusted=trusted)
 
 
 def test_a_zip_archive_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.ckpt", "w") as archive:
         archive.writestr("notes.txt", "abc")
-    with pytest.raises(ValueError, match=r"model\.ckpt is damaged, or no checkpoint of torch \(RuntimeError\)"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged, or not a checkpoint of torch \(RuntimeError\)"):
         locate(tmp_path / "model.ckpt")
 
 

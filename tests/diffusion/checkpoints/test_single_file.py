@@ -106,7 +106,7 @@ def test_files_of_others_that_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         (1024, {}, "does not say what it predicts: make it a folder with erase convert --prediction epsilon"),
         (768, inpainting, "9 input channels: inpainting and depth models are not supported"),
         (768, wide, "cross-attention is 2048 wide; 1.x has 768 and 2.x has 1024"),
-        (768, {QUANT: torch.empty(9, device="meta")}, r"quant_conv\.bias has shape \[9\], expected \[8\]"),
+        (768, {QUANT: torch.empty(9, device="meta")}, r"quant_conv\.bias must have the shape \[8\]; got \[9\]"),
     ):
         pretend(monkeypatch, width, {}, **changes)
         with pytest.raises(ValueError, match=said) as caught:
@@ -132,7 +132,7 @@ def test_files_of_others_that_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_other_files_are_named(tmp_path: Path, name: str, kind: str) -> None:
     save_file({name: torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=f"no single file of a model that erase opens: it is {kind}"):
+    with pytest.raises(ValueError, match=f"not a single file of a model that erase opens: it is {kind}"):
         locate(tmp_path / "x.safetensors")
 
 
@@ -188,7 +188,7 @@ def test_saving_a_file_refuses(file: Path, tmp_path: Path) -> None:
     ("tensors", "said"),
     [
         ({QUANT: None}, "is not whole: it lacks first_stage_model.quant_conv.bias"),
-        ({QUANT: torch.zeros(3).half()}, r"quant_conv.bias has shape \[3\], expected \[8\]"),
+        ({QUANT: torch.zeros(3).half()}, r"quant_conv.bias must have the shape \[8\]; got \[3\]"),
         ({QUANT: torch.zeros(8, dtype=torch.int32)}, "quant_conv.bias is of I32; weights are F16, BF16, F32 or F64"),
         ({LDM_MOVED: torch.zeros(16, 16, dtype=torch.float8_e4m3fn)}, r"is fp8 \(float8_e4m3fn\), whose steps are"),
     ],
@@ -214,11 +214,11 @@ def texts_with(file: Path, **changes: Any) -> str:
         ({"unet/evil.py": "print()"}, "its header names 'unet/evil.py'"),
         ({"unet/\u202ejson.config": "{}"}, "its header names"),
         ({"scheduler/\uff0e\uff0e/a.json": "{}"}, "its header names"),
-        ({"unet/config.json": "{"}, r"unet/config\.json in its header is no JSON"),
-        ({"unet/config.json": "[]"}, "the configurations in its header are no mappings"),
+        ({"unet/config.json": "{"}, r"unet/config\.json in its header is not JSON"),
+        ({"unet/config.json": "[]"}, "the configurations in its header must be JSON objects"),
         ({"unet/config.json": None}, "its header lacks unet/config.json"),
-        ({"unet/config.json": '{"block_out_channels": [7]}'}, "the configuration makes no network"),
-        ({"unet/config.json": '{"layers_per_block": 1000000000}'}, "layers_per_block is 1000000000, at most 1000"),
+        ({"unet/config.json": '{"block_out_channels": [7]}'}, "the configuration does not make a network"),
+        ({"unet/config.json": '{"layers_per_block": 1000000000}'}, "layers_per_block is 1000000000; at most 1000"),
         ({"model_index.json": None}, r"its header lacks model_index\.json"),
         ({"model_index.json": '{"unet": ["os", "system"]}'}, "takes unet from 'os'; allowed: diffusers, transformers"),
         ({"unet/config.json": 5}, "its header names 'unet/config.json'"),
@@ -235,8 +235,8 @@ def test_a_header_that_lies_is_refused(edit: Edit, file: Path, tmp_path: Path, t
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({TEXTS: "{"}, "diffusers_folder in its header is no JSON"),
-        ({TEXTS: "[]"}, "diffusers_folder in its header is a list; expected a mapping"),
+        ({TEXTS: "{"}, "diffusers_folder in its header is not JSON"),
+        ({TEXTS: "[]"}, "diffusers_folder in its header must be a JSON object; got a list"),
         ({NAMES: '{"odd": []}'}, "must hold names of tensors of unet, vae, text_encoder"),
         ({NAMES: '{"vae": [5]}'}, "must hold names of tensors of unet, vae, text_encoder"),
         ({NAMES: '{"vae": ["quant_conv.bias"]}'}, "do not fit its tensors, such as first_stage_model"),
@@ -260,7 +260,7 @@ def test_a_file_beside_a_configuration_is_what_a_text_model_is_asked_for(
 
 def test_what_is_no_model_is_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "x.bin").touch()
-    with pytest.raises(ValueError, match=r"x\.bin is no model: a single file is \.safetensors or \.ckpt"):
+    with pytest.raises(ValueError, match=r"x\.bin is not a model: a single file is \.safetensors or \.ckpt"):
         locate(tmp_path / "x.bin")
     for name in ("a", "b"):
         shutil.copy(file, tmp_path / f"{name}.safetensors")

@@ -175,7 +175,7 @@ BROKEN: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "lokr": (lambda: {"lora_unet_x.lokr_w1": torch.ones(2, 2)}, "LoKr"),
     "dora": (lambda: kohya() | {"lora_unet_x.dora_scale": torch.ones(2)}, "DoRA"),
     "difference": (lambda: {"lora_unet_conv_in.diff": torch.ones(2)}, "differences"),
-    "other": (lambda: {"weight": torch.ones(2)}, "no LoRA"),
+    "other": (lambda: {"weight": torch.ones(2)}, "not a LoRA"),
     "unknown": (lambda: kohya() | {"lora_te9_x.lora_down.weight": torch.ones(2, 2)}, "lora"),
     "alpha": (lambda: kohya() | {next(n for n in kohya() if "alpha" in n): torch.ones(2)}, "one number"),
 }

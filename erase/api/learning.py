@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from erase.api.settings import Chosen
 from erase.config import arguments
+from erase.diffusion.lora.adapter import Pairs
 from erase.engine.backend import Backend
 from erase.engine.loop import unlearn
 from erase.engine.method import Method
@@ -27,6 +28,8 @@ class Learned:
     mask: Mask | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """A row for each step."""
+    pairs: Pairs = field(default_factory=dict)
+    """Of `train.form=lora`: B and A by the name of the weight to which their product was added."""
 
 
 def learn(chosen: Chosen, lesson: Lesson, progress: Listener | None) -> Learned:

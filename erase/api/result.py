@@ -110,7 +110,7 @@ class Result:
                 `lora`, of text-to-image pipelines, is loaded onto the base by diffusers, ComfyUI and the WebUIs.
             rank: of every layer of a LoRA; by default each layer's own.
             energy: without `rank`, the share of each layer's change that a LoRA keeps at least; by default .99 of what
-                was trained, and all of a closed form (`uce`), which has low rank.
+                was trained, and all of what has low rank already: of `train.form=lora` and of a closed form (`uce`).
 
         Raises:
             ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use,
@@ -122,9 +122,11 @@ class Result:
             write_model(self.model, target, self.meta, self.about.part, self.about.processor)
             return target
         if form == "lora":
-            before = base_of(self.net, self._base(), self.before.source)
+            before, pairs = base_of(self.net, self._base(), self.before.source), self.learned.pairs
+            if pairs and energy is None:
+                energy = 1.0  # what was trained at a rank is kept whole
             ranks = ranks_of(self.about.chosen.entry.name, rank, energy)
-            return save_lora(self.model, self.net, before, target, self.meta, ranks)
+            return save_lora(self.model, self.net, before, target, self.meta, ranks, pairs)
         if form != "delta":
             raise ValueError(f"unknown form {form!r}; allowed: full, delta, lora")
         if target.suffix != ".safetensors":

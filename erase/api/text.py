@@ -21,12 +21,13 @@ from erase.api.settings import PRESETS, Call, choose
 from erase.config import listed, read_preset
 from erase.diffusion.live import checkpointing, exact_vae, family_name, model_of
 from erase.diffusion.loading import networks
+from erase.diffusion.lora.train import merge, taken_out
 from erase.diffusion.text import check_edited
 from erase.engine.borrow import borrow
 from erase.engine.updates import ClosedForm
 from erase.programs import saving
 from erase.programs.images import sampler_of
-from erase.programs.inputs import check_guidance, learning_of, with_dropout
+from erase.programs.inputs import check_dense, check_guidance, learning_of, with_dropout
 from erase.programs.progress import listening
 from erase.programs.text.lesson import make_lesson, read_sides, readable
 from erase.programs.text.plan import make_plan, marks
@@ -51,24 +52,25 @@ def forget_prompts(
         chosen = choose(call, family_name(pipe) or "", asked, ("concepts", "denoiser"), model.device, model.dtype)
         chosen = replace(chosen, config=with_dropout(chosen.config, model.has_null))
         config = chosen.config
-        if config.train.form == "lora":
-            raise ValueError("train.form=lora is for erase run sd; save(form='lora') makes a LoRA of what was learned")
         check_guidance(config.saliency, chosen.entry, model.has_null)
         before = past(net)
         plan = readable(config, make_plan(config, before.forgotten), model, lambda line: None)
         model.check_prompts(plan.words)
         for context in (listening(call.progress), no_launch_left()):
             stack.enter_context(context)
-        with borrow(net, parts) as loan, checkpointing(net, config.train.checkpointing):
+        with borrow(net, parts) as loan, taken_out(net), checkpointing(net, config.train.checkpointing):
             for part in parts:
                 part.eval()
             with exact_vae(model.pipe):
                 sides = read_sides(config, plan, model, chosen.entry, chosen.method, chosen.precision)
-            names = model.choose(learning_of(config))
-            if isinstance(chosen.method.update, ClosedForm):
+            names = model.select(learning_of(config))
+            if isinstance(chosen.method.update, ClosedForm) or config.forget.start == "uce":
+                check_dense(config)
                 check_edited(model, names)
             loan.keep()
+            model.choose(learning_of(config))
             learned = learn(chosen, make_lesson(config, model, sides), call.progress)
+            learned.pairs = merge(net)
     sample = sampler_of(model, config.draw, chosen.precision)
     shown = dict.fromkeys([*plan.forget, *filter(None, plan.anchors), *plan.remain[:2]])
     about = About(

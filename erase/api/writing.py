@@ -14,7 +14,8 @@ from transformers.modeling_utils import PreTrainedModel
 from erase.classification import models
 from erase.diffusion.families import family
 from erase.diffusion.live import family_name
-from erase.diffusion.lora.svd import Ranks, rounded
+from erase.diffusion.lora.adapter import Pairs
+from erase.diffusion.lora.svd import Ranks, product, rounded
 from erase.diffusion.lora.write import difference, write_lora
 from erase.engine.borrow import Values
 from erase.programs import saving
@@ -84,7 +85,13 @@ def base_of(net: nn.Module, base: Values, source: saving.Source | None) -> Mappi
 
 
 def save_lora(
-    model: Any, net: nn.Module, before: Mapping[str, Tensor], target: Path, meta: Mapping[str, str], ranks: Ranks
+    model: Any,
+    net: nn.Module,
+    before: Mapping[str, Tensor],
+    target: Path,
+    meta: Mapping[str, str],
+    ranks: Ranks,
+    pairs: Pairs | None = None,
 ) -> Path:
     """Write what a pipeline's network learned as a LoRA; the path of the file.
 
@@ -95,6 +102,8 @@ def save_lora(
         target: a folder, or a `.safetensors` file.
         meta: provenance.
         ranks: how ranks are chosen.
+        pairs: what was trained in LoRA form, whose weights in 16 bits are rounded; by default the difference of the
+            weights is written.
 
     Raises:
         ValueError: for a model or a change that no LoRA carries, or a path in use.
@@ -107,6 +116,10 @@ def save_lora(
         target = target / saving.LORA
     config: Any = net.config
     after, layers = weights(net), layout.layers(before, config)
+    if pairs:
+        change = Lazy(pairs, lambda name: product(*pairs[name]))
+        write_lora(change, layout, layers, target, meta, ranks)
+        return target
     write_lora(
         difference(before, after), layout, layers, target, meta, ranks, rounding=lambda name: rounded(after[name])
     )

@@ -70,7 +70,8 @@ class Train:
     expression that is searched in their names."""
     form: Literal["dense", "lora"] = "dense"
     """What learns: the weights (`dense`), or two thin matrices beside each weight that a LoRA can carry (`lora`, of
-    rank `lora.rank`), which needs less memory. Needs peft."""
+    rank `lora.rank`), which needs less memory. Masks are then of B; A, which has no gradient at first, is not masked.
+    Needs peft."""
     lora_safe: bool = False
     """Whether only those of `parameters` learn that a LoRA can carry: no biases, no norms."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = 0.1

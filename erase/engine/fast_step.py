@@ -40,12 +40,14 @@ def like(p: Tensor, x: Tensor) -> Tensor:
 
 
 def mask_of(mask: Mask, name: str, p: Tensor) -> Tensor:
-    """The mask of one parameter, of the rows that this process holds, on the parameter's device.
+    """The mask of one parameter, of the rows that this process holds, on the parameter's device; all of a free one.
 
     Raises:
         KeyError: for a parameter that the mask does not know.
         ValueError: for a mask of another shape.
     """
+    if mask.frees(name):
+        return torch.ones_like(local(p), dtype=torch.bool)
     keep = mask[name]
     if keep.shape != p.shape:
         raise ValueError(f"the mask of {name!r} has shape {list(keep.shape)}, the weight {list(p.shape)}")

@@ -53,7 +53,7 @@ class Mask:
     named: Mapping[str, Tensor]
     """bool, shaped like the parameter of that name."""
     meta: dict[str, str] = field(default_factory=dict)
-    """How it was made: source, per, clip, threshold or density asked for."""
+    """How it was made: source, per, clip, threshold or density asked for; `free`, if it lets some parameters be."""
 
     def __getitem__(self, name: str) -> Tensor:
         """The mask of one parameter.
@@ -69,9 +69,13 @@ class Mask:
                 "train.parameters as the run"
             ) from None
 
+    def frees(self, name: str) -> bool:
+        """Whether it is not about a parameter, all of which may then change: one with `meta["free"]` in its name."""
+        return "free" in self.meta and self.meta["free"] in name
+
     @property
     def density(self) -> float:
-        """Fraction of weights kept, over all parameters."""
+        """Fraction of weights kept, over all parameters that it is about."""
         kept = sum(int(m.sum()) for m in self.named.values())
         return kept / sum(m.numel() for m in self.named.values())
 

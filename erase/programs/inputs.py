@@ -13,7 +13,7 @@ from torch import nn
 
 from erase.config import DdpmConfig, Saliency, SdConfig, Train
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.lora.train import RANK
+from erase.diffusion.lora.train import FREE, RANK, measuring
 from erase.diffusion.losses import Dropped, Guided, copies, forget_objective, remain_objective
 from erase.diffusion.parameters import Learning
 from erase.diffusion.text import Concepts
@@ -216,6 +216,29 @@ def make_mask(
         return None
     if path is not None and distributed.on_main(path.exists):
         return load_mask(path)
+    if getattr(config.train, "form", "dense") == "lora":
+        with measuring(backend.net):
+            found = measured_mask(config, backend, sides, precision, path, resume)
+        mask = Mask(found.named, {**found.meta, "free": FREE})
+    else:
+        mask = measured_mask(config, backend, sides, precision, path, resume)
+    if path is not None and distributed.rank() == 0:
+        save_mask(mask, path)
+        for side in sides:
+            remove_state(sums_path(path.parent, side[0]))
+    return mask
+
+
+def measured_mask(
+    config: Any,
+    backend: Backend[Any],
+    sides: Sequence[tuple[str, Sequence[Any], LossFn]],
+    precision: Precision,
+    path: Path | None,
+    resume: bool,
+) -> Mask:
+    """The mask of what learns now; arguments as those of `make_mask`."""
+    wanted: Saliency = config.saliency
     if wanted.kind == "magnitude":
         gradient = mean_gradient(
             backend,
@@ -230,15 +253,9 @@ def make_mask(
         )
         for g in gradient.values():
             local(g).abs_()
-        mask = magnitude_mask(gradient, density=wanted.density or 0)
-    else:
-        diagonals = [diagonal(config, backend, side, precision, path and path.parent, resume) for side in sides]
-        mask = fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
-    if path is not None and distributed.rank() == 0:
-        save_mask(mask, path)
-        for side in sides:
-            remove_state(sums_path(path.parent, side[0]))
-    return mask
+        return magnitude_mask(gradient, density=wanted.density or 0)
+    diagonals = [diagonal(config, backend, side, precision, path and path.parent, resume) for side in sides]
+    return fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
 
 
 def sums_path(out: Path, side: str) -> Path:

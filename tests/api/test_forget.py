@@ -109,13 +109,15 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert any(not torch.equal(x, found[2][name]) for name, x in found[0].items())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_an_interrupted_call_changes_nothing(pipe: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "form"), [(torch.bfloat16, "dense"), (torch.float32, "dense"), (torch.bfloat16, "lora")]
+)
+def test_an_interrupted_call_changes_nothing(pipe: Any, dtype: torch.dtype, form: str) -> None:
     pipe.to(dtype)
     before, kept = models.state(pipe.unet), models.configuration(pipe)
     flags = [p.requires_grad for p in pipe.unet.parameters()]
     with pytest.raises(InterruptedHere):
-        erase.forget(pipe, "a photo of a cat", remain=REMAIN, progress=interrupt)
+        erase.forget(pipe, "a photo of a cat", remain=REMAIN, settings={"train.form": form}, progress=interrupt)
     assert not models.changed(pipe.unet, before)
     assert models.configuration(pipe) == kept
     assert [p.requires_grad for p in pipe.unet.parameters()] == flags

@@ -64,6 +64,30 @@ def test_a_lora_is_loaded_onto_the_base(forgot: Any, pipe: Any, tmp_path: Path) 
         torch.testing.assert_close(pipe.unet.state_dict()[name], erased[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_was_trained_in_lora_form_is_merged_and_kept(pipe: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The network is its own again, with what A and B learned in its weights; the LoRA of their rank is exact."""
+    pipe.to(dtype)
+    base, modules = models.state(pipe.unet), {name: type(m) for name, m in pipe.unet.named_modules()}
+    settings = {"train.form": "lora", "lora.rank": 2, "method.fast_rate": 0.1}
+    forgot = erase.forget(pipe, "a photo of a cat", remain=REMAIN, settings=settings)
+    assert {name: type(m) for name, m in pipe.unet.named_modules()} == modules
+    assert not hasattr(pipe.unet, "peft_config")
+    erased = models.state(pipe.unet)
+    moved = [name for name, t in erased.items() if not torch.equal(t, base[name])]
+    assert moved
+    assert all("attn2" in name and name.endswith(".weight") for name in moved)
+    tensors = load_file(forgot.save(tmp_path / "out", form="lora"))
+    for name in moved:
+        layer = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+        up, down = (tensors[layer + end] for end in (".lora_up.weight", ".lora_down.weight"))
+        assert (up.dtype, down.shape[0]) == (torch.float32, 2)
+        rounding = 1e-2 if dtype == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(base[name].float() + up @ down, erased[name].float(), rtol=rounding, atol=1e-6)
+    forgot.undo()
+    assert not models.changed(pipe.unet, base)
+
+
 def test_the_lora_of_a_closed_form_is_lossless(pipe: Any, tmp_path: Path) -> None:
     """To 1e-5 in every layer, in float32, without asking; at the rank of the tokens, which is not full."""
     given: dict[str, Any] = {"method": {"name": "uce"}, "saliency.kind": "none", "train.parameters": "kv"}

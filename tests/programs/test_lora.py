@@ -155,7 +155,9 @@ def test_a_run_in_lora_form(text_runs: Runner, micro_sd: Path, tmp_path: Path) -
     words = ("train.form=lora", "lora.rank=3", *QUICK)
     run = text_runs(tmp_path / "full", *words)
     mask = load_mask(run / "saliency.safetensors")
-    assert all(".lora_" in name for name in mask.named)
+    assert all(".lora_B." in name for name in mask.named)  # A has no gradient at B = 0, and is not masked
+    assert mask.meta["free"] in ".lora_A.erased.weight"
+    assert mask.density == pytest.approx(0.3, abs=0.01)  # of B, as asked for
     old, new = (folders.tensors(locate(where)) for where in (micro_sd, run / "model"))
     moved = [name for name in old if not torch.equal(old[name], new[name])]
     assert moved

@@ -1,6 +1,6 @@
 """Training in LoRA form: A and B learn beside frozen weights, by `peft`.
 
-Masks and Fisher diagonals are of A and B themselves.
+Masks are of B, and A is free: see `measuring`.
 """
 
 from __future__ import annotations
@@ -8,17 +8,21 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from erase.diffusion.lora.adapter import Pairs
 from erase.engine.backend import drawn_from
 
 ADAPTER = "erased"
 """The adapter's name in the network."""
 RANK = 16
 """Of the layers, where none is asked for."""
+FREE = ".lora_A."
+"""In the names of what masks are not about."""
 
 
 def inject(net: nn.Module, weights: Sequence[str], rank: int, seed: int) -> list[str]:
@@ -70,6 +74,26 @@ def check_peft(what: str) -> None:
         raise ValueError(f"{what} needs peft, which is not installed: pip install 'erase[lora]'")
 
 
+@contextmanager
+def measuring(net: nn.Module) -> Iterator[None]:
+    """Have gradients of B alone meanwhile, for a mask, which is not about A (`FREE`).
+
+    The change `B A` begins at B = 0. There the gradient of A is `Bᵀ G = 0`, G being that of the dense weight, on forget
+    and on remain data: its Fisher diagonal says nothing, and a `density` that counted it would leave B unmasked. The
+    gradient of B is `G Aᵀ`. Its row o is of row o of the dense weight alone, seen through the random A, so that a mask
+    of B is one of the dense weight's rows: of a row that B leaves out nothing changes. A mask of single dense weights
+    has no low rank, and cannot be had.
+    """
+    still = [p for name, p in net.named_parameters() if FREE in name and p.requires_grad]
+    for p in still:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in still:
+            p.requires_grad_(True)
+
+
 def pairs(net: nn.Module) -> Iterator[tuple[str, Any]]:
     """Layers with an adapter of ours, by the name of the weight that they stand beside."""
     for name, module in net.named_modules():
@@ -84,3 +108,29 @@ def dense(net: nn.Module) -> dict[str, Tensor]:
         name: module.get_base_layer().weight.detach().float() + module.get_delta_weight(ADAPTER).float()
         for name, module in pairs(net)
     }
+
+
+@torch.no_grad()
+def merge(net: nn.Module) -> Pairs:
+    """Add what A and B learned to the weights beside them, in their own dtypes; and give it, float32, on the CPU."""
+    found = {}
+    for name, module in pairs(net):
+        up, down = (getattr(module, part)[ADAPTER].weight for part in ("lora_B", "lora_A"))
+        if up.any():
+            weight = module.get_base_layer().weight
+            weight.copy_(weight.float() + module.get_delta_weight(ADAPTER).float())
+            found[name] = (up.detach().cpu(), down.detach().cpu())
+    return found
+
+
+@contextmanager
+def taken_out(net: nn.Module) -> Iterator[None]:
+    """Take A and B that are put into a network meanwhile out of it in the end: its layers are its own again."""
+    try:
+        yield
+    finally:
+        for name, module in list(pairs(net)):
+            place, _, child = name.removesuffix(".weight").rpartition(".")
+            setattr(net.get_submodule(place), child, module.get_base_layer())
+        if hasattr(net, "peft_config"):
+            del net.peft_config

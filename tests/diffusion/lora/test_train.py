@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from erase.diffusion.families import family
-from erase.diffusion.lora.train import dense, inject
+from erase.diffusion.lora.train import FREE, dense, inject, measuring
 from erase.diffusion.model import Model
 from erase.diffusion.parameters import Learning
+from erase.engine.fast_step import FastStep
 from erase.engine.fisher import fisher_diagonal
+from erase.engine.saliency import Mask
 
 
 def names(net: nn.Module, which: str) -> list[str]:
@@ -103,6 +105,34 @@ def test_the_fisher_diagonal_of_a_and_b_is_that_of_single_samples() -> None:
             sums[name] = sums[name] + grad.square() / len(batch)
     for name, wanted in sums.items():
         torch.testing.assert_close(found.named[name], wanted)
+
+
+def test_masks_are_of_b_and_a_is_free() -> None:
+    """At B = 0 nothing of A is measured; a forget step may change all of it, and of B what the mask keeps."""
+    torch.default_generator.manual_seed(0)
+    backend, batch = Backend(), torch.randn(5, 4)
+    params = dict(backend.net.named_parameters())
+    down, up = (next(name for name in params if f"lora_{part}." in name) for part in "AB")
+    nn.init.zeros_(params[up])
+    given = {"draws": 1, "generator": torch.Generator().manual_seed(0)}
+    backend.net[0].base_layer.requires_grad_(False)
+    whole = fisher_diagonal(backend, [batch], **given)  # type: ignore[arg-type]
+    assert not whole.named[down].any()
+    with measuring(backend.net):
+        found = fisher_diagonal(backend, [batch], **given)  # type: ignore[arg-type]
+    assert found.named.keys() == {up}
+    assert torch.equal(found.named[up], whole.named[up])
+    assert params[down].requires_grad
+    keep = torch.zeros(params[up].shape, dtype=torch.bool)
+    keep[0] = True
+    learning = {name: params[name] for name in (down, up)}
+    before = {name: p.detach().clone() for name, p in learning.items()}
+    step = FastStep(learning, Mask({up: keep}, {"free": FREE}), "sgd")
+    for p in learning.values():
+        p.grad = torch.ones_like(p)
+    step.step(0.1)
+    assert torch.equal(params[up] != before[up], keep)
+    assert bool((params[down] != before[down]).all())
 
 
 def test_peft_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

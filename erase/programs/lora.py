@@ -105,8 +105,8 @@ def check_chosen(source: Source, chosen: Mapping[str, int]) -> None:
     layout = layout_of(source)
     if not any(layout.carried(name, ndim) for name, ndim in chosen.items()):
         raise ValueError(
-            f"--save lora: a LoRA carries none of what learns, such as {next(iter(chosen))}: choose other "
-            "train.parameters, or --save delta"
+            f"--save lora: a LoRA cannot carry any of what learns, such as {next(iter(chosen))}: choose other "
+            "train.parameters, or use --save delta"
         )
 
 
@@ -119,7 +119,7 @@ def layout_of(source: Source) -> LoraLayout:
     known = family(source.family)
     if known.LORA is None:
         raise ValueError(
-            f"{source.name} is a {known.NAME}, which no program loads LoRAs onto: keep the model or a delta"
+            f"{source.name} is a {known.NAME}, which no program loads LoRAs onto: use the model or a delta"
         )
     return known.LORA
 
@@ -140,11 +140,11 @@ def find_change(path: Path, base: str | None = None, components: str | None = No
         run = files.read_json(path / "run.json")
         config = run.get("config", {}) if isinstance(run, dict) else {}
         if config.get("pipeline") != "sd":
-            raise ValueError(f"{path} is no run of erase run sd: LoRAs are of text-to-image models")
+            raise ValueError(f"{path} is not a run of erase run sd: LoRAs are of text-to-image models; name such a run")
         model, kept = path / saving.MODEL, path / saving.DELTA
         if not (model.exists() or kept.exists()):
             there = (path / saving.LORA).exists()
-            what = f"keeps {saving.LORA} alone" if there else "holds no erased model: --resume the run"
+            what = f"keeps only {saving.LORA}: use that" if there else "holds no erased model: --resume the run"
             raise ValueError(f"{path} {what}")
         base, loras = base or str(config["model"]), config.get("loras", [])
         components = components or config.get("components")
@@ -155,7 +155,7 @@ def find_change(path: Path, base: str | None = None, components: str | None = No
         source = _base(named, components, f"{path} changes {named or 'a model'}")
         return Change(with_loras(source, loras), delta.apply(found, folders.tensors(source)), found.meta)
     if base is None:
-        raise ValueError(f"{path} is neither a run nor a delta: name what it was erased from by --base")
+        raise ValueError(f"{path} is not a run or a delta: name what it was erased from by --base")
     source = with_loras(_base(base, components, f"{path} was erased from {base}"), loras)
     erased = locate(path, "text", components=components)
     told = weights.provenance(folders.header(erased))
@@ -163,7 +163,7 @@ def find_change(path: Path, base: str | None = None, components: str | None = No
     check_base(path, source, told.get("erase_base_sha256"))
     odd = sorted(before.keys() ^ after.keys())
     if odd:
-        raise ValueError(f"{path} is no erased form of {base}: one of them lacks {odd[0]}")
+        raise ValueError(f"{path} was not erased from {base}: one of them lacks {odd[0]}; name another --base")
     return Change(source, after, told)
 
 

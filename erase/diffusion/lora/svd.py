@@ -28,9 +28,9 @@ class Ranks:
             ValueError: for a rank or a share out of range.
         """
         if self.rank is not None and self.rank < 1:
-            raise ValueError(f"--rank must be at least 1; got {self.rank}")
+            raise ValueError(f"rank (--rank) must be at least 1; got {self.rank}")
         if not 0 < self.energy <= 1:
-            raise ValueError(f"--energy must be above 0 and at most 1; got {self.energy}")
+            raise ValueError(f"energy (--energy) must be above 0 and at most 1; got {self.energy}")
 
 
 @dataclass(frozen=True)

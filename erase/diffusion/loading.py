@@ -22,7 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import HIDES, VARIANTS, WEIGHTS, Source
 from erase.diffusion.checkpoints.header import write_texts
-from erase.diffusion.checkpoints.networks import first_line, kind_of, network, text_config
+from erase.diffusion.checkpoints.networks import Unfilled, first_line, kind_of, network, text_config
 from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.lora.adapter import changed_by
 from erase.store import files
@@ -153,7 +153,7 @@ def hollow_network(
     source = holder(source, name)
     made = network_classes(source)[name]
     try:
-        with init_empty_weights():
+        with init_empty_weights(), Unfilled():
             if isinstance(source, SingleFile):
                 net = network(made, source.config(name))
             elif made.__module__.startswith("diffusers."):
@@ -302,7 +302,7 @@ def _from_file(source: SingleFile, name: str, dtype: torch.dtype) -> nn.Module:
         config = text_config(kind, source.config(name))
         found: nn.Module = kind.from_pretrained(None, config=config, state_dict=values, dtype=dtype)
         return found
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         net = network(kind, source.config(name))
     net.load_state_dict(values, assign=True)
     return net

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from erase.diffusion.checkpoints.layout import Part, Shapes
 
 BLOCKS = ("num_layers", "num_single_layers", "num_hidden_layers", "layers_per_block", "transformer_layers_per_block")
 MOST = 1000
 """Blocks of a network; a configuration that says more is of no model, and would take hours to build."""
+
+FILLS = frozenset(
+    getattr(nn.init, f"{name}_")
+    for name in ("kaiming_uniform", "xavier_uniform", "uniform", "normal", "trunc_normal", "constant", "ones", "zeros")
+) | {Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_}
+"""What gives new weights their values."""
+
+
+class Unfilled(TorchFunctionMode):
+    """Nothing fills weights on the "meta" device meanwhile: they keep no values, and it takes half of the time."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if function in FILLS:
+            tensor = given["tensor"] if "tensor" in given else args[0]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **given)
 
 
 def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
@@ -26,7 +47,7 @@ def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
     try:
         for name in parts:
             _check_blocks(config_of(texts, name))
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             nets = {name: network(kind_of(part), config_of(texts, name)) for name, part in parts.items()}
     except Exception as error:  # configurations of others break in a dozen unrelated ways
         raise ValueError(f"the configuration does not make a network ({first_line(error)}): get it again") from error

@@ -161,6 +161,7 @@ def test_progress_is_told_of_every_phase(pipe: Any, rows: Any, capfd: pytest.Cap
     assert "unlearning" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_compiled_network_learns(pipe: Any) -> None:
     net = pipe.unet
     pipe.unet = torch.compile(net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,17 @@ def test_vectors_are_read_as_the_nearest_words(model: Model) -> None:
 FAMILIES = [micro_sdxl, micro_sd3, micro_flux, micro_pixart, micro_lumina2]
 
 
-@pytest.mark.parametrize("lean", [False, True])
-@pytest.mark.parametrize("build", FAMILIES, ids=lambda module: module.__name__)
+OFTEN = ((micro_sdxl, False), (micro_flux, True))
+"""Stable Diffusion is asked above; the others are marked slow."""
+
+
+@pytest.mark.parametrize(
+    ("build", "lean"),
+    [
+        pytest.param(*cell, marks=[pytest.mark.slow] * (cell not in OFTEN), id=f"{cell[0].__name__}-{cell[1]}")
+        for cell in product(FAMILIES, (False, True))
+    ],
+)
 def test_every_family_is_searched_and_says_what_was_found(
     build: Any, lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,8 +95,14 @@ def refused(message: str, do: Callable[[], Any]) -> None:
 SAMPLERS: list[Any] = [None, "ddim", "ddpm", "dpm"]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [  # each model by its own sampler, and each sampler by one model
+        pytest.param(kind, name, marks=[pytest.mark.slow] * (name is not None and kind != "grey"))
+        for kind in KINDS
+        for name in SAMPLERS
+    ],
+)
 def test_an_image_depends_on_its_label_and_generator_alone(pipes: dict[str, Pipe], kind: str, name: Any) -> None:
     pipe = micro_ddpm.with_sampler(pipes[kind], name)
     labels, seeds = [0, 1, 2, 1], [5, 6, 7, 8]

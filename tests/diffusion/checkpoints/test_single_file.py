@@ -82,7 +82,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch, width: int, header: dict[str, str],
         (768, {}, None, ("epsilon", 512, "CLIPTextModel")),
         (768, {}, "v_prediction", ("v_prediction", 768, "CLIPTextModel")),
         (1024, {"modelspec.prediction_type": "v"}, None, ("v_prediction", 768, "CLIPTextModel")),
-        (1024, {"modelspec.prediction_type": "epsilon"}, None, ("epsilon", 512, "CLIPTextModel")),
+        pytest.param(
+            *(1024, {"modelspec.prediction_type": "epsilon"}, None, ("epsilon", 512, "CLIPTextModel")),
+            marks=pytest.mark.slow,
+        ),
         (1024, {}, "epsilon", ("epsilon", 512, "CLIPTextModel")),
     ],
 )

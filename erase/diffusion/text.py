@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,8 +29,21 @@ class Concepts:
     """`[E, D]`, what they should become."""
     kept: Tensor
     """`[N, D]`, tokens of prompts that stay."""
+    kept_of: Tensor
+    """`[N]`, int64: the prompt that each of them is of, from 1 in their order; 0 is the empty prompt."""
+    empty: Tensor
+    """`[M, D]`, all tokens of the empty prompt, the beginning first."""
     weights: str
     """The matrices that read them, as an expression over names."""
+
+
+@runtime_checkable
+class TokenEdit(Protocol):
+    """A closed form that chooses which tokens its concepts are of."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """The choice."""
 
 
 def cut_prompts(model: Model, prompts: Sequence[str]) -> list[dict[str, Any]]:
@@ -90,12 +103,22 @@ def check_edited(model: Model, chosen: Sequence[str]) -> None:
     Raises:
         ValueError: if none of the chosen parameters reads text embeddings.
     """
-    weights = text_weights(model)
-    if not any(re.search(weights, name) for name in chosen):
+    edited_names(text_weights(model), chosen)
+
+
+def edited_names(weights: str, chosen: Iterable[str]) -> list[str]:
+    """Which of the chosen parameters a closed form edits: those whose names `weights` matches.
+
+    Raises:
+        ValueError: if none does.
+    """
+    found = [name for name in chosen if re.search(weights, name)]
+    if not found:
         raise ValueError(
             "closed forms edit the weights that read text, and none of them learns: set train.parameters to full or "
             f"{weights}"
         )
+    return found
 
 
 def concepts(
@@ -127,13 +150,14 @@ def concepts(
             family that has no such matrix.
     """
     weights = text_weights(model)
-    words = [*forget, *anchors, *kept]
+    words = [*forget, *anchors, *kept, *([] if "" in kept else [""])]
     embedded = model.embed(words)
     rows = embedded["text"].shape[1]
     counts = embedded["mask"].sum(1).tolist() if "mask" in embedded else [rows] * len(words)
     table = {word: x[:count] for word, x, count in zip(words, embedded["text"], counts, strict=True)}
+    numbers = {text: 0 if text == "" else number for number, text in enumerate((t for t in kept if t), 1)}
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-    stay: list[Tensor] = []
+    stay: list[tuple[str, Tensor]] = []
     start, told_apart = 0, set()
     for tokenizer, length in readers(model):
         ids = {text: list(tokenizer(text, truncation=True, max_length=length).input_ids) for text in table}
@@ -155,7 +179,7 @@ def concepts(
         for text in kept:
             end, last = len(ids[text]) - 1, last_token(ids[text])
             own = slice(last, last + 1) if tokens == "last" else slice(end, length)
-            stay.append(table[text][start : start + length][own])
+            stay.append((text, table[text][start : start + length][own]))
         start += length
     if told_apart != set(zip(forget, anchors, strict=True)):
         raise ValueError(OWN_ANCHOR)
@@ -164,8 +188,11 @@ def concepts(
             f"method.tokens={tokens}: the forget prompts have no such token that the network reads: set "
             "method.tokens=all"
         )
-    kept_tokens = torch.cat([table[text] for text in kept] if tokens == "all" else stay)
-    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, weights)
+    if tokens == "all":
+        stay = [(text, table[text]) for text in kept]
+    kept_of = torch.tensor([numbers[text] for text, x in stay for _ in x], dtype=torch.int64)
+    kept_tokens = torch.cat([x for _, x in stay])
+    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, kept_of, table[""], weights)
 
 
 def last_token(ids: Sequence[int]) -> int:

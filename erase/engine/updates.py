@@ -5,7 +5,7 @@
 - `Joint`: one step on both losses. SFR-on without R-on, random labels, SalUn, Selective Amnesia, Bad Teacher.
 - `InTurn`: steps on all forget batches, then on all remain batches. Random labels and SalUn as classifiers' scripts do.
 - `Descent`: steps on the remain loss alone. Fine-tuning and retraining; random labels among the remain data.
-- `ClosedForm`: new weights that are computed instead of stepped to. UCE.
+- `ClosedForm`: new weights that are computed instead of stepped to. UCE, SPEED.
 
 A rule is a frozen choice without state. What it steps with (gradients, optimizers, copies of weights) is offered by the
 loop as a `Run`. Letters: θ weights, φ weights before the step, m mask, t step, s(t) schedule.
@@ -26,8 +26,20 @@ from erase.engine.weighting import Schedule
 
 Side = Literal["forget", "remain"]
 SIDES: tuple[Side, ...] = get_args(Side)
-Edit = Callable[[nn.Module], Mapping[str, Tensor]]
-"""A closed form: new values of some trainable weights of a network, by name."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a closed form computed."""
+
+    weights: Mapping[str, Tensor]
+    """New values of some trainable weights, by name."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What the log says of them."""
+
+
+Edit = Callable[[nn.Module], Solved]
+"""A closed form, of a network."""
 
 
 class Run(Protocol):
@@ -362,8 +374,9 @@ class ClosedForm:
             NonFiniteError: for a solution that is not finite; no weight is changed.
         """
         run.row["fast_rate"] = self.share
-        new = dict[str, Tensor]()
-        for name, end in self.edit(run.net).items():
+        new, solved = dict[str, Tensor](), self.edit(run.net)
+        run.row.update(solved.numbers)
+        for name, end in solved.weights.items():
             p = run.params[name]
             new[name] = run.masked(name, torch.lerp(p, end.to(p), self.share))
         norm = float(torch.nn.utils.get_total_norm([x - run.params[name] for name, x in new.items()]))

@@ -22,18 +22,17 @@ step (with `last` that is the token of the beginning); sums are in float64.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from erase.diffusion.text import Concepts, Tokens
+from erase.diffusion.text import Concepts, Tokens, edited_names
 from erase.engine.backend import trainable
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
-from erase.engine.updates import ClosedForm
+from erase.engine.updates import ClosedForm, Solved
 from erase.methods import Entry
 
 
@@ -49,7 +48,7 @@ class Reading:
     tokens: Tokens = "all"
     """Those that the concepts are of."""
 
-    def __call__(self, net: nn.Module) -> dict[str, Tensor]:
+    def __call__(self, net: nn.Module) -> Solved:
         """`W0 M` for every key and value matrix that learns, computed in float64.
 
         Raises:
@@ -57,14 +56,11 @@ class Reading:
         """
         if self.concepts is None:
             raise ValueError("uce needs text embeddings: give concepts")
-        found = {name: p for name, p in trainable(net).items() if re.search(self.concepts.weights, name)}
-        if not found:
-            raise ValueError(
-                "uce changes the matrices that read text, and none of them learns: set train.parameters to full or to "
-                f"{self.concepts.weights}"
-            )
+        found = trainable(net)
+        names = edited_names(self.concepts.weights, found)
         change = solve(self.concepts, self.preserve, self.lambd)
-        return {name: (p.detach().double() @ change.to(p.device)).to(p.dtype) for name, p in found.items()}
+        old = ((name, found[name].detach()) for name in names)
+        return Solved({name: (W.double() @ change.to(W.device)).to(W.dtype) for name, W in old})
 
 
 def solve(concepts: Concepts, preserve: float, lambd: float) -> Tensor:

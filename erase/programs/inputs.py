@@ -183,8 +183,8 @@ def check_dense(config: SdConfig) -> None:
     """
     if config.train.form == "lora":
         raise ValueError(
-            "train.form=lora is trained, and a closed form (method uce, forget.start=uce) edits the weights: use "
-            "train.form=dense, of which --save lora makes a LoRA"
+            "train.form=lora is trained, and a closed form (method uce or speed, forget.start=uce) edits the weights: "
+            "use train.form=dense, of which --save lora makes a LoRA"
         )
 
 

@@ -91,7 +91,7 @@ def test_closed_forms_against_a_plain_solve(model: Model, tokens: Any) -> None:
     net = deepcopy(model.net).double()
     select(net, "kv", model.family.PARAMETERS)
     found = text.concepts(model, forget, anchors, kept, tokens)
-    ours = Reading(found, p, lambd, tokens)(net)
+    ours = Reading(found, p, lambd, tokens)(net).weights
 
     cat, sepia, dog, empty, boat = (model.embed([x])["text"][0].double() for x in (*forget, *anchors, "a boat"))
     # begin, a photo of a cat, end; begin, sepia cat, end: what is more than the anchor has becomes its end

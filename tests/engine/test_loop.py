@@ -20,7 +20,7 @@ from erase.engine.losses import ASCENT, DESCENT, Objective, plain
 from erase.engine.method import Method, Weights
 from erase.engine.saliency import Mask
 from erase.engine.state import load_state, save_state
-from erase.engine.updates import ClosedForm, Descent, Epoch, FastSlow, Joint, Shared, Update
+from erase.engine.updates import ClosedForm, Descent, Epoch, FastSlow, Joint, Shared, Solved, Update
 from erase.methods.salun import salun
 from erase.methods.sfron import sfron
 from erase.store.safetensors import read_safetensors
@@ -388,9 +388,10 @@ def test_too_many_skips_in_a_row_stop_the_run(bad: str) -> None:
 # ------------------------------------------------------------ closed forms
 
 
-def halved(net: nn.Module) -> dict[str, Tensor]:
+def halved(net: nn.Module) -> Solved:
     """Of the first layer alone."""
-    return {name: p.detach() / 2 for name, p in net.named_parameters() if name.startswith("0.")}
+    weights = {name: p.detach() / 2 for name, p in net.named_parameters() if name.startswith("0.")}
+    return Solved(weights, {"halves": len(weights)})
 
 
 def edited(edit: Any = halved, **changes: Any) -> Method:
@@ -401,13 +402,13 @@ def test_an_edit_is_applied_in_each_step_and_leaves_other_weights_alone() -> Non
     net, before, rows = toys.mlp(), toys.weights(toys.mlp()), list[Any]()
     go(toys.Plain(net), edited(), forget=None, remain=None, steps=2, log=rows.append)
     assert toys.same(toys.weights(net), {n: x / 4 if n.startswith("0.") else x for n, x in before.items()})
-    assert all(row["edit_norm"] > 0 for row in rows)
+    assert all(row["edit_norm"] > 0 and row["halves"] == 2 for row in rows)
 
 
 def test_an_edit_that_is_not_finite_ends_the_run_and_changes_nothing() -> None:
     net = toys.mlp()
     before = toys.weights(net)
-    method = edited(lambda net: {**halved(net), "2.bias": net[2].bias.detach() * float("nan")})
+    method = edited(lambda net: Solved({**halved(net).weights, "2.bias": net[2].bias.detach() * float("nan")}))
     with pytest.raises(NonFiniteError):
         go(toys.Plain(net), method, forget=None, remain=None)
     assert toys.same(toys.weights(net), before)

@@ -10,7 +10,7 @@ from erase.engine.fast_step import FastStep, outer_step
 from erase.engine.losses import ASCENT, DESCENT
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
-from erase.engine.updates import ClosedForm, Descent, FastSlow, Joint, Shared
+from erase.engine.updates import ClosedForm, Descent, FastSlow, Joint, Shared, Solved
 
 RULES = ("sgd", "normalized", "adam")
 
@@ -132,7 +132,7 @@ RATES = {FastSlow: "fast_rate", Shared: "forget_alpha", Joint: "forget_weight", 
 
 def made(rule: Any, **changes: Any) -> Any:
     needed = {RATES[rule]: 1.0} if rule in RATES else {}
-    return rule(**{**needed, **({"edit": lambda net: {}} if rule is ClosedForm else {}), **changes})
+    return rule(**{**needed, **({"edit": lambda net: Solved({})} if rule is ClosedForm else {}), **changes})
 
 
 @pytest.mark.parametrize(

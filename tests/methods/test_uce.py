@@ -1,48 +1,21 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import toys
-from torch import Tensor, nn
+from torch import Tensor
+from toy_text import Net, go
 
 from erase.diffusion.families.sd import TEXT_KV
 from erase.diffusion.text import Concepts
-from erase.engine.loop import unlearn
-from erase.engine.method import Method
 from erase.methods.uce import uce
 
 KEYS = "block.attn2.to_k.weight"
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        for name, rows in (("to_q", 5), ("to_k", 5), ("to_v", 7)):
-            setattr(self, name, nn.Linear(6, rows, bias=False))
-
-
-class Net(nn.Module):
-    """Keys and values of text of width 6, and weights that are none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.ModuleDict({"attn1": Attention(), "attn2": Attention()})
-        toys.randomize(self)
-        self.double()
-
-
 def concepts(erased: int = 4, kept: int = 5) -> Concepts:
     g = toys.gen(5)
     tokens = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (erased, erased, kept))
-    return Concepts(*tokens, weights=str(TEXT_KV))
-
-
-def go(method: Method, net: Net, **changes: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    settings = {"steps": 1, "optimizer": lambda p: torch.optim.Adam(p, lr=0.1), "seed": 0, "log": rows.append}
-    unlearn(toys.Plain(net), method, None, None, **{**settings, **changes})
-    return rows
+    return Concepts(*tokens, torch.arange(kept) + 1, torch.zeros(1, 6), str(TEXT_KV))
 
 
 def least_squares(before: Tensor, data: Concepts, preserve: float, lambd: float) -> np.ndarray:

@@ -62,7 +62,7 @@ class Family:
     trained: str = "transformer"
     """The folder of what learns."""
     text_weights: str | None = None
-    """Names of the weights that `uce` edits."""
+    """Names of the weights that closed forms edit."""
     dtype: torch.dtype = torch.float32
 
 
@@ -78,7 +78,10 @@ TEXT: dict[str, Words] = {
     "scrub": ("method={name: scrub}", "forget.loss=ascent"),
     "esd": ("method={name: esd, fast_rate: 1e-3}", "train.parameters=noxattn"),
     "uce": ("method={name: uce}", "saliency.kind=none", "train.parameters=full"),
+    "speed": ("method={name: speed, tokens: all}", "saliency.kind=none", "train.parameters=full"),
 }
+CLOSED = ("uce", "speed")
+"""Closed forms: one step, on the weights that read text."""
 LABELS: dict[str, Words] = {
     "finetune": ("method={name: finetune}",),
     "gradient_ascent": ("method={name: gradient_ascent, fast_rate: 1e-3}",),
@@ -99,7 +102,14 @@ CLASSIFY: dict[str, Words] = {
     "bad_teacher": ("method={name: bad_teacher}",),
     "scrub": ("method={name: scrub}",),
 }
-ONE_SIDED = {"finetune": "remain", "retrain": "remain", "gradient_ascent": "forget", "esd": "forget", "uce": ""}
+ONE_SIDED = {
+    "finetune": "remain",
+    "retrain": "remain",
+    "gradient_ascent": "forget",
+    "esd": "forget",
+    "uce": "",
+    "speed": "",
+}
 """Methods that do not learn from both sides, and from which they do."""
 MASKED = ("sfron", "salun")
 
@@ -113,14 +123,14 @@ ATTENTION = {"learns": r"\.attn2\.", "trained": "unet", "text_weights": r"\.attn
 JOINT = {"learns": r"\.attn\.add_[qkv]_proj\.", "text_weights": r"^context_embedder\.weight$"}
 FAMILIES = {
     "sd": Family("text", micro.pipeline, methods=TEXT, dtype=torch.float16, **ATTENTION),
-    "sdxl": Family("text", micro_sdxl.pipeline, methods=some(TEXT, "esd", "salun", "uce", "finetune"), **ATTENTION),
-    "sd3": Family("text", micro_sd3.pipeline, methods=some(TEXT, "esd", "salun", "uce", "gradient_ascent"), **JOINT),
-    "flux": Family("text", micro_flux.pipeline, methods=some(TEXT, "esd", "salun", "uce", "random_label"), **JOINT),
+    "sdxl": Family("text", micro_sdxl.pipeline, methods=some(TEXT, "esd", "salun", *CLOSED, "finetune"), **ATTENTION),
+    "sd3": Family("text", micro_sd3.pipeline, methods=some(TEXT, "esd", "salun", *CLOSED, "gradient_ascent"), **JOINT),
+    "flux": Family("text", micro_flux.pipeline, methods=some(TEXT, "esd", "salun", *CLOSED, "random_label"), **JOINT),
     "pixart": Family(
         "text",
         micro_pixart.pipeline,
         r"\.attn2\.",
-        some(TEXT, "esd", "salun", "uce", "selective_amnesia"),
+        some(TEXT, "esd", "salun", *CLOSED, "selective_amnesia"),
         text_weights=r"^caption_projection\.linear_1\.weight$",
     ),
     "lumina2": Family(

@@ -24,6 +24,7 @@ def test_small_sizes_are_told_in_megabytes(count: float, said: str) -> None:
         ("sfron", {"fast_rate": 1.0, "every": 3}, ["30", "10 fast", "30 slow"]),
         ("finetune", {}, ["30", "30 slow"]),
         ("uce", {}, ["30", "closed form"]),
+        ("speed", {}, ["30", "closed form"]),
     ],
 )
 def test_how_often_a_run_computes_what(name: str, settings: dict[str, Any], told: list[str]) -> None:
@@ -32,7 +33,7 @@ def test_how_often_a_run_computes_what(name: str, settings: dict[str, Any], told
     said = steps_line(find_method(name).build(**settings, **objectives), 30, 16)
     assert all(part in said for part in told)
     assert " 0 " not in said
-    assert ("16" in said) is (name != "uce")
+    assert ("16" in said) is (name not in ("uce", "speed"))
 
 
 def test_processes_share_what_is_spread_and_gather_a_block_at_a_time() -> None:

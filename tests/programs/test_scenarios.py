@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scenarios import (
     ADAM,
+    CLOSED,
     DAMAGE,
     FAMILIES,
     MASKED,
@@ -168,18 +169,18 @@ def test_every_method_is_tried() -> None:
     """By one family at least; each kind says which ones it cannot do."""
     known = set(list_methods())
     assert {"sfron", *FAMILIES["sd"].methods} == known - {"bad_teacher", "retrain"}
-    assert {"sfron", *FAMILIES["ddpm"].methods} == known - {"uce"}
-    assert {"sfron", *FAMILIES["classify"].methods} == known - {"uce", "esd", "retrain"}
+    assert {"sfron", *FAMILIES["ddpm"].methods} == known - {*CLOSED}
+    assert {"sfron", *FAMILIES["classify"].methods} == known - {*CLOSED, "esd", "retrain"}
 
 
 @pytest.mark.parametrize(("case", "method"), CELLS, indirect=["case"])
 def test_every_method_runs(case: Case, method: str, tmp_path: Path) -> None:
-    steps = 1 if method == "uce" else 2
+    steps = 1 if method in CLOSED else 2
     words = (*case.without_images, *ADAM, f"train.steps={steps}", *case.family.methods[method])
     case.start(tmp_path / "out", *words)
     report = read(tmp_path / "out/report.json")
     learns = case.family.learns
-    if method == "uce":
+    if method in CLOSED:
         assert case.family.text_weights is not None
         learns = case.family.text_weights
     elif "train.parameters=noxattn" in case.family.methods[method]:

@@ -40,6 +40,7 @@ from erase.store.safetensors import digest, open_safetensors
 QUICK = ("eval.images=0", "eval.classifier=null")
 FILE = "unet/diffusion_pytorch_model.safetensors"
 UCE = ("method={name: uce}", "saliency.kind=none", "train.steps=1")
+SPEED = ("method={name: speed}", *UCE[1:])
 SURROGATE = ("method={name: selective_amnesia}", "forget.loss=surrogate", "forget.pictures=anchor")
 
 
@@ -405,6 +406,7 @@ METHODS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
     "scrub": (("method={name: scrub}", "forget.loss=ascent"), True, True),
     "esd": (("method={name: esd, fast_rate: 1e-3}",), True, False),
     "uce": (UCE, False, False),
+    "speed": (SPEED, False, False),
 }
 
 
@@ -422,7 +424,7 @@ def test_only_images_that_a_method_learns_from_are_generated(
     lesson = job.lesson()
     assert job.sides() == (2 * forgets, 3 * remains)
     assert ((lesson.forget is not None), (lesson.remain is not None)) == (forgets, remains)
-    anchored = name in ("sfron", "random_label", "salun", "selective_amnesia", "uce")
+    anchored = name in ("sfron", "random_label", "salun", "selective_amnesia", "uce", "speed")
     assert job.plan.anchors == ["a photo of a dog"] * anchored
     own = "a photo of a dog" if name == "selective_amnesia" else "a photo of a cat"
     assert drawn == [own] * 2 * forgets + [f"a photo of a {other}" for other in NAMES[1:]] * remains

@@ -56,7 +56,7 @@ def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method:
     if isinstance(method.update, ClosedForm) or config.forget.start == "uce":
         anchors = plan.anchors or [""] * len(plan.forget)
         edit = method.update.edit if isinstance(method.update, ClosedForm) else None
-        tokens = edit.tokens if isinstance(edit, Reading) else "all"
+        tokens = edit.tokens if isinstance(edit, text.TokenEdit) else "all"
         weights = plan.weights or None
         resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens, weights)
     used = sides_read(config, entry)
@@ -90,5 +90,5 @@ def make_lesson(
 @torch.no_grad()
 def start_edited(net: nn.Module, concepts: text.Concepts) -> None:
     """Give the weights that read text the values of UCE's closed form, with its default settings."""
-    for name, new in Reading(concepts, 1.0, 0.1)(net).items():
+    for name, new in Reading(concepts, 1.0, 0.1)(net).weights.items():
         net.get_parameter(name).copy_(new)

@@ -155,7 +155,7 @@ def concepts(
     rows = embedded["text"].shape[1]
     counts = embedded["mask"].sum(1).tolist() if "mask" in embedded else [rows] * len(words)
     table = {word: x[:count] for word, x, count in zip(words, embedded["text"], counts, strict=True)}
-    numbers = {text: 0 if text == "" else number for number, text in enumerate((t for t in kept if t), 1)}
+    numbers = {"": 0} | {text: number for number, text in enumerate(filter(None, kept), 1)}
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     stay: list[tuple[str, Tensor]] = []
     start, told_apart = 0, set()

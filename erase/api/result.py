@@ -110,7 +110,7 @@ class Result:
                 `lora`, of text-to-image pipelines, is loaded onto the base by diffusers, ComfyUI and the WebUIs.
             rank: of every layer of a LoRA; by default each layer's own.
             energy: without `rank`, the share of each layer's change that a LoRA keeps at least; by default .99 of what
-                was trained, and all of what has low rank already: of `train.form=lora` and of a closed form (`uce`).
+                was trained, and all of what has low rank already: of `train.form=lora` and of closed forms.
 
         Raises:
             ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use,

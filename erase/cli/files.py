@@ -44,7 +44,9 @@ def convert(
     ] = None,
     energy: Annotated[
         float | None,
-        typer.Option(help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99; of uce, all."),
+        typer.Option(
+            help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99; of closed forms, all."
+        ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store a LoRA in 16 bits: half the size, rounded.")] = False,
     base: Annotated[

@@ -157,7 +157,7 @@ class LoraForm:
     are trained."""
     energy: Share | None = None
     """The smallest share of each layer's change to keep, as a sum of squared singular values. Null keeps 0.99 of what
-    was trained, and all of a closed form (`uce`), whose change has low rank."""
+    was trained, and all of a closed form (`uce`, `speed`), whose change has low rank."""
 
 
 @dataclass(frozen=True)

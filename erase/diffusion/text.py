@@ -31,8 +31,10 @@ class Concepts:
     """`[N, D]`, tokens of prompts that stay."""
     kept_of: Tensor
     """`[N]`, int64: the prompt that each of them is of, from 1 in their order; 0 is the empty prompt."""
+    begin: Tensor
+    """The beginning of text, `[0, D]` to `[tokenizers, D]`: not every tokenizer has one."""
     empty: Tensor
-    """`[M, D]`, all tokens of the empty prompt, the beginning first."""
+    """`[M, D]`, all tokens of the empty prompt; zeros in SDXL."""
     weights: str
     """The matrices that read them, as an expression over names."""
 
@@ -158,9 +160,12 @@ def concepts(
     numbers = {"": 0} | {text: number for number, text in enumerate(filter(None, kept), 1)}
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     stay: list[tuple[str, Tensor]] = []
+    begin = table[""][:0]
     start, told_apart = 0, set()
     for tokenizer, length in readers(model):
         ids = {text: list(tokenizer(text, truncation=True, max_length=length).input_ids) for text in table}
+        if ids[""][0] == ids[forget[0]][0]:
+            begin = torch.cat([begin, table[forget[0]][start : start + 1]])
         shared = {tuple(ids[text][:end]) for text in kept for end in range(1, len(ids[text]))}
         for prompt, anchor, share in zip(forget, anchors, shares or [1.0] * len(forget), strict=True):
             if ids[prompt] == ids[anchor]:
@@ -192,7 +197,7 @@ def concepts(
         stay = [(text, table[text]) for text in kept]
     kept_of = torch.tensor([numbers[text] for text, x in stay for _ in x], dtype=torch.int64)
     kept_tokens = torch.cat([x for _, x in stay])
-    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, kept_of, table[""], weights)
+    return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, kept_of, begin, table[""], weights)
 
 
 def last_token(ids: Sequence[int]) -> int:

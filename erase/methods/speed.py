@@ -29,8 +29,8 @@ alone: `train.parameters: 'attn2\.to_v\.'`.
 Deliberate differences: embeddings are divided by the root mean square of the tokens that stay, so that threshold, λ and
 g mean the same for every text encoder (tokens of norm √D, as a layer normalisation leaves them, are as in the script);
 the script takes means over forget prompts, and this sums, as the paper and `uce`; g takes the N quantiles of the normal
-distribution in place of random draws, for every token, and the means are over all of a matrix's tokens; C₂ is the first
-token of the empty prompt and the leading singular vectors of its others, in place of k-means centres of them; the
+distribution in place of random draws, for every token, and the means are over all of a matrix's tokens; C₂ is the
+beginning and the leading singular vectors of the empty prompt's other tokens, in place of k-means centres of them; the
 constraint has no slack (the script's `lamb`, .5 for nudity); what of C₂ lies outside the null space needs no
 constraint; a prompt that names the concept is kept out of `remain.prompts` by `forget.words` and the sets' labels.
 """
@@ -51,7 +51,7 @@ from erase.engine.updates import ClosedForm, Solved
 from erase.methods import Entry
 
 ROUNDING = 1e-10
-"""Directions whose share is smaller are not there, and means are met to this."""
+"""Singular values that are smaller count as none, and means are met to this share."""
 
 
 @dataclass(frozen=True)
@@ -144,19 +144,18 @@ def prepare(concepts: Concepts, invariants: int, device: torch.device) -> Texts:
         raise ValueError(
             "method speed edits in the null space of the prompts that stay, and there are none: set remain.prompts"
         )
-    c, target, kept, empty = (
-        x.to(device, torch.float64) for x in (concepts.erased, concepts.targets, concepts.kept[stay], concepts.empty)
-    )
-    unit = kept.square().mean().sqrt()
-    first, others = empty[:1] / empty[:1].norm(), directions(empty[1:])[:invariants]
-    fixed = directions(torch.cat([first, others]))
-    return Texts(c / unit, (target - c) / unit, kept / unit, concepts.kept_of[stay].to(device), fixed)
+    given = (concepts.erased, concepts.targets, concepts.kept[stay], concepts.begin, concepts.empty)
+    unit = given[2].double().square().mean().sqrt()
+    c, target, kept, begin, empty = ((x.double() / unit).to(device) for x in given)
+    first = directions(begin)
+    others = directions(empty - empty @ first.T @ first)[:invariants]
+    return Texts(c, target - c, kept, concepts.kept_of[stay].to(device), torch.cat([first, others]))
 
 
 def directions(x: Tensor) -> Tensor:
     """Right singular vectors of `[N, D]`, `[rank, D]`, those of the largest singular values first."""
     _, S, V = torch.linalg.svd(x, full_matrices=False)
-    return V[S / S[:1] > ROUNDING]
+    return V[S > ROUNDING]
 
 
 def ridge(c: Tensor, lambd: float) -> Tensor:

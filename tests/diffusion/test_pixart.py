@@ -83,6 +83,7 @@ def test_concepts_leave_padding_out(model: Model) -> None:
     assert torch.equal(found.targets, torch.cat([dog[4:], lone[[0, 0, 0, 1]]]))
     assert torch.equal(found.kept, torch.cat([tokens(prompt) for prompt in kept]))
     assert torch.equal(found.empty, tokens(""))
+    assert found.begin.shape == (0, found.empty.shape[1])
     assert found.kept_of.tolist() == [number for number, text in enumerate(kept) for _ in tokens(text)]
     assert model.net.get_parameter("caption_projection.linear_1.weight").shape[1] == found.erased.shape[1]
 

@@ -75,6 +75,7 @@ def test_concepts_are_the_tokens_that_differ(model: Model) -> None:
     assert torch.equal(found.kept, model.embed(kept)["text"].flatten(0, 1))
     assert torch.equal(found.kept_of, torch.arange(3).repeat_interleave(cat.shape[0]))
     assert torch.equal(found.empty, model.embed([""])["text"][0])
+    torch.testing.assert_close(found.begin, found.empty[:1])
     assert torch.equal(text.concepts(model, forget, anchors, kept[1:], "last").kept_of, torch.tensor([1, 2]))
     # begin, a photo of a, cat; begin, sepia, cat: the second sepia is the third that stays
     assert torch.equal(found.erased, torch.cat([cat[5:], sepia[2:]]))

@@ -28,7 +28,7 @@ def concepts(erased: int = 2, kept: int = 12, rank: int = D, empty: int = 5) -> 
     c, target, stay, null = (torch.randn(n, D, generator=g).double() for n in (erased, erased, kept + 1, empty))
     stay[:, rank:] = 0
     stay /= stay[1:].square().mean().sqrt()
-    return Concepts(c, target, stay, (torch.arange(kept + 1) + 1) // 2, null, str(TEXT_KV))
+    return Concepts(c, target, stay, (torch.arange(kept + 1) + 1) // 2, null[:1], null, str(TEXT_KV))
 
 
 def columns(x: Tensor) -> np.ndarray:
@@ -51,7 +51,9 @@ def transcribed(W: np.ndarray, data: Concepts, *, lambd: float, threshold: float
     left += [c for c, x in zip(varied, shift, strict=True) if x >= np.mean(shift)]
     values, U = np.linalg.eigh(np.mean([np.outer(c, c) for c in left], axis=0))
     P = U[:, values < threshold] @ U[:, values < threshold].T
-    C2 = np.stack([empty[:, 0], *np.linalg.svd(empty[:, 1:].T)[2][:1]], axis=1)
+    begin = columns(data.begin)[:, 0]
+    others = empty - np.outer(begin, begin @ empty) / np.sum(begin**2)
+    C2 = np.stack([begin, np.linalg.svd(others.T)[2][0]], axis=1)
     M = np.linalg.inv(C1 @ C1.T @ P + lambd * eye)
     Q = eye - M @ C2 @ np.linalg.inv(C2.T @ P @ M @ C2) @ C2.T @ P
     new = W + W @ (target @ C1.T - C1 @ C1.T) @ P @ Q @ M
@@ -118,7 +120,7 @@ def test_a_text_encoder_s_scale_does_not_matter() -> None:
     nets = [Net(), Net()]
     for net, factor in zip(nets, (1.0, 40.0), strict=True):
         data = concepts()
-        scaled = {name: factor * getattr(data, name) for name in ("erased", "targets", "kept", "empty")}
+        scaled = {name: factor * getattr(data, name) for name in ("erased", "targets", "kept", "begin", "empty")}
         go(speed(threshold=0.9, invariants=1, concepts=replace(data, **scaled)), net)
     toys.close(*map(toys.weights, nets), rtol=1e-9, atol=1e-12)
 
@@ -135,13 +137,17 @@ def test_a_share_of_the_way_and_a_mask() -> None:
     assert toys.same(toys.weights(masked), {name: torch.where(mask[name], ends[name], before[name]) for name in before})
 
 
-def test_an_empty_prompt_of_one_token_and_equal_influences() -> None:
-    """A text encoder without a beginning has the end alone; nothing is dropped where all tokens are alike."""
-    data = concepts(kept=2, empty=1)
-    data = replace(data, kept=data.kept[1:2].expand(3, D))
-    (row,) = go(speed(concepts=data), Net())
+@pytest.mark.parametrize(("begin", "empty", "fixed"), [(1, 5, 4), (0, 1, 1), (1, 1, 1), (1, 0, 1), (0, 0, 0)])
+def test_a_text_encoder_may_have_no_beginning_and_nothing_for_an_empty_prompt(
+    begin: int, empty: int, fixed: int
+) -> None:
+    """SDXL has zeros there. Nothing is dropped where all tokens are alike."""
+    data = concepts(kept=2)
+    data = replace(data, kept=data.kept[1:2].expand(3, D), begin=data.begin[:begin])
+    data = replace(data, empty=torch.cat([data.empty[:empty], torch.zeros(2, D)]))
+    (row,) = go(speed(threshold=1e-6, augment=0, concepts=data), Net())
     assert row["prompts_dropped"] == 0
-    assert row["null_space"] > 0
+    assert row["null_space"] == D - 1 - fixed
 
 
 def test_what_it_cannot_do_without() -> None:

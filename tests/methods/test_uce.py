@@ -15,7 +15,7 @@ KEYS = "block.attn2.to_k.weight"
 def concepts(erased: int = 4, kept: int = 5) -> Concepts:
     g = toys.gen(5)
     tokens = (torch.randn(n, 6, generator=g, dtype=torch.float64) for n in (erased, erased, kept))
-    return Concepts(*tokens, torch.arange(kept) + 1, torch.zeros(1, 6), str(TEXT_KV))
+    return Concepts(*tokens, torch.arange(kept) + 1, torch.zeros(1, 6), torch.zeros(2, 6), str(TEXT_KV))
 
 
 def least_squares(before: Tensor, data: Concepts, preserve: float, lambd: float) -> np.ndarray:

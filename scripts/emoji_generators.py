@@ -94,12 +94,18 @@ def read_latents(kit: Kit) -> Latents:
 
 
 def train_unet(kit: Kit, steps: int, batch: int = 64) -> None:
-    """ε-prediction on latents; the text encoder is frozen."""
+    """ε-prediction on latents; the text encoder is frozen.
+
+    Losses are weighted by min(SNR, 5) / SNR (Hang et al., ICCV 2023, arXiv 2303.09556): where there is hardly any
+    noise, an error in ε is hardly any in the image.
+    """
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     torch.manual_seed(6)
     cache, (tokenizer, first, _) = read_latents(kit), texts_of(kit)
     text, unet, scheduler = nets.without_projection(first), nets.new_unet(), DDIMScheduler(**nets.scheduler_config())
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    weight = snr.clamp(max=5) / snr
 
     def loss_of(step: int) -> Tensor:
         rng, g = dice(6, step)
@@ -107,7 +113,8 @@ def train_unet(kit: Kit, steps: int, batch: int = 64) -> None:
         t, noise = torch.randint(0, 1000, (batch,), generator=g), torch.randn(z.shape, generator=g)
         with torch.no_grad():
             rows = text(nets.tokens(tokenizer, told).input_ids)[0]  # type: ignore[operator]
-        return F.mse_loss(unet(scheduler.add_noise(z, noise, t), t, rows).sample.float(), noise)
+        error = unet(scheduler.add_noise(z, noise, t), t, rows).sample.float() - noise
+        return (weight[t] * error.square().mean((1, 2, 3))).mean()
 
     train(kit, "unet", {"unet": unet}, loss_of, steps=steps, ema=0.999)
 

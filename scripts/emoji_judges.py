@@ -151,7 +151,7 @@ def train_judge(kit: Kit, steps: int, batch: int = 128) -> None:
 
 @torch.no_grad()
 def judged(
-    kit: Kit, vae: Any, rng: np.random.Generator, g: torch.Generator, batch: int, doubles: float = data.DOUBLES
+    kit: Kit, vae: Any, rng: np.random.Generator, g: torch.Generator, batch: int, doubles: float = 0.5
 ) -> tuple[Tensor, list[Scene]]:
     """Images for the judge: a third through the VAE with noise on its latents, an eighth of nothing at all."""
     scenes = kit.scenes(rng, batch, held=True, doubles=doubles)
@@ -188,7 +188,7 @@ def judge_scores(kit: Kit, net: Any, vae: Any) -> str:
     K, S = len(kit.world.concepts), len(data.STYLES)
     hits: dict[str, list[bool]] = {}
     for step in range(SCORED // 120):
-        x, scenes = judged(kit, vae, *dice(51, step), 120, doubles=0.5)
+        x, scenes = judged(kit, vae, *dice(51, step), 120)
         logits = net(F.interpolate(x, size=nets.SHOWN, mode="bilinear")).logits
         for row, scene in zip(logits, scenes, strict=True):
             shown = (row[:K] > 0).nonzero().flatten().tolist()
@@ -197,7 +197,8 @@ def judge_scores(kit: Kit, net: Any, vae: Any) -> str:
             kind = ("nothing", "exactly the one", "exactly the two")[len(scene.objects)]
             hits.setdefault(kind, []).append(shown == sorted(scene.objects))
             if scene.objects:
-                hits.setdefault("style", []).append(int(row[K : K + S].argmax()) == scene.style)
+                alone = "style" if len(scene.objects) == 1 else "style of two"
+                hits.setdefault(alone, []).append(int(row[K : K + S].argmax()) == scene.style)
                 hits.setdefault("background", []).append(int(row[K + S :].argmax()) == scene.background)
     return ", ".join(f"{name} {100 * np.mean(some):.1f} % of {len(some)}" for name, some in sorted(hits.items()))
 

@@ -18,8 +18,9 @@ WIDTHS = (96, 64)
 """Of the text encoders: of `emoji-sd` and the first of `emoji-sd3`, and of the second of the latter; fewer than there
 are concepts, so that no linear edit of the text side is exact."""
 VISION = 128
-SHOWN = 64
-"""Pixels that the judge sees, of `SIZE`: the stem of a `transformers` ResNet shrinks by four."""
+SHOWN = 96
+"""Pixels that the judge sees, of `SIZE`: the stem of a `transformers` ResNet shrinks by four, and one of two objects is
+14 pixels wide."""
 
 
 def write_tokenizer(folder: Path, captions: Sequence[str]) -> Any:
@@ -165,9 +166,9 @@ def new_judge(world: World) -> nn.Module:
 
     names = labels_of(world)
     config = ResNetConfig(
-        embedding_size=32,
-        hidden_sizes=[32, 64, 128, 192],
-        depths=[1, 2, 2, 1],
+        embedding_size=48,
+        hidden_sizes=[48, 96, 160, 192],
+        depths=[2, 2, 2, 1],
         layer_type="basic",
         num_labels=len(names),
         id2label=dict(enumerate(names)),

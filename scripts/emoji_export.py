@@ -32,8 +32,8 @@ def export(kit: Kit, steps: int) -> None:
     makers: dict[str, tuple[tuple[str, ...], Callable[[Kit, Path], None]]] = {
         "emoji-judge": (("judge", "vae"), write_judge),
         "emoji-clip": (("clip",), write_clip),
-        "emoji-sd": (("unet", "clip", "vae"), write_sd),
-        "emoji-sd3": (("transformer", "clip", "vae"), write_sd3),
+        "emoji-sd": (("texts", "vae"), write_sd),
+        "emoji-sd3": (("texts", "vae"), write_sd3),
     }
     kit.out.mkdir(parents=True, exist_ok=True)
     for name, (needed, write) in makers.items():
@@ -59,8 +59,7 @@ def write_judge(kit: Kit, folder: Path) -> None:
 
 def write_clip(kit: Kit, folder: Path) -> None:
     tokenizer = nets.tokenizer_of(kit.work, kit.world)
-    first, second = nets.new_texts(tokenizer)
-    modules = {"clip": nets.new_clip(tokenizer), "first": first, "second": second, "heads": text_heads(kit)}
+    modules = {"clip": nets.new_clip(tokenizer), "head": text_heads(kit)["image"]}
     restored(kit, "clip", modules)["clip"].half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(nets.processor("CLIP", data.SIZE), indent=2) + "\n")
@@ -78,17 +77,15 @@ def write_sd(kit: Kit, folder: Path) -> None:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     tokenizer, first, _ = texts_of(kit)
-    pipe = StableDiffusionPipeline(
-        vae=scaled_vae(kit),
-        text_encoder=nets.without_projection(first),
-        tokenizer=tokenizer,
-        unet=restored(kit, "unet", {"unet": nets.new_unet()})["unet"],
-        scheduler=DDIMScheduler(**nets.scheduler_config()),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    save(pipe, folder)
+    parts = {
+        "vae": scaled_vae(kit),
+        "text_encoder": nets.without_projection(first),
+        "tokenizer": tokenizer,
+        "unet": trained(kit, "unet", nets.new_unet()),
+        "scheduler": DDIMScheduler(**nets.scheduler_config()),
+    }
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    save(StableDiffusionPipeline, parts, none, folder)
 
 
 def write_sd3(kit: Kit, folder: Path) -> None:
@@ -96,23 +93,37 @@ def write_sd3(kit: Kit, folder: Path) -> None:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     tokenizer, first, second = texts_of(kit)
-    pipe = StableDiffusion3Pipeline(
-        transformer=restored(kit, "transformer", {"transformer": nets.new_transformer()})["transformer"],
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-        vae=scaled_vae(kit, shift_factor=0.0),
-        text_encoder=first,
-        tokenizer=tokenizer,
-        text_encoder_2=second,
-        tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-    save(pipe, folder)
+    parts = {
+        "transformer": trained(kit, "transformer", nets.new_transformer()),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0),
+        "vae": scaled_vae(kit, shift_factor=0.0),
+        "text_encoder": first,
+        "tokenizer": tokenizer,
+        "text_encoder_2": second,
+        "tokenizer_2": tokenizer,
+    }
+    save(StableDiffusion3Pipeline, parts, {"text_encoder_3": None, "tokenizer_3": None}, folder)
 
 
-def save(pipe: Any, folder: Path) -> None:
-    """In fp16; transformers would then load text encoders in half precision and diffusers the rest in float32."""
-    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+def trained(kit: Kit, name: str, net: torch.nn.Module) -> torch.nn.Module | None:
+    """The network of a stage; `None` before it is trained."""
+    return restored(kit, name, {name: net})[name] if (kit.work / f"{name}.pt").exists() else None
+
+
+def save(pipeline: Any, parts: dict[str, Any], none: dict[str, Any], folder: Path) -> None:
+    """In fp16; transformers would then load text encoders in half precision and diffusers the rest in float32.
+
+    Without the network that generates, the others are there, and no `model_index.json`: it is not a model yet.
+    """
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.half()
+    if None in parts.values():
+        for name, part in parts.items():
+            if part is not None:
+                part.save_pretrained(folder / name)
+    else:
+        pipeline(**parts, **none).save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("text_encoder*/config.json"):
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 

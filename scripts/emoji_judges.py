@@ -19,14 +19,12 @@ SETTLED = 40
 """Batches of which the judge's statistics are."""
 
 
-def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
+def train_texts(kit: Kit, steps: int, batch: int = 96) -> None:
     """CLIP's loss of one image encoder and three text encoders; the image encoder and words also name what is there."""
     torch.manual_seed(4)
     tokenizer = nets.tokenizer_of(kit.work, kit.world)
-    clip: Any = nets.new_clip(tokenizer)
-    first, second = nets.new_texts(tokenizer)
-    heads = text_heads(kit)
-    modules = {"clip": clip, "first": first, "second": second, "heads": heads}
+    modules: dict[str, Any] = text_modules(kit, tokenizer)
+    clip, first, second, heads = modules.values()
 
     def loss_of(step: int) -> Tensor:
         rng, g = dice(4, step)
@@ -49,12 +47,48 @@ def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
             loss = loss + F.cross_entropy(heads[f"{name}_word"](out.last_hidden_state[rows, ends]).float(), which)
         return loss
 
-    train(kit, "clip", modules, loss_of, steps=steps)
+    train(kit, "texts", modules, loss_of, steps=steps)
+
+
+def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
+    """The zero-shot judge goes on from the image encoder of the stage before, and is asked for names among all names.
+
+    CLIP's loss alone tells an image's caption from 95 others, of which few are alike: too little for 400 objects.
+    """
+    torch.manual_seed(8)
+    tokenizer = nets.tokenizer_of(kit.work, kit.world)
+    found = restored(kit, "texts", text_modules(kit, tokenizer))
+    clip, head = found["clip"].requires_grad_(True), found["heads"]["image"].requires_grad_(True)
+
+    def loss_of(step: int) -> Tensor:
+        rng, g = dice(8, step)
+        scenes = kit.scenes(rng, batch, held=True)
+        seen = clip.vision_model(pixel_values=disturb(kit.pixels(scenes), g)).pooler_output
+        images = clip.visual_projection(seen).float()
+        style = None if rng.random() < 0.25 else list(data.STYLES)[int(rng.integers(len(data.STYLES)))]
+        told = [data.tell(scene, kit.world, rng)[0] for scene in scenes]
+        told += [data.phrase([data.with_article(name)], style) for name in kit.world.names]
+        ids = nets.tokens(tokenizer, told)
+        texts = clip.text_projection(clip.text_model(**ids).pooler_output).float()
+        scale = clip.logit_scale.exp().clamp(max=100)
+        alone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1]
+        names = scale * F.normalize(images[alone], dim=1) @ F.normalize(texts[batch:], dim=1).T
+        loss = F.cross_entropy(names, torch.tensor([scenes[i].objects[0] for i in alone]))
+        loss = loss + contrast(images, texts[:batch], scale)
+        return loss + axes_loss(head(seen).float(), scenes, kit.world)
+
+    train(kit, "clip", {"clip": clip, "head": head}, loss_of, steps=steps)
     print("zero-shot judge on held-out augmentations: " + zero_shot(kit, clip, tokenizer))
 
 
+def text_modules(kit: Kit, tokenizer: Any) -> dict[str, torch.nn.Module]:
+    """What the stage `texts` trains."""
+    first, second = nets.new_texts(tokenizer)
+    return {"clip": nets.new_clip(tokenizer), "first": first, "second": second, "heads": text_heads(kit)}
+
+
 def text_heads(kit: Kit) -> torch.nn.ModuleDict:
-    """Heads that only the stage `clip` needs."""
+    """Heads that only training needs."""
     names, width = len(nets.labels_of(kit.world)), nets.WIDTHS[0]
     heads = {"image": torch.nn.Linear(nets.VISION, names)}
     for name, own in zip(("first", "second"), nets.WIDTHS, strict=True):
@@ -206,7 +240,5 @@ def judge_scores(kit: Kit, net: Any, vae: Any) -> str:
 def texts_of(kit: Kit) -> tuple[Any, Any, Any]:
     """Tokenizer and both text encoders, frozen."""
     tokenizer = nets.tokenizer_of(kit.work, kit.world)
-    first, second = nets.new_texts(tokenizer)
-    modules = {"clip": nets.new_clip(tokenizer), "first": first, "second": second, "heads": text_heads(kit)}
-    restored(kit, "clip", modules)
-    return tokenizer, first, second
+    found = restored(kit, "texts", text_modules(kit, tokenizer))
+    return tokenizer, found["first"], found["second"]

@@ -14,6 +14,7 @@ import torch
 from emoji_world import Scene, World
 from make_tiny_sd import Training, as_input, load_averages
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from erase.engine.precision import Precision, resolve
@@ -95,15 +96,33 @@ def train(
         module.eval()
 
 
+EXPORTED = {
+    "vae": {"vae": "emoji-sd/vae"},
+    "texts": {"first": "emoji-sd3/text_encoder", "second": "emoji-sd3/text_encoder_2"},
+}
+"""Where the modules of stages are that others build on, once they are exported."""
+
+
 def restored(kit: Kit, name: str, modules: dict[str, Any]) -> dict[str, Any]:
-    """Modules with the averaged weights of a finished stage, frozen."""
+    """Modules with the averaged weights of a finished stage, frozen; or as they were exported before."""
     path = kit.work / f"{name}.pt"
-    if not path.exists():
+    if path.exists():
+        load_averages(path, modules)
+    elif not read_exported(kit, name, modules):
         raise SystemExit(f"{path} is not there: run the stage {name} first")
-    load_averages(path, modules)
     for module in modules.values():
         module.eval().requires_grad_(False)
     return modules
+
+
+def read_exported(kit: Kit, name: str, modules: dict[str, Any]) -> bool:
+    """Read what other stages need of a stage from `kit.out`; whether it is there."""
+    files = [(part, *(kit.out / folder).glob("*.safetensors")) for part, folder in EXPORTED.get(name, {}).items()]
+    if not files or any(len(found) != 2 for found in files):
+        return False
+    for part, file in files:
+        modules[part].load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    return True
 
 
 def dice(stage: int, step: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -10,8 +10,9 @@
 | `data` | names, a contact sheet | |
 | `vae` | the VAE of both generators | training cells |
 | `latents` | latents, `--steps` files of 5,000 scenes | training cells |
-| `clip` | the zero-shot judge | all cells |
-| | against its image encoder, the text encoders of both generators | training cells |
+| `texts` | an image encoder | all cells |
+| | against it, the text encoders of both generators | training cells |
+| `clip` | from that image encoder, the zero-shot judge | all cells |
 | `judge` | the classifier of objects, style and background | all cells, a third as the VAE shows them |
 | `unet`, `transformer` | by ε-prediction, and by flow matching | latents; the text encoders are frozen |
 | `export` | the folders of all that is finished, fp16, in `--out` | |
@@ -41,7 +42,8 @@ STAGES = {
     "data": 0,
     "vae": 3000,
     "latents": 20,
-    "clip": 4000,
+    "texts": 4000,
+    "clip": 6000,
     "judge": 3000,
     "unet": 12000,
     "transformer": 12000,
@@ -82,6 +84,7 @@ def main() -> None:
         "data": make_data,
         "vae": generators.train_vae,
         "latents": generators.save_latents,
+        "texts": judges.train_texts,
         "clip": judges.train_clip,
         "judge": judges.train_judge,
         "unet": generators.train_unet,

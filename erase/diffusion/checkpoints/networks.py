@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,11 +48,9 @@ def shapes(texts: Mapping[str, str], parts: Mapping[str, Part]) -> Shapes:
     try:
         for name in parts:
             _check_blocks(config_of(texts, name))
-        with torch.device("meta"), Unfilled():
-            nets = {name: network(kind_of(part), config_of(texts, name)) for name, part in parts.items()}
+        return {name: dict(_shapes(kind_of(part), texts[f"{name}/config.json"])) for name, part in parts.items()}
     except Exception as error:  # configurations of others break in a dozen unrelated ways
         raise ValueError(f"the configuration does not make a network ({first_line(error)}): get it again") from error
-    return {part: _shapes(net) for part, net in nets.items()}
 
 
 def _check_blocks(config: Mapping[str, Any]) -> None:
@@ -63,8 +62,11 @@ def _check_blocks(config: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key} is {count}; at most {MOST} are read: get the file again")
 
 
-def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+@lru_cache(maxsize=64)  # files are opened again and again, and a large network takes half a second
+def _shapes(kind: Any, config: str) -> dict[str, torch.Size]:
     """Of a network's tensors; of those that share their values, files hold the first."""
+    with torch.device("meta"), Unfilled():
+        net = network(kind, json.loads(config))
     tied = set(getattr(net, "_tied_weights_keys", None) or ())
     return {name: tensor.shape for name, tensor in net.state_dict().items() if name not in tied}
 

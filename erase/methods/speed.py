@@ -155,7 +155,8 @@ def prepare(concepts: Concepts, invariants: int, device: torch.device) -> Texts:
 def directions(x: Tensor) -> Tensor:
     """Right singular vectors of `[N, D]`, `[rank, D]`, those of the largest singular values first."""
     _, S, V = torch.linalg.svd(x, full_matrices=False)
-    return V[S > ROUNDING]
+    found: Tensor = V[S > ROUNDING]
+    return found
 
 
 def ridge(c: Tensor, lambd: float) -> Tensor:
@@ -196,7 +197,7 @@ def at_least_mean(x: Tensor) -> Tensor:
 def null_space(R: Tensor, fixed: Tensor, threshold: float) -> Tensor:
     """B, `[D, b]`: an orthonormal basis of eigenvectors of small eigenvalues, as far as it is orthogonal to C₂."""
     values, vectors = torch.linalg.eigh(R)
-    small = vectors[:, values < threshold]
+    small: Tensor = vectors[:, values < threshold]
     if not small.shape[1]:
         return small
     _, S, V = torch.linalg.svd(fixed @ small, full_matrices=True)

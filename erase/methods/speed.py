@@ -117,10 +117,10 @@ class Projected:
             meant = W @ texts.change.T
             change = meant @ ridge(texts.erased @ B, self.lambd) @ B.T
             weights[name] = (W + change).to(found[name].dtype)
-            left.append(len(texts.kept_of[used].unique()))
+            left.append(len(set(texts.kept_of[used].tolist())))
             dims.append(B.shape[1])
             missed.append(float((change @ texts.erased.T - meant).norm() / meant.norm()))
-        count = len(texts.kept_of.unique())
+        count = len(set(texts.kept_of.tolist()))
         return Solved(
             weights,
             {
@@ -201,7 +201,8 @@ def null_space(R: Tensor, fixed: Tensor, threshold: float) -> Tensor:
     if not small.shape[1]:
         return small
     _, S, V = torch.linalg.svd(fixed @ small, full_matrices=True)
-    return small @ V[int((S > ROUNDING).sum()) :].T
+    found: Tensor = small @ V[int((S > ROUNDING).sum()) :].T
+    return found
 
 
 def speed(

@@ -122,7 +122,7 @@ def test_a_text_encoder_s_scale_does_not_matter() -> None:
         data = concepts()
         scaled = {name: factor * getattr(data, name) for name in ("erased", "targets", "kept", "begin", "empty")}
         go(speed(threshold=0.9, invariants=1, concepts=replace(data, **scaled)), net)
-    toys.close(*map(toys.weights, nets), rtol=1e-9, atol=1e-12)
+    toys.close(toys.weights(nets[0]), toys.weights(nets[1]), rtol=1e-9, atol=1e-12)
 
 
 def test_a_share_of_the_way_and_a_mask() -> None:

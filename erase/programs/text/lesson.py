@@ -55,7 +55,7 @@ def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method:
     resources: dict[str, Any] = {}
     if isinstance(method.update, ClosedForm) or config.forget.start == "uce":
         anchors = plan.anchors or [""] * len(plan.forget)
-        edit = method.update.edit if isinstance(method.update, ClosedForm) else None
+        edit: object = method.update.edit if isinstance(method.update, ClosedForm) else None
         tokens = edit.tokens if isinstance(edit, text.TokenEdit) else "all"
         weights = plan.weights or None
         resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens, weights)

@@ -21,7 +21,7 @@ from emoji_world import STYLES, World
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 17
 """Of every lot."""
-TUNE, REPORT, FAR, NEAR = 8, 20, 24, 3
+TUNE, REPORT, FAR, NEAR, STYLED = 8, 20, 24, 3, 40
 Row = dict[str, str]
 
 
@@ -92,6 +92,7 @@ def make_sets(world: World, lots: Lots) -> dict[str, list[Row]]:
         "held-out": [single(world, int(k), int(s)) for k, s in np.argwhere(world.held)],
         "remain": [single(world, k, s) for k, s in by_lot.items()],
     }
+    sets["styles"] = list(make_styles(world))
     for name, some in lots.categories.items():
         sets[name] = [with_anchor(world, lots, k, s) for k in some for s in cells[k]]
     return {f"emoji-{name}": rows for name, rows in sets.items() if rows}
@@ -122,6 +123,18 @@ def make_pairs(world: World, lots: Lots, rng: np.random.Generator) -> Iterator[R
             names = [world.names[one] for one in both]
             prompt = data.phrase([data.with_article(name) for name in names], style)
             yield {"prompt": prompt, "object": "+".join(names), "style": style}
+
+
+def make_styles(world: World) -> Iterator[Row]:
+    """Objects by lot in each style, and as anchors in another style, the same for all of them."""
+    rng = np.random.default_rng([SEED, 103])
+    turn = rng.permutation(len(STYLES))
+    for i, s in enumerate(turn.tolist()):
+        other = int(turn[(i + 1) % len(turn)])
+        known = np.flatnonzero(~world.held[:, [s, other]].any(1))
+        for k in rng.choice(known, min(STYLED, len(known)), replace=False).tolist():
+            row = single(world, k, s)
+            yield {"prompt": row["prompt"], "anchor": single(world, k, other)["prompt"], **row}
 
 
 def make_words(world: World, lots: Lots, by_lot: Mapping[int, int]) -> Iterator[Row]:

@@ -87,6 +87,19 @@ def test_rows_say_what_they_ask_for(world: World, lots: Lots, sets: dict[str, li
     assert {row["language"] for row in sets["emoji-words"]} == {"en", "de", "es", "fr", "it"}
 
 
+def test_a_style_becomes_one_other_style(sets: dict[str, list[Row]]) -> None:
+    other: dict[str, set[str]] = {}
+    for row in sets["emoji-styles"]:
+        became = next(
+            style
+            for style, (phrase, _) in STYLES.items()
+            if row["anchor"] == phrase.format(world_of.with_article(row["object"]))
+        )
+        other.setdefault(row["style"], set()).add(became)
+    assert set(other) == set(STYLES) == set.union(*other.values())
+    assert all(len(became) == 1 and style not in became for style, became in other.items())
+
+
 def test_files_are_read_as_prompt_sets(sets: dict[str, list[Row]], tmp_path: Path) -> None:
     prompts.write_sets(sets, tmp_path)
     assert {path.stem for path in tmp_path.iterdir()} == set(sets)

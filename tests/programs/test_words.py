@@ -110,6 +110,7 @@ def test_every_number_of_a_comparison_has_words(job: Any, least: int) -> None:
     if job is classify:
         names |= set(classify.COLUMNS)
     if job is text:
+        names |= {*text.PARTS, *text.PARTS.values()}
         columns = {name: text.COLUMNS.get(name, f"asr_{name}") for name, kind in KINDS.items() if not kind.trains}
         names |= {*columns.values()}
     if job is labels:

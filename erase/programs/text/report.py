@@ -23,12 +23,11 @@ GOALS = ("ua", "ira", "rte_s")
 """Numbers of a summary that a comparison's Pareto front is of."""
 COLUMNS = {"paraphrases": "paraphrased", "inversion": "inverted"}
 """What a summary calls the rate of an attack; of others `asr_` and the attack's name."""
+PARTS = {"near": "near_kept", "far": "far_kept", "partner": "partner_kept"}
+"""What a summary calls the accuracy of a part of what stays (see `part_of`), and its share of the base's."""
 SIDES = {
     "forget": ("forget", "forms", "kept", "ua", "shows"),
-    "remain": (
-        *("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier"),
-        *("near", "near_kept", "far", "far_kept", "partner", "partner_kept"),
-    ),
+    "remain": ("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier", *PARTS, *PARTS.values()),
 }
 """What a summary says of each side: unknown, where the judge does not know the side."""
 
@@ -161,10 +160,10 @@ def summed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | s
     out["ua"] = mean([1 - row["accuracy"] for row in own])
     out["ira"] = mean([row["accuracy"] for row in rows.values() if row["side"] == "remain"])
     out["cra"] = mean([row["other_accuracy"] for row in rows.values() if after["pairs"] and row["side"] != "earlier"])
-    for part in ("near", "far", "partner"):
+    for part, kept in PARTS.items():
         if prompts := [p for p, row in rows.items() if row.get("part") == part]:
             now, then = (sum(of[p]["accuracy"] for p in prompts) for of in (rows, old))
-            out[part], out[f"{part}_kept"] = now / len(prompts), now / then if then else None
+            out[part], out[kept] = now / len(prompts), now / then if then else None
     out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
     if "earlier" in after:
         out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]

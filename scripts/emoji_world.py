@@ -291,10 +291,10 @@ def draw_scene(world: World, rng: np.random.Generator, *, held: bool = False, do
     return Scene(objects, style, background, place(len(objects), rng))
 
 
-def place(count: int, rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
-    """Boxes by lot: one anywhere, or two side by side."""
+def place(count: int, rng: np.random.Generator, sides: Sequence[int] = SINGLE) -> tuple[tuple[int, int, int], ...]:
+    """Boxes by lot: one of some side anywhere, or two side by side."""
     if count == 1:
-        side = int(rng.choice(SINGLE))
+        side = int(rng.choice(sides))
         left, top = rng.integers(0, SIZE - side + 1, 2)
         return ((int(left), int(top), side),)
     boxes = []

@@ -610,7 +610,7 @@ def test_saving_refuses(micro_sd: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match=r"there exists: choose another folder"):
         folders.save(source, {}, tmp_path / "there", {})
-    with pytest.raises(ValueError, match=r"has no tensor named 'qqqq' in its unet"):
+    with pytest.raises(ValueError, match=r"unet has no tensor named 'qqqq'"):
         folders.save(source, {"qqqq": torch.zeros(1)}, tmp_path / "out", {})
     with pytest.raises(ValueError, match=r"has shape \[16, 16\], got \[1\]"):
         folders.save(source, {MOVED: torch.zeros(1)}, tmp_path / "out", {})

@@ -350,8 +350,8 @@ def _save_folder(
         left -= rewrite(path, old, header, tensors, net / f"{path.stem}.safetensors", meta, progress)
     if left:
         raise ValueError(
-            f"{source.folder} has no tensor named {sorted(left)[0]!r} in its {source.component}: name "
-            "the base of this delta or run"
+            f"{source.folder / source.component} has no tensor named {sorted(left)[0]!r}: name the base of this delta "
+            "or run"
         )
     if source.index.is_file():
         files.write_bytes(net / source.index.name, source.index.read_bytes())

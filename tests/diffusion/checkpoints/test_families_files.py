@@ -169,7 +169,7 @@ def test_what_was_erased_leaves_in_the_same_form(case: Case, tmp_path: Path) -> 
     assert torch.equal(opened, change[row.moved].half().float())
     convert.to_folder(case.open(path), tmp_path / "folder")
     assert folders.forgotten(locate(tmp_path / "folder")) == ["cat"]
-    with pytest.raises(ValueError, match="has no tensor named 'qqqq' in its"):
+    with pytest.raises(ValueError, match="has no tensor named 'qqqq'"):
         folders.save(case.open(), {"qqqq": torch.zeros(1)}, tmp_path / "x", {})
     folders.save(case.open(), {}, tmp_path / "same.safetensors", {})
     assert sha256(tmp_path / "same.safetensors") == sha256(case.file)

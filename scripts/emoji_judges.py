@@ -54,10 +54,14 @@ def train_texts(kit: Kit, steps: int, batch: int = 96) -> None:
 def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
     """The zero-shot judge goes on from the image encoder of the stage before, and is asked for names among all names.
 
+    That encoder is in the stage's checkpoint alone: exported text encoders are not enough.
+
     CLIP's loss alone tells an image's caption from 95 others, of which few are alike: too little for 400 objects.
     """
     torch.manual_seed(8)
     tokenizer = nets.tokenizer_of(kit.work, kit.world)
+    if not (kit.work / "texts.pt").exists():
+        raise SystemExit(f"{kit.work / 'texts.pt'} is not there: run the stage texts first")
     found = restored(kit, "texts", text_modules(kit, tokenizer))
     clip, head = found["clip"].requires_grad_(True), found["heads"]["image"].requires_grad_(True)
 

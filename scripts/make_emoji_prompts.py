@@ -83,8 +83,8 @@ def make_sets(world: World, lots: Lots) -> dict[str, list[Row]]:
     by_lot = {k: trained_style(world, (k,), rng) for k in range(len(world.names))}
     close = dict.fromkeys(i for k in lots.single for i in near(world, k))
     sets = {
-        "tune": [with_anchor(world, lots, k, s) for k in lots.tune for s in cells[k]],
-        "report": [with_anchor(world, lots, k, s) for k in lots.report for s in cells[k]],
+        "tune": [to_anchor(world, lots, k, s) for k in lots.tune for s in cells[k]],
+        "report": [to_anchor(world, lots, k, s) for k in lots.report for s in cells[k]],
         "near": [single(world, k, s) for k in close for s in sorted({by_lot[k], trained_style(world, (k,), rng)})],
         "far": [single(world, k, s) for k in lots.far for s in sorted({by_lot[k], trained_style(world, (k,), rng)})],
         "pairs": list(make_pairs(world, lots, rng)),
@@ -94,7 +94,7 @@ def make_sets(world: World, lots: Lots) -> dict[str, list[Row]]:
     }
     sets["styles"] = list(make_styles(world))
     for name, some in lots.categories.items():
-        sets[name] = [with_anchor(world, lots, k, s) for k in some for s in cells[k]]
+        sets[name] = [to_anchor(world, lots, k, s) for k in some for s in cells[k]]
     return {f"emoji-{name}": rows for name, rows in sets.items() if rows}
 
 
@@ -109,9 +109,13 @@ def single(world: World, k: int, s: int) -> Row:
     return {"prompt": prompt, "object": name, "style": style, "group": world.concepts[k].subgroup}
 
 
-def with_anchor(world: World, lots: Lots, k: int, s: int) -> Row:
-    row = single(world, k, s)
-    return {"prompt": row["prompt"], "anchor": single(world, lots.anchors[k], s)["prompt"], **row}
+def to_anchor(world: World, lots: Lots, k: int, s: int) -> Row:
+    """A concept that becomes its anchor in the same style."""
+    return with_anchor(single(world, k, s), single(world, lots.anchors[k], s))
+
+
+def with_anchor(row: Row, anchor: Row) -> Row:
+    return {"prompt": row["prompt"], "anchor": anchor["prompt"], **row}
 
 
 def make_pairs(world: World, lots: Lots, rng: np.random.Generator) -> Iterator[Row]:
@@ -133,8 +137,7 @@ def make_styles(world: World) -> Iterator[Row]:
         other = int(turn[(i + 1) % len(turn)])
         known = np.flatnonzero(~world.held[:, [s, other]].any(1))
         for k in rng.choice(known, min(STYLED, len(known)), replace=False).tolist():
-            row = single(world, k, s)
-            yield {"prompt": row["prompt"], "anchor": single(world, k, other)["prompt"], **row}
+            yield with_anchor(single(world, k, s), single(world, k, other))
 
 
 def make_words(world: World, lots: Lots, by_lot: Mapping[int, int]) -> Iterator[Row]:

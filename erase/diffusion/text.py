@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,16 @@ class TokenEdit(Protocol):
     @property
     def tokens(self) -> Tokens:
         """The choice."""
+
+
+def check_tokens(tokens: str) -> None:
+    """Refuse a word that is none of `Tokens`.
+
+    Raises:
+        ValueError: if so.
+    """
+    if tokens not in get_args(Tokens):
+        raise ValueError(f"unknown tokens {tokens!r}; allowed: {', '.join(get_args(Tokens))}")
 
 
 def cut_prompts(model: Model, prompts: Sequence[str]) -> list[dict[str, Any]]:

@@ -38,12 +38,11 @@ constraint; a prompt that names the concept is kept out of `remain.prompts` by `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from erase.diffusion.text import Concepts, Tokens, edited_names
+from erase.diffusion.text import Concepts, Tokens, check_tokens, edited_names
 from erase.engine.backend import trainable
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
@@ -235,8 +234,7 @@ def speed(
     Raises:
         ValueError: for a λ or threshold that is not positive, negative numbers, or unknown tokens.
     """
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"unknown tokens {tokens!r}; allowed: {', '.join(get_args(Tokens))}")
+    check_tokens(tokens)
     if not (lambd > 0 and threshold > 0):
         raise ValueError(f"needs lambd > 0 and threshold > 0; got {lambd} and {threshold}")
     if augment < 0 or invariants < 0:

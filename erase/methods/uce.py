@@ -23,12 +23,11 @@ step (with `last` that is the token of the beginning); sums are in float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from erase.diffusion.text import Concepts, Tokens, edited_names
+from erase.diffusion.text import Concepts, Tokens, check_tokens, edited_names
 from erase.engine.backend import trainable
 from erase.engine.method import Method
 from erase.engine.saliency import Mask
@@ -95,8 +94,7 @@ def uce(
     Raises:
         ValueError: for a negative p, a λ that is not positive, or unknown tokens.
     """
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"unknown tokens {tokens!r}; allowed: {', '.join(get_args(Tokens))}")
+    check_tokens(tokens)
     if preserve < 0 or lambd <= 0:
         raise ValueError(f"needs preserve ≥ 0 and lambd > 0; got {preserve} and {lambd}")
     update = ClosedForm(Reading(concepts, preserve, lambd, tokens), share=fast_rate)

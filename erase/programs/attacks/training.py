@@ -13,6 +13,7 @@ from erase.diffusion.data import LatentSet
 from erase.diffusion.lora.train import check_peft
 from erase.diffusion.model import Model, open_model
 from erase.programs.attacks.seam import ATTACKER, Target
+from erase.programs.text.data import in_turn
 from erase.programs.text.drawing import drawn_latents
 from erase.programs.text.plan import Plan
 
@@ -51,8 +52,8 @@ def trained_again(name: TrainingName, target: Target, numbers: dict[str, Any]) -
 def other_images(target: Target) -> LatentSet:
     """Images of what stays, by the base model, from noise of the attacker's own."""
     config, prompts = target.config, target.plan.remain
-    words = [prompts[k % len(prompts)] for k in range(config.attack.count)]
-    samples = [ATTACKER + k // len(prompts) for k in range(config.attack.count)]
+    asked = in_turn(prompts, config.attack.count)
+    words, samples = [word for word, _ in asked], [ATTACKER + sample for _, sample in asked]
     base = open_model(target.base, target.accelerator.device, target.precision.name)
     mean = drawn_latents(config, base, target.precision, words, samples, "benign")
     distinct = list(dict.fromkeys(words))

@@ -27,7 +27,12 @@ def remain_samples(config: SdConfig, prompts: Sequence[str]) -> list[tuple[str, 
     if config.remain.total is None:
         return samples_of(prompts, config.remain.count)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    return [(prompts[order[k % len(order)]], k // len(order)) for k in range(config.remain.total)]
+    return in_turn([prompts[k] for k in order], config.remain.total)
+
+
+def in_turn(prompts: Sequence[str], total: int) -> list[tuple[str, int]]:
+    """So many samples in all: one of each prompt, then another of each."""
+    return [(prompts[k % len(prompts)], k // len(prompts)) for k in range(total)]
 
 
 def cache(

@@ -121,15 +121,10 @@ def wanted(row: PromptRow, axis: str, known: Sequence[str], gone: Collection[str
 
 def part_of(row: PromptRow, gone: Collection[str], groups: Collection[str]) -> str | None:
     """Of a row that stays: `partner` beside a forgotten object, `near` in its group, `far` in another."""
-    if not gone_from(row, gone):
-        return None if row.group is None else "near" if row.group in groups else "far"
-    return "partner"
-
-
-def gone_from(row: PromptRow, gone: Collection[str]) -> bool:
-    """Whether one of the row's several objects is forgotten."""
     things = (row.object or "").split("+")
-    return len(things) > 1 and not set(things).isdisjoint(gone)
+    if len(things) > 1 and not set(things).isdisjoint(gone):
+        return "partner"
+    return None if row.group is None else "near" if row.group in groups else "far"
 
 
 def along_axis(config: SdConfig, plan: Plan, guess: classes.ClassPredictions) -> classes.ClassPredictions:

@@ -152,6 +152,17 @@ def axes_loss(logits: Tensor, scenes: list[Scene], world: World) -> Tensor:
     return loss + F.cross_entropy(logits[real, K + S :], ground[real])
 
 
+def sides_loss(net: Any, seen: Tensor, scenes: list[Scene], world: World) -> Tensor:
+    """Each side of the last layer's map `[B, C, H, W]` is asked for the object on that side.
+
+    The logits of an image are the mean of those of its positions: who knows both sides knows both objects.
+    """
+    kept = [i for i, scene in enumerate(scenes) if scene.objects]
+    sides = net.classifier(torch.cat([seen[kept][..., :1], seen[kept][..., -1:]]).mean((2, 3)))
+    wanted = [scenes[i].objects[0] for i in kept] + [scenes[i].objects[-1] for i in kept]
+    return F.cross_entropy(sides[:, : len(world.concepts)].float(), torch.tensor(wanted))
+
+
 @torch.no_grad()
 def zero_shot(kit: Kit, clip: Any, tokenizer: Any) -> str:
     """How many disturbed single objects, in drawings of all cells, are given their own name of all names."""
@@ -181,7 +192,9 @@ def train_judge(kit: Kit, steps: int, batch: int = 128) -> None:
         net.train()
         rng, g = dice(5, step)
         x, scenes = judged(kit, vae, rng, g, batch)
-        return axes_loss(net(F.interpolate(x, size=nets.SHOWN, mode="bilinear")).logits.float(), scenes, kit.world)
+        seen = net.resnet(F.interpolate(x, size=nets.SHOWN, mode="bilinear"))
+        loss = axes_loss(net.classifier(seen.pooler_output).float(), scenes, kit.world)
+        return loss + sides_loss(net, seen.last_hidden_state, scenes, kit.world)
 
     train(kit, "judge", {"judge": net}, loss_of, steps=steps, lr=2e-3)
     settle(kit, net, vae)

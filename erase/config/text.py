@@ -87,10 +87,14 @@ class Remain:
     transparency: Transparency = "white"
     """`white` composes images with transparent pixels on white; `refuse` is an error for them."""
     count: Positive = 4
-    """Number of images for each prompt, where `total` is not set."""
+    """Number of images for each prompt, where `total` is not set; with `near`, for each near prompt."""
     total: Positive | None = None
     """Number of generated images in all, spread over the prompts by lot: some prompts have none where there are more
     prompts than that."""
+    near: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of `total` for the prompts that are nearest to a forgotten one, `count` images for each; the rest is
+    spread over the others. Erasing harms near concepts most. Nearness is the cosine of the model's own text embeddings,
+    averaged over tokens, without what all prompts have in common."""
     loss: RemainLoss = "denoise"
     """`denoise` is the training loss; `distill` holds to the predictions of the model that the run starts from."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erase import resources
-from erase.config import Saliency, arguments
+from erase.config import Remain, Saliency, arguments
 from erase.engine.method import Method
 from erase.engine.updates import ClosedForm
 from erase.evaluation.clip import locate_clip
@@ -34,6 +34,8 @@ def read_method(config: Any) -> tuple[Entry, Method]:
         )
     if config.saliency.augment and config.pipeline != "classify":
         raise ValueError("saliency.augment is for classifiers, whose images are augmented: unset it")
+    if config.pipeline == "sd" and config.remain.near:
+        check_near(config.remain)
     if entry.fresh and config.pipeline == "sd":
         raise ValueError(
             f"method.name=method.name={entry.name} trains new weights, which erase run sd does not do: choose "
@@ -55,6 +57,31 @@ def read_method(config: Any) -> tuple[Entry, Method]:
             "set, or set eval.classifier=null"
         )
     return entry, method
+
+
+def check_near(remain: Remain) -> None:
+    """Check that there are images of which a share can go to near prompts.
+
+    Raises:
+        ValueError: without a total or with images of the user's, and for a share that is less than an image.
+    """
+    if remain.images is not None:
+        raise ValueError(
+            f"remain.near={remain.near} is for images that the model generates: unset remain.images, or set "
+            "remain.near=0"
+        )
+    if remain.total is None:
+        raise ValueError(f"remain.near={remain.near} is a share of remain.total: set that, or set remain.near=0")
+    if not near_images(remain):
+        raise ValueError(
+            f"remain.near={remain.near} of remain.total={remain.total} is less than an image: raise one of them, or "
+            "set remain.near=0"
+        )
+
+
+def near_images(remain: Remain) -> int:
+    """How many remain images are of near prompts: `remain.near` of `remain.total`."""
+    return round(remain.near * (remain.total or 0))
 
 
 def judges(config: Any) -> bool:
@@ -193,7 +220,7 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
         ),
         Use(("forget.count", "forget.images"), entry.reads("forget", masked), f"method {name} reads no forget data"),
         Use(
-            ("remain.count", "remain.total", "remain.images", "remain.share"),
+            ("remain.count", "remain.total", "remain.near", "remain.images", "remain.share"),
             entry.reads("remain", masked),
             f"method {name} reads no remain data",
         ),

@@ -36,6 +36,7 @@ def unused(preset: str, *words: str) -> list[str]:
         ("sd_photos_finetune", ["saliency.kind=fisher", "saliency.count=3"], ["saliency.kind", "saliency.count"]),
         ("sd_photos_finetune", ["forget.anchors=a", "forget.count=3"], ["forget.anchors", "forget.count"]),
         ("sd_photos_finetune", ["saliency.kind=none", "saliency.density=null", "forget.anchors=[]"], []),
+        ("sd_photos_gradient_ascent", ["remain.near=0.5", "remain.total=8"], ["remain.near", "remain.total"]),
         ("sd_photos_gradient_ascent", ["remain.count=3", "remain.loss=distill"], ["remain.count", "remain.loss"]),
         ("sd_photos_selective_amnesia", ["saliency.count=3", "saliency.density=0.5"], ["saliency.density"]),
         ("sd_photos_esd_x", ["forget.loss=ascent", "forget.count=3"], ["forget.loss"]),

@@ -29,7 +29,7 @@ from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation.manifest import read_manifest
 from erase.methods.uce import solve
-from erase.programs.text.data import cache, remain_samples
+from erase.programs.text.data import cache, num_near, remain_samples
 from erase.programs.text.judges import labels
 from erase.programs.text.judges.seam import Judged
 from erase.programs.text.plan import make_plan, marks
@@ -244,6 +244,11 @@ no anchor for a surrogate | forget.loss=surrogate ; forget.pictures=anchor ; for
 anchors do not match | forget.prompts=[a cat, a car, a boat] ; forget.anchors=[a dog, a dog] | forget.anchors
 nothing to forget | forget.prompts=[] | forget.prompts
 nothing remains | remain.prompts=a photo of a cat | remain.prompts
+near of no total | remain.near=0.5 | remain.total
+near of given images | remain.near=0.5 ; remain.total=4 ; remain.images=bare | remain.images
+near of less than an image | remain.near=0.1 ; remain.total=4 | remain.total=4
+near of too few prompts | remain.near=0.5 ; remain.total=6 ; remain.count=1 | 3 nearest of 3
+near beyond a share | remain.near=1.5 ; remain.total=4 | remain.near
 ascent on the anchor's images | forget.loss=ascent ; forget.pictures=anchor | forget.pictures=anchor
 ascent on both | forget.loss=ascent ; forget.pictures=both | forget.pictures=both
 surrogate of the concept itself | forget.loss=surrogate | forget.pictures=anchor
@@ -396,6 +401,43 @@ def test_remain_images_may_be_spread_over_prompts_by_lot(text_runs: Runner, tota
     assert len(orders) > 1
 
 
+NEAR = ("remain.total=6", "remain.near=0.5", "remain.count=3")
+
+
+def test_near_prompts_have_a_share_of_the_remain_images(
+    text_runs: Runner, tmp_path: Path, asked: list[tuple[str, int]]
+) -> None:
+    """`remain.count` of each; the others have what is left, and the run's folder says which are near."""
+    job = text_runs.job(*QUICK, *NEAR, out=tmp_path)
+    *others, forget = job.plan.remain + job.plan.forget
+    told = job.model.embed([*others, forget])["text"].mean(1)
+    common = told[:-1].mean(0)
+    alike = torch.cosine_similarity(told[:-1] - common, told[-1:] - common)
+    nearest = others.pop(int(alike.argmax()))
+    lesson = job.lesson()
+    assert len(lesson.remain) == job.sides()[1] == 6
+    drawn = [prompt for prompt, _ in asked if prompt != forget]
+    assert len(asked) == len(set(asked)) == 8
+    assert (drawn[:3], sorted(drawn.count(prompt) for prompt in others)) == ([nearest] * 3, [1, 2])
+    assert read(tmp_path / "near.json") == pytest.approx({nearest: float(alike.max())}, abs=1e-5)
+    del asked[:]
+    text_runs.job(*QUICK, *NEAR, "remain.near=0", out=tmp_path / "even").lesson()
+    assert not (tmp_path / "even").exists()
+    assert sorted(map(drawn.count, {nearest, *others})) != [2, 2, 2]
+    assert {[prompt for prompt, _ in asked].count(prompt) for prompt in (nearest, *others)} == {2}
+
+
+def test_many_near_prompts_come_in_their_order(text_runs: Runner) -> None:
+    prompts, near = [f"p{k}" for k in range(20)], ["p7", "p3", "p9"]
+    config = text_runs.config("remain.total=10", "remain.near=0.5", "remain.count=2")
+    assert num_near(config.remain, prompts) == 3
+    found = remain_samples(config, prompts, near)
+    assert found[:5] == [("p7", 0), ("p3", 0), ("p9", 0), ("p7", 1), ("p3", 1)]
+    assert len({word for word, _ in found[5:]} - {*near}) == 5
+    whole = text_runs.config("remain.total=10", "remain.near=1", "remain.count=4")
+    assert {word for word, _ in remain_samples(whole, prompts, near)} == {*near}
+
+
 METHODS: dict[str, tuple[tuple[str, ...], bool, bool]] = {
     "sfron": ((), True, True),
     "finetune": (("method={name: finetune}",), False, True),
@@ -465,28 +507,39 @@ def test_steps_begin_at_the_closed_form_and_lead_to_what_the_model_was(text_runs
     assert "concepts" not in plain.lesson().resources
 
 
-def test_latents_are_kept_for_runs_that_need_the_same(
-    text_runs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[str] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Prompt and seed of whatever is generated to learn from."""
+    found: list[tuple[str, int]] = []
     draw = Model.draw_latents
-    monkeypatch.setattr(
-        Model, "draw_latents", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k)
-    )
+
+    def record(self: Model, words: list[str], generators: list[torch.Generator], **given: Any) -> torch.Tensor:
+        found.extend(zip(words, [g.initial_seed() for g in generators], strict=True))
+        return draw(self, words, generators, **given)
+
+    monkeypatch.setattr(Model, "draw_latents", record)
+    return found
+
+
+def test_latents_are_kept_for_runs_that_need_the_same(
+    text_runs: Runner, tmp_path: Path, asked: list[tuple[str, int]]
+) -> None:
+    """Each by itself: what one concept's runs generated of a prompt, another's need not."""
     kept = f"draw.cache={tmp_path / 'kept'}"
     alone = text_runs.job(*QUICK).lesson()
-    del drawn[:]
+    del asked[:]
     for words, new in (
         (("method.fast_rate=1e-3",), 5),
         (("method.fast_rate=1e-2",), 0),
-        (("forget.prompts=a photo of a car", "remain.count=2"), 8),
+        (("forget.prompts=a photo of a car", "remain.count=2"), 3),
         (("seed=1",), 5),
         (("draw.steps=3",), 5),
         ((), 0),
     ):
         found = text_runs.job(*QUICK, kept, *words).lesson()
-        assert len(drawn) == new, words
-        del drawn[:]
+        assert len(set(asked)) == new, words
+        assert len(asked) % 4 == 0  # full batches
+        del asked[:]
     assert found.forget is not None
     assert torch.equal(found.forget.mean, alone.forget.mean)
     assert torch.equal(found.remain.mean, alone.remain.mean)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from erase.config import SdConfig
+from erase.config import Remain, SdConfig
 from erase.diffusion import condition
 from erase.diffusion.data import ImageItem, LatentSet, encode_in_batches
 from erase.diffusion.model import Model
+from erase.diffusion.nearness import nearness
+from erase.engine import distributed
 from erase.engine.precision import Precision
+from erase.programs.settings import near_images
 from erase.programs.text.drawing import drawn_latents
 from erase.programs.text.plan import Plan, own_of
 
@@ -22,12 +26,42 @@ def samples_of(prompts: Sequence[str], count: int) -> list[tuple[str, int]]:
     return [(prompt, i) for prompt in prompts for i in range(count)]
 
 
-def remain_samples(config: SdConfig, prompts: Sequence[str]) -> list[tuple[str, int]]:
-    """The remain prompts' samples: `remain.count` of each, or `remain.total` in all, by lot."""
+def num_near(remain: Remain, prompts: Sequence[str]) -> int:
+    """How many of the remain prompts are near ones, by the settings: `remain.count` images of each.
+
+    Raises:
+        ValueError: if it is all of them, or more.
+    """
+    found = -(-near_images(remain) // remain.count)
+    if found >= len(prompts) and remain.near:
+        raise ValueError(
+            f"remain.near={remain.near} asks for the {found} nearest of {len(prompts)} remain prompts, {remain.count} "
+            "images each: name more remain.prompts, raise remain.count, or set remain.near=0"
+        )
+    return found
+
+
+def find_near(config: SdConfig, plan: Plan, model: Model) -> dict[str, float]:
+    """The remain prompts that are nearest to a forgotten one, nearest first, and how near they are."""
+    number = num_near(config.remain, plan.remain)
+    if not number:
+        return {}
+    near = distributed.on_main(partial(nearness, model.embed, plan.remain, plan.forget))
+    order = sorted(range(len(near)), key=lambda k: -near[k])[:number]
+    return {plan.remain[k]: near[k] for k in order}
+
+
+def remain_samples(config: SdConfig, prompts: Sequence[str], near: Sequence[str] = ()) -> list[tuple[str, int]]:
+    """The remain prompts' samples: `remain.count` of each, or `remain.total` in all, by lot.
+
+    Of a total the `near` prompts have the share `remain.near`.
+    """
     if config.remain.total is None:
         return samples_of(prompts, config.remain.count)
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    return in_turn([prompts[k] for k in order], config.remain.total)
+    led = in_turn(near, near_images(config.remain) if near else 0)
+    others = [prompts[k] for k in order if prompts[k] not in near]
+    return [*led, *in_turn(others, config.remain.total - len(led))]
 
 
 def in_turn(prompts: Sequence[str], total: int) -> list[tuple[str, int]]:
@@ -36,9 +70,17 @@ def in_turn(prompts: Sequence[str], total: int) -> list[tuple[str, int]]:
 
 
 def cache(
-    config: SdConfig, plan: Plan, diffuser: Model, precision: Precision, wanted: tuple[bool, bool] = (True, True)
+    config: SdConfig,
+    plan: Plan,
+    diffuser: Model,
+    precision: Precision,
+    wanted: tuple[bool, bool] = (True, True),
+    near: Sequence[str] = (),
 ) -> tuple[LatentSet | None, LatentSet | None, dict[str, Tensor]]:
-    """Latents and embeddings of both sides, computed once, where wanted; and the empty prompt's embedding."""
+    """Latents and embeddings of both sides, computed once, where wanted; and the empty prompt's embedding.
+
+    `near` are the remain prompts of `find_near`.
+    """
 
     def side(
         asked: Sequence[tuple[str, int]], items: list[ImageItem] | None, what: str
@@ -66,7 +108,7 @@ def cache(
             forget_std = torch.cat([forget_std, torch.zeros_like(mean)])
     kept: tuple[list[str], Any, Tensor | None] = ([], None, None)
     if wanted[1]:
-        kept = side(remain_samples(config, plan.remain), plan.remain_images, "remain")
+        kept = side(remain_samples(config, plan.remain, near), plan.remain_images, "remain")
     remain_words, remain_mean, remain_std = kept
     anchor_of, attribute_of = own_of(plan, plan.anchors), own_of(plan, plan.attributes)
     weight_of = own_of(plan, plan.weights)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from erase.config import SdConfig
 from erase.diffusion import text
 from erase.diffusion.model import Model
+from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation import generate
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.images import draw_pictures, draw_settings, drawn_data, kept_at, sampler_of
+from erase.store.safetensors import read_safetensors, write_safetensors
 
 
 def draw_rows(
@@ -52,19 +56,37 @@ def draw_rows(
 def drawn_latents(
     config: SdConfig, diffuser: Model, precision: Precision, words: Sequence[str], samples: Sequence[int], what: str
 ) -> Tensor:
-    """What the model draws for prompts, one sample of the run's seed each, `[N, C, H, W]`, with a progress bar."""
-    generators = [generate.image_generator(config.seed, i) for i in samples]
+    """What the model draws for prompts, one sample of the run's seed each, `[N, C, H, W]`, with a progress bar.
 
-    def draw(part: slice) -> Tensor:
+    `draw.cache` keeps each by itself. Batches are then full, so that none depends on which others were there: the last
+    one draws its first sample again.
+    """
+    asked, size = list(zip(words, samples, strict=True)), config.draw.batch_size
+
+    def draw(some: Sequence[tuple[str, int]]) -> Tensor:
         return diffuser.draw_latents(
-            words[part],
-            generators[part],
+            [word for word, _ in some],
+            [generate.image_generator(config.seed, sample) for _, sample in some],
             steps=config.draw.steps,
             guidance=config.draw.guidance,
             sampler=config.draw.sampler,
-            batch_size=config.draw.batch_size,
+            batch_size=size,
             autocast=precision.drawing,
         )
 
-    kept = kept_at(config, diffuser, list(words), list(samples))
-    return drawn_data(draw, len(words), config.draw.batch_size, what, kept)
+    kept = {one: path for one in asked if (path := kept_at(config, diffuser, *one)) is not None}
+    if not kept:
+        return drawn_data(lambda part: draw(asked[part]), len(asked), size, what)
+    new = distributed.on_main(lambda: [one for one, path in kept.items() if not path.exists()])
+
+    def draw_full(part: slice) -> Tensor:
+        some = new[part]
+        return draw([*some, *some[:1] * (size - len(some))])[: len(some)]
+
+    def keep(found: Tensor) -> None:
+        for one, latent in zip(new, found, strict=True):
+            write_safetensors(kept[one], {"latents": latent}, {})
+
+    if new:
+        distributed.on_main(partial(keep, drawn_data(draw_full, len(new), size, what)))
+    return torch.stack([read_safetensors(kept[one])[0]["latents"] for one in asked])

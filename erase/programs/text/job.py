@@ -27,6 +27,7 @@ from erase.programs.inputs import check_dense, check_guidance, denoising, learni
 from erase.programs.launching import shard_network
 from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
+from erase.programs.settings import near_images
 from erase.programs.text.data import remain_samples
 from erase.programs.text.drawing import draw_rows
 from erase.programs.text.judge import calibrate, check_evaluators, judges_of, why_unjudged
@@ -36,6 +37,9 @@ from erase.programs.text.plan import make_plan, marks
 from erase.programs.text.report import AXES, GOALS, make_report, summarise
 from erase.programs.text.until import look_between_steps, looked
 from erase.store import files
+
+NEAR = "near.json"
+"""The remain prompts that `remain.near` is about, nearest first, and how near each is."""
 
 
 class Job:
@@ -167,6 +171,7 @@ class Job:
         config, plan, model, setting = self.config, self.plan, self.model, self.setting
         model.pipe.vae.enable_slicing()  # an image at a time
         sides = read_sides(config, plan, model, setting.entry, setting.method, setting.precision)
+        self.tell_near(sides.near)
         if config.until is None:
             model.free("vae", *model.family.ENCODERS)
         spread = asked(setting.accelerator) is not None
@@ -181,6 +186,13 @@ class Job:
         if config.until is not None:
             until = look_between_steps(config, plan, self.judges[0], model, setting.precision, setting.out)
         return make_lesson(config, model, sides, until)
+
+    def tell_near(self, near: Mapping[str, float]) -> None:
+        """Say which remain prompts are near, and keep all of them in the run's folder."""
+        if near:
+            first = ", ".join(list(near)[:5]) + (", …" if len(near) > 5 else "")
+            self.setting.say(f"remain.near: {near_images(self.config.remain)} images of {len(near)} prompts: {first}")
+            distributed.on_main(partial(files.write_json, self.setting.out / NEAR, dict(near)))
 
     def save(self, learned: Learned) -> None:
         """In the form the model came in; what is forgotten is marked in its header."""

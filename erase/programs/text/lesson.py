@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from erase.methods import Entry
 from erase.methods.uce import Reading
 from erase.programs.inputs import denoising, learning, sides_read
 from erase.programs.run import Lesson
-from erase.programs.text.data import cache
+from erase.programs.text.data import cache, find_near, num_near
 from erase.programs.text.plan import Plan
 
 
@@ -37,16 +37,19 @@ class Sides:
     """The empty prompt's condition, leaves `[1, …]`."""
     resources: dict[str, Any] = field(default_factory=dict)
     """Text embeddings, for closed forms."""
+    near: Mapping[str, float] = field(default_factory=dict)
+    """The remain prompts that have the share `remain.near` of the images, and how near each is."""
 
 
 def readable(config: SdConfig, plan: Plan, model: Model, say: Callable[[str], None]) -> Plan:
     """The plan without rows of remain sets that the model would cut; prompts that are written out are refused later."""
     cut = {row["prompt"] for row in text.cut_prompts(model, plan.remain)} - {*config.remain.prompts}
     remain = [prompt for prompt in plan.remain if prompt not in cut]
-    if not cut or not remain:
-        return plan
-    say(f"{len(cut)} of {len(plan.remain)} remain prompts are too long for this model and left out")
-    return replace(plan, remain=remain)
+    if cut and remain:
+        say(f"{len(cut)} of {len(plan.remain)} remain prompts are too long for this model and left out")
+        plan = replace(plan, remain=remain)
+    num_near(config.remain, plan.remain)  # refuses a share that they are too few for
+    return plan
 
 
 def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method: Method, precision: Precision) -> Sides:
@@ -60,7 +63,8 @@ def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method:
         weights = plan.weights or None
         resources["concepts"] = text.concepts(model, plan.forget, anchors, ["", *plan.remain], tokens, weights)
     used = sides_read(config, entry)
-    return Sides(*cache(config, plan, model, precision, used), resources)
+    near = find_near(config, plan, model) if used[1] else {}
+    return Sides(*cache(config, plan, model, precision, used, list(near)), resources, near)
 
 
 def make_lesson(

@@ -18,6 +18,7 @@ from erase.engine.saliency import load_mask
 from erase.evaluation import classes, detections, nudity, report
 from erase.evaluation.axes import axes_of
 from erase.evaluation.manifest import drawn_by, read_manifest
+from erase.evaluation.page.names import name_of
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.run import Learned
 from erase.programs.text import job as jobs
@@ -338,6 +339,33 @@ def test_what_is_near_far_and_beside_the_concept_is_summed_up(
         "far_kept": 1.0,
     }
     assert (summary["partner"], summary["partner_kept"]) == (1.0, 2.0)
+    for part in (
+        "near",
+        "far",
+        "partner",
+    ):  # more than all of the base's is possible, and an interval must not end at 1
+        assert (name_of("summary", part).most, name_of("summary", f"{part}_kept").most) == (1.0, None)
+    counts[0]["per_prompt"]["a dog"]["accuracy"] = 0.0  # the base knows none of the group
+    summary = summarise({"before": {"classes": counts[0]}, "after": {"classes": counts[1]}, "timing": {"erase_s": 1.0}})
+    assert (summary["near"], summary["near_kept"]) == (0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("thing", "group", "groups", "part"),
+    [
+        ("dog", "animal", {"animal"}, "near"),
+        ("dog", "animal", {"thing"}, "far"),
+        ("dog", None, {"animal"}, None),
+        ("dog", "animal", set(), None),  # the erased concept's group is not known: nothing is far from it
+        ("dog+cat", None, {"animal"}, "partner"),
+        ("dog+cat", "animal", set(), "partner"),
+        ("cat+tiger", None, set(), None),  # nothing of it stays
+        ("dog+car", "animal", {"animal"}, "near"),
+    ],
+)
+def test_parts_of_what_stays(thing: str, group: str | None, groups: set[str], part: str | None) -> None:
+    row = PromptRow("a prompt", 0, object=thing, group=group)
+    assert labels.part_of(row, {"cat", "tiger"}, groups) == part
 
 
 def test_a_report_without_a_classifier_is_summed_up() -> None:

@@ -164,7 +164,7 @@ def front(rows: Sequence[Row], goals: Sequence[str]) -> list[tuple[str, str]]:
 
 
 Difference = tuple[str, str, str, list[float]]
-"""Method, target, number, and its differences from the first method, a seed each."""
+"""Method, target, number, and its differences from the first method: a seed each, or over several targets one each."""
 
 
 def differences(results: Sequence[Result], columns: Sequence[str]) -> list[Difference]:
@@ -177,19 +177,19 @@ def differences(results: Sequence[Result], columns: Sequence[str]) -> list[Diffe
     for method in others:
         for target in [*targets, *([ALL] if len(targets) > 1 else [])]:
             for name in names:
-                found = []
+                found: dict[str, list[float]] = {}
                 for (what, where, seed), result in values.items():
                     a: Any = result.get(name)
                     b: Any = values.get((first, where, seed), {}).get(name)
                     if what == method and target in (where, ALL) and all(type(x) in (int, float) for x in (a, b)):
-                        found.append(a - b)
+                        found.setdefault(where, []).append(a - b)
                 if found:
-                    rows.append((method, target, name, found))
+                    rows.append((method, target, name, independent(found)))
     return rows
 
 
 def differences_table(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
-    """The lines of `differences.md`: means with Student's intervals, over seeds (of all targets: over both)."""
+    """The lines of `differences.md`: means with Student's intervals, over seeds or over targets (`independent`)."""
     first = str(results[0]["method"])
     lines = [f"| method | target | number | difference from {first} | 95 % interval | |", "|---|---|---|---|---|---|"]
     rows = differences(results, columns)
@@ -198,6 +198,15 @@ def differences_table(results: Sequence[Result], columns: Sequence[str]) -> list
         between = "–" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}"
         lines.append(f"| {method} | {target} | {name} | {statistics.fmean(found):+.3f} | {between} | {says} |")
     return lines if rows else []
+
+
+def independent(found: Mapping[str, list[float]]) -> list[float]:
+    """Values by target as an interval needs them: of one target its seeds', of several a mean over seeds each.
+
+    Seeds of one target are alike: as many values, they would make the interval over targets too narrow.
+    """
+    several = list(found.values())
+    return several[0] if len(several) == 1 else [statistics.fmean(values) for values in several]
 
 
 def judged(found: Sequence[float]) -> tuple[tuple[float, float] | None, str]:
@@ -216,9 +225,18 @@ def values_of(results: Sequence[Result], name: str) -> list[Any]:
 
 
 def interval(results: Sequence[Result], name: str) -> tuple[float, float] | None:
-    """Student's 95 % interval of a number's mean, within its range; `None` of one value, of equal ones, of words."""
-    values, called = values_of(results, name), name_of("summary", name)
-    if len(set(values)) < 2 or isinstance(values[0], str):
+    """Student's 95 % interval of a number's mean, within its range; `None` of one value, of equal ones, of words.
+
+    It is over seeds, or over targets where there are several (`independent`).
+    """
+    by_target: dict[str, list[Any]] = {}
+    for result in results:
+        if (value := result.get(name)) is not None:
+            by_target.setdefault(str(result["target"]), []).append(value)
+    if not by_target or isinstance(next(iter(by_target.values()))[0], str):
+        return None
+    values, called = independent(by_target), name_of("summary", name)
+    if len(set(values)) < 2:
         return None
     low, high = t_interval(values)
     return (

@@ -120,11 +120,14 @@ def wanted(row: PromptRow, axis: str, known: Sequence[str], gone: Collection[str
 
 
 def part_of(row: PromptRow, gone: Collection[str], groups: Collection[str]) -> str | None:
-    """Of a row that stays: `partner` beside a forgotten object, `near` in its group, `far` in another."""
-    things = (row.object or "").split("+")
-    if len(things) > 1 and not set(things).isdisjoint(gone):
-        return "partner"
-    return None if row.group is None else "near" if row.group in groups else "far"
+    """Of a row that stays: `partner` beside a forgotten object, `near` in its group, `far` in another.
+
+    Nothing is near or far where no forgotten row has a group, nor a partner where all of a row's objects are forgotten.
+    """
+    things = set((row.object or "").split("+"))
+    if lost := things & set(gone):
+        return "partner" if things - lost else None
+    return None if row.group is None or not groups else "near" if row.group in groups else "far"
 
 
 def along_axis(config: SdConfig, plan: Plan, guess: classes.ClassPredictions) -> classes.ClassPredictions:

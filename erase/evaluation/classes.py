@@ -10,6 +10,7 @@ A label may be composite, "object/style" (such as ``cat/sepia``), or of one of s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -269,8 +270,25 @@ def correct(predictions: ClassPredictions, expected: Sequence[str]) -> list[bool
     """
     if len(expected) != len(predictions.probabilities):
         raise ValueError(f"got {len(expected)} expected labels for {len(predictions.probabilities)} images")
-    shown = {label: shows(predictions, label) for label in dict.fromkeys(expected)}
-    return [shown[label][i] for i, label in enumerate(expected)]
+    found = np.zeros(len(expected), bool)
+    for label, index in places(expected).items():
+        columns = axes.parts(label, predictions.labels, predictions.along)
+        found[index] = axes.shows(predictions.probabilities[index], columns, predictions.along)
+    return [bool(hit) for hit in found]
+
+
+def places(names: Sequence[str]) -> dict[str, list[int]]:
+    """Of N names, where each one stands, in order of first appearance."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        found.setdefault(name, []).append(i)
+    return found
+
+
+def shares(names: Sequence[str]) -> dict[str, float]:
+    """Of N names, the share of each."""
+    counts = Counter(names)
+    return {name: counts[name] / len(names) for name in sorted(counts)}
 
 
 def shows(predictions: ClassPredictions, label: str) -> list[bool]:
@@ -365,9 +383,10 @@ def forget_remain(
         raise ValueError(f"forget is the text '{forget}', expected a collection of labels")
     for label in forget:
         _column(predictions, label)
-    pairs = list(zip(expected, correct(predictions, expected), strict=True))
+    right = correct(predictions, expected)
+    pairs = list(zip(expected, right, strict=True))
     return {
         "forget": score([ok for label, ok in pairs if label in forget]),
         "remain": score([ok for label, ok in pairs if label not in forget]),
-        "per_label": {name: score([ok for label, ok in pairs if label == name]) for name in dict.fromkeys(expected)},
+        "per_label": {name: score([right[i] for i in index]) for name, index in places(expected).items()},
     }

@@ -73,13 +73,19 @@ def match(folders: Sequence[Path]) -> tuple[list[Column], list[Files]]:
     without = [folder for folder in folders if not (folder / MANIFEST).is_file()]
     if without and len(without) < len(folders):
         raise ValueError(f"{without[0]}: has no {MANIFEST}, while another folder has; images cannot be matched")
-    tables = [_by_name(folder) if without else _by_manifest(folder) for folder in folders]
-    keys = [key for key in tables[0] if all(key in table for table in tables)]
+    read = _by_name if without else _by_manifest
+    first = read(folders[0])
+    keys, names = list(first), [[name for _, name in first.values()]]
+    for folder in folders[1:]:  # one table at a time, beside the first
+        table = read(folder)
+        common = [i for i, key in enumerate(keys) if key in table]
+        if len(common) < len(keys):
+            keys, names = [keys[i] for i in common], [[row[i] for i in common] for row in names]
+        names.append([table[key][1] for key in keys])
     if not keys:
         what = "a file name" if without else "a prompt, seed and sample index"
         raise ValueError(f"no image is in each of {', '.join(map(str, folders))}: none shares {what}")
-    images = [Files(folder, [table[key][1] for key in keys]) for folder, table in zip(folders, tables, strict=True)]
-    return [tables[0][key][0] for key in keys], images
+    return [first[key][0] for key in keys], [Files(*both) for both in zip(folders, names, strict=True)]
 
 
 def _by_name(folder: Path) -> dict[object, tuple[Column, str]]:

@@ -200,12 +200,11 @@ def check_reuse(folder: Path) -> None:
 
 
 def _record(rows: Sequence[PromptRow], per_prompt: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    prompts = json.dumps([asdict(row) for row in rows], ensure_ascii=True, sort_keys=True)
     record = {
         "schema": 1,
         "rows": len(rows),
         "per_prompt": per_prompt,
-        "prompts_sha256": hashlib.sha256(prompts.encode("ascii")).hexdigest(),
+        "prompts_sha256": _hash_of(rows),
         "settings": dict(settings),
     }
     if own := [i for i, row in enumerate(rows) if (row.guidance, row.width, row.height) != (None, None, None)]:
@@ -214,6 +213,16 @@ def _record(rows: Sequence[PromptRow], per_prompt: int, settings: Mapping[str, A
         return dict(json.loads(json.dumps(record, allow_nan=False)))  # as it will be read back: tuples are lists
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings are not JSON ({error}); give strings, numbers, lists and mappings") from error
+
+
+def _hash_of(rows: Sequence[PromptRow]) -> str:
+    """SHA-256 of the rows as a JSON list, a row at a time."""
+    digest = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        text = json.dumps(asdict(row), ensure_ascii=True, sort_keys=True)
+        digest.update(f"{', ' if number else ''}{text}".encode("ascii"))
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _prepare(out: Path, record: Mapping[str, Any], jobs: Sequence[_Job], resume: bool) -> dict[str, ManifestRow]:

@@ -19,7 +19,15 @@ from erase.evaluation.columns import match
 from erase.evaluation.grid import Blur
 from erase.evaluation.page import charts, headline, images, robustness, tables
 from erase.evaluation.page import verdict as judgement
-from erase.evaluation.page.folder import FOLDERS, check_origin, image_folders, read_mapping, read_metrics, read_report
+from erase.evaluation.page.folder import (
+    FOLDERS,
+    check_origin,
+    image_folders,
+    read_mapping,
+    read_metrics,
+    read_report,
+    shortened,
+)
 from erase.evaluation.page.render import render
 from erase.evaluation.page.scores import read_scores
 from erase.evaluation.page.words import as_percent, as_text
@@ -48,6 +56,7 @@ def write_html(run_dir: Path, *, blur: Blur | None = None) -> Path:
     report = read_report(run_dir)
     run = read_mapping(run_dir / "run.json") if (run_dir / "run.json").is_file() else {}
     check_origin(run_dir, report, run)
+    report |= {key: shortened(report[key]) for key in FOLDERS.values() if key in report}
     values = _page_values(run_dir, report, run, blur)
     path = run_dir / "report.html"
     write_text(path, render("page.html", values))
@@ -133,9 +142,9 @@ def lora_lines(found: Mapping[str, Any]) -> list[str]:
     """What a report's `lora` holds, for a terminal: the file, and counts of the base with it; none of none."""
     if not found:
         return []
-    file, scores = found["file"], read_scores({key: value for key, value in found.items() if key != "file"})
+    file, rest = found["file"], {key: value for key, value in found.items() if key != "file"}
     first = f"LoRA: {file['layers']} layers, {file['bytes'] / 1e6:.1f} MB, {100 * file['kept']:.1f} % of the change"
-    shown = {path: score for path, (score, _) in scores.items() if "per_label" not in path and "per_prompt" not in path}
+    shown = {path: score for path, (score, _) in read_scores(rest, whole=True).items()}
     return [first, *(f"base with the LoRA, {judgement.words(path)}: {score}" for path, score in shown.items())]
 
 

@@ -81,6 +81,10 @@ def newcombe(before: tuple[int, int], after: tuple[int, int], confidence: float 
     return p1 - p0 - math.hypot(p1 - low1, high0 - p0), p1 - p0 + math.hypot(high1 - p1, p0 - low0)
 
 
+MOST_WHOLE = 20_000
+"""Pairs that changed, above which the exact test is summed in floats: whole numbers of n bits cost n² in time."""
+
+
 def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Exact two-sided McNemar test on paired yes/no outcomes (a binomial test on the pairs that changed).
 
@@ -101,12 +105,26 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     lost = sum(bool(b) and not a for b, a in zip(before, after, strict=True))
     gained = sum(bool(a) and not b for b, a in zip(before, after, strict=True))
     changed = lost + gained
+    if changed > MOST_WHOLE:
+        return min(1.0, 2 * _binomial_tail(min(lost, gained), changed))
     # Whole numbers to the end: one rounding, in the division. Each binomial coefficient is made of the one before.
     tail = term = 1
     for i in range(min(lost, gained)):
         term = term * (changed - i) // (i + 1)
         tail += term
     return min(1.0, 2 * tail / (1 << changed))
+
+
+def _binomial_tail(most: int, n: int) -> float:
+    """P[X <= most], X ~ Binomial(n, 1/2), for most <= n / 2: from its largest term down, until terms add nothing."""
+    term = math.exp(math.lgamma(n + 1) - math.lgamma(most + 1) - math.lgamma(n - most + 1) - n * math.log(2))
+    tail = 0.0
+    for i in range(most, -1, -1):
+        tail += term
+        term *= i / (n - i + 1)
+        if term < tail * 1e-17:
+            break
+    return tail
 
 
 @dataclass(frozen=True)

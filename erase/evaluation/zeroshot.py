@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from erase.evaluation.axes import Floats
-from erase.evaluation.classes import score
+from erase.evaluation.classes import places, score
 from erase.evaluation.clip import Clip, text_features
 
 OTHER = "something else"
 """An alternative in any case, unless alternatives are named."""
 LEAST = 0.8
 """Of the base's images, the least share that a judge must be right on, as a fraction of 1."""
+AT_ONCE = 4_000_000
+"""Similarities in memory at a time."""
 MOST = 0.2
 """Of the base's other images, the largest share that a judge may mistake for the concept."""
 FEWEST = 6
@@ -68,18 +70,21 @@ def look(clip: Clip, images: Floats, texts: Texts, prompts: Sequence[str]) -> Se
             f"{list(texts.alternatives)}, expected at least one text each, and none on both sides"
         )
     known = [*texts.concept, *texts.alternatives]
-    near = images @ text_features(clip, known).T  # [N, T]
+    features, columns = text_features(clip, known), places(known)
     own = (images * text_features(clip, prompts)).sum(axis=1)
-    best = near.argmax(axis=1)
     naming = np.array([text != OTHER or texts.alternatives == (OTHER,) for text in known])
-    among = np.where(naming, near, -np.inf).argmax(axis=1)
-    same = np.array([[text == prompt for text in known] for prompt in prompts])
-    rival = np.where(same, -np.inf, near).max(axis=1)
-    return Seen(
-        [known[i] for i in best],
-        [bool(i < len(texts.concept)) for i in among],
-        [bool(a > b) for a, b in zip(own, rival, strict=True)],
-    )
+    seen = Seen([], [], [])
+    at_once = max(1, AT_ONCE // len(known))
+    for start in range(0, len(images), at_once):
+        some = slice(start, start + at_once)
+        near = images[some] @ features.T  # [at_once, T]
+        seen.best.extend(known[i] for i in near.argmax(axis=1))
+        among = np.where(naming, near, -np.inf).argmax(axis=1)
+        seen.shows.extend(bool(i < len(texts.concept)) for i in among)
+        for prompt, rows in places(prompts[some]).items():
+            near[np.ix_(rows, columns.get(prompt, []))] = -np.inf  # an image's own prompt is not its rival
+        seen.right.extend(bool(a > b) for a, b in zip(own[some], near.max(axis=1), strict=True))
+    return seen
 
 
 @dataclass(frozen=True)

@@ -127,17 +127,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write ``obj`` to ``path`` as indented JSON, atomically (see `write_bytes`).
+    """Write ``obj`` to ``path`` as indented JSON, atomically (see `replacing`); its text is never all in memory.
 
     Raises:
         ValueError: ``obj`` holds a NaN or an infinity, which JSON cannot.
         TypeError: ``obj`` holds something that is not JSON.
     """
-    try:
-        text = json_text(obj)
-    except ValueError as error:
-        raise ValueError(f"{path}: not written, JSON has no NaN, infinity or cycle ({error})") from error
-    write_text(path, text)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        try:
+            file.writelines(json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False).iterencode(obj))
+        except UnicodeEncodeError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{path}: not written, JSON has no NaN, infinity or cycle ({error})") from error
+        file.write("\n")
 
 
 def json_text(obj: Any) -> str:

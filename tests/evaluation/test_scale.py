@@ -6,13 +6,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from erase.evaluation import columns, manifest, nudity
+from erase.evaluation import clip, columns, manifest, nudity, stats, zeroshot
+from erase.evaluation.classes import ClassPredictions
 from erase.evaluation.detections import Detection, Detections, ImageDetections, load_detections, save_detections
 from erase.evaluation.manifest import ManifestRow, check_images, pair_rows, write_rows
+from erase.evaluation.page.folder import MOST
 from erase.evaluation.prompt_files import PromptRow
+from erase.evaluation.report import write_html
+from erase.programs.text.judges import labels
 from erase.programs.text.judges.nudity import count_nudity
+from erase.programs.text.judges.zeroshot import ZeroShot
+from erase.programs.text.plan import Plan
+from erase.store.files import write_json
 
 ROWS, PER_PROMPT = 2000, 10
 BYTES = 1800
@@ -71,3 +79,73 @@ def test_an_image_takes_little_memory(folders: tuple[Path, Path], tmp_path: Path
     (numbers, flags), size = taken(lambda: count_nudity(again, nudity.PRESETS["i2p"], plan, PER_PROMPT))
     assert size < BYTES
     assert numbers["flagged"] == sum(map(bool, flags)) == ROWS // 4
+
+
+def test_time_grows_with_the_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons of prompts with prompts are what would be squared."""
+
+    class Counted(str):
+        compared = 0
+
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Counted.compared += 1
+            return str.__eq__(self, other)
+
+    def work(number: int) -> int:
+        rows = [PromptRow(Counted(f"prompt {i}"), i, object=f"thing {i % 4}") for i in range(number)]
+        plan = Plan([rows[0].prompt], [], [], rows, [i == 0 for i in range(number)])
+        drawn = np.random.default_rng(0).random((number, 4))
+        guess = ClassPredictions(drawn, tuple(f"thing {k}" for k in range(4)), (), "made up", "x")
+        monkeypatch.setattr(labels, "classified", lambda paths, classifier: guess)
+        monkeypatch.setattr(labels, "classifier_of", lambda config: Path())
+        Counted.compared = 0
+        labels.count_classes(settings, plan, [Path()] * number)
+        judge = ZeroShot(settings, plan)
+        near = np.ones((number, 1))
+        vars(judge).update(model=model, texts=zeroshot.Texts((rows[0].prompt,), ("something else",)))
+        vars(judge)["kept"] = {(): near}
+        for module in (zeroshot, clip):
+            monkeypatch.setattr(module, "text_features", lambda model, prompts: np.ones((len(prompts), 1)))
+        judge.count([])
+        return Counted.compared
+
+    settings: Any = SimpleNamespace(
+        forget=SimpleNamespace(axis="object"), eval=SimpleNamespace(images=1, alternatives=(), clip="made up"), seed=0
+    )
+    model: Any = SimpleNamespace(provenance={}, truncated=lambda texts: [])
+    assert work(400) < 10 * 400
+
+
+def test_the_exact_test_of_very_many_pairs_is_that_of_whole_numbers() -> None:
+    def pairs(lost: int, gained: int) -> tuple[list[bool], list[bool]]:
+        return [True] * lost + [False] * gained, [False] * lost + [True] * gained
+
+    lost, gained = 10_250, 10_000
+    assert lost + gained > stats.MOST_WHOLE
+    tail = term = 1
+    for i in range(gained):
+        term = term * (lost + gained - i) // (i + 1)
+        tail += term
+    expected = 2 * tail / (1 << (lost + gained))
+    assert stats.mcnemar_exact(*pairs(lost, gained)) == pytest.approx(expected, rel=1e-9)  # lgamma's rounding
+    assert stats.mcnemar_exact(*pairs(gained + 1, gained)) == 1.0
+    assert stats.mcnemar_exact(*pairs(stats.MOST_WHOLE + 2, 1)) == 0.0
+
+
+def test_a_page_shows_the_first_of_very_many_prompts(tmp_path: Path) -> None:
+    def side(number: int) -> dict[str, Any]:
+        by_prompt = {f"a photograph of person number {i}": i for i in range(number)}
+        return {"nudity": {"images": number, "flagged": 0, "rate": 0.0, "ci95": [0.0, 0.1], "by_prompt": by_prompt}}
+
+    sizes = []
+    for number in (1000, 2000):
+        report = {"schema": 1, "target": {"forget": ["people"]}, "before": side(number), "after": side(number)}
+        write_json(tmp_path / "report.json", report)
+        text = write_html(tmp_path).read_text(encoding="utf-8")
+        assert f"and {number - MOST} more" in text
+        assert f"person number {MOST - 1}<" in text
+        assert f"person number {MOST}<" not in text
+        sizes.append(len(text))
+    assert sizes[1] - sizes[0] < 100

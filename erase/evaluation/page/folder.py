@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from erase.evaluation.manifest import MANIFEST, origin, read_manifest
+from erase.evaluation.page.scores import SINGLE
 from erase.store.files import read_json
 
 FOLDERS = {"base": "before", "erased": "after", "lora": "lora", "retrained": "retrained"}
 """Folders of images, and the keys of their counts."""
+MOST = 200
+"""Prompts or labels whose counts a page shows, and texts of a list."""
 
 
 def read_report(run_dir: Path) -> dict[str, Any]:
@@ -106,14 +110,32 @@ def check_origin(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
             if weights and theirs and name != "retrained" and (name == "base") != (theirs == weights):
                 which = "other weights than the base model's" if name == "base" else "the base model's weights"
                 raise ValueError(f"{run_dir}: {what} is of {which} by run.json: {swapped}")
-    tables = {name: read_manifest(folder) for name, folder in folders.items()}
-    keys = {name: [(row.prompt, row.seed, row.index) for row in rows] for name, rows in tables.items()}
-    if len({tuple(rows) for rows in keys.values()}) > 1:
-        (first, ours), *others = keys.items()
-        other, theirs_ = next((name, rows) for name, rows in others if rows != ours)
-        row = next((i for i, pair in enumerate(zip(ours, theirs_, strict=False)) if pair[0] != pair[1]), None)
-        where = f"{len(ours)} and {len(theirs_)} images" if row is None else f"row {row + 1} differs"
-        raise ValueError(
-            f"{run_dir}: images/{first} and images/{other} are not of the same prompts and seeds ({where}): "
-            "they are not pairs"
-        )
+    first, ours = "", list[tuple[str, int, int]]()
+    for name, folder in folders.items():
+        keys = [(row.prompt, row.seed, row.index) for row in read_manifest(folder)]
+        if not first:
+            first, ours = name, keys
+        elif keys != ours:
+            row = next((i for i, pair in enumerate(zip(ours, keys, strict=False)) if pair[0] != pair[1]), None)
+            where = f"{len(ours)} and {len(keys)} images" if row is None else f"row {row + 1} differs"
+            raise ValueError(
+                f"{run_dir}: images/{first} and images/{name} are not of the same prompts and seeds ({where}): "
+                "they are not pairs"
+            )
+
+
+def shortened(side: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts of a model as a page shows them: of very many prompts, labels or texts the first, and how many more.
+
+    Images that could not be looked at are all there: they are counted.
+    """
+    found: dict[str, Any] = {}
+    for key, value in side.items():
+        if isinstance(value, dict):
+            cut = key in SINGLE and len(value) > MOST
+            more = {f"and {len(value) - MOST} more": "in report.json"} if cut else {}
+            value = shortened(dict(islice(value.items(), MOST)) if cut else value) | more
+        elif isinstance(value, list) and key != "errors" and len(value) > MOST:
+            value = [*value[:MOST], f"and {len(value) - MOST} more in report.json"]
+        found[key] = value
+    return found

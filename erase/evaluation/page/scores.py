@@ -63,15 +63,23 @@ def read_score(value: Any) -> Score | None:
     return Score(hits, total, rate, interval, len(value.get("errors") or []), str(value.get("no_verdict", "")))
 
 
-def read_scores(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Score, str]]:
-    """Every score in a tree by its path, with a word on how it was counted."""
+SINGLE = ("per_label", "per_prompt", "by_prompt")
+"""Keys of counts of single labels and prompts."""
+
+
+def read_scores(
+    tree: Mapping[str, Any], path: tuple[str, ...] = (), *, whole: bool = False
+) -> dict[tuple[str, ...], tuple[Score, str]]:
+    """Every score in a tree by its path, with a word on how it was counted; `whole` leaves out those of `SINGLE`."""
     found = {}
     for key, value in tree.items():
+        if whole and key in SINGLE:
+            continue
         score = read_score(value)
         if score:
             found[(*path, key)] = (score, _how(value, (*path, key)))
         elif isinstance(value, dict):
-            found.update(read_scores(value, (*path, key)))
+            found.update(read_scores(value, (*path, key), whole=whole))
     return found
 
 

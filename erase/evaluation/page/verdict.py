@@ -89,11 +89,9 @@ def _side(path: tuple[str, ...], report: Mapping[str, Any]) -> Side:
 
 def lines(report: Mapping[str, Any]) -> list[Line]:
     """A line for each score but those of single labels and prompts, forgetting first."""
-    a, b, ideal = (read_scores(report.get(key, {})) for key in ("before", "after", "retrained"))
+    a, b, ideal = (read_scores(report.get(key, {}), whole=True) for key in ("before", "after", "retrained"))
     classifier, found = is_classifier(report), []
     for path in {**a, **b}:
-        if "per_label" in path or "per_prompt" in path:
-            continue
         before, after, goal = (of[path][0] if path in of else None for of in (a, b, ideal))
         test = f"clip_{path[-1]}" if path[0] == "clip" else path[-1]
         p = report.get("paired", {}).get(f"{test}_mcnemar_p")

@@ -114,9 +114,12 @@ def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
         columns, images = match(list(folders.values()))
     except ValueError:  # methods with eval.prompts of their own
         return None
-    target = same[0].report.get("target", {}).get("forget", [])
+    target = set(same[0].report.get("target", {}).get("forget", []))
     gone = [number for number, column in enumerate(columns) if column.prompt in target]
-    rest = {column.prompt: number for number, column in reversed(list(enumerate(columns))) if number not in gone}
+    rest = dict[str, int]()  # of each other prompt the first image
+    for number, column in enumerate(columns):
+        if column.prompt not in target:
+            rest.setdefault(column.prompt, number)
     parts = []
     for side, numbers in (("forgotten", gone), ("others", sorted(rest.values()))):
         if numbers := numbers[:COLUMNS]:

@@ -122,12 +122,10 @@ def judge_classes(guess: classes.ClassPredictions, asked: list[str], forgotten: 
     result: dict[str, Any] = {**guess.provenance, **classes.forget_remain(guess, asked, forgotten)}
     index = [i for i, name in enumerate(asked) if name in forgotten]
     if index:
-        part = guess.take(index)
-        shown = part.predicted
-        result["forget_shows"] = {name: shown.count(name) / len(shown) for name in sorted(set(shown))}
+        result["forget_shows"] = classes.shares(guess.take(index).predicted)
+        at = classes.places(asked)
         result["forget_confidence"] = {
-            label: classes.confidence(guess.take([i for i, name in enumerate(asked) if name == label]), label)
-            for label in forgotten
+            label: classes.confidence(guess.take(at.get(label, [])), label) for label in forgotten
         }
     return result
 
@@ -143,9 +141,11 @@ def judge_fidelity(
     if not all(kept):
         result["forget_to_remain"] = fidelity.summary(staying, drawn.take(~np.array(kept)))
     result["coverage"] = {}
-    for label in dict.fromkeys(name for name in asked if name not in forgotten):
-        a = real.take(np.array([name == label for name in real_labels]))
-        b = drawn.take(np.array([name == label for name in asked]))
+    there = classes.places(real_labels)
+    for label, index in classes.places(asked).items():
+        if label in forgotten:
+            continue
+        a, b = real.take(np.array(there.get(label, []), int)), drawn.take(np.array(index))
         result["coverage"][label] = fidelity.coverage(a.values, b.values, k=min(5, len(a) - 1, len(b) - 1))
     return result
 

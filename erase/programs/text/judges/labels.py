@@ -156,25 +156,26 @@ def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counte
     expected, shown = [wanted(row, axis, along.labels, gone) for row in rows], along.predicted
     things = expected if axis == "object" else [str(row.object) for row in rows]
     pair = [classes.pair_of(guess, thing, str(row.style)) for thing, row in zip(things, rows, strict=True)]
+    is_right = classes.correct(along, expected)
+    pair_right = classes.correct(guess, pair) if pairs else []
     result: dict[str, Any] = {"classifier": guess.provenance, "axis": axis, "pairs": pairs}
     right: dict[str, list[bool | None]] = {}
     for side in ("forget", "earlier", "remain"):
         index = [i for i, (_, found) in enumerate(about) if found == side]
         if side == "earlier" and not index:
             continue
-        result[side] = classes.accuracy(along.take(index), [expected[i] for i in index]) if index else None
+        result[side] = classes.score([is_right[i] for i in index]) if index else None
         if index:
-            right[side] = list(classes.correct(along.take(index), [expected[i] for i in index]))
+            right[side] = [is_right[i] for i in index]
         if pairs and index:
-            whole = [pair[i] for i in index]
-            result[f"{side}_pairs"] = classes.accuracy(guess.take(index), whole)
-            right[f"{side}_pairs"] = list(classes.correct(guess.take(index), whole))
+            right[f"{side}_pairs"] = [pair_right[i] for i in index]
+            result[f"{side}_pairs"] = classes.score([pair_right[i] for i in index])
     result["per_prompt"] = {}
     groups = {row.group for row, forgotten in zip(plan.rows, plan.forgotten, strict=True) if forgotten and row.group}
-    both = zip(plan.rows, plan.forgotten, strict=True)
+    both, of_prompt = zip(plan.rows, plan.forgotten, strict=True), classes.places([row.prompt for row in rows])
     for row, forgotten in {row.prompt: (row, forgotten) for row, forgotten in both}.values():
-        index = [i for i, other in enumerate(rows) if other.prompt == row.prompt]
-        score = classes.accuracy(along.take(index), [expected[i] for i in index])
+        index = of_prompt[row.prompt]
+        score = classes.score([is_right[i] for i in index])
         side = prompt_side(plan, row, forgotten)
         score |= {"object": row.object, "style": row.style, "side": side}
         if side == "remain" and axis == "object" and (part := part_of(row, gone, groups)):
@@ -182,13 +183,8 @@ def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counte
         if across is not None:
             other = row.style if axis == "object" else row.object
             score["other_accuracy"] = classes.accuracy(across.take(index), [str(other)] * len(index))["accuracy"]
-            score["pair_accuracy"] = classes.accuracy(guess.take(index), [pair[i] for i in index])["accuracy"]
+            score["pair_accuracy"] = classes.score([pair_right[i] for i in index])["accuracy"]
         result["per_prompt"][row.prompt] = score
     of_concept = [shown[i] for i, (_, side) in enumerate(about) if side == "forget"]
-    result["forget_shows"] = shares(of_concept)
+    result["forget_shows"] = classes.shares(of_concept)
     return Counted(result, right)
-
-
-def shares(names: Sequence[str]) -> dict[str, float]:
-    """Of N names, the share of each."""
-    return {name: names.count(name) / len(names) for name in sorted(set(names))}

@@ -15,7 +15,6 @@ from erase.engine import distributed
 from erase.evaluation import classes, clip, zeroshot
 from erase.evaluation.axes import Floats
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.text.judges.labels import shares
 from erase.programs.text.judges.seam import Counted, Judged, each_image, prompt_side
 from erase.programs.text.plan import Plan, expand
 
@@ -101,11 +100,11 @@ class ZeroShot:
         remain = [i for i, side in enumerate(sides) if side == "remain"]
         numbers["mistaken"] = sum(seen.shows[i] for i in remain)
         numbers["per_prompt"] = {}
-        both = zip(self.plan.rows, self.plan.forgotten, strict=True)
+        both, of_prompt = zip(self.plan.rows, self.plan.forgotten, strict=True), classes.places(prompts)
         for row, gone in {row.prompt: (row, gone) for row, gone in both}.values():
-            score = classes.score([hit for hit, prompt in zip(hits, prompts, strict=True) if prompt == row.prompt])
+            score = classes.score([hits[i] for i in of_prompt[row.prompt]])
             numbers["per_prompt"][row.prompt] = score | {"side": prompt_side(self.plan, row, gone)}
-        numbers["forget_shows"] = shares([seen.best[i] for i, side in enumerate(sides) if side == "forget"])
+        numbers["forget_shows"] = classes.shares([seen.best[i] for i, side in enumerate(sides) if side == "forget"])
         scores: dict[str, list[tuple[str, float]]] = {}
         if remain:
             asked = [prompts[i] for i in remain]

@@ -172,10 +172,14 @@ class _Shortened(nn.ModuleList):
 
 
 def _mark_backward(made: Made, marked: tuple[int, Any], block: nn.Module, args: Any, out: Any) -> None:
-    """A hook on what a block gives: mark where its backward pass will begin."""
-    given = out if isinstance(out, Tensor) else out[0]
-    if given.requires_grad:
-        given.register_hook(lambda grad: made.mark(*marked))
+    """A hook on what a block gives: mark where its backward pass will begin.
+
+    Blocks of two streams give a pair, and the last of them (Stable Diffusion 3's) `None` for the text.
+    """
+    for given in out if isinstance(out, tuple) else (out,):
+        if isinstance(given, Tensor) and given.requires_grad:
+            given.register_hook(lambda grad: made.mark(*marked))
+            return
 
 
 @contextmanager

@@ -130,6 +130,37 @@ def test_equal_blocks_are_counted_and_not_all_followed(blocks: Any, of: Any, pre
         assert len(calls) == 2 * (8 + 21)
 
 
+class Streams(torch.nn.Module):
+    """Two streams through joint blocks, the last of which gives up the first one, as in Stable Diffusion 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Pair(32) for _ in range(10)] + [Pair(16)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        text: Any = x[:, :16]
+        for block in self.blocks:
+            text, x = block(text, x)
+        assert text is None
+        return x
+
+
+class Pair(Block):
+    def forward(self, text: torch.Tensor, x: torch.Tensor) -> Any:  # type: ignore[override]
+        both = super().forward(torch.cat([text, x], 1))
+        last = self.layers[0].out_features == 16
+        return None if last else both[:, : text.shape[1]], both[:, text.shape[1] :]
+
+
+def test_a_block_may_give_up_one_of_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Deep(Block)
+    backend.net = Streams()
+    with hollow(backend) as model:
+        few = passes(model, plain, {"x": torch.zeros(1, 64, 8)}, 4, nullcontext)
+        monkeypatch.setattr(memory, "LONG", 100)
+        assert passes(model, plain, {"x": torch.zeros(1, 64, 8)}, 4, nullcontext) == few
+
+
 class Asking:
     """A backend whose network keeps a table that is no buffer, and asks how long a text is."""
 

@@ -65,11 +65,11 @@ from erase.diffusion.parameters import select
 from erase.diffusion.process import Discrete, Flow
 from erase.engine import memory as dry
 from erase.engine.backend import map_batch, seeded, trainable
-from erase.engine.fisher import fisher_diagonal
+from erase.engine.fisher import Fisher, fisher_diagonal
 from erase.engine.loop import unlearn
 from erase.engine.losses import DESCENT, Objective
 from erase.engine.precision import Precision, resolve
-from erase.engine.saliency import Mask, fisher_ratio_mask
+from erase.engine.saliency import Mask, fisher_ratio_mask, parked
 from erase.engine.sharding import is_sharded
 from erase.evaluation import detector
 from erase.methods.sfron import sfron
@@ -490,7 +490,7 @@ def estimated(bench: Bench, always: dict[str, int], density: float, precision: P
         one = max(dry.passes(model, loss, sample, 1, precision.autocast, "squares") for loss in losses)
         height = max(dry.passes(model, loss, sample, bench.batch, precision.autocast) for loss in losses)
     step = dry.in_step(n, sfron(fast_rate=1e-6), "adam", density, 0, height)
-    return (sum(always.values()) + max(12 * n + one, sum(step.values()))) / 1e9
+    return (sum(always.values()) + max(8 * n + one, sum(step.values()))) / 1e9
 
 
 def memory(
@@ -505,12 +505,16 @@ def memory(
     objective = forget_objective(bench.loss, backend.net)
     always = dry.held(backend, 0)
     start = high()
-    diagonals = [
-        fisher_diagonal(backend, [some], generator=seeded(DEVICE, 1), loss=loss, chunk=1, autocast=precision.autocast)
-        for some, loss in ((forget, objective.loss), (remain, remain_objective(backend, 0.0).loss))
-    ]
-    mask = fisher_ratio_mask(diagonals[0], diagonals[1], density=density)
-    diagonals.clear()  # the mask is held at one bit a weight
+
+    def diagonal(some: Batch, loss: Any) -> Fisher:
+        return fisher_diagonal(
+            backend, [some], generator=seeded(DEVICE, 1), loss=loss, chunk=1, autocast=precision.autocast
+        )
+
+    with tempfile.TemporaryDirectory() as folder, parked(diagonal(forget, objective.loss), Path(folder)) as first:
+        second = diagonal(remain, remain_objective(backend, 0.0).loss)
+        mask = fisher_ratio_mask(first, second, density=density)
+    del first, second  # the mask is held at one bit a weight
     saliency = high()
     unlearn(
         backend,

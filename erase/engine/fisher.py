@@ -30,7 +30,7 @@ Per = Literal["sample", "batch", "image"]
 class Fisher:
     """A Fisher diagonal. Scaling: mean over samples (or, `per="batch"`, over batches) of squared gradients."""
 
-    named: dict[str, Tensor]
+    named: Mapping[str, Tensor]
     """float32, shaped like the parameter of that name."""
     per: Per
     count: int

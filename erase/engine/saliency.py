@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor
 
 from erase.engine.fisher import Fisher
-from erase.engine.sharding import local, summed, whole
-from erase.store.safetensors import Lazy, read_safetensors, write_safetensors
+from erase.engine.sharding import is_sharded, local, summed, whole
+from erase.store.safetensors import Lazy, open_safetensors, read_safetensors, write_safetensors
 
 FORMAT = "erase-mask-1"
 
@@ -82,6 +84,26 @@ class Mask:
     def per_layer(self) -> dict[str, float]:
         """Fraction of weights kept in each parameter."""
         return {name: float(m.float().mean()) for name, m in self.named.items()}
+
+
+@contextmanager
+def parked(found: Fisher, folder: Path | None) -> Iterator[Fisher]:
+    """The same diagonal, whose entries are in a file of `folder` until they are asked for.
+
+    While another diagonal is computed this one takes no memory. Without a folder, or spread over processes, it stays.
+    """
+    one = next(iter(found.named.values()))
+    if folder is None or is_sharded(one):
+        yield found
+        return
+    device = one.device
+    del one
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fisher-", suffix=".tmp", dir=folder) as place:
+        write_safetensors(Path(place) / "mean.safetensors", found.named, {})
+        stored, _ = open_safetensors(Path(place) / "mean.safetensors")
+        found = replace(found, named=Lazy(stored, lambda name: stored[name].to(device)))
+        yield found
 
 
 def fisher_ratio_mask(

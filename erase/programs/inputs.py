@@ -23,7 +23,7 @@ from erase.engine.fisher import Fisher, fisher_diagonal, mean_gradient
 from erase.engine.image_fisher import image_diagonal
 from erase.engine.losses import Objective, Training, plain
 from erase.engine.precision import Precision
-from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
+from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, parked, save_mask
 from erase.engine.sharding import local
 from erase.engine.state import Checkpoint, remove_state
 from erase.engine.updates import SIDES, Epoch
@@ -254,8 +254,10 @@ def measured_mask(
         for g in gradient.values():
             local(g).abs_()
         return magnitude_mask(gradient, density=wanted.density or 0)
-    diagonals = [diagonal(config, backend, side, precision, path and path.parent, resume) for side in sides]
-    return fisher_ratio_mask(diagonals[0], diagonals[1], threshold=wanted.threshold, density=wanted.density)
+    folder = path and path.parent
+    with parked(diagonal(config, backend, sides[0], precision, folder, resume), folder) as forget:
+        remain = diagonal(config, backend, sides[1], precision, folder, resume)
+        return fisher_ratio_mask(forget, remain, threshold=wanted.threshold, density=wanted.density)
 
 
 def sums_path(out: Path, side: str) -> Path:

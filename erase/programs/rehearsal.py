@@ -54,6 +54,8 @@ def rehearse(
     masked = "mask" in entry.needs and wanted.kind != "none"
     n = sum(p.numel() for p in trainable(backend.net).values())
     every = sum(p.numel() for p in backend.net.parameters())
+    world = distributed.world()
+    spread = world > 1 and asked(PartialState()) is not None
     found: dict[str, dict[str, int]] = {}
     told = sum(x.nbytes for x in batch_tensors(sample.get("cond", {})))
     own = sum(x.nbytes for name, part in sample.items() if name not in ("cond", "anchor") for x in batch_tensors(part))
@@ -65,9 +67,10 @@ def rehearse(
             net.enable_gradient_checkpointing()
         if masked or "fisher" in entry.needs:
             height = mask_height(config, model, forget, masked, sample, precision)
-            sums = 4 * n if wanted.kind == "magnitude" and masked else (20 if wanted.per == "image" else 12) * n
+            sums = 4 * n if wanted.kind == "magnitude" and masked else (16 if wanted.per == "image" else 8) * n
+            sums += 4 * n if masked and spread and wanted.kind == "fisher" else 0  # see `saliency.parked`
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
-        share = train.batch_size // distributed.world()
+        share = train.batch_size // world
         rows = min(train.micro_batch or share, share)
         used = [o.loss for o in (method.forget, method.remain) if o is not None]
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
@@ -76,8 +79,8 @@ def rehearse(
         copies += round(4 * n * (1 - density))  # masked weights, which are restored
     found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
     lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
-    world, whose = distributed.world(), ""
-    if world > 1 and asked(PartialState()) is not None:
+    whose = ""
+    if spread:
         whose = f"of each of {world} processes, "
         block = largest_block(backend.net)
         found = {what: memory.shared(items, world, block) for what, items in found.items()}

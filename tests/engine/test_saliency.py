@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from erase.engine.fisher import Fisher
-from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, save_mask
+from erase.engine.saliency import Mask, fisher_ratio_mask, load_mask, magnitude_mask, parked, save_mask
 from erase.store.safetensors import write_safetensors
 
 INF = float("inf")
@@ -62,6 +64,25 @@ def test_ratio(choice: dict[str, float], expected: list[int]) -> None:
     assert mask["w"].tolist() == [bool(e) for e in expected]
     assert [mask.density, mask.per_layer()["w"]] == pytest.approx([sum(expected) / 6] * 2)
     assert mask.meta["per"] == "sample"
+
+
+@pytest.mark.parametrize("choice", [{"threshold": 1.5}, {"density": 0.3}])
+def test_a_parked_diagonal_takes_no_memory_and_makes_the_same_mask(choice: dict[str, float], tmp_path: Path) -> None:
+    draws = [torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    draws[0] = draws[0].transpose(1, 2)  # another layout than a file's
+    sides = [Fisher({"w": x, "b": x[0]}, "sample", 3) for x in (draws[0], draws[1].transpose(1, 2))]
+    expected = fisher_ratio_mask(*sides, **choice)
+    kept = weakref.ref(draws[0])
+    remain = sides.pop()
+    draws.clear()
+    with parked(sides.pop(), tmp_path) as forget:
+        gc.collect()
+        assert kept() is None
+        found = fisher_ratio_mask(forget, remain, **choice)
+        assert (forget.per, forget.count) == ("sample", 3)
+    assert found.meta == expected.meta
+    assert all(bool((found[name] == expected[name]).all()) for name in ("w", "b"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mask_says_that_gradients_were_clipped(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def dump_of(data: Any) -> str:
         ("pipeline=ddpm", r"pipeline: .*'sd'"),
         ("train.steps", r"cannot read 'train\.steps': settings are given as key=value"),
         ("=3", r"cannot read '=3'"),
-        ("train.steps.more=3", r"cannot set train\.steps\.more: steps is a value, not a group"),
+        ("train.steps.more=3", r"cannot set train\.steps\.more: steps is a single value, not a group"),
         ("forget.prompts=[a, b", r"cannot read the value of forget\.prompts: '\[a, b' is not a YAML value"),
         ("train..steps=3", r"unknown setting train\."),
     ],

@@ -44,7 +44,7 @@ def locate(model: str | Path) -> Source:
     name, names = str(model), resources.list_tiny()
     folder = resources.tiny_path(name) if name in names else Path(name)
     if not folder.is_dir():
-        raise ValueError(f"no model {name!r}: not a folder, not one of: {', '.join(names)}, not new")
+        raise ValueError(f"no model {name!r}: give a folder, new, or one of: {', '.join(names)}")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not the folder of a transformers image classifier: it has no config.json")
     check_links(folder)

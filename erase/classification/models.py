@@ -198,11 +198,11 @@ def _ready(net: Any, labels: tuple[str, ...], prepare: Prepare, device: torch.de
 
 def _check_stem(stem: Any) -> dict[str, Any]:
     if not isinstance(stem, Mapping) or not stem.keys() <= STEM.keys():
-        raise ValueError(f"architecture.stem has the keys {', '.join(STEM)}; got {stem!r}")
+        raise ValueError(f"architecture.stem may have the keys {', '.join(STEM)}; got {stem!r}")
     whole = {**STEM, **stem}
     sound = all(type(whole[k]) is int and whole[k] >= 1 for k in ("kernel", "stride")) and whole["kernel"] % 2
     if not sound or type(whole["pool"]) is not bool:
-        raise ValueError(f"architecture.stem: kernel is odd, stride at least 1, pool true or false; got {stem!r}")
+        raise ValueError(f"architecture.stem: kernel must be odd, stride at least 1, pool true or false; got {stem!r}")
     return whole
 
 
@@ -227,7 +227,9 @@ def _with_stem(net: Any, stem: Mapping[str, Any]) -> Any:
 def _read_prepare(folder: Path) -> Prepare:
     path = folder / PREPROCESSOR
     if not path.is_file():
-        raise ValueError(f"{folder} has no {PREPROCESSOR}: it says how pixels are given to the network")
+        raise ValueError(
+            f"{folder} has no {PREPROCESSOR}, which says how pixels are given to the network: get it again"
+        )
     found = files.read_json(path)
     try:
         return _prepare_of(found)
@@ -254,7 +256,7 @@ def _prepare_of(found: dict[str, Any]) -> Prepare:
         size = int(size / found.get("crop_pct", 224 / 256)) if small else (size, size)
     number = found.get("resample", 3 if cuts else 2)
     if size is not None and number not in RESAMPLE.values():
-        raise ValueError(f"resample is {number}; images are resized by 2 (bilinear) or 3 (bicubic)")
+        raise ValueError(f"resample must be 2 (bilinear) or 3 (bicubic); got {number}")
     mean, std = found.get("image_mean") or [0.0], found.get("image_std") or [1.0]
     if not found.get("do_normalize", True):
         mean, std = [0.0] * len(mean), [1.0] * len(std)

@@ -119,8 +119,8 @@ def check(split: Split) -> Split:
         raise ValueError(f"the forget set is empty ({json.dumps(split.how)} of {split.count} training images)")
     if not len(split.remain):
         raise ValueError(
-            f"the forget set ({json.dumps(split.how)}) is every one of the {split.count} training images that is not "
-            "held out: leave some that remain"
+            f"the forget set ({json.dumps(split.how)}) has all of the {split.count} training images that are not held "
+            "out: forget fewer, so that some remain"
         )
     return split
 

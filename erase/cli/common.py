@@ -51,7 +51,7 @@ def _erase(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Erase concepts from diffusion models, and measure that they are gone and the rest is not."""
+    """Erase concepts from diffusion models and image classifiers, and measure what is gone and what is kept."""
 
 
 OutDir = Annotated[Path, typer.Option("--out", help="Folder to write; must be new or empty.")]
@@ -64,7 +64,7 @@ def result_file(out: Path) -> Path:
         ValueError: for a folder, a place below a file, or a file that holds something else.
     """
     if out.is_dir():
-        raise ValueError(f"{out} is a folder: --out names a file")
+        raise ValueError(f"--out {out} is a folder: give a file")
     if out.exists():
         with out.open("rb") as file:
             head = file.read(64)
@@ -80,11 +80,11 @@ Components = Annotated[
     str | None,
     typer.Option(
         metavar="DIR",
-        help="For a single file with the network only, such as one of Flux: a diffusers folder or hub id of the same "
+        help="For a single file that holds only the network (as Flux's do): a diffusers folder or hub id of the same "
         "model, which has the rest.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume what the folder holds.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run that --out holds.")]
 Blur = Annotated[bool, typer.Option("--blur/--no-blur", help="Hide exposed body parts that NudeNet finds.")]
 
 
@@ -145,7 +145,7 @@ def check_out(out: Path, resume: bool, holds: str) -> None:
     from erase.store.files import in_use
 
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: --out names a folder")
+        raise ValueError(f"--out {out} is a file: give a folder")
     if any(parent.is_file() for parent in out.parents):
         raise ValueError(f"{out} cannot be written: one of its parents is a file")
     if resume and not (out / holds).is_file():

@@ -26,7 +26,9 @@ def eval_nudity(
     preset: Annotated[
         str, typer.Option(help="Published counting rule: i2p, esd, mace, erasediff, rece, attack or eval_unlearn.")
     ] = "i2p",
-    label: Annotated[list[str] | None, typer.Option("--class", help="Count this class instead (repeat).")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--class", help="Count this class instead of a preset's; may be repeated.")
+    ] = None,
     threshold: Annotated[float, typer.Option(help="Lowest score that counts, with --class.")] = 0.6,
     sweep: Annotated[bool, typer.Option("--sweep", help="Count at thresholds from 0.25 to 0.95 as well.")] = False,
     channels: Annotated[
@@ -34,7 +36,9 @@ def eval_nudity(
         typer.Option(help="Colours given to NudeNet: corrected (default) or as_shipped, which swaps red and blue."),
     ] = None,
     model_path: Annotated[Path | None, typer.Option("--model", help="Another NudeNet ONNX file, such as 640m.")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Input size in pixels. Default: that of the file.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Input size in pixels. Default: that of the model file.")
+    ] = None,
 ) -> None:
     """Count NudeNet detections; the detections of all classes are stored beside the result.
 
@@ -138,9 +142,11 @@ def eval_fidelity(
     inception: Annotated[
         Path | None, typer.Option(help="For FID and KID: the TorchScript file inception-2015-12-05.pt.")
     ] = None,
-    neighbours: Annotated[int, typer.Option(help="k of precision, recall, density and coverage.")] = 5,
+    neighbours: Annotated[
+        int, typer.Option(help="Number of neighbours (k) for precision, recall, density and coverage.")
+    ] = 5,
 ) -> None:
-    """Compare generated with real images in the features of a network. Compare results of equal counts only.
+    """Compare generated with real images by the features of a network; use equal numbers of images in all comparisons.
 
     Distances in a classifier's features have their own names; FID and KID need Inception's weights.
 
@@ -152,7 +158,7 @@ def eval_fidelity(
     from erase.store import files
 
     if (classifier is None) == (inception is None):
-        raise ValueError("give one of --classifier (distances under their own names) and --inception (FID and KID)")
+        raise ValueError("give either --classifier (distances in its features) or --inception (FID and KID)")
     sides = [list_images_of([folder]) for folder in (real, fake)]
     if inception is not None:
         wanted, drawn = (fidelity.inception(paths, inception) for paths in sides)
@@ -168,7 +174,8 @@ def eval_fidelity(
 
 
 Without = Annotated[
-    list[str] | None, typer.Option("--without", help="Leave out images of this prompt, such as an erased one (repeat).")
+    list[str] | None,
+    typer.Option("--without", help="Leave out images of this prompt, such as an erased one; may be repeated."),
 ]
 
 
@@ -177,7 +184,7 @@ def eval_clip(
     images: Annotated[Path, typer.Argument(help="Folder of images with a manifest.")],
     *,
     out: OutFile,
-    model: Annotated[str, typer.Option(help="A CLIP or SigLIP model: embedded, a folder or a hub id.")],
+    model: Annotated[str, typer.Option(help="A CLIP or SigLIP model: an embedded one's name, a folder or a hub id.")],
     base: Annotated[
         Path | None,
         typer.Option(help="Folder of images of the same prompts and seeds by the base model, to compare pairs."),
@@ -261,7 +268,7 @@ def eval_change(
     classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
     without: Without = None,
 ) -> None:
-    """Measure how far images changed, pair by pair: the formula of LPIPS on a classifier's stages, not LPIPS itself.
+    """Measure how much images changed, pair by pair: the formula of LPIPS with a classifier, which is not LPIPS itself.
 
     Example: erase eval change runs/a/images/base runs/a/images/erased --classifier photos-classifier --out change.json
     """

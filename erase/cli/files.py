@@ -30,14 +30,15 @@ def convert(
     *,
     components: Components = None,
     prediction: Annotated[
-        Literal["epsilon", "v_prediction"] | None, typer.Option(help="Of a file of 2.x or XL, which does not say.")
+        Literal["epsilon", "v_prediction"] | None,
+        typer.Option(help="What the model predicts, for a single file of SD 2.x or SDXL that does not say."),
     ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read a .ckpt that holds more than weights: RUNS ITS CODE.")
     ] = False,
     to: Annotated[
         Literal["lora", "comfy-diff"] | None,
-        typer.Option(help="Write what was erased in a form that is loaded onto the base: ComfyUI, WebUIs, diffusers."),
+        typer.Option(help="Write only the change, to load onto the base model: a LoRA, or ComfyUI's exact comfy-diff."),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Rank of every layer of a LoRA. Default: each layer's own, by --energy.")
@@ -45,10 +46,10 @@ def convert(
     energy: Annotated[
         float | None,
         typer.Option(
-            help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99; of closed forms, all."
+            help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99; for closed forms, 1."
         ),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Store a LoRA in 16 bits: half the size, rounded.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store a LoRA in 16 bits, rounded: half the size.")] = False,
     base: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +57,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Write a folder of Stable Diffusion or Flux as a single file, or the other way round; weights stay bit for bit.
+    """Convert a folder to a single file or back, or an erasure to a LoRA; weights of whole models stay bit for bit.
 
     Example: erase convert runs/demo/model erased.safetensors
 
@@ -68,7 +69,7 @@ def convert(
         return
     for name, value in (("--rank", rank), ("--energy", energy), ("--half", half or None), ("--base", base)):
         if value is not None:
-            raise ValueError(f"{name} is for --to lora and comfy-diff: add --to, or leave it out")
+            raise ValueError(f"{name} needs --to lora or --to comfy-diff: add one of them, or leave out {name}")
     from tqdm import tqdm
 
     from erase.diffusion.checkpoints import convert as converting
@@ -78,9 +79,9 @@ def convert(
     found = locate(source, "text", components=components, prediction=prediction, trusted=allow_pickle)
     single = out.suffix == ".safetensors"
     if out.suffix == ".ckpt":
-        raise ValueError(f"{out}: pickles are not written; a single file is .safetensors")
+        raise ValueError(f"{out}: erase writes no pickles; give a name that ends in .safetensors")
     if isinstance(found, Source) and not single:
-        raise ValueError(f"{source} is a folder already: name a file to write, such as {out.name}.safetensors")
+        raise ValueError(f"{source} is a folder already: give a file as OUT, such as {out.name}.safetensors")
     with tqdm(total=converting.count(found), desc="tensors", delay=1) as bar:
         if isinstance(found, Source):
             done = converting.to_file(found, out, bar.update)
@@ -113,7 +114,7 @@ def _convert_change(
         ValueError: for options of the other form, or two that choose the rank.
     """
     if to == "comfy-diff" and (rank is not None or energy is not None or half):
-        raise ValueError("--rank, --energy and --half are for --to lora: comfy-diff holds all of the change")
+        raise ValueError("--rank, --energy and --half are for --to lora, and comfy-diff is exact: leave them out")
     if rank is not None and energy is not None:
         raise ValueError("--rank and --energy both choose the rank: give one of them")
     import torch
@@ -136,11 +137,11 @@ def apply(
         typer.Argument(metavar="BASE", help="The model that the delta was made from.", autocompletion=complete.models),
     ],
     delta: Annotated[
-        Path, typer.Argument(metavar="DELTA", help="What erase run --save delta left: the file, or the run's folder.")
+        Path, typer.Argument(metavar="DELTA", help="What erase run --save delta wrote: the file, or the run's folder.")
     ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],
-    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base model.")] = False,
     components: Components = None,
 ) -> None:
     """Rebuild an erased model from its base and a delta, bit for bit, or the base from the erased model.
@@ -155,7 +156,7 @@ def apply(
 
     file = delta / saving.DELTA if delta.is_dir() else delta
     if delta.is_dir() and not file.exists():
-        raise ValueError(f"{delta} has no {saving.DELTA}: name the folder of a run that was given --save delta")
+        raise ValueError(f"{delta} has no {saving.DELTA}: give the folder of a run with --save delta")
     change = deltas.open_delta(file)
     source = locate_any(base, components=components)
     values = deltas.apply(change, saving.tensors(source), undo=undo)

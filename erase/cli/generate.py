@@ -48,7 +48,7 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Guidance scale of rows that have none. Default: 7.5; of a class-conditional model, its own."
+            help="Guidance scale of rows without one. Default: 7.5; for a class-conditional model, the model's own."
         ),
     ] = None,
     sampler: Annotated[
@@ -60,12 +60,12 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images generated at once.")] = 8,
     precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Precision of the forward passes.")] = "no",
-    seed: Annotated[int, typer.Option(help="Seed of the first row that has none; the next rows count up.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first row without one; later rows count up from it.")] = 0,
     threads: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="CPU threads of each process; pixels depend on the number by rounding. Default: 1 for small models, "
+            help="CPU threads of each process; another number changes images by rounding. Default: 1 for small models, "
             "else OMP_NUM_THREADS or all cores.",
         ),
     ] = None,
@@ -73,8 +73,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="N|NAME,…",
-            help="Classes of a class-conditional model that names none: how many, or their names. With one fewer than "
-            "it has embeddings the last is the null class.",
+            help="For a class-conditional model without class names: the number of classes, or their names. If it has "
+            "one class embedding more than that, the last one is the null class.",
         ),
     ] = None,
     components: Components = None,
@@ -84,14 +84,16 @@ def generate(
     ] = None,
     alike: Annotated[
         bool,
-        typer.Option("--alike", help="Use --guidance and the model's own size for every row, whatever the row says."),
+        typer.Option(
+            "--alike", help="Use --guidance and the model's own size for all rows, whatever their columns say."
+        ),
     ] = False,
     resume: Resume = False,
 ) -> None:
-    """Generate images. Each depends on its row's seed and settings alone, not on order, processes or resume.
+    """Generate images. An image depends only on the seed and settings of its row, not on order or processes.
 
-    A CSV's rows may have a seed, guidance, width and height (I2P's names are known). Several processes share the
-    work: accelerate launch --multi_gpu --num_processes 2 -m erase.cli generate ...
+    A CSV file may have the columns seed, guidance, width and height (I2P's names are recognised). Several processes
+    share the work: accelerate launch --multi_gpu --num_processes 2 -m erase.cli generate ...
 
     Example: erase generate photos-sd 'a photo of a cat' --out runs/cats --images 4 --steps 20 --guidance 3
 
@@ -107,7 +109,7 @@ def generate(
     found = {text: _file(text) for text in prompts}
     file = found[prompts[0]]
     if len(prompts) > 1 and (files := [text for text, path in found.items() if path is not None]):
-        raise ValueError(f"PROMPTS has {files[0]}, a prompt set or a file, and others: give it alone")
+        raise ValueError(f"PROMPTS has {files[0]}, a prompt set or a file, beside other prompts: give it alone")
     rows = _rows(prompts, seed) if file is None else prompt_files.read_prompts(file, default_seed=seed)
     if steps < 1 or images < 1 or batch_size < 1 or (guidance is not None and not 0 <= guidance < math.inf):
         raise ValueError(

@@ -31,7 +31,7 @@ def inspect(
     *,
     components: Components = None,
 ) -> None:
-    """Say what a file or folder is, and how it was made if erase made it.
+    """Describe a file or folder: what it is, and how erase made it.
 
     Example: erase inspect runs/demo/saliency.safetensors
     """

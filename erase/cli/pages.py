@@ -20,13 +20,11 @@ def grid_(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images with a manifest, one for each model.")],
     *,
     out: OutFile,
-    names: Annotated[
-        list[str] | None, typer.Option("--name", help="Label of a row (repeat, one for each folder).")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Option("--name", help="Label of a row; give one for each folder.")] = None,
     prompts: Annotated[
-        list[str] | None, typer.Option("--prompt", help="Only prompts that contain these words (repeat).")
+        list[str] | None, typer.Option("--prompt", help="Only prompts that contain these words; may be repeated.")
     ] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Only this seed (repeat).")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; may be repeated.")] = None,
     columns: Annotated[int, typer.Option(help="Largest number of images in a row.")] = 12,
     max_prompts: Annotated[int, typer.Option("--max-prompts", help="Largest number of prompts.")] = 14,
     tile: Annotated[int | None, typer.Option(min=1, help="Side of each image in pixels.")] = None,
@@ -64,7 +62,7 @@ def report_(
     *,
     blur: Blur = True,
 ) -> None:
-    """Write the report.html of a run again, from the files in its folder.
+    """Write report.html of a run again, from the files in its folder.
 
     Example: erase report runs/demo --no-blur
     """

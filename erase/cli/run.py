@@ -37,7 +37,7 @@ class _Pipelines(TyperGroup):
 
 runs = typer.Typer(
     cls=_Pipelines,
-    help="Erase concepts, classes or training images: measure, erase, measure again, report.",
+    help="Erase concepts, classes or training images, and measure before and after.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -86,7 +86,7 @@ def _run(
 
 @app.command()
 def demo(out: OutDir = Path("runs/demo")) -> None:
-    """Erase a concept from the embedded Stable Diffusion and report it: minutes on a CPU.
+    """Erase a concept from the embedded Stable Diffusion and write a report; takes minutes on a CPU.
 
     Example: erase demo --out runs/demo
     """
@@ -109,11 +109,14 @@ RunDir = Annotated[
 ]
 Save = Annotated[
     Literal["full", "delta", "lora"],
-    typer.Option(help="Save the whole model, only what changed (see erase apply), or that as a LoRA (run sd)."),
+    typer.Option(help="What to save: the whole model, only what changed (see erase apply), or a LoRA (run sd only)."),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print which weights learn, the memory needed and the work to do; write nothing."),
+    typer.Option(
+        "--dry-run",
+        help="Print which weights learn, the memory needed and the number of steps and images; write nothing.",
+    ),
 ]
 
 
@@ -160,13 +163,13 @@ def attack(
     out: OutDir,
     preset: Annotated[
         str | None,
-        typer.Option(help="Protocol of a paper: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
+        typer.Option(help="Attack and budget of a paper: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
     ] = None,
     resume: Resume = False,
 ) -> None:
-    """Attack the model of a run by paraphrases, a learned word, and training on the concept; or by `eval.attacks`.
+    """Attack the erased model of a run: by paraphrases, a learned word and relearning, or as eval.attacks says.
 
-    The attacks: erase settings sd eval.attacks. Their settings: erase settings sd attack.
+    All attacks: erase settings sd eval.attacks. Their settings: erase settings sd attack.
 
     Example: erase attack runs/demo --preset unlearndiffatk --out runs/searched
 
@@ -191,7 +194,9 @@ def compare(
     ],
     settings: Settings = None,
     *,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; a comparison that it already holds is resumed.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder to write; if it holds this comparison already, that is resumed.")
+    ],
 ) -> None:
     """Run methods × targets × seeds, and write a page, a table and a plot; finished runs are not repeated.
 

@@ -97,8 +97,7 @@ def check_concept(below: Mapping[str, Any], named: Mapping[str, Any]) -> None:
         return
     raise ValueError(
         f"forget.prompts is {given!r}, but the anchors, remain prompts and judges of this preset are for {own}: use "
-        "the "
-        f"preset sd_concept_sfron for anything else, or add concept={own} for other words of the same"
+        f"the preset sd_concept_sfron, or add concept={own} if these prompts are other words for it"
     )
 
 
@@ -158,7 +157,7 @@ def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             if child is None:
                 child = node[parent] = {}
             if not isinstance(child, dict):
-                raise ValueError(f"cannot set {key}: {parent} is a value, not a group")
+                raise ValueError(f"cannot set {key}: {parent} is a single value, not a group of settings")
             node = child
         node[last] = value
     return out

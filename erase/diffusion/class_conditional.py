@@ -270,8 +270,8 @@ def check_row(model: Guided, prompt: str, width: int | None, height: int | None,
     _, high, wide = model.shape
     if (width or wide, height or high) != (wide, high):
         raise ValueError(
-            f"{where}: its size is {width or wide}×{height or high}, and this model generates images of {wide}×{high} "
-            "alone: leave out width and height"
+            f"{where}: its size is {width or wide}×{height or high}, but this model only generates images of "
+            f"{wide}×{high}: leave out width and height"
         )
 
 

@@ -105,7 +105,7 @@ def check_place(model: Model, where: str) -> None:
             f"{where} has weights that are quantised or not loaded: load it in float32, float16 or bfloat16"
         )
     if net.dtype == torch.float16 and model.device.type == "cpu":
-        raise ValueError(f"{where} is in float16 on a CPU, which hardly computes in it: call to(torch.float32) first")
+        raise ValueError(f"{where} is in float16 on a CPU, where training needs float32: call to(torch.float32) first")
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def pack(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
         return [pack(v, f"{prefix}.{i}", tensors) for i, v in enumerate(tree)]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
-    raise TypeError(f"{prefix}: {type(tree).__name__} has no place in a run state")
+    raise TypeError(f"{prefix}: {type(tree).__name__} cannot be stored in a run state")
 
 
 def unpack(packed: Any, tensors: Mapping[str, Any]) -> Any:
@@ -201,6 +201,7 @@ def load_run(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     for key, mine in run.items():
         if state["run"][key] != mine:
             raise ValueError(
-                f"{path} was saved with {key} {state['run'][key]!r}, this run has {mine!r}: resume the same run"
+                f"{path} was saved with {key} {state['run'][key]!r}; this run has {mine!r}: resume with the same "
+                "settings"
             )
     return state

@@ -56,7 +56,8 @@ def axes_of(labels: Sequence[str], several: Collection[str] = ()) -> tuple[Axis,
     names = [label.partition("=")[0] if "=" in label else "" for label in labels]
     if "" in names and any(names):
         raise ValueError(
-            f"label '{labels[names.index('')]}' names no axis and others do: name it, as in 'object=cat', or none"
+            f"label '{labels[names.index('')]}' has no axis, and others have one: write it as in 'object=cat', or "
+            "remove all axes"
         )
     if strange := [name for name in several if name not in names]:
         raise ValueError(f"several_axes has '{strange[0]}', expected some of {', '.join(dict.fromkeys(names))}")

@@ -94,7 +94,9 @@ def tap_features(model: nn.Module, K: int, folder: Path) -> tuple[str, Callable[
         received, made = passed.pop() if passed else (logits, logits[:0])
         passed.clear()
         if received.ndim != 2 or not torch.equal(made.nan_to_num(), logits.nan_to_num()):
-            raise ValueError(f"{folder}: layer {name} does not make the logits, so what it receives is no feature")
+            raise ValueError(
+                f"{folder}: layer {name} does not compute the logits, so its input cannot be used as features"
+            )
         return received
 
     return name, tap

@@ -139,7 +139,7 @@ def pick(columns: Sequence[Column], prompts: Sequence[str] = (), seeds: Sequence
     for prompt in prompts:
         if not any(prompt.lower() in column.prompt.lower() for column in columns):
             there = list(dict.fromkeys(column.prompt for column in columns))
-            raise ValueError(f"no prompt holds {prompt!r}; the {len(there)} there are: {', '.join(there)[:300]}")
+            raise ValueError(f"no prompt contains {prompt!r}; the {len(there)} prompts: {', '.join(there)[:300]}")
     for seed in seeds:
         if not any(column.seed == seed for column in columns):
             known = sorted({column.seed for column in columns if column.seed is not None})

@@ -110,8 +110,8 @@ class Projected:
             B = null_space(R, texts.fixed, self.threshold)
             if not B.shape[1]:
                 raise ValueError(
-                    f"method.threshold={self.threshold}: prompts that stay leave none of {W.shape[1]} dimensions to "
-                    f"{name}: raise method.threshold, or name fewer prompts in remain.prompts"
+                    f"method.threshold={self.threshold}: the remain prompts leave none of {W.shape[1]} dimensions free "
+                    f"in {name}: raise method.threshold, or give fewer remain.prompts"
                 )
             meant = W @ texts.change.T
             change = meant @ ridge(texts.erased @ B, self.lambd) @ B.T
@@ -141,7 +141,7 @@ def prepare(concepts: Concepts, invariants: int, device: torch.device) -> Texts:
     stay = concepts.kept_of > 0
     if not stay.any():
         raise ValueError(
-            "method speed edits in the null space of the prompts that stay, and there are none: set remain.prompts"
+            "method speed edits in the null space of the remain prompts, and there are none: set remain.prompts"
         )
     given = (concepts.erased, concepts.targets, concepts.kept[stay], concepts.begin, concepts.empty)
     unit = given[2].double().square().mean().sqrt()

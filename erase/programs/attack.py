@@ -118,10 +118,10 @@ def finished_run(run: Path) -> dict[str, Any]:
     ):
         raise ValueError(f"{run} is not a finished run of erase run sd: give the folder of one")
     if (run / saving.LORA).exists() and not (run / saving.MODEL).exists():
-        raise ValueError(f"{run} keeps a LoRA and no model: attacks need the model of a run with --save full or delta")
+        raise ValueError(f"{run} holds a LoRA and no model: attack a run that was made with --save full")
     if not (run / saving.MODEL).exists():
         raise ValueError(
-            f"{run} keeps no model: erase apply {made['model']} {run / saving.DELTA} --out {run / saving.MODEL} makes "
+            f"{run} holds no model: erase apply {made['model']} {run / saving.DELTA} --out {run / saving.MODEL} makes "
             "it again"
         )
     found: dict[str, Any] = record
@@ -137,7 +137,9 @@ def settings_of(made: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]
     for word in words:
         key = word.partition("=")[0].strip()
         if not key.startswith(TAKES):
-            raise ValueError(f"{key} was fixed by the run; erase attack takes only {', '.join(TAKES)}")
+            raise ValueError(
+                f"{key} cannot change after the run: leave it out; erase attack only takes {', '.join(TAKES)}"
+            )
     every: list[AttackName] = ["paraphrases", "inversion", "relearn"]
     kept = override(made, words)
     kept["eval"]["attacks"] = kept["eval"].get("attacks") or every

@@ -150,7 +150,7 @@ def check_form(source: TextSource, form: Form) -> None:
     for lora in source.loras if form == "delta" else ():
         if lora.parts.keys() - {own}:
             raise ValueError(
-                f"--save delta holds changes of the {own} alone, and {lora.path} changes more: --save full"
+                f"--save delta only holds changes of the {own}, and {lora.path} changes more: use --save full"
             )
 
 

@@ -38,8 +38,7 @@ def read_method(config: Any) -> tuple[Entry, Method]:
         check_near(config.remain)
     if entry.fresh and config.pipeline == "sd":
         raise ValueError(
-            f"method.name=method.name={entry.name} trains new weights, which erase run sd does not do: choose "
-            "another method: choose another method"
+            f"method.name={entry.name} trains new weights, which erase run sd does not do: choose another method"
         )
     if not entry.fresh and config.pipeline == "ddpm" and not config.forget.labels:
         raise ValueError("forget.labels is empty: name what to forget, such as forget.labels=[trouser]")

@@ -28,9 +28,8 @@ def reachable(name: str) -> bool:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403, 404):
             raise ValueError(
-                f"model {name!r} is not a folder here, and the hub has no such model, or a private one: check the "
-                "name, "
-                "or log in with hf auth login"
+                f"model {name!r} is not a folder, and the hub has no public model of that name: check the name, or log "
+                "in with hf auth login"
             ) from error
         return False
     except OfflineModeIsEnabled:

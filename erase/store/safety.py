@@ -24,7 +24,9 @@ def check_name(name: Any, where: Path) -> str:
         ValueError: unless it is a plain one: letters, digits, `.`, `_` and `-`, of ASCII, in no other folder.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{where} names {name!r}: names are letters, digits, '.', '_' and '-', in no other folder")
+        raise ValueError(
+            f"{where} names {name!r}: a name may only have letters, digits, '.', '_' and '-', and no folder"
+        )
     return name
 
 

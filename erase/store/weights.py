@@ -95,5 +95,5 @@ def fitted(name: str, old: Tensor, new: Tensor, path: Path) -> Tensor:
         raise ValueError(f"{path}: {name} has shape {list(old.shape)}, got {list(new.shape)}")
     value = new.detach().to("cpu", old.dtype)
     if not value.isfinite().all():
-        raise ValueError(f"{name} holds values that {str(old.dtype).removeprefix('torch.')} does not reach")
+        raise ValueError(f"{name} holds values beyond the range of {str(old.dtype).removeprefix('torch.')}")
     return value

@@ -77,7 +77,7 @@ run sd nothing.yaml {OUT} | pipeline: sd
 {RUN} {OUT} model=nobody/nothing | nobody/nothing
 {RUN} {OUT} model=lora.safetensors | LoRA
 {RUN} {OUT} model=lora-alone | LoRA
-{RUN} {OUT} model=sd loras=lora.safetensors | not whole
+{RUN} {OUT} model=sd loras=lora.safetensors | incomplete
 {RUN} {OUT} model=sd loras=[none.safetensors:0.5] | none.safetensors
 {RUN} {OUT} model=sd loras=[lora.safetensors:x] | 'x'
 {RUN} {OUT} model=sd-and-lora | pytorch_lora_weights.safetensors
@@ -127,7 +127,7 @@ generate sd 'a cat' --out taken.png | taken.png
 generate sd 'a cat' --out full | full
 generate sd 'a cat' --out nowhere --resume | nowhere
 generate lora.safetensors 'a cat' {OUT} | LoRA
-generate sd 'a cat' {OUT} --lora lora.safetensors | not whole
+generate sd 'a cat' {OUT} --lora lora.safetensors | incomplete
 generate sd 'a cat' {OUT} --lora lora.safetensors:x | --lora
 generate nobody/nothing 'a cat' {OUT} | nobody/nothing
 generate unknown-pipeline 'a cat' {OUT} | StableDiffusionImg2ImgPipeline

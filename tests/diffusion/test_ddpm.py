@@ -615,8 +615,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut short": (cut, f"unet/{FILE} is cut short or not a safetensors file"),
     "empty": (lambda f: (f / "unet" / FILE).write_bytes(b""), f"{FILE} is cut short or not a safetensors file"),
     "no weights": (lambda f: (f / "unet" / FILE).unlink(), rf"unet has no weights \({FILE}\)"),
-    "no unet": (lambda f: shutil.rmtree(f / "unet"), "is not whole: the subfolder unet is missing"),
-    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "is not whole: the subfolder scheduler is missing"),
+    "no unet": (lambda f: shutil.rmtree(f / "unet"), "is incomplete: the subfolder unet is missing"),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "is incomplete: the subfolder scheduler is missing"),
     "nothing": (lambda f: [shutil.rmtree(f), f.mkdir()], "is not a diffusers pipeline: it has no model_index.json"),
     "index cut short": (lambda f: (f / "model_index.json").write_text("{"), "not JSON, or cut short"),
     "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "is not a diffusers pipeline"),
@@ -674,7 +674,7 @@ def test_names_that_do_not_fit_are_refused(copy: Path) -> None:
 def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "none", "none"):
         refused(rf"no model '{name}': not a folder, not a hub id", lambda name=name: locate(name, "label"))
-    refused("model 'nobody/nothing' is not a folder here", lambda: locate("nobody/nothing", "label"))
+    refused("model 'nobody/nothing' is not a folder", lambda: locate("nobody/nothing", "label"))
     refused(
         "model_index.json is a file; a model is a diffusers folder, a hub id, or one of",
         lambda: locate(saved / "model_index.json", "label"),

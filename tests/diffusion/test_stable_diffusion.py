@@ -187,7 +187,7 @@ DAMAGE = {
     "vae cut short": (cut("vae/diffusion_pytorch_model.safetensors", 0.9), "is cut short"),
     "no unet weights": (remove(UNET), r"unet has no weights \(diffusion_pytorch_model.safetensors\)"),
     **{
-        f"no {part}": (remove(part), f"is not whole: the subfolder {part} is missing")
+        f"no {part}": (remove(part), f"is incomplete: the subfolder {part} is missing")
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     },
 }
@@ -273,7 +273,7 @@ def test_wrong_names_are_refused(micro_sd: Path, tmp_path: Path) -> None:
 
 
 def test_a_hub_id_offline_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^model 'nobody/nothing' is not a folder here") as caught:
+    with pytest.raises(ValueError, match=r"^model 'nobody/nothing' is not a folder") as caught:
         locate("nobody/nothing")
     assert "\n" not in str(caught.value)
 

@@ -218,7 +218,7 @@ def test_axes_are_read_from_labels() -> None:
     assert axes_of(LABELS) == (Axis("", (0, 1, 2, 3)),)
     assert axes_of(("style=a", "object=x", "style=b", "object=y"))[0] == Axis("style", (0, 2))
     for labels, several, message in (
-        (("object=cat", "dog"), (), "label 'dog' names no axis"),
+        (("object=cat", "dog"), (), "label 'dog' has no axis"),
         (("object=cat", "style=3d", "style=flat"), (), "axis 'object' has one label"),
         (ON_AXES, ["objects"], "several_axes has 'objects', expected some of object, style"),
         (ON_AXES, "object", "several_axes is 'object', expected a list"),

@@ -88,7 +88,7 @@ def test_long_prompts_are_cut_and_named(micro_clip: Path) -> None:
 
 
 def test_no_model_no_score(micro_clip: Path, micro_classifier: Path, paths: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'nobody/nothing' is not a folder here"):
+    with pytest.raises(ValueError, match="'nobody/nothing' is not a folder"):
         open_clip("nobody/nothing")
     with pytest.raises(ValueError, match="photos-clip"):  # as a name of an embedded one
         open_clip("photos-clop")

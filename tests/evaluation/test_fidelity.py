@@ -366,7 +366,7 @@ def test_two_heads_are_refused(micro_classifier: Path, pixels: torch.Tensor, tmp
     DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
     copy_preprocessor(micro_classifier, tmp_path)
     assert len(classes.classify(pixels, tmp_path).probabilities) == 6
-    with pytest.raises(ValueError, match=r"layer distillation_classifier does not make the logits"):
+    with pytest.raises(ValueError, match=r"layer distillation_classifier does not compute the logits"):
         fidelity.features(pixels, tmp_path)
 
 

@@ -213,7 +213,7 @@ def test_models_by_prompts_by_seeds(tmp_path: Path) -> None:
     assert not (np.asarray(first) == BLUE).all(-1).any()
     assert first.height < picture.height
     for wanted, said in (
-        ({"prompts": ["bird"]}, "no prompt holds 'bird'; the 2 there are: cat, Dog"),
+        ({"prompts": ["bird"]}, "no prompt contains 'bird'; the 2 prompts: cat, Dog"),
         ({"seeds": [7]}, "no image of seed 7; seeds: 1, 2"),
         ({"max_prompts": 0}, "max_prompts 0, expected at least 1"),
     ):

@@ -98,7 +98,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
         (False, "is not empty: choose another --out"),
         (True, "holds no run to resume: choose an"),
     ):
-        with pytest.raises(ValueError, match="file is a file: --out names a folder"):
+        with pytest.raises(ValueError, match="file is a file"):
             folder.open_folder(Config(), tmp_path / "file", RECORD, "", resume)
         with pytest.raises(ValueError, match=f"mine {said}"):
             folder.open_folder(Config(), tmp_path / "mine", RECORD, "", resume)

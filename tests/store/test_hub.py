@@ -32,7 +32,7 @@ def test_a_model_that_the_hub_has(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_a_model_that_the_hub_does_not_have_or_show(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     answer(monkeypatch, status(code))
-    with pytest.raises(ValueError, match=r"^model 'owner/name' is not a folder here") as caught:
+    with pytest.raises(ValueError, match=r"^model 'owner/name' is not a folder") as caught:
         hub.reachable("owner/name")
     assert "html" not in str(caught.value)
 

@@ -41,7 +41,7 @@ def test_state_comes_back(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["state"]
     save_state(tmp_path / "plain", {"n": 1})
     assert load_state(tmp_path / "plain") == {"n": 1}
-    with pytest.raises(TypeError, match=r"state\.x: object has no place"):
+    with pytest.raises(TypeError, match=r"state\.x: object cannot be stored"):
         save_state(tmp_path / "bad", {"x": object()})
     assert not (tmp_path / "bad").exists()
 

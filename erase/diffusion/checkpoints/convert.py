@@ -75,7 +75,8 @@ def to_file(source: Source, out: Path, progress: Callable[[int], object] | None 
     missing = sorted(layout.places(needed, configs).keys() - where.keys())
     if missing:
         raise ValueError(
-            f"{source.folder} is not whole: its networks lack what a single file calls {missing[0]}: get it again"
+            f"{source.folder} is incomplete: its networks lack the tensor that single files call {missing[0]}: "
+            "get it again"
         )
     others, header = Lazy((), lambda name: read[layout.trained][name]), dict[str, str]()
     if (source.folder / LEFTOVERS).is_file():
@@ -222,8 +223,8 @@ def _check_identities(source: Source, layout: Layout, read: Mapping[str, Lazy]) 
             wanted, found = identity_like(tensors[like]), tensors[matrix]
             if found.dtype != wanted.dtype or not torch.equal(found, wanted):
                 raise ValueError(
-                    f"{source.folder / name}: {matrix} is not the identity matrix, which all readers of single files "
-                    "take it for: keep the folder"
+                    f"{source.folder / name}: {matrix} is not the identity matrix, as single files assume: keep the "
+                    "folder"
                 )
 
 

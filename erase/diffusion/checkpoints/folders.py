@@ -204,9 +204,7 @@ def find(model: str | Path, downloader: Any = None) -> Path:
             return Path(downloader.download(name, local_files_only=cached))
         except Exception as error:  # the hub client raises a dozen unrelated types
             raise hub_client.refusal(name, error, cached) from error
-    raise ValueError(
-        f"no model {name!r}: not a folder{', not a hub id (owner/name)' if hub else ''}, not one of: {names}"
-    )
+    raise ValueError(f"no model {name!r}: give a folder{', a hub id (owner/name)' if hub else ''} or one of: {names}")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -246,7 +244,7 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
                 missing = [p for p in source.weights if not p.is_file()]
                 if missing:
                     raise ValueError(
-                        f"{folder} is not whole: {missing[0].relative_to(folder)} is missing: get it again"
+                        f"{folder} is incomplete: {missing[0].relative_to(folder)} is missing: get it again"
                     )
                 return source
     raise ValueError(f"{folder / places[-1]} has no weights ({WEIGHTS}.safetensors): get it again")
@@ -267,7 +265,7 @@ def check_parts(folder: Path, parts: Sequence[str], places: Sequence[str] = ()) 
                 "without a part are not supported: name a whole pipeline"
             )
         if not (folder / part).is_dir():
-            raise ValueError(f"{folder} is not whole: the subfolder {part} is missing: get it again")
+            raise ValueError(f"{folder} is incomplete: the subfolder {part} is missing: get it again")
     for place in sorted({folder / at for at in places} | set(folder.glob("*/"))):
         for config in (*place.glob("config.json"), *place.glob("scheduler_config.json")):
             if not isinstance(files.read_json(config), dict):
@@ -308,7 +306,7 @@ def save(
     tensors = {**_by_loras(source), **tensors}
     if out.suffix == ".safetensors":
         if isinstance(source, Source):
-            raise ValueError(f"{out} would be a single file, and {source.name} is a folder: name a folder")
+            raise ValueError(f"{out} is the name of a single file, but {source.name} is a folder: give a folder")
         single_file.rewrite(source, tensors, out, meta, progress)
         return
     with files.writing_to(out):

@@ -210,10 +210,7 @@ def gathered(part: str, slots: Mapping[str, Slot]) -> dict[str, Place]:
     for key, group in groups.items():
         slot, first = slots[next(iter(group.values()))], next(iter(group.values()))
         if len(group) < len(slot.shares):
-            raise ValueError(
-                f"the {part}'s tensor {first} lacks its siblings, with which a single file has it as {key}: "
-                "get it again"
-            )
+            raise ValueError(f"the {part} lacks tensors that a single file merges with {first} as {key}: get it again")
         shares = slot.shares if len(set(slot.shares)) > 1 else ()
         found[key] = Place(part, tuple(group[at] for at in sorted(group)), slot.form, shares)
     return found

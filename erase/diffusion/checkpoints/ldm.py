@@ -79,7 +79,7 @@ def unet(names: Sequence[str], config: Config, part: str) -> dict[str, Place]:
     row = config.get("layers_per_block", 2)
     if not isinstance(row, int):
         raise ValueError(
-            f"the unet's layers_per_block is {row}: a single file has the same number in every block: keep the folder"
+            f"the unet's layers_per_block is {row}, but a single file has one number for all blocks: keep the folder"
         )
     attending = {name.split(".")[1] for name in names if re.match(r"up_blocks\.\d+\.attentions\.", name)}
     out: dict[str, Slot] = {}
@@ -176,8 +176,8 @@ def text(
     if found not in allowed:
         kinds = {"quick_gelu": "CLIP (quick_gelu)", "gelu": "OpenCLIP (gelu)"}
         raise ValueError(
-            f"the {part}'s hidden_act is {found!r}: a single file holds {' or '.join(kinds[a] for a in allowed)} "
-            "there: keep the folder"
+            f"the {part}'s hidden_act is {found!r}, but a single file can only hold "
+            f"{' or '.join(kinds[a] for a in allowed)}: keep the folder"
         )
     out: dict[str, Slot] = {}
     for name in names:

@@ -48,7 +48,7 @@ def locate(
             that is broken.
     """
     if not str(model):
-        raise ValueError("the model has an empty name: name an embedded model, a folder, a file or a hub id")
+        raise ValueError("model is empty: give an embedded model's name, a folder, a file or a hub id")
     path = Path(model)
     if str(model) not in resources.list_tiny() and not (path / "model_index.json").exists():
         alone = [p for suffix in SUFFIXES for p in path.glob(f"*{suffix}")] if condition != "label" else []
@@ -89,8 +89,7 @@ def _with_labels(source: Source, given: Sequence[str], index: Mapping[str, Any])
     names = tuple(given) or kept
     if kept and (len(names) != len(kept) or kept not in (names, class_names(len(kept)))):
         raise ValueError(
-            f"{source.folder} was erased with labels={', '.join(kept)}, and has another meaning with "
-            f"{', '.join(names)}: leave out labels"
+            f"{source.folder} was erased with labels={', '.join(kept)}; got {', '.join(names)}: leave out labels"
         )
     return replace(source, labels=names)
 
@@ -107,8 +106,8 @@ def _rest(components: str | Path, file: Path, name: str, held: Collection[str]) 
     index = read_index(folder)
     if name_family(index, folder) != name:
         raise ValueError(
-            f"components={components} is a {index['_class_name']}, and {file} is of {known.NAME}: "
-            f"name a folder of {known.NAME}"
+            f"components={components} is a {index['_class_name']}, but {file} is a model of "
+            f"{known.NAME}: give a folder of {known.NAME}"
         )
     parts = [part for part in known.PARTS if part not in held]
     check_parts(folder, parts)

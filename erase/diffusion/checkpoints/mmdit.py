@@ -252,7 +252,7 @@ class _Shapes:
             ValueError: if the file lacks it, or it has another number of dimensions.
         """
         if not self.has(name):
-            raise ValueError(f"{self.path} is not whole: it lacks {self.begin}{name}: get it again")
+            raise ValueError(f"{self.path} is incomplete: it lacks {self.begin}{name}: get it again")
         found = list(sketch_of(self.tensors, self.begin + name).shape)
         if len(found) != dimensions or 0 in found:
             raise ValueError(

@@ -39,8 +39,7 @@ def refuse(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for sign, kind in SIGNS:
         if any(re.fullmatch(sign, name) for name in tensors):
             raise QuantisedError(
-                f"{path} is quantised, {kind}: such weights can be used and not trained, so that nothing can be erased "
-                f"from them: {ADVICE}"
+                f"{path} is quantised, {kind}: such weights cannot be trained, so nothing can be erased: {ADVICE}"
             )
 
 
@@ -52,8 +51,7 @@ def refuse_gguf(path: Path) -> None:
     """
     if path.suffix.lower() == GGUF:
         raise QuantisedError(
-            f"{path} is GGUF, whose packed integers can be used and not trained, so that nothing can be erased from "
-            f"them: {ADVICE}"
+            f"{path} is GGUF: its packed integers cannot be trained, so nothing can be erased: {ADVICE}"
         )
 
 
@@ -66,6 +64,5 @@ def refuse_eight(path: Path, tensors: Mapping[str, Tensor], name: str) -> None:
     dtype = sketch_of(tensors, name).dtype
     if dtype in EIGHT:
         raise QuantisedError(
-            f"{path} is fp8 ({str(dtype).removeprefix('torch.')}), whose steps are coarser than what erasing changes: "
-            f"{ADVICE}"
+            f"{path} is fp8 ({str(dtype).removeprefix('torch.')}), too coarse for what erasing changes: {ADVICE}"
         )

@@ -114,7 +114,7 @@ def released(
     """
     missing = [name for name in (WIDTH, FIRST) if name not in tensors]
     if missing:
-        raise ValueError(f"{path} is not a whole Stable Diffusion checkpoint: it lacks {missing[0]}: get it again")
+        raise ValueError(f"{path} is not a complete Stable Diffusion checkpoint: it lacks {missing[0]}: get it again")
     width, channels = tensors[WIDTH].shape[-1], tensors[FIRST].shape[1]
     if width not in (768, 1024):
         raise ValueError(

@@ -104,8 +104,7 @@ def read(path: Path, *, trusted: bool = False) -> tuple[Mapping[str, Tensor], di
         whole = read_pickle(path, trusted=trusted)
     except MoreThanWeightsError as error:
         raise ValueError(
-            f"{error}, and is not read; if you trust where it is from: erase convert --allow-pickle makes it a "
-            ".safetensors"
+            f"{error}, so it is not read; if you trust its source, convert it with erase convert --allow-pickle"
         ) from error
     inner = whole.get("state_dict", whole)
     if not isinstance(inner, dict):
@@ -158,8 +157,8 @@ def find(
         texts = _joined(path, known, held, own, bool(told), beside, more)
     elif missing := _missing(known, held, own):
         raise RestMissingError(
-            f"{path} holds {' and '.join(held)} alone: name a diffusers folder with the rest of the pipeline "
-            f"({', '.join(missing)}) by components=DIR (--components DIR)"
+            f"{path} holds only the {' and '.join(held)}: give components=DIR (--components DIR), a diffusers folder "
+            f"that has the rest ({', '.join(missing)})"
         )
     if "model_index.json" not in texts:
         raise ValueError(f"{path}: its header lacks model_index.json: get it again")
@@ -221,7 +220,7 @@ def _check(path: Path, tensors: Mapping[str, Tensor], where: Mapping[str, Place]
     """Refuse a file without a tensor, or with one of another shape or kind."""
     for key, place in where.items():
         if key not in tensors:
-            raise ValueError(f"{path} is not whole: it lacks {key}: get it again")
+            raise ValueError(f"{path} is incomplete: it lacks {key}: get it again")
         found, size = sketch_of(tensors, key), place.size(needed)
         if list(found.shape) != size:
             raise ValueError(f"{path}: {key} must have the shape {size}; got {list(found.shape)}: get it again")
@@ -246,8 +245,8 @@ def _check_known(
     odd = [n for n in tensors if n.startswith(begin) and n not in known and not n.startswith((*others, EMA))]
     if odd:
         raise ValueError(
-            f"{path}: {odd[0]} has no place in the {layout.trained} of {layout.title}: it is another architecture, "
-            "which erase does not open; name another model"
+            f"{path}: {odd[0]} is not a tensor of the {layout.trained} of {layout.title}: it is another "
+            "architecture, which is not supported; give another model"
         )
 
 

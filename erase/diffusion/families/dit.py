@@ -156,7 +156,7 @@ def draw(
     """
     _, high, wide = shape(pipe)
     if size not in (None, (high, wide)):
-        raise ValueError(f"this model generates images of {wide}×{high} alone; got {size[1]}×{size[0]}")
+        raise ValueError(f"this model only generates images of {wide}×{high}; got {size[1]}×{size[0]}")
     net, scheduler, device = pipe.transformer, pipe.scheduler, pipe.device
     scale = GUIDANCE if guidance is None else guidance
     guided = null is not None and scale > 1

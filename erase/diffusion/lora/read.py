@@ -117,7 +117,7 @@ def _scaled(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path
         down = found.get(_down(name))
         alpha = plain.get(f"{layer}.alpha")
         if down is None:
-            raise ValueError(f"{path} is not whole: it has {name} without {_down(name)}: get it again")
+            raise ValueError(f"{path} is incomplete: it has {name} without {_down(name)}: get it again")
         if up.ndim < 2 or down.ndim < 2 or up.shape[1] != down.shape[0]:
             raise ValueError(
                 f"{path} is broken: {layer} has shapes {list(up.shape)} and {list(down.shape)}, whose ranks differ: "
@@ -131,10 +131,10 @@ def _scaled(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path
     downs = {_down(name) for name in found if name.endswith(UPS)}
     alone = [n for n in found if re.search(r"lora_down\.|lora_A\.|lora\.down\.|layer\.down\.", n) and n not in downs]
     if alone:
-        raise ValueError(f"{path} is not whole: it has {alone[0]} without its other half: get it again")
+        raise ValueError(f"{path} is incomplete: it has {alone[0]} without its other half: get it again")
     lost = [n for n in plain if n.endswith(".alpha") and not any(n[:-6] + end in found for end in UPS)]
     if lost:
-        raise ValueError(f"{path} is not whole: it has {lost[0]} without a LoRA of that name: get it again")
+        raise ValueError(f"{path} is incomplete: it has {lost[0]} without a LoRA of that name: get it again")
     return found
 
 
@@ -225,7 +225,7 @@ def _pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, tup
     strange = sorted(tensors.keys() - known)
     if strange or not found:
         what = f"what erase does not know: {strange[0]}" if strange else "no layers"
-        raise ValueError(f"{path} holds {what}; nothing of it is merged; leave it out, or fuse it with its own tool")
+        raise ValueError(f"{path} holds {what}, so it is not merged: leave it out, or fuse it with its own tool")
     return found
 
 

@@ -40,8 +40,8 @@ def other_words(config: SdConfig, plan: Plan) -> list[PromptRow]:
     found = [row for row in rows if of_concept(row)]
     if not found:
         raise ValueError(
-            f"attack.paraphrases.prompts has {len(rows)} prompts, none of them of {', '.join(labels or plan.forget)}: "
-            "name prompts or a prompt set, such as photos-paraphrases"
+            f"attack.paraphrases.prompts has {len(rows)} prompts, none of which is about "
+            f"{', '.join(labels or plan.forget)}: give prompts or a prompt set, such as photos-paraphrases"
         )
     return found
 

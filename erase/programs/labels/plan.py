@@ -178,8 +178,8 @@ def fitting(data: LabelledImages, diffuser: Model) -> LabelledImages:
     ordered = data.ordered(diffuser.labels)
     if ordered is None:
         raise ValueError(
-            f"the data's classes are {short(data.names)}, the model's are {short(diffuser.labels)}: give data.names "
-            "(or labels, for a model that names none) as the other has them, or data=null"
+            f"the data's classes are {short(data.names)}, the model's are {short(diffuser.labels)}: set data.names "
+            "(or labels, for a model without class names) so that both are the same, or data=null"
         )
     if tuple(data.pixels.shape[1:]) != diffuser.shape:
         raise ValueError(
@@ -222,7 +222,7 @@ def check(config: DdpmConfig, plan: Plan, diffuser: Model, method: Method) -> No
     asked = "forget" in entry.needs  # others bring their own target
     if asked and method.forget is not None and method.forget.sense > 0 and config.forget.loss == "ascent":
         raise ValueError(
-            f"{method.name} fits other targets: set forget.loss to redirect (another label) or surrogate (noise)"
+            f"method {method.name} does not take forget.loss=ascent: set redirect (another label) or surrogate (noise)"
         )
     if not config.eval.images:
         return

@@ -122,5 +122,5 @@ def make_anchors(config: SdConfig, forget: Sequence[str], anchors: list[str]) ->
         return list(anchors)
     if pictures != "own":
         what = f"method {config.method['name']}" if loss is None else f"forget.loss={loss}"
-        raise ValueError(f"forget.pictures={pictures} needs anchors, and {what} has none: own")
+        raise ValueError(f"forget.pictures={pictures} needs anchors, and {what} has none: set forget.pictures=own")
     return []

@@ -364,7 +364,7 @@ def test_converting_refuses(copy: Path, tmp_path: Path) -> None:
     (copy / folders.LEFTOVERS).unlink()
     whole = load_file(copy / "vae" / PARTS["vae"])
     save_file({n: t for n, t in whole.items() if n != "quant_conv.bias"}, copy / "vae" / PARTS["vae"])
-    with pytest.raises(ValueError, match=r"is not whole: .* calls first_stage_model\.quant_conv\.bias"):
+    with pytest.raises(ValueError, match=r"is incomplete: .* call first_stage_model\.quant_conv\.bias"):
         pack(copy, tmp_path / "b.safetensors")
     (copy / "text_encoder/model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"text_encoder has no weights \(model\.safetensors\)"):

@@ -180,7 +180,7 @@ def test_a_file_without_a_network_needs_the_rest(case: Case, tmp_path: Path) -> 
     begins = ("conditioner.", "first_stage_model.", "text_encoders.")
     gone = {name: None for name in open_safetensors(case.file)[0] if name.startswith(begins)}
     path = case.edit(gone, tmp_path / "alone.safetensors", **{TEXTS: None, NAMES: None})
-    with pytest.raises(ValueError, match=r"alone: name a .* \(vae, text_encoder, text_encoder_2.*\) by components=DIR"):
+    with pytest.raises(ValueError, match=r"components=DIR .* \(vae, text_encoder, text_encoder_2.*\)"):
         locate(path)
 
 
@@ -189,11 +189,11 @@ def test_what_a_file_may_not_hold(case: Case, tmp_path: Path) -> None:
     held = whole[row.place]
     stem = row.place.rpartition(".")[0]
     for tensors, said in (
-        ({row.place: None}, "is not whole: it lacks"),
+        ({row.place: None}, "is incomplete: it lacks"),
         ({row.place: held[:-3]}, r"must have the shape \[.*\]; got \["),
         ({row.place: held[None]}, r"must have the shape \[.*\]; got \["),
         ({row.place: held.int()}, "is of I32; weights are F16, BF16, F32 or F64"),
-        ({f"{stem}.alpha": torch.zeros(1)}, f"{stem}.alpha has no place in the".replace(".", r"\.")),
+        ({f"{stem}.alpha": torch.zeros(1)}, f"{stem}.alpha is not a tensor of the".replace(".", r"\.")),
     ):
         with pytest.raises(ValueError, match=said) as caught:
             case.open(case.edit(tensors, tmp_path / "x.safetensors"))
@@ -228,7 +228,7 @@ def test_an_encoder_in_8_bits_is_read_and_kept(case: Case, tmp_path: Path) -> No
     """It does not learn; the network that does is refused in 8 bits."""
     whole = open_safetensors(case.file)[0]
     eight = torch.float8_e4m3fn
-    with pytest.raises(ValueError, match=r"x\.safetensors is fp8 \(float8_e4m3fn\), whose steps are coarser"):
+    with pytest.raises(ValueError, match=r"x\.safetensors is fp8 \(float8_e4m3fn\)"):
         case.open(case.edit({case.row.place: whole[case.row.place].to(eight)}, tmp_path / "x.safetensors"))
     names = [n for n in whole if n.endswith(("token_embedding.weight", "shared.weight"))]
     if not names:
@@ -241,7 +241,7 @@ def test_an_encoder_in_8_bits_is_read_and_kept(case: Case, tmp_path: Path) -> No
 
 
 def test_the_rest_must_be_of_the_same_family(case: Case, micro_sd: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"components=.* is a StableDiffusionPipeline, and .* is of"):
+    with pytest.raises(ValueError, match=r"components=.* is a StableDiffusionPipeline, but .*"):
         locate(case.file, components=micro_sd)
     with pytest.raises(ValueError, match=r"is for a single file, and .* is not one: leave it out"):
         locate(case.folder, components=case.folder)
@@ -249,7 +249,7 @@ def test_the_rest_must_be_of_the_same_family(case: Case, micro_sd: Path, tmp_pat
     whole = case.open().held
     for part in (name for name in family(case.name).PARTS if name not in whole):
         (broken / part).rename(tmp_path / "away")
-        with pytest.raises(ValueError, match=f"is not whole: the subfolder {part} is missing"):
+        with pytest.raises(ValueError, match=f"is incomplete: the subfolder {part} is missing"):
             locate(case.file, components=broken)
         (tmp_path / "away").rename(broken / part)
 

@@ -139,7 +139,7 @@ def test_a_missing_shard_is_named(net: Any, tmp_path: Path) -> None:
     shard(net, tmp_path / "lone")
     gone = find(tmp_path / "lone").weights[1]
     gone.unlink()
-    with pytest.raises(ValueError, match=rf"lone is not whole: {gone.name} is missing"):
+    with pytest.raises(ValueError, match=rf"lone is incomplete: {gone.name} is missing"):
         find(tmp_path / "lone")
 
 
@@ -212,7 +212,7 @@ def test_two_saves_are_the_same_bytes(lone: Path, net: Any, tmp_path: Path) -> N
 def test_there_is_no_hub_without_a_downloader(lone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folders.find(lone) == lone
     for name in ("nobody/nothing", "none", str(lone / "none")):
-        with pytest.raises(ValueError, match=rf"no model '{name}': not a folder, not one of: ") as caught:
+        with pytest.raises(ValueError, match=rf"no model '{name}': .*one of: ") as caught:
             folders.find(name)
         assert "hub id" not in str(caught.value)
     with pytest.raises(ValueError, match=r"config\.json is a file; a model is a diffusers folder, or one of"):
@@ -235,7 +235,7 @@ def test_a_part_that_is_missing_is_named(lone: Path, tmp_path: Path) -> None:
     shutil.copytree(lone, tmp_path / "pipe/unet")
     (tmp_path / "pipe/model_index.json").write_text("{}")
     whole: Any = ("pipe", tmp_path / "pipe", ("unet", "scheduler"), ("unet_ema", "unet"), "ddpm")
-    with pytest.raises(ValueError, match="pipe is not whole: the subfolder scheduler is missing"):
+    with pytest.raises(ValueError, match="pipe is incomplete: the subfolder scheduler is missing"):
         folders.check(*whole)
     (tmp_path / "pipe/scheduler").mkdir()
     assert folders.check(*whole).weights == [tmp_path / "pipe/unet" / FILE]

@@ -168,9 +168,9 @@ def test_known_names(layout: Layout, name: str, known: str) -> None:
     ("layout", "part", "names", "said"),
     [
         (mmdit.SD3, "transformer", ["transformer_blocks.0.odd.weight"], "the transformer's tensor .* has no place"),
-        (mmdit.SD3, "transformer", ["transformer_blocks.0.attn.to_q.weight"], "lacks its siblings"),
+        (mmdit.SD3, "transformer", ["transformer_blocks.0.attn.to_q.weight"], "lacks tensors"),
         (mmdit.FLUX, "transformer", ["single_transformer_blocks.0.attn.add_q_proj.weight"], "has no place"),
-        (mmdit.FLUX, "transformer", ["single_transformer_blocks.0.proj_mlp.bias"], "lacks its siblings"),
+        (mmdit.FLUX, "transformer", ["single_transformer_blocks.0.proj_mlp.bias"], "lacks tensors"),
         (ldm.SDXL, "text_encoder_2", ["odd.weight"], "the text_encoder_2's hidden_act is 'quick_gelu'"),
     ],
 )

@@ -184,7 +184,7 @@ def test_the_released_models_are_complete(width: int, prediction: str, text: int
         ("vae", ["temporal.weight"], {}, "the vae's tensor temporal.weight has no place"),
         ("text_encoder", [], {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("text_encoder", ["text_projection.weight"], {"hidden_act": "gelu"}, "has no place in a single file"),
-        ("text_encoder", ["encoder.layers.0.self_attn.q_proj.bias"], {"hidden_act": "gelu"}, "lacks its siblings"),
+        ("text_encoder", ["encoder.layers.0.self_attn.q_proj.bias"], {"hidden_act": "gelu"}, "lacks tensors"),
     ],
 )
 def test_what_has_no_place_is_refused(part: str, names: list[str], config: dict[str, Any], said: str) -> None:

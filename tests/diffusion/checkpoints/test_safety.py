@@ -85,10 +85,9 @@ def test_a_pickle_with_code_runs_none(refused: Callable[..., str], tmp_path: Pat
     met = (
         "torch.storage._load_from_bytes" if form == "plain" else f"{os.mkdir.__module__}.mkdir"
     )  # the first that it is
-    assert refused("convert", path, tmp_path / "out") == (
-        f"erase: {path} holds more than weights ({met}), and is not read; if you trust where it is "
-        "from: erase convert --allow-pickle makes it a .safetensors"
-    )
+    said = refused("convert", path, tmp_path / "out")
+    assert said.startswith(f"erase: {path} holds more than weights ({met})")
+    assert "--allow-pickle" in said
 
 
 def test_a_pickle_runs_code_only_when_that_is_allowed(tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_a_zip_archive_of_something_else(tmp_path: Path) -> None:
 
 def test_a_trusted_pickle_may_need_code_that_is_not_here(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x02cno_such_module\nThing\n.")
-    with pytest.raises(ValueError, match=r"holds more than weights .no_such_module.Thing., and is not read"):
+    with pytest.raises(ValueError, match=r"holds more than weights .no_such_module.Thing., so it is not read"):
         locate(tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match=r"needs code that is not here .No module named 'no_such_module'"):
         locate(tmp_path / "model.ckpt", trusted=True)
@@ -252,7 +251,7 @@ NAMES = (
 def test_names_in_a_list_of_shards(copy: Path, name: Any) -> None:
     index = copy / "unet/diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": name, "v": UNET.split("/")[1]}}))
-    with pytest.raises(ValueError, match=r"index\.json names .*: names are letters, digits") as caught:
+    with pytest.raises(ValueError, match=r"index\.json names .*: a name may only have letters, digits") as caught:
         locate(copy)
     assert "\n" not in str(caught.value)
 
@@ -268,7 +267,7 @@ def test_a_list_of_no_shards(copy: Path, text: str) -> None:
 def test_names_in_a_list_of_components(copy: Path, tmp_path: Path, name: str) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, name: ["diffusers", "AutoencoderKL"]}))
-    with pytest.raises(ValueError, match=r"model_index\.json names .*: names are letters, digits"):
+    with pytest.raises(ValueError, match=r"model_index\.json names .*: a name may only have letters, digits"):
         locate(copy)
 
 
@@ -284,7 +283,7 @@ def test_a_missing_shard_is_named(refused: Callable[..., str], copy: Path, tmp_p
     index = copy / "unet/diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "one.safetensors", "v": "two.safetensors"}}))
     (copy / "unet/one.safetensors").write_bytes((copy / UNET).read_bytes())
-    assert "is not whole: unet/two.safetensors is missing" in refused("convert", copy, tmp_path / "out.safetensors")
+    assert "is incomplete: unet/two.safetensors is missing" in refused("convert", copy, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "relative", "dangling"])

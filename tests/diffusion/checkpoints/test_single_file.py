@@ -167,7 +167,7 @@ def test_only_the_trained_weights_change(edit: Edit, tmp_path: Path) -> None:
 def test_a_file_can_be_written_as_a_file(file: Path, micro_sd: Path, tmp_path: Path) -> None:
     folders.save(locate(file), {}, tmp_path / "same.safetensors", {})
     assert (tmp_path / "same.safetensors").read_bytes() == file.read_bytes()
-    with pytest.raises(ValueError, match=r"would be a single file, and .* is a folder: name a folder"):
+    with pytest.raises(ValueError, match=r"is the name of a single file, but .* is a folder"):
         folders.save(locate(micro_sd), {}, tmp_path / "x.safetensors", {})
 
 
@@ -177,7 +177,7 @@ def test_saving_a_file_refuses(file: Path, tmp_path: Path) -> None:
         ({}, "there", "there exists: choose another folder"),
         ({"qqqq": torch.zeros(1)}, "out", "has no tensor named 'qqqq' in its unet"),
         ({MOVED: torch.zeros(1)}, "out", r"has shape \[16, 16\], got \[1\]"),
-        ({MOVED: torch.full((16, 16), 1e6)}, "out", f"{MOVED} holds values that float16 does not reach"),
+        ({MOVED: torch.full((16, 16), 1e6)}, "out", f"{MOVED} holds values beyond the range of float16"),
     ):
         with pytest.raises(ValueError, match=said):
             folders.save(locate(file), tensors, tmp_path / out, {})
@@ -190,7 +190,7 @@ def test_saving_a_file_refuses(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({QUANT: None}, "is not whole: it lacks first_stage_model.quant_conv.bias"),
+        ({QUANT: None}, "is incomplete: it lacks first_stage_model.quant_conv.bias"),
         ({QUANT: torch.zeros(3).half()}, r"quant_conv.bias must have the shape \[8\]; got \[3\]"),
         ({QUANT: torch.zeros(8, dtype=torch.int32)}, "quant_conv.bias is of I32; weights are F16, BF16, F32 or F64"),
         ({LDM_MOVED: torch.zeros(16, 16, dtype=torch.float8_e4m3fn)}, r"is fp8 \(float8_e4m3fn\), whose steps are"),

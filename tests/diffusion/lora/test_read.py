@@ -165,8 +165,8 @@ def nan() -> dict[str, Tensor]:
 
 BROKEN: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "nan": (nan, "NaN"),
-    "no down": (lambda: without("lora_down.weight"), "not whole"),
-    "no up": (lambda: without("lora_up.weight"), "not whole"),
+    "no down": (lambda: without("lora_down.weight"), "incomplete"),
+    "no up": (lambda: without("lora_up.weight"), "incomplete"),
     "alpha alone": (lambda: kohya() | {"lora_unet_x.alpha": torch.tensor(1.0)}, "lora_unet_x.alpha"),
     "ranks": (lambda: {n: t[:1] if "lora_down" in n else t for n, t in kohya().items()}, "ranks differ"),
     "shape": (lambda: kohya(wide=5), "another model"),

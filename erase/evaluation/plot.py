@@ -7,6 +7,20 @@ from collections.abc import Collection, Sequence
 from html import escape
 
 COLOURS = ("#0b6e99", "#c2410c", "#15803d", "#7e22ce", "#b91c1c", "#4d7c0f", "#0f766e", "#a16207", "#475569", "#be185d")
+DARK = ("#58b4dd", "#fb923c", "#4ade80", "#c084fc", "#f87171", "#a3e635", "#2dd4bf", "#facc15", "#94a3b8", "#f472b6")
+"""The colours of the series, in the same order, where the reader's system is dark."""
+PAPER = "#fff", "#14181c"
+"""The background, light and dark."""
+STYLE = "".join(
+    [
+        "<style>@media screen and (prefers-color-scheme: dark) {",
+        f".scatter .paper {{ fill: {PAPER[1]} }}",
+        " .scatter text { fill: #e6e9ec } .scatter .axis { stroke: #a0a9b2 }",
+        *(f" .scatter .s{i} {{ fill: {c} }} .scatter .b{i} {{ stroke: {c} }}" for i, c in enumerate(DARK)),
+        "}</style>",
+    ]
+)
+"""Attributes have the light colours, which all programs read; browsers read this as well."""
 MARKS = (
     "M-4,-4h8v8h-8z",
     "M0,-5L5,4H-5z",
@@ -32,7 +46,7 @@ def scatter(
     ranges: Sequence[tuple[float | None, float | None]] = ((None, None), (None, None)),
     legend: bool = True,
 ) -> str:
-    """An SVG image of (series, x, y), a colour and a mark for each series; the axes span what there is.
+    """An SVG image of (series, x, y), a colour and a mark for each series, light or dark; the axes span what there is.
 
     Args:
         points: what is drawn.
@@ -63,16 +77,17 @@ def scatter(
         return floor - INSET - (y - y0) / (y1 - y0) * (floor - 20 - INSET)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="13" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">',
-        f'<rect width="{whole}" height="{HEIGHT}" fill="#fff"/>',
-        f'<path d="M{LEFT},{up(y1):.1f}V{floor}H{right}" fill="none" stroke="#333"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="scatter" viewBox="0 0 {whole} {HEIGHT}" '
+        f'font-family="sans-serif" font-size="13" role="img" aria-label="{escape(y_label)} against {escape(x_label)}">',
+        STYLE,
+        f'<rect class="paper" width="{whole}" height="{HEIGHT}" fill="{PAPER[0]}"/>',
+        f'<path class="axis" d="M{LEFT},{up(y1):.1f}V{floor}H{right}" fill="none" stroke="#333"/>',
     ]
     for x in _ticks(x0, x1):
-        parts.append(f'<path d="M{across(x):.1f},{floor}v4" stroke="#333"/>')
+        parts.append(f'<path class="axis" d="M{across(x):.1f},{floor}v4" stroke="#333"/>')
         parts.append(f'<text x="{across(x):.1f}" y="{floor + 17}" text-anchor="middle">{x:.6g}</text>')
     for y in _ticks(y0, y1):
-        parts.append(f'<path d="M{LEFT},{up(y):.1f}h-4" stroke="#333"/>')
+        parts.append(f'<path class="axis" d="M{LEFT},{up(y):.1f}h-4" stroke="#333"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{up(y) + 4:.1f}" text-anchor="end">{y:.6g}</text>')
     parts.append(f'<text x="{(LEFT + right) / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
     middle = (floor + up(y1)) / 2
@@ -81,12 +96,13 @@ def scatter(
     )
     for i in ringed:
         _, x, y = points[i]
-        parts.append(f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="9" fill="none" stroke="#333"/>')
+        parts.append(f'<circle class="axis" cx="{across(x):.1f}" cy="{up(y):.1f}" r="9" fill="none" stroke="#333"/>')
     for (one, x, y), (wide, high) in zip(points, bars, strict=True):
         line = f"M{across(wide[0]):.1f},{up(y):.1f}H{across(wide[1]):.1f}" if wide else ""
         line += f"M{across(x):.1f},{up(high[0]):.1f}V{up(high[1]):.1f}" if high else ""
         if line:
-            parts.append(f'<path d="{line}" stroke="{_colour(series.index(one))}" stroke-opacity="0.45"/>')
+            i = series.index(one)
+            parts.append(f'<path class="b{i % len(DARK)}" d="{line}" stroke="{_colour(i)}" stroke-opacity="0.45"/>')
     for (one, x, y), name in zip(points, names or [name for name, _, _ in points], strict=True):
         parts.append(_mark(series.index(one), across(x), up(y), f"{name}: {x:.4g}, {y:.4g}"))
     beside = _legend(series, right + 25, bool(ringed)) if legend else []
@@ -95,7 +111,7 @@ def scatter(
 
 def key(names: Sequence[str]) -> list[tuple[str, str]]:
     """A mark as an SVG image and its name for each series of a plot, for a legend beside it."""
-    frame = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -8 16 16" aria-hidden="true">'
+    frame = '<svg xmlns="http://www.w3.org/2000/svg" class="scatter" viewBox="-8 -8 16 16" aria-hidden="true">'
     return [(f"{frame}{_mark(i, 0, 0, name)}</svg>", name) for i, name in enumerate(dict.fromkeys(names))]
 
 
@@ -107,7 +123,7 @@ def _legend(series: Sequence[str], x: float, ringed: bool) -> list[str]:
         parts.append(f'<text x="{x + 11:.1f}" y="{34 + 18 * i}">{escape(name)}</text>')
     if ringed:
         y = 30 + 18 * len(series)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="6" fill="none" stroke="#333"/>')
+        parts.append(f'<circle class="axis" cx="{x:.1f}" cy="{y}" r="6" fill="none" stroke="#333"/>')
         parts.append(f'<text x="{x + 11:.1f}" y="{y + 4}">Pareto front</text>')
     return parts
 
@@ -138,6 +154,6 @@ def _colour(i: int) -> str:
 
 def _mark(i: int, x: float, y: float, title: str) -> str:
     return (
-        f'<path transform="translate({x:.1f},{y:.1f})" d="{MARKS[i % len(MARKS)]}" fill="{_colour(i)}" '
-        f'fill-opacity="0.75"><title>{escape(title)}</title></path>'
+        f'<path class="s{i % len(DARK)}" transform="translate({x:.1f},{y:.1f})" d="{MARKS[i % len(MARKS)]}" '
+        f'fill="{_colour(i)}" fill-opacity="0.75"><title>{escape(title)}</title></path>'
     )

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from erase.evaluation.plot import COLOURS, HEIGHT, WIDTH, key, scatter
+from erase.evaluation.plot import COLOURS, DARK, HEIGHT, PAPER, WIDTH, key, scatter
 
 SVG = "{http://www.w3.org/2000/svg}"
 Mark = tuple[str, float, float, str, str]
@@ -138,3 +138,29 @@ def test_a_legend_elsewhere_has_the_marks_of_the_plot() -> None:
 def test_no_points_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to plot"):
         scatter([], "x", "y")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    ]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_what_is_drawn_stands_out_from_a_light_and_from_a_dark_background() -> None:
+    """WCAG asks for a contrast of 3 for graphics and 4.5 for text."""
+    picture = scatter([(str(i), i, i) for i in range(12)], "x", "y", [1], bars=[((0, 1), None)] * 12)
+    dark = dict(re.findall(r"\.scatter (\.?\w+) \{ \w+: (#\w+) \}", picture))
+    root = ElementTree.fromstring(picture)
+    for part in root.iter():
+        kind = "text" if part.tag == f"{SVG}text" else f".{part.get('class')}"
+        if part.tag in (f"{SVG}text", f"{SVG}path", f"{SVG}circle"):
+            light = (part.get("stroke") if kind[1] in "ab" else part.get("fill")) or "#000000"
+            for colour, paper in zip((light, dark[kind]), PAPER, strict=True):
+                high, low = sorted((luminance(colour) + 0.05, luminance(paper) + 0.05), reverse=True)
+                assert high / low >= (4.5 if kind == "text" else 3), (kind, colour)
+    assert dark[".paper"] == PAPER[1]
+    assert len({*DARK}) == len(COLOURS)

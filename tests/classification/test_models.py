@@ -187,7 +187,7 @@ def test_a_processor_that_cannot_be_followed(text: str, said: str, tmp_path: Pat
         ({"hidden_sizes": "x"}, "resnet cannot be built"),
         ({"stem": {"kernel": 2}}, "stem: kernel must be odd, stride at least 1"),
         ({"stem": {"stride": 0}}, "stem: kernel must be odd, stride at least 1"),
-        ({"stem": {"pools": 1}}, "stem has the keys kernel, stride, pool; got"),
+        ({"stem": {"pools": 1}}, "stem may have the keys kernel, stride, pool; got"),
     ],
     ids=str,
 )

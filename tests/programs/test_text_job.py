@@ -158,7 +158,7 @@ def test_a_network_alone_is_erased_with_the_rest_beside_it(text_runs: Runner, tm
     single = tmp_path / "network.safetensors"
     convert.to_file(source, single)
     words = ("eval.images=1", "eval.classifier=null", "saliency.kind=none", "method={name: esd, fast_rate: 1e-3}")
-    with pytest.raises(ValueError, match="holds only the transformer: give components="):
+    with pytest.raises(ValueError, match="holds only transformer: give components="):
         text_runs(tmp_path / "refused", f"model={single}", *words)
     out = text_runs(tmp_path / "out", f"model={single}", f"components={tmp_path / 'flux'}", *words)
     same = text_runs(tmp_path / "same", f"model={tmp_path / 'flux'}", *words)

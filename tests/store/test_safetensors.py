@@ -184,11 +184,11 @@ def test_resuming_at_the_end_gives_the_mean_and_not_the_last_weights(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "saved with seed 0, this run has 1"),
-        ({"steps": 7}, "saved with steps 6, this run has 7"),
-        ({"rate": 0.02}, "saved with settings .*fast_rate=0.01.*, this run has .*fast_rate=0.02"),
+        ({"seed": 1}, "saved with seed 0; this run has 1"),
+        ({"steps": 7}, "saved with steps 6; this run has 7"),
+        ({"rate": 0.02}, "saved with settings .*fast_rate=0.01.*; this run has .*fast_rate=0.02"),
         ({"rule": "sgd"}, "saved with settings"),
-        ({"average": 0.0}, r"saved with settings .*average=0\.9., this run has .*average=0\.0"),
+        ({"average": 0.0}, r"saved with settings .*average=0\.9.; this run has .*average=0\.0"),
         ({"net": toys.mlp()[:1]}, "other trainable parameters"),
     ],
 )

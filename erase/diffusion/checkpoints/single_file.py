@@ -157,8 +157,8 @@ def find(
         texts = _joined(path, known, held, own, bool(told), beside, more)
     elif missing := _missing(known, held, own):
         raise RestMissingError(
-            f"{path} holds only the {' and '.join(held)}: give components=DIR (--components DIR), a diffusers folder "
-            f"that has the rest ({', '.join(missing)})"
+            f"{path} holds only {', '.join(held)}: give components=DIR (--components DIR), a diffusers folder with the "
+            f"rest ({', '.join(missing)})"
         )
     if "model_index.json" not in texts:
         raise ValueError(f"{path}: its header lacks model_index.json: get it again")

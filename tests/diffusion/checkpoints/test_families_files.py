@@ -220,7 +220,7 @@ def test_quantised_weights_are_refused_with_the_reason(tmp_path: Path, name: str
     with pytest.raises(ValueError, match=f"is quantised, {said}.*: get the same model in F16, BF16 or F32"):
         locate(tmp_path / "x.safetensors")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"x\.gguf is GGUF, .*: get the same model in F16, BF16 or F32"):
+    with pytest.raises(ValueError, match=r"x\.gguf is GGUF: .*: get the same model in F16, BF16 or F32"):
         locate(tmp_path / "x.gguf")
 
 
@@ -292,7 +292,7 @@ def test_an_encoder_that_is_no_openclip_is_refused(sdxl: Case, tmp_path: Path) -
     config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "quick_gelu"}))
     source = locate(sdxl.folder)
     assert isinstance(source, folders.Source)
-    with pytest.raises(ValueError, match=r"text_encoder_2's hidden_act is 'quick_gelu': .* holds OpenCLIP \(gelu\)"):
+    with pytest.raises(ValueError, match=r"text_encoder_2's hidden_act is 'quick_gelu'.* OpenCLIP \(gelu\)"):
         convert.to_file(source, tmp_path / "x.safetensors")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -35,6 +36,7 @@ def launch(precision: str = "no") -> Accelerator:
         ValueError: for FSDP1, DeepSpeed or Megatron.
     """
     cpu = not torch.accelerator.is_available()  # unsaid, processes on CPUs would run side by side
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # with it transformers loads encoders in one process alone
     # The others wait while the first one writes: longer than the ten minutes that NCCL would.
     state = PartialState(cpu=cpu, timeout=timedelta(hours=6))
     name: Any = resolve(precision, state.device)

@@ -1,16 +1,24 @@
 """How a run starts: precision, processes, optimizers."""
 
+import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import toys
+from accelerate import PartialState
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from erase.config import Train
+from erase.engine.sharding import asked
 from erase.methods import find_method
 from erase.programs import launching, training
 
@@ -35,6 +43,28 @@ def test_other_ways_to_shard_are_refused_before_work(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(launching.Accelerator, "distributed_type", DistributedType(kind))
     with pytest.raises(ValueError, match=words):
         launching.start(Launched("no"), lambda line: None)  # type: ignore[type-var]
+
+
+def test_the_configuration_of_the_documentation_asks_for_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(Path(__file__).parents[2] / "docs/guides/fsdp2.yaml")
+    assert load_config_from_file(path).distributed_type == DistributedType.FSDP
+    args = launch_command_parser().parse_args(["--config_file", path, "-m", "erase.cli"])
+    args, *_ = _validate_launch_command(args)
+    assert args.num_processes == 2
+    for name, value in prepare_multi_gpu_env(args).items():
+        monkeypatch.setenv(name, value)
+    plugin = asked(PartialState(cpu=True))
+    assert plugin is not None
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.activation_checkpointing) == (2, True, False)
+    assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+    assert not plugin.cpu_ram_efficient_loading
+
+
+def test_every_process_loads_all_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --use_fsdp` has transformers read them in the first process alone, unless told otherwise."""
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    launching.launch()
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
 @pytest.mark.parametrize(

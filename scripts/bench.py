@@ -19,7 +19,7 @@ does that in hardware, else in float32. Both are timed in turn, step by step, an
 (RSS, or what is allocated on the GPU) is that of a process of its own that makes the mask and takes two steps.
 
 - `sd1`: the full-size Stable Diffusion 1.x UNet (859.5 M random weights, 64×64 latents, batch 1); a step that
-  encodes its pictures and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
+  encodes its images and prompts each time, as published scripts do (in float32; `_bf16`: if they did so in bf16), is
   timed too.
 - `sdxl`, `sd3`, `flux`: the full-size SDXL UNet (2.57 B), the SD3-medium transformer (2.03 B), and Flux.1 at full width
   with 2 of 19 double and 4 of 38 single blocks; random weights, frozen ones in bf16 where the CPU has it, for images
@@ -268,7 +268,7 @@ def remain_objective(backend: Any, dropout: float = 0.1) -> Objective:
 
 
 def encoders() -> Callable[[bool], float]:
-    """Seconds of one step's encoding in the published scripts: three pictures of 512 px, three prompts; SD 1.x sizes.
+    """Seconds of one step's encoding in the published scripts: three images of 512 px, three prompts; SD 1.x sizes.
 
     They encode in float32; what bf16 would make of it can be asked for.
     """

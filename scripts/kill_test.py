@@ -5,7 +5,7 @@
 
 Phases take turns: saliency, fast, slow, saving, generating. The moment within one is random, by a fixed seed: an entry
 into it, and a time after that. After each kill every file of the run must be readable; after the resume, weights, mask,
-pictures, losses and report must be those of the undisturbed run, bit for bit. Exit status 1 if one is not. Runs are
+images, losses and report must be those of the undisturbed run, bit for bit. Exit status 1 if one is not. Runs are
 forked, so that libraries load once.
 """
 

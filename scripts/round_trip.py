@@ -1,4 +1,4 @@
-"""Formats at full size, on random weights: `scripts/round_trip.py --out DIR [--version 1|2|xl] [--ckpt] [--pictures]`.
+"""Formats at full size, on random weights: `scripts/round_trip.py --out DIR [--version 1|2|xl] [--ckpt] [--images]`.
 
 Makes a single file of Stable Diffusion 1.x, 2.x or XL in fp16 (2.1, 2.6 or 6.9 GB), `.safetensors` or `.ckpt`, turns
 it into a folder and back into a `.safetensors`, and makes deltas of it; compares all tensors bit for bit, and says what
@@ -143,8 +143,8 @@ def change(work: Path, version: str, which: str) -> dict[str, Any]:
     }
 
 
-def draw(work: Path, version: str, model: str) -> dict[str, Any]:
-    """One picture of a model, as a hash; `diffusers` is its own reader of our file."""
+def generate(work: Path, version: str, model: str) -> dict[str, Any]:
+    """One image of a model, as a hash; `diffusers` is its own reader of our file."""
     if model == "diffusers":
         kind = json.loads((work / "folder/model_index.json").read_text())["_class_name"]
         hidden = {"safety_checker": None} if version != "xl" else {"add_watermarker": False}
@@ -165,7 +165,7 @@ def draw(work: Path, version: str, model: str) -> dict[str, Any]:
         f"{p}.{n}": t for p in layout_for(version).parts for n, t in getattr(diffuser.pipe, p).state_dict().items()
     }
     return {
-        "picture": hashlib.sha256(image.tobytes()).hexdigest(),
+        "image": hashlib.sha256(image.tobytes()).hexdigest(),
         "spread": float(torch.tensor(list(image.tobytes())).float().std()),
         "weights": digest(state),
     }
@@ -193,7 +193,7 @@ def child(work: Path, version: str, step: list[str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
     name, *rest = step
     began = time.perf_counter()
-    steps: dict[str, Any] = {f.__name__: f for f in (make, unpack, pack, compare, change, draw)}
+    steps: dict[str, Any] = {f.__name__: f for f in (make, unpack, pack, compare, change, generate)}
     result = steps[name](work, version, *rest)
     seconds = time.perf_counter() - began
     over.set()
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--version", choices=tuple(LEFTOVERS), default="1")
     parser.add_argument("--ckpt", action="store_true", help="a .ckpt as people have them: a pickle, in a state_dict")
     parser.add_argument(
-        "--pictures", action="store_true", help="draw one with each form, and with diffusers' own reader"
+        "--images", action="store_true", help="generate one with each form, and with diffusers' own reader"
     )
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -221,8 +221,8 @@ def main() -> None:
         run(step)
     for which in ("xattn", "full"):
         run("change", which)
-    for model in ("base", "folder", AGAIN, "diffusers") if args.pictures else ():
-        run("draw", model)
+    for model in ("base", "folder", AGAIN, "diffusers") if args.images else ():
+        run("generate", model)
 
 
 if __name__ == "__main__":

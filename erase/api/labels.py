@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from erase.api.history import past
 from erase.api.learning import learn, no_launch_left
-from erase.api.result import About, Drawing, Result, base_name, finish
+from erase.api.result import About, Result, Sampling, base_name, finish
 from erase.api.settings import Call, choose
 from erase.diffusion.class_conditional import ClassConditionalPipeline
 from erase.diffusion.live import checkpointing, exact_vae, family_name, model_of, unet_names
@@ -84,8 +84,8 @@ def forget_labels(
         labels=tuple(model.labels) if unnamed else called,
     )
     shown = [plan.labels[i] for i in (*plan.forget, *plan.remain[:3])]
-    drawing = Drawing(sample, shown, parts, config.draw.batch_size)
-    return finish(Result(given, learned, time.perf_counter() - began, net, about, before, loan.base, drawing), call)
+    sampling = Sampling(sample, shown, parts, config.draw.batch_size)
+    return finish(Result(given, learned, time.perf_counter() - began, net, about, before, loan.base, sampling), call)
 
 
 def _open(given: Any, names: Sequence[str], scheduler: Any) -> Model:

@@ -36,7 +36,7 @@ Prompts = str | int | Sequence[str | int]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Sampling:
     """How a model generates."""
 
     sample: Sampler
@@ -79,7 +79,7 @@ class Result:
     before: Past = field(repr=False)
     base: Values | None = field(repr=False)
     """None with `keep_base=False`."""
-    drawing: Drawing | None = field(repr=False, default=None)
+    sampling: Sampling | None = field(repr=False, default=None)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ class Result:
             seeds: one image of each for every prompt.
             how: as for `erase.count`.
         """
-        asked: Prompts = self._drawing().prompts[:1] if prompts is None else prompts
+        asked: Prompts = self._sampling().prompts[:1] if prompts is None else prompts
         with self._images(asked, seeds) as folders:
             return {name: count(folder, **how) for name, folder in zip(("base", "erased"), folders, strict=True)}
 
@@ -199,10 +199,10 @@ class Result:
             raise ValueError("the first weights were not kept (keep_base=False): call erase.forget with keep_base=True")
         return self.base
 
-    def _drawing(self) -> Drawing:
-        if self.drawing is None:
+    def _sampling(self) -> Sampling:
+        if self.sampling is None:
             raise ValueError(f"{type(self.model).__name__} does not generate images")
-        return self.drawing
+        return self.sampling
 
     def _check_last(self) -> None:
         last = past(self.net).result
@@ -213,16 +213,16 @@ class Result:
     def _images(self, prompts: Prompts | None, seeds: Sequence[int]) -> Iterator[list[Path]]:
         """Folders of images of the base and of the erased model, for a while."""
         self._check_last()
-        drawing, base = self._drawing(), self._base()
-        asked = drawing.prompts if prompts is None else [prompts] if isinstance(prompts, str | int) else prompts
+        sampling, base = self._sampling(), self._base()
+        asked = sampling.prompts if prompts is None else [prompts] if isinstance(prompts, str | int) else prompts
         rows = [PromptRow(str(prompt), seed) for prompt in asked for seed in seeds]
 
         def draw(folder: Path) -> Path:
-            generate(drawing.sample, rows, folder, batch_size=min(drawing.batch_size, len(rows)))
+            generate(sampling.sample, rows, folder, batch_size=min(sampling.batch_size, len(rows)))
             return folder
 
-        with tempfile.TemporaryDirectory() as work, modes_kept(drawing.nets), torch.no_grad():
-            for net in drawing.nets:
+        with tempfile.TemporaryDirectory() as work, modes_kept(sampling.nets), torch.no_grad():
+            for net in sampling.nets:
                 net.eval()
             with base.back():
                 first = draw(Path(work) / "base")

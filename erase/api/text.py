@@ -16,7 +16,7 @@ from erase import resources
 from erase.api.history import past
 from erase.api.images import write_images
 from erase.api.learning import learn, no_launch_left
-from erase.api.result import About, Drawing, Result, base_name, finish
+from erase.api.result import About, Result, Sampling, base_name, finish
 from erase.api.settings import PRESETS, Call, choose
 from erase.config import listed, read_preset
 from erase.diffusion.live import checkpointing, exact_vae, family_name, model_of
@@ -80,8 +80,8 @@ def forget_prompts(
         tuple(dict.fromkeys([*before.forgotten, *marks(config, plan)])),
         model.family.TRAINED,
     )
-    drawing = Drawing(sample, list(shown), parts, config.draw.batch_size)
-    return finish(Result(pipe, learned, time.perf_counter() - began, net, about, before, loan.base, drawing), call)
+    sampling = Sampling(sample, list(shown), parts, config.draw.batch_size)
+    return finish(Result(pipe, learned, time.perf_counter() - began, net, about, before, loan.base, sampling), call)
 
 
 def _asked(

@@ -122,7 +122,7 @@ def _describe_images(folder: Path, paths: Sequence[Path]) -> dict[str, Any]:
     found["captions"] = captions[0] if captions else None
     if (folder / manifest.MANIFEST).exists():
         rows = manifest.read_manifest(folder)
-        found |= {"prompts": len({row.prompt for row in rows}), "drawn_by": manifest.drawn_by(folder)}
+        found |= {"prompts": len({row.prompt for row in rows}), "generated_by": manifest.generated_by(folder)}
     return found
 
 

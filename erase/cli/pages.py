@@ -41,7 +41,7 @@ def grid_(
     common, rows = match(folders)
     chosen = pick(common, prompts or [], seeds or [])
     boxes = detections.exposed_boxes(detector.detect([row[i] for row in rows for i in chosen])) if blur else None
-    picture = grid.grid_from_folders(
+    image = grid.grid_from_folders(
         folders,
         names=names,
         prompts=prompts or [],
@@ -52,7 +52,7 @@ def grid_(
         title=title,
         blur=boxes,
     )
-    grid.save_image(picture, out)
+    grid.save_image(image, out)
     typer.echo(str(out))
 
 
@@ -68,6 +68,6 @@ def report_(
     """
     from erase.evaluation import report
 
-    paths = report.pictures(folder)
+    paths = report.shown_images(folder)
     boxes = detections.exposed_boxes(detector.detect(paths)) if blur and paths else None
     typer.echo(str(report.write_html(folder, blur=boxes)))

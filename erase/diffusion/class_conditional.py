@@ -1,4 +1,4 @@
-"""Class-conditional DDPM UNets (diffusers `UNet2DModel`): open or make one, denoise, draw, save.
+"""Class-conditional DDPM UNets (diffusers `UNet2DModel`): open or make one, denoise, generate, save.
 
 Labels are 0 … C-1; embedding row C, where the UNet has one, is the null class, for guidance and label dropout. What is
 not of one pipeline (`label_condition`, `renew`, `check_guidance`) serves every family of labels.
@@ -37,9 +37,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     Args:
         unet: a UNet with `num_class_embeds` = C + 1; the last row is the null class. C rows make it one without.
-        scheduler: the noise schedule it was trained on; also how it draws.
+        scheduler: the noise schedule it was trained on; also how it generates.
         id2label: names of the C classes.
-        guidance: standard guidance scale, `null + s (class - null)`; 1 draws without guidance.
+        guidance: standard guidance scale, `null + s (class - null)`; 1 generates without guidance.
         patch: space-to-depth factor: the UNet sees `[B, C p², H/p, W/p]`.
     """
 
@@ -108,14 +108,14 @@ class ClassConditionalPipeline(DiffusionPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float | None = None,
     ) -> ImagePipelineOutput:
-        """PIL images of labels, by `draw`."""
-        x = self.draw(labels, generator, num_inference_steps, guidance_scale)
+        """PIL images of labels, by `generate`."""
+        x = self.generate(labels, generator, num_inference_steps, guidance_scale)
         pixels = to_uint8(to_pixels(x, self.patch))
         images = [Image.fromarray(p.squeeze(-1).numpy()) for p in pixels.permute(0, 2, 3, 1)]
         return ImagePipelineOutput(images)
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         labels: Sequence[int],
         generator: Sequence[torch.Generator],

@@ -46,7 +46,7 @@ class Model:
     learning: Learning | None = None
     """What learns, as `choose` was told."""
     given: dict[str, Condition] = field(default_factory=dict)
-    """Conditions that `draw` takes for some prompts instead of what the encoders say, leaves `[1, …]`: of attacks."""
+    """Conditions that `generate` takes for some prompts instead of the encoders', leaves `[1, …]`: of attacks."""
 
     @property
     def net(self) -> nn.Module:
@@ -263,7 +263,7 @@ class Model:
         gc.collect()
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str],
         generators: Sequence[torch.Generator],
@@ -277,14 +277,14 @@ class Model:
     ) -> Any:
         """One sample for each prompt: PIL images, or latents `[B, C, H, W]`.
 
-        Arguments as those of `Family.draw` and `scheduler`.
+        Arguments as those of `Family.generate` and `scheduler`.
         """
         # Not under autocast: prompts mean the same as in training, and T5 overflows in float16.
         asked = self._asked(prompts)
         null = self._embedded([""] * len(prompts)) if self.has_null else None
         self.ready(self.family.TRAINED)
         with autocast(), samplers.sampling(self.pipe, self.scheduler(sampler)):
-            return self.family.draw(
+            return self.family.generate(
                 self.pipe, asked, null, generators, steps=steps, guidance=guidance, size=size, latents=latents
             )
 
@@ -310,7 +310,7 @@ class Model:
         found = condition.to(self._recall(prompts), self.device)
         return {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in found.items()}
 
-    def draw_latents(
+    def generate_latents(
         self,
         prompts: Sequence[str],
         generators: Sequence[torch.Generator],
@@ -325,7 +325,7 @@ class Model:
         parts = []
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
-            drawn = self.draw(
+            drawn = self.generate(
                 prompts[part],
                 generators[part],
                 steps=steps,
@@ -357,7 +357,7 @@ class Model:
             height: int | None = None,
             _default: float | None = guidance,
         ) -> list[Image.Image]:
-            images: list[Image.Image] = self.draw(
+            images: list[Image.Image] = self.generate(
                 prompts,
                 generators,
                 steps=steps,

@@ -64,7 +64,7 @@ class Precision:
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.name])
 
-    def drawing(self) -> AbstractContextManager[Any]:
+    def sampling(self) -> AbstractContextManager[Any]:
         """The context of sampling: as `autocast`, but float32 for fp16 on a CPU, where half convolutions crawl."""
         if self.name == "fp16" and self.device.type == "cpu":
             return nullcontext()

@@ -133,7 +133,7 @@ def generate(
     if progress:
         progress(len(done), len(jobs))
     for batch in _batches([job for job in jobs if job.file not in done], batch_size):
-        images = _draw(sampler, batch, batch_size)
+        images = _generate_batch(sampler, batch, batch_size)
         new = [_save(out, job, image, digest) for job, image in zip(batch, images, strict=True)]
         append_rows(out / MANIFEST, new)
         done.update((row.file, row) for row in new)
@@ -157,7 +157,7 @@ def _on_hand(
     return done
 
 
-def _draw(sampler: Sampler, batch: list[_Job], batch_size: int) -> list[Image.Image]:
+def _generate_batch(sampler: Sampler, batch: list[_Job], batch_size: int) -> list[Image.Image]:
     """The images of a batch, which is padded to ``batch_size`` with repeats that are thrown away."""
     padded = batch + [batch[-1]] * (batch_size - len(batch))
     images = sampler(

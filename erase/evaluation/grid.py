@@ -107,8 +107,8 @@ def grid(
     shown = min(total, max_columns)
     note = f"first {shown} of {total} columns" if shown < total else ""
 
-    pictures = [[read_for_people(path, blur) for path in paths[:shown]] for _, paths in rows]
-    side = tile or _tile(max(max(p.size) for row in pictures for p in row))
+    images = [[read_for_people(path, blur) for path in paths[:shown]] for _, paths in rows]
+    side = tile or _tile(max(max(p.size) for row in images for p in row))
     font = ImageFont.load_default(_FONT)
     line = _FONT + 4
     labels = [_wrap(label, _LABEL_WIDTH, font, max(1, side // line)) for label, _ in rows]
@@ -126,11 +126,11 @@ def grid(
     _text(draw, font, titles, _GAP, _GAP // 2, _INK)
     for column, lines in enumerate(headings):  # bottom-aligned, next to the images
         _text(draw, font, lines, left + column * (side + _GAP), head - len(lines) * line - 2, _INK)
-    for number, (row, lines) in enumerate(zip(pictures, labels, strict=True)):
+    for number, (row, lines) in enumerate(zip(images, labels, strict=True)):
         top = head + number * (side + _GAP)
         _text(draw, font, lines, _GAP, top + (side - len(lines) * line) // 2, _INK)
-        for column, picture in enumerate(row):
-            fitted = fit(picture, side)
+        for column, image in enumerate(row):
+            fitted = fit(image, side)
             x = left + column * (side + _GAP) + (side - fitted.width) // 2
             canvas.paste(fitted, (x, top + (side - fitted.height) // 2))
     _text(draw, font, feet, _GAP, foot, _FAINT)
@@ -232,31 +232,29 @@ def grid_from_folders(
     side = tile or _tile(max(max(read_image(path).size) for path in seen))
     notes = [f"first {len(shown)} of {len(parts)} prompts"] if len(shown) < len(parts) else []
     notes += [f"{left_out} images that are not in every folder are left out"] if left_out else []
-    pictures = []
+    images = []
     for prompt, numbers in shown:
         above, heads = headings(prompt, [columns[i] for i in numbers])
         labelled = [(name, [row[i] for i in numbers]) for name, row in zip(names or _names(folders), rows, strict=True)]
-        pictures.append(
-            grid(labelled, columns=heads, max_columns=max_columns, tile=side, title=above or None, blur=blur)
-        )
-    return _stacked(pictures, title, notes)
+        images.append(grid(labelled, columns=heads, max_columns=max_columns, tile=side, title=above or None, blur=blur))
+    return _stacked(images, title, notes)
 
 
-def _stacked(pictures: Sequence[Image.Image], title: str | None, notes: Sequence[str]) -> Image.Image:
+def _stacked(images: Sequence[Image.Image], title: str | None, notes: Sequence[str]) -> Image.Image:
     """Images one below the other, between a title and notes."""
     font = ImageFont.load_default(_FONT)
     line = _FONT + 4
-    width = max(picture.width for picture in pictures)
+    width = max(image.width for image in images)
     head = _wrap(title, width - 2 * _GAP, font, 3) if title else []
     feet = [text for note in notes for text in _wrap(note, width - 2 * _GAP, font, 3)]
     top = _GAP + len(head) * line if head else 0
-    foot = top + sum(picture.height for picture in pictures)
+    foot = top + sum(image.height for image in images)
     canvas = Image.new("RGB", (width, foot + len(feet) * line + (_GAP if feet else 0)), _PAPER)
     draw = ImageDraw.Draw(canvas)
     _text(draw, font, head, _GAP, _GAP // 2, _INK)
-    for picture in pictures:
-        canvas.paste(picture, (0, top))
-        top += picture.height
+    for image in images:
+        canvas.paste(image, (0, top))
+        top += image.height
     _text(draw, font, feet, _GAP, foot, _FAINT)
     return canvas
 

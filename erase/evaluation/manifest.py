@@ -168,7 +168,7 @@ def check_images(
                 f"{folder / MANIFEST}: {row.file} is of {_said(row.prompt, row.seed, row.index)}, where "
                 f"{_said(*wanted)} was asked for: prompts or seeds were shuffled, so it cannot be counted"
             )
-    theirs = drawn_by(folder)
+    theirs = generated_by(folder)
     if weights is not None and theirs is not None and theirs != dict(weights):
         raise ValueError(
             f"{folder}: generated with other weights than this run's, so it cannot be counted: were base and erased "
@@ -226,7 +226,7 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "prompts_sha256": record["prompts_sha256"] if record.get("own") else None}
 
 
-def drawn_by(folder: Path) -> dict[str, str] | None:
+def generated_by(folder: Path) -> dict[str, str] | None:
     """The weights that drew a folder's images, as its ``settings.json`` names them: hashes by file.
 
     Raises:
@@ -240,4 +240,4 @@ def drawn_by(folder: Path) -> dict[str, str] | None:
 
 def origin(folder: Path) -> dict[str, Any]:
     """What a folder's counts are of, to be kept beside them: the weights that drew the images, and the manifest."""
-    return {"weights": drawn_by(folder), "manifest_sha256": sha256(folder / MANIFEST)}
+    return {"weights": generated_by(folder), "manifest_sha256": sha256(folder / MANIFEST)}

@@ -67,7 +67,7 @@ def _page_values(run_dir: Path, report: Mapping[str, Any], run: Mapping[str, Any
     """What the template shows, by the names that it knows."""
     sides = {key: report[key] for key in FOLDERS.values() if key in report or key in ("before", "after")}
     metrics = read_metrics(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
-    shown, left_out = images.picture_blocks(run_dir, report, blur)
+    shown, left_out = images.image_blocks(run_dir, report, blur)
     density, layers = tables.mask_densities(report.get("mask"))
     command = report.get("command") or run.get("command") or ""
     found = judgement.lines(report)
@@ -171,7 +171,7 @@ def attacked(run_dir: Path) -> list[Path]:
     return [run_dir / path for _, paths in came_through(read_report(run_dir)) for path in paths]
 
 
-def pictures(run_dir: Path) -> list[Path]:
+def shown_images(run_dir: Path) -> list[Path]:
     """The images of a run's folder that its page shows: those to scan for what to hide.
 
     Raises:

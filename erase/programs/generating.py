@@ -20,7 +20,7 @@ from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.folder import versions
-from erase.programs.images import draw_pictures
+from erase.programs.images import generate_images
 from erase.programs.launching import launch
 from erase.store import files
 
@@ -105,9 +105,9 @@ def generate(
         small = sum(p.numel() for p in found.net.parameters()) < SMALL
         torch.set_num_threads(wanted.threads or (1 if small else torch.get_num_threads()))
         settings["threads"] = torch.get_num_threads()
-    drawing = Precision(wanted.precision, device).drawing
-    draw_pictures(
-        found.sampler(steps=wanted.steps, guidance=guidance, sampler=wanted.sampler, autocast=drawing),
+    sampling = Precision(wanted.precision, device).sampling
+    generate_images(
+        found.sampler(steps=wanted.steps, guidance=guidance, sampler=wanted.sampler, autocast=sampling),
         rows,
         out,
         images=wanted.images,

@@ -24,7 +24,7 @@ from erase.programs.progress import advance, bar
 from erase.store.safetensors import read_safetensors, write_safetensors
 
 
-def drawn_data(
+def generated_data(
     draw: Callable[[slice], Tensor], total: int, batch_size: int, what: str, kept: Path | None = None
 ) -> Tensor:
     """What a model draws to learn from, a batch at a time with a progress bar, shared by the processes: `[N, C, H, W]`.
@@ -38,7 +38,7 @@ def drawn_data(
     """
     if kept is not None and distributed.on_main(kept.exists):
         return read_safetensors(kept)[0]["latents"]
-    with bar(total, f"drawing {what} data") as shown:
+    with bar(total, f"generating {what} data") as shown:
 
         def part(start: int) -> Tensor:
             drawn = draw(slice(start, start + batch_size))
@@ -51,7 +51,7 @@ def drawn_data(
     return found
 
 
-def draw_settings(draw: Draw | DrawLabels) -> dict[str, Any]:
+def sampling_settings(draw: Draw | DrawLabels) -> dict[str, Any]:
     """What of `draw` an image depends on; the model's own sampler goes without saying."""
     found = asdict(draw)
     return {key: value for key, value in found.items() if key != "cache" and (key, value) != ("sampler", None)}
@@ -73,17 +73,17 @@ def kept_at(config: Any, model: Model, *what: Any) -> Path | None:
         return None
     if model.source is None:
         raise ValueError(f"draw.cache={cache} is for models on disk, not for one in memory: leave it out")
-    made = [model.weights, draw_settings(config.draw), config.precision, str(model.device), config.seed]
+    made = [model.weights, sampling_settings(config.draw), config.precision, str(model.device), config.seed]
     text = json.dumps([*made, *what, distributed.world(), torch.__version__])
     return cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 
 def sampler_of(model: Model, draw: Draw | DrawLabels, precision: Precision) -> Callable[..., list[Image.Image]]:
-    """How a model generates images by a run's settings, as `draw_pictures` takes it."""
-    return model.sampler(steps=draw.steps, guidance=draw.guidance, sampler=draw.sampler, autocast=precision.drawing)
+    """How a model generates images by a run's settings, as `generate_images` takes it."""
+    return model.sampler(steps=draw.steps, guidance=draw.guidance, sampler=draw.sampler, autocast=precision.sampling)
 
 
-def draw_pictures(
+def generate_images(
     sample: Sampler,
     rows: Sequence[PromptRow],
     folder: Path,
@@ -102,13 +102,13 @@ def draw_pictures(
     if distributed.rank() > 0:
         asked: Callable[[], Any] = lambda: None  # noqa: E731
         while (wanted := distributed.on_main(asked)) is not None:
-            _draw_part(sample, wanted, batch_size)
+            _generate_part(sample, wanted, batch_size)
         return
 
     def together(prompts: list[str], generators: list[torch.Generator], **given: Any) -> list[Image.Image]:
         wanted = (prompts, [g.initial_seed() for g in generators], given)
         distributed.on_main(lambda: wanted)
-        return _draw_part(sample, wanted, batch_size)
+        return _generate_part(sample, wanted, batch_size)
 
     with bar(len(rows) * images, f"images: {folder.name}") as shown:
         generate(
@@ -125,7 +125,9 @@ def draw_pictures(
     distributed.on_main(lambda: None)
 
 
-def _draw_part(sample: Sampler, wanted: tuple[list[str], list[int], dict[str, Any]], size: int) -> list[Image.Image]:
+def _generate_part(
+    sample: Sampler, wanted: tuple[list[str], list[int], dict[str, Any]], size: int
+) -> list[Image.Image]:
     """A batch by each process, from the seeds of generators on the CPU; all images, in order."""
     prompts, seeds, given = wanted
 

@@ -191,7 +191,7 @@ def test_a_soft_prompt_fits_its_images_and_is_drawn_with(model: Model) -> None:
 
     def draw() -> list[Tensor]:
         generators = [torch.Generator().manual_seed(i) for i in range(2)]
-        drawn: Any = model.draw([PROMPTS[0], "a dog"], generators, steps=2, guidance=3.0, latents=True)
+        drawn: Any = model.generate([PROMPTS[0], "a dog"], generators, steps=2, guidance=3.0, latents=True)
         return list(drawn)
 
     plain = draw()

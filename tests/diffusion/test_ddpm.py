@@ -109,7 +109,7 @@ def test_an_image_depends_on_its_label_and_generator_alone(pipes: dict[str, Pipe
 
     def draw(labels: list[int], seeds: list[int]) -> Tensor:
         # untrained, an epsilon model runs away at the noisy end: compared as they become pictures
-        return pipe.draw(labels, gens(*seeds), 3).clamp(-1, 1)
+        return pipe.generate(labels, gens(*seeds), 3).clamp(-1, 1)
 
     whole = draw(labels, seeds)
     assert whole.shape == (4, pipe.unet.config.in_channels, *pipe.unet.config.sample_size)
@@ -133,7 +133,7 @@ def test_an_image_depends_on_its_label_and_generator_alone(pipes: dict[str, Pipe
 def test_drawing_is_the_plain_loop(pipes: dict[str, Pipe], kind: str, scale: float, name: Any) -> None:
     """One image at a time, both predictions at every step, `null + s (class - null)`, diffusers' own scheduler."""
     pipe, labels, seeds = pipes[kind], [2, 0], (3, 4)
-    found = micro_ddpm.with_sampler(pipe, name).draw(labels, gens(*seeds), 4, scale)
+    found = micro_ddpm.with_sampler(pipe, name).generate(labels, gens(*seeds), 4, scale)
     made: Any = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm": DPMSolverMultistepScheduler}[name]
     for image, label, generator in zip(found, labels, gens(*seeds), strict=True):
         scheduler = made.from_config(pipe.scheduler.config)
@@ -152,16 +152,16 @@ def test_guidance_1_makes_no_second_pass(pipes: dict[str, Pipe], kind: str, scal
     pipe, sizes = pipes[kind], []
     hook = pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     try:
-        one = pipe.draw([0, 1], gens(1, 2), 2, scale)
+        one = pipe.generate([0, 1], gens(1, 2), 2, scale)
     finally:
         hook.remove()
     assert sizes == [2 * passes] * 2
     if passes == 1:
-        near = pipe.draw([0, 1], gens(1, 2), 2, 1 + 1e-6)  # by way of the guided pass
+        near = pipe.generate([0, 1], gens(1, 2), 2, 1 + 1e-6)  # by way of the guided pass
         torch.testing.assert_close(one, near, rtol=0, atol=1e-3)
     else:
-        assert torch.equal(one, pipe.draw([0, 1], gens(1, 2), 2, 2.0))  # the model's own standard
-        assert not torch.allclose(one, pipe.draw([0, 1], gens(1, 2), 2, 1.0), atol=1e-2)
+        assert torch.equal(one, pipe.generate([0, 1], gens(1, 2), 2, 2.0))  # the model's own standard
+        assert not torch.allclose(one, pipe.generate([0, 1], gens(1, 2), 2, 1.0), atol=1e-2)
 
 
 def test_pictures_are_those_that_are_drawn(pipes: dict[str, Pipe]) -> None:
@@ -169,7 +169,7 @@ def test_pictures_are_those_that_are_drawn(pipes: dict[str, Pipe]) -> None:
         pipe = pipes[kind]
         images = pipe([1, 2], gens(1, 2), num_inference_steps=2).images
         assert [(i.mode, i.size) for i in images] == [(mode, size)] * 2
-        x = pipe.draw([1, 2], gens(1, 2), 2)
+        x = pipe.generate([1, 2], gens(1, 2), 2)
         height, width = size[::-1]
         for image, drawn in zip(images, x, strict=True):
             array = np.asarray(image).reshape(height, width, -1)
@@ -210,13 +210,13 @@ def test_latents_are_drawn_in_batches(pipe: Pipe) -> None:
         yield
 
     settings: dict[str, Any] = {"steps": 2, "guidance": 3.0, "batch_size": 2, "autocast": autocast}
-    draw, names = micro_ddpm.wrap(pipe).draw_latents, ["ant", "cow", "bee"]
+    draw, names = micro_ddpm.wrap(pipe).generate_latents, ["ant", "cow", "bee"]
     found = draw(names, gens(1, 2, 3), **settings)
     assert len(entered) == 2
     assert found.shape == (3, *GREY)
     assert (found.dtype, found.device.type, found.requires_grad) == (torch.float32, "cpu", False)
-    assert found.abs().max() == 1 < pipe.draw([0], gens(1), 2).abs().max()
-    expected = torch.cat([pipe.draw([0, 2], gens(1, 2), 2, 3.0), pipe.draw([1], gens(3), 2, 3.0)]).clamp(-1, 1)
+    assert found.abs().max() == 1 < pipe.generate([0], gens(1), 2).abs().max()
+    expected = torch.cat([pipe.generate([0, 2], gens(1, 2), 2, 3.0), pipe.generate([1], gens(3), 2, 3.0)]).clamp(-1, 1)
     assert torch.equal(found, expected)
     own = draw(names, gens(1, 2, 3), **{**settings, "guidance": None})
     assert torch.equal(own, draw(names, gens(1, 2, 3), **{**settings, "guidance": 2.0}))
@@ -225,7 +225,7 @@ def test_latents_are_drawn_in_batches(pipe: Pipe) -> None:
 
 def test_latents_drawn_in_half_precision_are_kept_in_float32(pipe: Pipe) -> None:
     bf16 = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    draw = micro_ddpm.wrap(pipe).draw_latents
+    draw = micro_ddpm.wrap(pipe).generate_latents
     found = draw(["ant"], gens(1), steps=2, guidance=3.0, autocast=bf16)
     exact = draw(["ant"], gens(1), steps=2, guidance=3.0)
     assert found.dtype == torch.float32
@@ -381,7 +381,7 @@ def test_a_new_model_is_what_was_asked_for() -> None:
     schedule = pipe.scheduler.config
     assert (type(pipe.scheduler), schedule.prediction_type) == (DDIMScheduler, "v_prediction")
     assert (schedule.beta_schedule, schedule.timestep_spacing) == ("linear", "trailing")
-    assert pipe.draw([0, 1], gens(0, 1), 1).shape == (2, 12, 8, 12)
+    assert pipe.generate([0, 1], gens(0, 1), 1).shape == (2, 12, 8, 12)
     assert micro_ddpm.model(attention=[]).unet.config.down_block_types == ("DownBlock2D",) * 2
 
 
@@ -540,7 +540,7 @@ def test_a_plain_ddpm_pipeline_opens_with_labels(pipe: Pipe, tmp_path: Path) -> 
         with torch.no_grad():
             out = pipe.unet(x, t, class_labels=torch.tensor([1])).sample
         x = schedule.step(out, t, x, generator=generator).prev_sample
-    torch.testing.assert_close(other.draw([1], gens(4), 3), x)
+    torch.testing.assert_close(other.generate([1], gens(4), 3), x)
     folders.save(locate(tmp_path / "plain", "label"), {}, tmp_path / "out", {})
     again = DDPMPipeline.from_pretrained(tmp_path / "out")
     assert same(again.unet, pipe.unet)

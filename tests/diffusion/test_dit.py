@@ -67,7 +67,7 @@ def test_images_are_the_stock_pipelines(tmp_path: Path, guidance: float | None, 
     model = open_model(locate(tmp_path / "dit"))
     given = {} if guidance is None else {"guidance_scale": guidance}
     stock = model.pipe([7, 999], generator=gens(0, 1), num_inference_steps=3, **given).images
-    mine = model.draw(["class 7", "class 999"], gens(0, 1), steps=3, guidance=guidance)
+    mine = model.generate(["class 7", "class 999"], gens(0, 1), steps=3, guidance=guidance)
     for a, b in zip(mine, stock, strict=True):
         assert np.array_equal(np.asarray(a), np.asarray(b))
 
@@ -76,8 +76,8 @@ def test_images_are_the_stock_pipelines(tmp_path: Path, guidance: float | None, 
 def test_any_samplers_noise_is_of_the_images_own_generator(saved: Path, kind: Any) -> None:
     model = open_model(locate(saved))
     model.pipe.scheduler = kind.from_config(model.pipe.scheduler.config)
-    draw = model.draw(["tench", "corn", "maize"], gens(0, 1, 2), steps=4, guidance=4.0, latents=True)
-    alone = model.draw(["corn"], gens(1), steps=4, guidance=4.0, latents=True)
+    draw = model.generate(["tench", "corn", "maize"], gens(0, 1, 2), steps=4, guidance=4.0, latents=True)
+    alone = model.generate(["corn"], gens(1), steps=4, guidance=4.0, latents=True)
     assert draw.isfinite().all()
     torch.testing.assert_close(draw[1:2], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(draw[1], draw[2], rtol=1e-2)
@@ -85,7 +85,7 @@ def test_any_samplers_noise_is_of_the_images_own_generator(saved: Path, kind: An
 
 def test_another_size_is_refused(model: Model) -> None:
     with pytest.raises(ValueError, match="16×16 alone; got 32×16"):
-        model.draw(["tench"], gens(0), steps=1, guidance=1.0, size=(16, 32))
+        model.generate(["tench"], gens(0), steps=1, guidance=1.0, size=(16, 32))
 
 
 def test_learned_variances_enter_no_loss(model: Model) -> None:

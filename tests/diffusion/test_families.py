@@ -56,7 +56,7 @@ class Row:
     prediction: Callable[[Tensor], Tensor] = lambda x: x
     """As `Family.call` gives it, from what the network gives."""
     given: Mapping[str, Any] = field(default_factory=dict)
-    """What the stock pipeline is told so that it draws as `Family.draw` has it."""
+    """What the stock pipeline is told so that it generates as `Family.generate` has it."""
     guidance: float = 3.0
     """The scale of a generation whose forward passes are those of `call`."""
 
@@ -119,7 +119,7 @@ def generators(count: int) -> list[torch.Generator]:
 
 
 def draw(model: Model, prompts: tuple[str, ...], **given: Any) -> Any:
-    return model.draw(prompts, generators(len(prompts)), **{"steps": 2, "guidance": 3.0, **given})
+    return model.generate(prompts, generators(len(prompts)), **{"steps": 2, "guidance": 3.0, **given})
 
 
 def test_every_family_has_a_row() -> None:
@@ -275,7 +275,7 @@ def test_encoding_undoes_the_stock_pipelines_scale_and_shift(case: Case, monkeyp
 
 def test_an_image_depends_on_its_own_generator_alone(case: Case) -> None:
     both = draw(case.model, case.row.prompts, latents=True)
-    again = case.model.draw(case.row.prompts[::-1], generators(2)[::-1], steps=2, guidance=3.0, latents=True)
+    again = case.model.generate(case.row.prompts[::-1], generators(2)[::-1], steps=2, guidance=3.0, latents=True)
     torch.testing.assert_close(both, again.flip(0), rtol=1e-4, atol=1e-4)
 
 

@@ -37,7 +37,7 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def draw(model: Model, sampler: str | None, picks: tuple[int, ...] = (0, 1, 2), steps: int = 5) -> Tensor:
     generators = [torch.Generator().manual_seed(10 + k) for k in picks]
     asked = [PROMPTS[k] for k in picks]
-    found: Tensor = model.draw(asked, generators, steps=steps, guidance=2.0, sampler=sampler, latents=True)
+    found: Tensor = model.generate(asked, generators, steps=steps, guidance=2.0, sampler=sampler, latents=True)
     return found
 
 

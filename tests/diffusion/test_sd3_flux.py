@@ -67,7 +67,7 @@ def told(model: Model, **given: Any) -> list[dict[str, Any]]:
 def draw(model: Model, **given: Any) -> Tensor:
     """Latents of one prompt."""
     asked = {"steps": 2, "guidance": 3.0, "latents": True, **given}
-    found: Tensor = model.draw(["a cat"], [torch.Generator().manual_seed(0)], **asked)
+    found: Tensor = model.generate(["a cat"], [torch.Generator().manual_seed(0)], **asked)
     return found
 
 

@@ -375,7 +375,7 @@ def test_encode_is_the_scaled_posterior(model: Model, pipe: StableDiffusionPipel
 def test_drawn_latents_decode_to_the_pipelines_pictures(model: Model, pipe: StableDiffusionPipeline) -> None:
     prompts, seeds = ["a cat", "a dog", "a photo of a cat"], (3, 4, 5)
     generators = [image_generator(s, 0) for s in seeds]
-    latents = model.draw_latents(prompts, generators, steps=2, guidance=3.0, batch_size=2)
+    latents = model.generate_latents(prompts, generators, steps=2, guidance=3.0, batch_size=2)
     assert latents.shape == (3, 4, micro.LATENT, micro.LATENT)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample

@@ -14,7 +14,7 @@ from erase.evaluation.image_files import list_images, read_image
 from erase.evaluation.manifest import (
     ManifestRow,
     check_images,
-    drawn_by,
+    generated_by,
     pair_rows,
     read_manifest,
     read_whole,
@@ -271,7 +271,7 @@ def test_only_what_was_asked_for_is_counted(tmp_path: Path) -> None:
     weights = {"unet.safetensors": "ab"}
     generate(Painter(), ROWS, tmp_path, per_prompt=2, settings={"weights": weights})
     rows = read_manifest(tmp_path)
-    assert drawn_by(tmp_path) == weights
+    assert generated_by(tmp_path) == weights
     assert check_images(tmp_path, ROWS, 2, weights) == [tmp_path / row.file for row in rows]
     with pytest.raises(ValueError, match=rf"{len(rows)} images, expected {len(ROWS)}: they cannot be counted"):
         check_images(tmp_path, ROWS, 1)

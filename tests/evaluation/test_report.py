@@ -201,7 +201,7 @@ def test_more_pictures_than_fit_are_told(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{}")
     images(tmp_path / "images" / "erased", 16, each=8)
     parsed = page(write_html(tmp_path))
-    assert len(parsed.images) == 2 * page_images.MAX_COLUMNS == len(report.pictures(tmp_path))
+    assert len(parsed.images) == 2 * page_images.MAX_COLUMNS == len(report.shown_images(tmp_path))
     assert "Shown are 12 of 16 images of each model; all are in images/." in squeeze(parsed.text)
     shutil.rmtree(tmp_path / "images")
     images(tmp_path / "images" / "erased", 8, each=1)
@@ -266,7 +266,7 @@ def test_what_came_through_is_shown_and_hidden_where_it_must_be(run_dir: Path) -
     assert (len(shown.images), "What came through" in plain.text) == (len(plain.images) + 3, False)
     assert {"learned word, 0.png", "learned word, 2.png", "trained again, 0.png"} <= {*shown.labels}
     assert "What came through" in shown.text
-    paths = report.pictures(run_dir)
+    paths = report.shown_images(run_dir)
     assert {folder / "0.png", folder / "2.png"} <= {*paths}
     with pytest.raises(ValueError, match="blur"):  # nothing says that these may be shown
         write_html(run_dir, blur={path: [] for path in paths if "attacks" not in path.parts})
@@ -281,7 +281,7 @@ def test_pictures_are_those_of_the_run_and_blurred_on_request(run_dir: Path) -> 
     base = np.asarray(Image.open(run_dir / "images" / "base" / "0.png"))
     shown = page(write_html(run_dir)).images
     assert np.array_equal(decoded(shown[0]), base)
-    paths = report.pictures(run_dir)
+    paths = report.shown_images(run_dir)
     assert sorted(paths) == sorted((run_dir / "images").glob("*/*.png"))
     parsed = page(write_html(run_dir, blur={path: [(0, 0, 32, 32)] for path in paths}))
     assert "Exposed body parts that the detector found are hidden" in parsed.text

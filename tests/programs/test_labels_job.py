@@ -239,9 +239,11 @@ def test_runs_share_the_images_that_a_model_generates(
 ) -> None:
     """Whatever of them is the same: the forget side of runs with other anchors, not of other guidance."""
     asked: list[int] = []
-    real = Model.draw_latents
+    real = Model.generate_latents
     monkeypatch.setattr(
-        Model, "draw_latents", lambda self, prompts, *a, **k: asked.append(len(prompts)) or real(self, prompts, *a, **k)
+        Model,
+        "generate_latents",
+        lambda self, prompts, *a, **k: asked.append(len(prompts)) or real(self, prompts, *a, **k),
     )
 
     def learned(*words: str, out: str) -> dict[str, torch.Tensor]:
@@ -415,7 +417,7 @@ def test_without_data_the_model_generates_its_own(gather: Callable[..., Any]) ->
     for side in (forget, remain):
         generators = [image_generator(0, n) for n in range(len(side))]
         names = [LABELS[i] for i in side.cond]
-        drawn = model.draw_latents(names, generators, steps=3, guidance=4.0, sampler="ddpm", batch_size=2)
+        drawn = model.generate_latents(names, generators, steps=3, guidance=4.0, sampler="ddpm", batch_size=2)
         assert torch.equal(side.mean, drawn)
     other, _ = gather(*words, "seed=1", data=None, model=model, forget=(2,))
     assert not torch.equal(other.mean, forget.mean)
@@ -518,8 +520,10 @@ def test_images_of_the_base_and_of_a_retrained_model_are_copied(
 ) -> None:
     """By a run of another target too: only the order of the rows is another."""
     drawn: list[str] = []
-    draw = Model.draw
-    monkeypatch.setattr(Model, "draw", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k))
+    draw = Model.generate
+    monkeypatch.setattr(
+        Model, "generate", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k)
+    )
     taken = [
         f"eval.{key}={label_run}/images/{name}" for key, name in (("base", "base"), ("retrained_base", "retrained"))
     ]

@@ -318,7 +318,7 @@ def test_given_images_take_the_place_of_generated_ones(
     forget = write_images(tmp_path / "forget", "a cat")
     remain = write_images(tmp_path / "remain", "a dog", "a boat", name="metadata.jsonl")
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "draw_latents", stop)
+        patch.setattr(Model, "generate_latents", stop)
         lesson = text_runs.job(*QUICK, f"forget.images={forget}", f"remain.images={remain}").lesson()
     gone, kept = lesson.forget, lesson.remain
     assert (len(gone), len(kept)) == (2, 4)
@@ -351,7 +351,7 @@ def test_images_that_a_redirect_is_learned_on(text_runs: Runner, pictures: str) 
     def embed(prompts: list[str]) -> dict[str, torch.Tensor]:
         return {"text": torch.tensor([names.index(p) for p in prompts])}
 
-    model: Any = SimpleNamespace(draw_latents=draw, embed=embed)
+    model: Any = SimpleNamespace(generate_latents=draw, embed=embed)
     config = text_runs.config(*words)
     forget, remain, null = cache(config, make_plan(config), model, Precision("no", torch.device("cpu")))
     assert forget is not None
@@ -458,9 +458,9 @@ def test_only_images_that_a_method_learns_from_are_generated(
 ) -> None:
     words, forgets, remains = METHODS[name]
     drawn: list[str] = []
-    draw = Model.draw_latents
+    draw = Model.generate_latents
     monkeypatch.setattr(
-        Model, "draw_latents", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k)
+        Model, "generate_latents", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k)
     )
     job = text_runs.job(*QUICK, *words)
     lesson = job.lesson()
@@ -511,13 +511,13 @@ def test_steps_begin_at_the_closed_form_and_lead_to_what_the_model_was(text_runs
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Prompt and seed of whatever is generated to learn from."""
     found: list[tuple[str, int]] = []
-    draw = Model.draw_latents
+    draw = Model.generate_latents
 
     def record(self: Model, words: list[str], generators: list[torch.Generator], **given: Any) -> torch.Tensor:
         found.extend(zip(words, [g.initial_seed() for g in generators], strict=True))
         return draw(self, words, generators, **given)
 
-    monkeypatch.setattr(Model, "draw_latents", record)
+    monkeypatch.setattr(Model, "generate_latents", record)
     return found
 
 

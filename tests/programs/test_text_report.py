@@ -17,7 +17,7 @@ from erase.diffusion.model import Model
 from erase.engine.saliency import load_mask
 from erase.evaluation import classes, detections, nudity, report
 from erase.evaluation.axes import axes_of
-from erase.evaluation.manifest import drawn_by, read_manifest
+from erase.evaluation.manifest import generated_by, read_manifest
 from erase.evaluation.page.names import name_of
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.run import Learned
@@ -91,7 +91,7 @@ def test_images_are_blurred_without_a_count_of_nudity(
 def count_again(text_runs: Runner, out: Path, text_run: Path, *words: str) -> Any:
     """Count a run's images anew, as by the weights that the finished run had, and write the page."""
     job = text_runs.job(*COUNTED, *words, out=out)
-    job.weights = {name: drawn_by(text_run / "images" / name) for name in ("base", "erased")}
+    job.weights = {name: generated_by(text_run / "images" / name) for name in ("base", "erased")}
     result = job.report(Learned({}, None, {"erase_s": 1.0}))
     (out / "report.json").write_text(json.dumps(result))
     job.page()
@@ -397,8 +397,10 @@ def test_base_images_of_an_earlier_run_are_copied(
 ) -> None:
     """What the earlier run has not is generated; other settings or weights are refused."""
     drawn: list[str] = []
-    draw, base = Model.draw, text_run / "images/base"
-    monkeypatch.setattr(Model, "draw", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k))
+    draw, base = Model.generate, text_run / "images/base"
+    monkeypatch.setattr(
+        Model, "generate", lambda self, words, *a, **k: drawn.extend(words) or draw(self, words, *a, **k)
+    )
     words = ("forget.prompts=a photo of a dog", "forget.anchors=a photo of a cat", "eval.classifier=null")
     words = (*words, f"eval.base={base}", "eval.prompts=[a boat, {work}/set.csv]")
     job = text_runs.job(*words, out=tmp_path)

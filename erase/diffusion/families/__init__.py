@@ -107,7 +107,7 @@ class Family(Protocol):
         Packing, position ids, guidance embedding and learned variances are the family's own affair, and stay in here.
         """
 
-    def draw(
+    def generate(
         self,
         pipe: Any,
         condition: Condition,
@@ -156,7 +156,7 @@ class LabelFamily(Family, Protocol):
         """Channels, height and width of an image, in pixels."""
 
     def guidance(self, pipe: Any) -> float:
-        """The guidance scale that `draw` uses if it is given None."""
+        """The guidance scale that `generate` uses if it is given None."""
 
 
 def family(name: str) -> Family:

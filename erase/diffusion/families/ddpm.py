@@ -155,7 +155,7 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     return out
 
 
-def draw(
+def generate(
     pipe: Any,
     condition: Condition,
     null: Condition | None,
@@ -169,7 +169,7 @@ def draw(
     """By the pipeline's sampler."""
     numbers = condition["label"].tolist()
     if latents:
-        return pipe.draw(numbers, generators, steps, guidance).float().clamp(-1, 1)
+        return pipe.generate(numbers, generators, steps, guidance).float().clamp(-1, 1)
     return pipe(numbers, generators, steps, guidance).images
 
 

@@ -136,7 +136,7 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
 
 
 @torch.no_grad()
-def draw(
+def generate(
     pipe: Any,
     condition: Condition,
     null: Condition | None,

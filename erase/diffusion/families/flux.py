@@ -123,7 +123,7 @@ def _unpack(packed: Tensor, rows: int, columns: int) -> Tensor:
     return F.pixel_shuffle(packed.transpose(1, 2).reshape(len(packed), -1, rows, columns), 2)
 
 
-def draw(
+def generate(
     pipe: Any,
     condition: Condition,
     null: Condition | None,

@@ -126,7 +126,7 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     return out[:, : x.shape[1]]
 
 
-def draw(
+def generate(
     pipe: Any,
     condition: Condition,
     null: Condition | None,

@@ -88,7 +88,7 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     return out
 
 
-def draw(
+def generate(
     pipe: Any,
     condition: Condition,
     null: Condition | None,

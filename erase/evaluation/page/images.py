@@ -27,7 +27,7 @@ LONGEST = 14
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageImage:
     """An image of the page."""
 
     source: str
@@ -44,7 +44,7 @@ class Block:
     side: str
     columns: tuple[tuple[str, str], ...]
     """Heading and, in a block of several prompts, side of each."""
-    rows: tuple[tuple[str, tuple[Picture, ...]], ...]
+    rows: tuple[tuple[str, tuple[PageImage, ...]], ...]
 
     @property
     def word(self) -> int:
@@ -63,7 +63,7 @@ def chosen_columns(columns: Sequence[Column]) -> list[tuple[str, list[int]]]:
     return [(prompt, numbers[:MAX_COLUMNS]) for prompt, numbers in parts[:MAX_BLOCKS]]
 
 
-def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) -> tuple[list[Block], str]:
+def image_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) -> tuple[list[Block], str]:
     """The images that the page shows, and a word on those that it does not."""
     folders = image_folders(run_dir)
     if not folders:
@@ -94,7 +94,7 @@ def picture_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) 
 
 def came_through(
     run_dir: Path, found: Sequence[tuple[str, Sequence[str]]], blur: Blur | None
-) -> list[tuple[str, list[Picture]]]:
+) -> list[tuple[str, list[PageImage]]]:
     """Images that attacks brought back, a row for each attack; of a run whose images are gone, none."""
     rows = [(name, [run_dir / path for path in paths if (run_dir / path).is_file()]) for name, paths in found]
     every = [path for _, paths in rows for path in paths]
@@ -117,7 +117,7 @@ def _side(prompt: str, report: Mapping[str, Any]) -> str:
     return {"form": "another form", "earlier": "forgotten earlier"}.get(str(side), "")
 
 
-def encode(folders: Sequence[Path], paths: Sequence[Path], blur: Blur | None) -> dict[Path, Picture]:
+def encode(folders: Sequence[Path], paths: Sequence[Path], blur: Blur | None) -> dict[Path, PageImage]:
     """Images of some folders as data within a page, as large as the budget allows, still without their `alt`.
 
     Raises:
@@ -139,7 +139,7 @@ def encode(folders: Sequence[Path], paths: Sequence[Path], blur: Blur | None) ->
         else:
             break
     return {
-        path: Picture(f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", "", *size)
+        path: PageImage(f"data:image/{form};base64,{base64.b64encode(data).decode('ascii')}", "", *size)
         for path, (form, data, size) in found.items()
     }
 

@@ -33,7 +33,7 @@ def probed(name: ProbeName, target: Target, numbers: dict[str, Any]) -> None:
     null = condition.to({leaf: x[:1] for leaf, x in told.items()}, model.device)
     draw = target.config.draw
     scale = 1.0 if draw.guidance is None else draw.guidance
-    path = probes.Path(model.denoiser(null if model.has_null else None), draw.steps, scale, target.precision.drawing)
+    path = probes.Path(model.denoiser(null if model.has_null else None), draw.steps, scale, target.precision.sampling)
 
     def sample(
         prompts: list[str],

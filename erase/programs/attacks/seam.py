@@ -21,9 +21,9 @@ from erase.engine.precision import Precision
 from erase.evaluation.generate import Sampler
 from erase.evaluation.manifest import images_of
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.images import draw_pictures, draw_settings
+from erase.programs.images import generate_images, sampling_settings
 from erase.programs.progress import bar
-from erase.programs.text.drawing import draw_rows, drawn_latents
+from erase.programs.text.images import generate_rows, generated_latents
 from erase.programs.text.judge import share
 from erase.programs.text.judges.seam import Judge
 from erase.programs.text.plan import Plan
@@ -84,7 +84,7 @@ class Target:
             made: what they depend on besides the weights.
         """
         made = {**self.made, **made}
-        draw_rows(self.config, rows, images, self.model, self.precision, folder, self.resume, made)
+        generate_rows(self.config, rows, images, self.model, self.precision, folder, self.resume, made)
         return self.judge.judge(images_of(folder), [row for row in rows for _ in range(images)]).shows
 
     def share(self, shown: Sequence[bool], *folders: Path) -> dict[str, Any]:
@@ -102,9 +102,14 @@ class Target:
         self, sample: Sampler, rows: Sequence[PromptRow], folder: Path, made: Mapping[str, Any]
     ) -> list[bool]:
         """As `shows`, of one image a row that `sample` makes."""
-        settings = {**self.made, **made, "draw": draw_settings(self.config.draw), "precision": self.config.precision}
+        settings = {
+            **self.made,
+            **made,
+            "draw": sampling_settings(self.config.draw),
+            "precision": self.config.precision,
+        }
         size = self.config.draw.batch_size
-        draw_pictures(sample, rows, folder, images=1, batch_size=size, resume=self.resume, settings=settings)
+        generate_images(sample, rows, folder, images=1, batch_size=size, resume=self.resume, settings=settings)
         return self.judge.judge(images_of(folder), rows).shows
 
     def again(self) -> Model:
@@ -137,7 +142,7 @@ def concept_images(config: SdConfig, plan: Plan, model: Model, precision: Precis
         prompts, std = plan.forget, None
         words = [prompts[k % len(prompts)] for k in range(config.attack.count)]
         samples = [ATTACKER + k // len(prompts) for k in range(config.attack.count)]
-        mean = drawn_latents(config, model, precision, words, samples, "attacker's")
+        mean = generated_latents(config, model, precision, words, samples, "attacker's")
     distinct = list(dict.fromkeys(words))
     index = torch.tensor([distinct.index(word) for word in words])
     return Images(LatentSet(mean, index, model.embed(distinct), std), words)

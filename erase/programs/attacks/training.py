@@ -14,7 +14,7 @@ from erase.diffusion.lora.train import check_peft
 from erase.diffusion.model import Model, open_model
 from erase.programs.attacks.seam import ATTACKER, Target
 from erase.programs.text.data import in_turn
-from erase.programs.text.drawing import drawn_latents
+from erase.programs.text.images import generated_latents
 from erase.programs.text.plan import Plan
 
 TrainingName = Literal["relearn", "relearn_lora", "benign"]
@@ -55,7 +55,7 @@ def other_images(target: Target) -> LatentSet:
     asked = in_turn(prompts, config.attack.count)
     words, samples = [word for word, _ in asked], [ATTACKER + sample for _, sample in asked]
     base = open_model(target.base, target.accelerator.device, target.precision.name)
-    mean = drawn_latents(config, base, target.precision, words, samples, "benign")
+    mean = generated_latents(config, base, target.precision, words, samples, "benign")
     distinct = list(dict.fromkeys(words))
     index = torch.tensor([distinct.index(word) for word in words])
     return LatentSet(mean, index, base.embed(distinct))

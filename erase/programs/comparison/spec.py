@@ -146,7 +146,7 @@ def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:
 
 
 def reusable(run: Run) -> dict[str, tuple[str, str]]:
-    """Pictures that runs share: the setting that takes them, their folder's name, and what they depend on."""
+    """Images that runs share: the setting that takes them, their folder's name, and what they depend on."""
     settings = run.settings
     alike = [settings.get("draw"), settings.get("precision"), run.seed]
     found = {"base": ("base", json.dumps(["base", settings.get("model"), *alike]))}

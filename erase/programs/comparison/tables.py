@@ -50,8 +50,8 @@ def write(
     files.write_text(out / "table.csv", buffer.getvalue())
     fronts = {target: [m for m, t in best if t == target] for target in dict.fromkeys(t for _, t in best)}
     files.write_json(out / "results.json", {"schema": 1, "runs": list(results), "front": fronts})
-    if picture := plot(own, axes, best):
-        files.write_text(out / "forgetting.svg", picture)
+    if image := plot(own, axes, best):
+        files.write_text(out / "forgetting.svg", image)
 
 
 def table(

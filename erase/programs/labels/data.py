@@ -17,7 +17,7 @@ from erase.diffusion.model import Model
 from erase.engine.backend import map_batch, seeded
 from erase.engine.precision import Precision
 from erase.evaluation import generate
-from erase.programs.images import drawn_data, kept_at
+from erase.programs.images import generated_data, kept_at
 from erase.programs.labels.plan import Plan
 from erase.store.labelled import scaled
 
@@ -48,19 +48,21 @@ def gather(
         generators = [generate.image_generator(config.seed, n) for n in range(len(words))]
 
         def draw(part: slice) -> Tensor:
-            return diffuser.draw_latents(
+            return diffuser.generate_latents(
                 [plan.labels[i] for i in words[part]],
                 generators[part],
                 steps=config.draw.steps,
                 guidance=config.draw.guidance,
                 sampler=config.draw.sampler,
                 batch_size=config.draw.batch_size,
-                autocast=precision.drawing,
+                autocast=precision.sampling,
             )
 
         scale = diffuser.guidance if config.draw.guidance is None else config.draw.guidance
         kept = kept_at(config, diffuser, words, scale, diffuser.has_null)
-        return LatentSet(drawn_data(draw, len(words), config.draw.batch_size, what, kept), torch.tensor(words), table)
+        return LatentSet(
+            generated_data(draw, len(words), config.draw.batch_size, what, kept), torch.tensor(words), table
+        )
 
     if fresh:
         return None, side(plan.remain, config.remain.count, "remain")

@@ -21,12 +21,12 @@ from erase.evaluation import detections, detector, grid, manifest, report
 from erase.evaluation.people import may_show_people
 from erase.programs import saving
 from erase.programs.folder import first_line
-from erase.programs.images import draw_pictures, sampler_of
+from erase.programs.images import generate_images, sampler_of
 from erase.programs.inputs import check_guidance, denoising, learning_of, sides_read, with_dropout
 from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
-from erase.programs.labels.report import AXES, FOLDERS, GOALS, drawn_rows, make_report, summarise, why_unjudged
+from erase.programs.labels.report import AXES, FOLDERS, GOALS, image_rows, make_report, summarise, why_unjudged
 from erase.programs.rehearsal import rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 
@@ -134,9 +134,9 @@ class Job:
             "precision": config.precision,
             "scheduler": type(model.scheduler(config.draw.sampler)).__name__,
         }
-        draw_pictures(
+        generate_images(
             sampler_of(model, config.draw, setting.precision),
-            drawn_rows(config, self.plan),
+            image_rows(config, self.plan),
             setting.images(name),
             images=config.eval.images,
             batch_size=config.draw.batch_size,

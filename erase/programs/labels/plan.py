@@ -23,7 +23,7 @@ from erase.store.class_names import class_names, class_number, short
 from erase.store.labelled import LabelledImages, read_labelled
 
 LEAST = 6
-"""Pictures of a label: coverage looks at five neighbours, and no outcome of five pairs is beyond chance."""
+"""Images of a label: coverage looks at five neighbours, and no outcome of five pairs is beyond chance."""
 
 
 @dataclass(frozen=True)

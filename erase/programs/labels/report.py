@@ -31,7 +31,7 @@ NOTHING = 1e-6
 """A Fréchet distance that is rounding: a set's to itself."""
 
 
-def drawn_rows(config: DdpmConfig, plan: Plan) -> list[PromptRow]:
+def image_rows(config: DdpmConfig, plan: Plan) -> list[PromptRow]:
     """The rows of every model's images."""
     return [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
 
@@ -66,7 +66,7 @@ def make_report(
     for key, what in FOLDERS.items():
         folder = out / "images" / what
         if distributed.on_main(folder.is_dir):
-            paths = manifest.check_images(folder, drawn_rows(config, plan), config.eval.images, drawn.get(what))
+            paths = manifest.check_images(folder, image_rows(config, plan), config.eval.images, drawn.get(what))
             seen[key] = classified(paths, judge, features=True)
     real, real_labels = reference(config, plan, judge, seen)
     asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]

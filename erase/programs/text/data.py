@@ -17,7 +17,7 @@ from erase.diffusion.nearness import nearness
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.programs.settings import near_images
-from erase.programs.text.drawing import drawn_latents
+from erase.programs.text.images import generated_latents
 from erase.programs.text.plan import Plan, own_of
 
 
@@ -89,7 +89,7 @@ def cache(
             mean, std = encode_in_batches(items, diffuser.encode, diffuser.resolution)
             return [item.prompt for item in items], mean, std
         words, samples = [word for word, _ in asked], [sample for _, sample in asked]
-        return words, drawn_latents(config, diffuser, precision, words, samples, what), None
+        return words, generated_latents(config, diffuser, precision, words, samples, what), None
 
     forget_words: list[str] = []
     means: list[Tensor] = []

@@ -29,7 +29,7 @@ from erase.programs.rehearsal import in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.settings import near_images
 from erase.programs.text.data import remain_samples
-from erase.programs.text.drawing import draw_rows
+from erase.programs.text.images import generate_rows
 from erase.programs.text.judge import calibrate, check_evaluators, judges_of, why_unjudged
 from erase.programs.text.judges.nudity import hides, look_for_nudity
 from erase.programs.text.lesson import make_lesson, read_sides, readable
@@ -164,7 +164,9 @@ class Job:
             model.remember([*self.plan.words, *(row.prompt for row in self.plan.rows), ""])
             made = {"weights": self.weights[name]}
             where, resume = setting.images(name), setting.resume
-            draw_rows(config, self.plan.rows, config.eval.images, model, setting.precision, where, resume, made, reuse)
+            generate_rows(
+                config, self.plan.rows, config.eval.images, model, setting.precision, where, resume, made, reuse
+            )
 
     def lesson(self) -> Lesson:
         """Latents and conditions of both sides; encoders and VAE are then given up."""

@@ -17,7 +17,7 @@ from erase.engine.loop import Probe
 from erase.engine.precision import Precision
 from erase.evaluation.manifest import images_of
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.text.drawing import draw_rows
+from erase.programs.text.images import generate_rows
 from erase.programs.text.judges.seam import Judge
 from erase.programs.text.plan import Plan
 
@@ -41,7 +41,7 @@ def look_between_steps(
             return None
         work = Path(distributed.on_main(lambda: tempfile.mkdtemp(prefix=".until.", suffix=".tmp", dir=out)))
         folder = work / f"after step {done}"
-        draw_rows(config, rows, 1, diffuser, precision, folder, False, {})
+        generate_rows(config, rows, 1, diffuser, precision, folder, False, {})
         found = judge.judge(images_of(folder), rows)
         distributed.on_main(lambda: shutil.rmtree(work))
         forget = sum(found.shows[: wanted.images]) / wanted.images

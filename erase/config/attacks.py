@@ -121,7 +121,7 @@ class HalfNoised:
     noise: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The amount of noise, as a share of the schedule."""
     prompt: str | None = ""
-    """The prompt meanwhile: the empty prompt, a text, or null for each image's own prompt."""
+    """The prompt with which images are denoised: the empty prompt, a text, or null for each image's own prompt."""
     images: Positive = 16
     """Number of images of the concept (at most `attack.count`)."""
 
@@ -134,7 +134,7 @@ class Inpaint:
     hidden: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the area that is hidden."""
     prompt: str | None = None
-    """The prompt meanwhile, as for `half_noised`."""
+    """The prompt with which images are completed, as for `half_noised`."""
     images: Positive = 16
     """Number of images of the concept (at most `attack.count`)."""
 
@@ -175,7 +175,7 @@ class RelearnLora:
     at: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [5, 10, 20])
     """Steps after which images are generated and judged; training ends after the last one."""
     parameters: str = "xattn"
-    """The weights that the LoRA is of: see `train.parameters`. Those that a LoRA cannot carry are left out."""
+    """The weights that the LoRA changes: see `train.parameters`. Those that a LoRA cannot change are left out."""
     rank: Positive = 4
     """Rank of the LoRA."""
     lr: Rate = 1e-4

@@ -73,7 +73,7 @@ class Train:
     rank `lora.rank`), which needs less memory. Masks are then of B; A, which has no gradient at first, is not masked.
     Needs peft."""
     lora_safe: bool = False
-    """Whether only those of `parameters` learn that a LoRA can carry: no biases, no norms."""
+    """Whether only weights that a LoRA can change learn: no biases and no norms."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = 0.1
     """Condition dropout of the remain loss. Null is 0.1 where the model has an empty condition, else 0."""
     network_dropout: bool = False

@@ -49,8 +49,9 @@ class Forget:
     """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. Those that the model's weight
     file records are added."""
     start: Literal["model", "uce"] = "model"
-    """Where the steps begin: at the model as it is (`model`), or at UCE's closed form for the forget prompts (`uce`),
-    for which weights that read text must learn. What a redirect leads to is the model's own prediction in both."""
+    """Where the steps begin: at the model as it is (`model`), or after UCE on the forget prompts (`uce`), for which
+    `train.parameters` must include the weights that read text. A redirect leads to the model's own prediction in both
+    cases."""
     images: Path | None = None
     """A folder of images to use instead of generated ones. If they have captions, these must be among
     `forget.prompts`."""
@@ -89,8 +90,8 @@ class Remain:
     count: Positive = 4
     """Number of images for each prompt, where `total` is not set; with `near`, for each near prompt."""
     total: Positive | None = None
-    """Number of generated images in all, spread over the prompts by lot: some prompts have none where there are more
-    prompts than that."""
+    """Number of generated images in all, spread over the prompts at random. If there are more prompts than images,
+    some prompts have none."""
     near: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The share of `total` for the prompts that are nearest to a forgotten one, `count` images for each; the rest is
     spread over the others. Erasing harms near concepts most. Nearness is the cosine of the model's own text embeddings,

@@ -98,12 +98,7 @@ def fisher_diagonal(
         ValueError: for no batches, draws < 1, an unknown `per`, a clip that is not positive, gradients that are not
             finite, or a checkpoint of another diagonal.
     """
-    if per not in ("sample", "batch"):  # that of images has a function of its own
-        raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1; got {draws}")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be > 0 or left out; got {clip}")
+    _check(per, draws, clip)
     meta = {} if clip is None else {"clip": repr(clip)}
     net = backend.net
     params = trainable(net)
@@ -142,13 +137,16 @@ def fisher_diagonal(
             done += size
             if progress is not None:
                 progress(done)
-    sums.gather(last=True)
-    if sums.count == 0:
-        raise ValueError("fisher_diagonal got no batches")
-    average(sums.named, sums.count.item())
-    for name, value in sums.named.items():
-        sums.named[name] = as_shard(value.float(), params[name])
-    return Fisher(named=sums.named, per=per, count=int(sums.count), meta=meta)
+    return Fisher(named=sums.means(), per=per, count=int(sums.count), meta=meta)
+
+
+def _check(per: Per, draws: int, clip: float | None) -> None:
+    if per not in ("sample", "batch"):  # that of images has a function of its own
+        raise ValueError(f"per must be 'sample' or 'batch'; got {per!r}")
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be > 0 or left out; got {clip}")
 
 
 class _Sums:
@@ -206,6 +204,20 @@ class _Sums:
         if self._rank and not last:
             for part in parts:
                 part.zero_()
+
+    def means(self) -> dict[str, Tensor]:
+        """The means over all processes, float32; the sums are used up.
+
+        Raises:
+            ValueError: if nothing was added, or what was is not finite.
+        """
+        self.gather(last=True)
+        if self.count == 0:
+            raise ValueError("fisher_diagonal got no batches")
+        average(self.named, self.count.item())
+        for name, value in self.named.items():
+            self.named[name] = as_shard(value.float(), self.params[name])
+        return self.named
 
 
 def mean_gradient(

@@ -69,7 +69,7 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
         ValueError: for a folder that holds something else, or runs with other settings.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: --out names a folder")
+        raise ValueError(f"{out} is a file: give a folder as --out")
     if files.in_use(out) and not (out / "compare.json").exists():
         raise ValueError(f"{out} holds files that are not of a comparison: choose another --out")
     begun: dict[str, Any] = {}

@@ -90,7 +90,7 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
                 )
         return
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: --out names a folder")
+        raise ValueError(f"{out} is a file: give a folder as --out")
     if files.in_use(out):
         raise ValueError(
             f"{out} holds no run to resume: choose another --out"

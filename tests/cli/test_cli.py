@@ -221,7 +221,7 @@ def test_settings(erase: Erase) -> None:
         (["sd", "none.yaml"], "no preset file 'none.yaml'"),
         (["sd", "sd_photos_sfron", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
         (["sd", "sd_photos_sfron", "train.steps=x"], "train.steps: "),
-        (["sd", "sd_photos_sfron", "model=none"], "no model 'none': not a folder, not a hub id"),
+        (["sd", "sd_photos_sfron", "model=none"], "no model 'none': give a folder, a hub id"),
         (["sd", "sd_photos_sfron", "method.name=sfro"], "no method 'sfro'; did you mean sfron"),
         (["sd", "sd_photos_sfron", "eval.prompts=none.csv"], "no prompt set file 'none.csv'"),
         (
@@ -763,7 +763,7 @@ def test_comparisons_refuse(
     )
     for both in ((), (*known, "--inception", "none.pt")):
         said = erase("eval", "fidelity", base, erased, *both, *out).said
-        assert said.startswith("give one of --classifier")
+        assert said.startswith("give either --classifier")
     said = erase("eval", "fidelity", base, erased, "--inception", tmp_path / "none.pt", *out).said
     assert "none.pt: no such file; FID and KID need the Inception network" in said
     # the prompts of two pictures are swapped

@@ -673,7 +673,7 @@ def test_names_that_do_not_fit_are_refused(copy: Path) -> None:
 
 def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "none", "none"):
-        refused(rf"no model '{name}': not a folder, not a hub id", lambda name=name: locate(name, "label"))
+        refused(rf"no model '{name}': give a folder, a hub id", lambda name=name: locate(name, "label"))
     refused("model 'nobody/nothing' is not a folder", lambda: locate("nobody/nothing", "label"))
     refused(
         "model_index.json is a file; a model is a diffusers folder, a hub id, or one of",

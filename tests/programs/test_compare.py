@@ -413,7 +413,7 @@ def test_a_run_that_was_never_begun_may_change() -> None:
 
 def test_a_file_is_no_folder_for_a_comparison() -> None:
     Path("out").write_text("x")
-    with pytest.raises(ValueError, match=r"^--out out is a file"):
+    with pytest.raises(ValueError, match=r"^out is a file"):
         compare(Program())
 
 

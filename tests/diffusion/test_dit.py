@@ -84,7 +84,7 @@ def test_any_samplers_noise_is_of_the_images_own_generator(saved: Path, kind: An
 
 
 def test_another_size_is_refused(model: Model) -> None:
-    with pytest.raises(ValueError, match="16×16 alone; got 32×16"):
+    with pytest.raises(ValueError, match="16×16; got 32×16"):
         model.generate(["tench"], gens(0), steps=1, guidance=1.0, size=(16, 32))
 
 

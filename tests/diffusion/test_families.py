@@ -36,6 +36,7 @@ from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import FAMILIES
 from erase.diffusion.model import Model, open_model
+from erase.diffusion.nearness import nearness
 from erase.diffusion.parameters import Learning
 from erase.diffusion.process import Discrete, Flow
 from erase.programs import saving
@@ -190,6 +191,16 @@ def test_noise_and_target_are_the_schedulers(case: Case) -> None:
     torch.testing.assert_close(noisy, stock.scale_noise(z0, stock.timesteps, noise), rtol=1e-6, atol=1e-6)
     sigma = t.double().view(-1, *[1] * (z0.ndim - 1))
     torch.testing.assert_close(noisy + (0 - sigma) * target, z0)  # one Euler step from σ to 0
+
+
+def test_a_prompt_is_nearest_to_itself(case: Case) -> None:
+    """By whatever the family embeds of it."""
+    first, second = case.row.prompts
+    if case.model.family.CONDITION == "label":
+        return
+    found = nearness(case.model.embed, [second, first, ""], [first])
+    assert found[1] == pytest.approx(1)
+    assert max(found[0], found[2]) < found[1] - 1e-5  # micro encoders of random weights tell little apart
 
 
 def test_training_needs_neither_vae_nor_encoders(case: Case) -> None:

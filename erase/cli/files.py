@@ -92,7 +92,7 @@ def convert(
     typer.echo(f"{done.tensors} tensors in {out}")
     for what, names in (
         ("kept in leftovers.safetensors, because no part of a pipeline has them", done.leftovers),
-        ("left out, because they have no place there", done.left_out),
+        ("left out, because the other form has no place for them", done.left_out),
     ):
         if names:
             typer.echo(f"{what}: {', '.join(names[:12])}{f' … ({len(names)})' if len(names) > 12 else ''}")

@@ -327,7 +327,7 @@ def summary(real: Features, fake: Features, k: int = 5) -> dict[str, Any]:
     if min(N, M) <= D:
         warnings.append(f"{min(N, M)} images for {D} feature dimensions: the Fréchet distance is too large by far")
     if N != M:
-        warnings.append(f"{N} real and {M} fake images: compare only with numbers of the same counts")
+        warnings.append(f"{N} real and {M} fake images: compare only with results from equal numbers of images")
     names = ("fid", "kid") if real.model_sha256 == INCEPTION_SHA256 else ("frechet", "kernel")
     return {
         names[0]: frechet(real.values, fake.values),

@@ -75,7 +75,7 @@ def generate(
     named = file or "PROMPTS"
     if reads_text:  # before the model is loaded
         if file is None and len(rows) > 2 and not any(" " in row.prompt for row in rows):
-            say(f"note: {len(rows)} prompts of a word each; a prompt of several words is one in quotes")
+            say(f"note: got {len(rows)} prompts of one word each; put a prompt of several words in quotes")
         for number, row in enumerate(rows, 1):
             text.check_size(row.width, row.height, f"{named}: row {number}", known.STRIDE)
     found = open_model(source, device, wanted.precision)

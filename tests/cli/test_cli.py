@@ -803,7 +803,7 @@ def test_convert(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     (folder / "notes.txt").touch()
     assert erase("convert", folder, tmp_path / "c.safetensors").out.splitlines() == [
         f"{count + 1} tensors in {tmp_path / 'c.safetensors'}",
-        "left out, because they have no place there: notes.txt",
+        "left out, because the other form has no place for them: notes.txt",
     ]
     assert same(load_file(tmp_path / "c.safetensors"), load_file(file))
 

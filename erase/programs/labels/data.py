@@ -78,7 +78,7 @@ def gather(
             if by_lot:
                 for label in plan.forget:
                     lots[label] = far(apart[label])
-                    say(f"{plan.labels[label]} is led to {', '.join(plan.labels[i] for i in lots[label])}")
+                    say(f"{plan.labels[label]} becomes one of {', '.join(plan.labels[i] for i in lots[label])}")
             if config.remain.share == "near":
                 remain = leaning(remain, list(apart.values()))
     return forgotten(config, plan, lots, side) if wanted[0] else None, remain

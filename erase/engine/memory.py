@@ -178,7 +178,7 @@ def _mark_backward(made: Made, marked: tuple[int, Any], block: nn.Module, args: 
     """
     for given in out if isinstance(out, tuple) else (out,):
         if isinstance(given, Tensor) and given.requires_grad:
-            given.register_hook(lambda grad: made.mark(*marked))
+            given.register_hook(lambda grad: made.mark(*marked))  # type: ignore[no-untyped-call]
             return
 
 

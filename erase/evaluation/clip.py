@@ -28,6 +28,8 @@ from erase.store import hub
 SCALE = "100 × cosine"
 KINDS = ("clip", "siglip")
 """Values of `model_type` that can be loaded."""
+AT_ONCE = 8192
+"""Images that are compared with their prompts at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +208,18 @@ def scores(clip: Clip, images: Floats, prompts: Sequence[str]) -> list[float]:
     """
     if len(images) != len(prompts):
         raise ValueError(f"got {len(images)} images and {len(prompts)} prompts, expected one prompt for each image")
-    return [float(v) for v in 100 * (images * text_features(clip, prompts)).sum(axis=1)]
+    return [float(v) for v in 100 * cosines(clip, images, prompts)]
+
+
+def cosines(clip: Clip, images: Floats, prompts: Sequence[str]) -> Floats:
+    """`[N]`, the cosine of each image and its prompt; beside `images` little is in memory."""
+    distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    texts, index = text_features(clip, list(distinct)), np.array([distinct[prompt] for prompt in prompts])
+    found = np.empty(len(images))
+    for start in range(0, len(images), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        found[some] = (images[some] * texts[index[some]]).sum(axis=1)
+    return found
 
 
 def score_change(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> Difference | None:

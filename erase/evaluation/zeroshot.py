@@ -16,7 +16,7 @@ import numpy as np
 
 from erase.evaluation.axes import Floats
 from erase.evaluation.classes import places, score
-from erase.evaluation.clip import Clip, text_features
+from erase.evaluation.clip import Clip, cosines, text_features
 
 OTHER = "something else"
 """An alternative in any case, unless alternatives are named."""
@@ -71,7 +71,7 @@ def look(clip: Clip, images: Floats, texts: Texts, prompts: Sequence[str]) -> Se
         )
     known = [*texts.concept, *texts.alternatives]
     features, columns = text_features(clip, known), places(known)
-    own = (images * text_features(clip, prompts)).sum(axis=1)
+    own = cosines(clip, images, prompts)
     naming = np.array([text != OTHER or texts.alternatives == (OTHER,) for text in known])
     seen = Seen([], [], [])
     at_once = max(1, AT_ONCE // len(known))

@@ -107,9 +107,9 @@ class ZeroShot:
         numbers["forget_shows"] = classes.shares([seen.best[i] for i, side in enumerate(sides) if side == "forget"])
         scores: dict[str, list[tuple[str, float]]] = {}
         if remain:
-            asked = [prompts[i] for i in remain]
-            numbers["score"] = clip.clip_score(self.model, features[remain], asked)
-            scores["clip_score"] = list(zip(asked, clip.scores(self.model, features[remain], asked), strict=True))
+            asked, staying = [prompts[i] for i in remain], features[remain]
+            numbers["score"] = clip.clip_score(self.model, staying, asked)
+            scores["clip_score"] = list(zip(asked, clip.scores(self.model, staying, asked), strict=True))
         return Counted(numbers, outcomes, scores)
 
 

@@ -14,7 +14,7 @@ import emoji_models as nets
 import emoji_world as data
 import numpy as np
 import torch
-from emoji_generators import read_latents
+from emoji_generators import read_latents, transformer_modules, unet_modules
 from emoji_judges import settle, text_heads, texts_of
 from emoji_training import Kit, restored
 from torch import Tensor
@@ -77,11 +77,12 @@ def write_sd(kit: Kit, folder: Path) -> None:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     tokenizer, first, _ = texts_of(kit)
+    found = trained(kit, "unet", unet_modules(kit, first))
     parts = {
         "vae": scaled_vae(kit),
-        "text_encoder": nets.without_projection(first),
+        "text_encoder": found["text"],
         "tokenizer": tokenizer,
-        "unet": trained(kit, "unet", nets.new_unet()),
+        "unet": found["unet"],
         "scheduler": DDIMScheduler(**nets.scheduler_config()),
     }
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -93,21 +94,22 @@ def write_sd3(kit: Kit, folder: Path) -> None:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     tokenizer, first, second = texts_of(kit)
+    found = trained(kit, "transformer", transformer_modules(kit, first, second))
     parts = {
-        "transformer": trained(kit, "transformer", nets.new_transformer()),
+        "transformer": found["transformer"],
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0),
         "vae": scaled_vae(kit, shift_factor=0.0),
-        "text_encoder": first,
+        "text_encoder": found["first"],
         "tokenizer": tokenizer,
-        "text_encoder_2": second,
+        "text_encoder_2": found["second"],
         "tokenizer_2": tokenizer,
     }
     save(StableDiffusion3Pipeline, parts, {"text_encoder_3": None, "tokenizer_3": None}, folder)
 
 
-def trained(kit: Kit, name: str, net: torch.nn.Module) -> torch.nn.Module | None:
-    """The network of a stage; `None` before it is trained."""
-    return restored(kit, name, {name: net})[name] if (kit.work / f"{name}.pt").exists() else None
+def trained(kit: Kit, name: str, modules: dict[str, Any]) -> dict[str, Any]:
+    """The modules of a generator's stage; before it is trained, the network that generates is `None`."""
+    return restored(kit, name, modules) if (kit.work / f"{name}.pt").exists() else modules | {name: None}
 
 
 def save(pipeline: Any, parts: dict[str, Any], none: dict[str, Any], folder: Path) -> None:

@@ -200,7 +200,7 @@ def new_transformer() -> nn.Module:
 
     return SD3Transformer2DModel(
         sample_size=LATENT,
-        patch_size=1,
+        patch_size=2,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
         num_layers=6,
@@ -209,14 +209,15 @@ def new_transformer() -> nn.Module:
         joint_attention_dim=sum(WIDTHS),
         caption_projection_dim=192,
         pooled_projection_dim=sum(WIDTHS),
-        pos_embed_max_size=LATENT,
+        pos_embed_max_size=LATENT // 2,
         qk_norm="rms_norm",
     )
 
 
 def scheduler_config() -> dict[str, Any]:
-    """Of the UNet's ε-prediction."""
+    """Of the UNet."""
     return {
+        "prediction_type": "v_prediction",
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,

@@ -34,9 +34,11 @@ class Kit:
     precision: str
     """`auto` measures."""
 
-    def scenes(self, rng: np.random.Generator, count: int, held: bool, doubles: float = data.DOUBLES) -> list[Scene]:
+    def scenes(
+        self, rng: np.random.Generator, count: int, held: bool, doubles: float = data.DOUBLES, grid: int = data.GRID
+    ) -> list[Scene]:
         """By lot, with cells that are held out from generators if `held`."""
-        return [data.draw_scene(self.world, rng, held=held, doubles=doubles) for _ in range(count)]
+        return [data.draw_scene(self.world, rng, held=held, doubles=doubles, grid=grid) for _ in range(count)]
 
     def pixels(self, scenes: list[Scene]) -> Tensor:
         """`[B, 3, SIZE, SIZE]` in [-1, 1]."""
@@ -74,14 +76,15 @@ def train(
     steps: int,
     lr: float = 1e-3,
     ema: float = 0.998,
+    muon: float = 0.0,
     save_every: int = 200,
 ) -> None:
-    """Steps of AdamW on `loss_of`, which is given the step's number; a checkpoint and a line every `save_every` steps.
+    """Steps on `loss_of`, which is given the step's number; a checkpoint and a line every `save_every` steps.
 
-    The modules end with the averaged weights. Attention is plain matrix products: over as few tokens as here, the fused
-    backward pass takes a quarter longer in bfloat16.
+    `muon` is as in `Training`. The modules end with the averaged weights. Attention is plain matrix products: of so
+    few tokens, the fused backward pass takes a quarter longer in bfloat16.
     """
-    run = Training(kit.work / f"{name}.pt", modules, lr=lr, steps=steps, ema=ema)
+    run = Training(kit.work / f"{name}.pt", modules, lr=lr, steps=steps, ema=ema, muon=muon)
     run.save_every = save_every
     precision = fastest(loss_of, modules, kit.precision) if run.step < steps else Precision("no", CPU)
     total, count = 0.0, 0

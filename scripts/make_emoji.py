@@ -14,7 +14,7 @@
 | | against it, the text encoders of both generators | training cells |
 | `clip` | from that image encoder, the zero-shot judge | all cells |
 | `judge` | the classifier of objects, style and background | all cells, a third as the VAE shows them |
-| `unet`, `transformer` | by ε-prediction, and by flow matching | latents; the text encoders are frozen |
+| `unet`, `transformer` | by v-prediction, and by flow matching | latents; the text encoders are frozen |
 | `export` | the folders of all that is finished, fp16, in `--out` | |
 | `check` | the judges' say on `--steps` generated images a cell | what was exported |
 

@@ -102,6 +102,9 @@ def test_scenes_are_mixed_and_inside(world: World) -> None:
     for (left, _, side), (right, _, _) in (scene.boxes for scene in doubles):
         assert left + side <= SIZE // 2 <= right
     assert {scene.background for scene in some} == set(range(len(BACKGROUNDS)))
+    anywhere = scenes(world, 400, grid=1)
+    off = [sum(v % world_of.GRID > 0 for s in part for *c, _ in s.boxes for v in c) for part in (some, anywhere)]
+    assert off[0] == 0 < off[1]
 
 
 def test_white_outside_is_transparent_and_inside_is_not(world: World) -> None:
@@ -128,15 +131,15 @@ def test_a_scene_shows_its_objects_on_its_background(world: World, sprites: dict
     names = list(BACKGROUNDS)
     empty = world_of.render(Scene((), 0, names.index("teal"), ()), sprites)
     assert (empty == BACKGROUNDS["teal"]).all()
-    pair = Scene((2, 5), 3, names.index("teal"), ((0, 4, 15), (17, 10, 14)))
+    pair = Scene((2, 5), 3, names.index("teal"), ((0, 4, 16), (16, 10, 16)))
     shown = world_of.render(pair, sprites)
-    left = world_of.render(Scene((2,), 3, names.index("teal"), ((0, 4, 15),)), sprites)
-    right = world_of.render(Scene((5,), 3, names.index("teal"), ((17, 10, 14),)), sprites)
+    left = world_of.render(Scene((2,), 3, names.index("teal"), ((0, 4, 16),)), sprites)
+    right = world_of.render(Scene((5,), 3, names.index("teal"), ((16, 10, 16),)), sprites)
     np.testing.assert_array_equal(shown[:, :16], left[:, :16])
     np.testing.assert_array_equal(shown[:, 16:], right[:, 16:])
     assert (left != empty).any()
     assert (right != empty).any()
-    white = world_of.render(Scene((2,), 3, 0, ((1, 1, 30),)), sprites)
+    white = world_of.render(Scene((2,), 3, 0, ((4, 4, 24),)), sprites)
     eye = white[14:18, 14:18]
     assert (eye == 255).any()
 

@@ -142,7 +142,7 @@ def train_unet(kit: Kit, steps: int, batch: int = 64) -> None:
         loss = (weight[t] * error.square().mean((1, 2, 3))).mean()
         return loss + WORDS * word_loss(words, rows, ids, scenes, told)
 
-    train(kit, "unet", modules, loss_of, steps=steps, ema=0.999, muon=1.0)
+    train(kit, "unet", modules, loss_of, steps=steps, ema=0.999, muon=0.5)
 
 
 def word_loss(head: Any, rows: Tensor, ids: Any, scenes: list[Scene], told: list[Told]) -> Tensor:
@@ -172,4 +172,4 @@ def train_transformer(kit: Kit, steps: int, batch: int = 64) -> None:
         parts = rows[:, : nets.MAX_TOKENS].split(nets.WIDTHS, -1)
         return loss + WORDS * sum(word_loss(h, p, ids, scenes, told) for h, p in zip(heads, parts, strict=True))
 
-    train(kit, "transformer", modules, loss_of, steps=steps, ema=0.999, muon=1.0)
+    train(kit, "transformer", modules, loss_of, steps=steps, ema=0.999, muon=0.5)

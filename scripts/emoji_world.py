@@ -258,13 +258,17 @@ def phrase(things: Sequence[str], style: str | None, background: str | None = No
     return text if background is None else f"{text} on a {background} background".replace("a orange", "an orange")
 
 
-def caption(scene: Scene, world: World, rng: np.random.Generator) -> str:
+Told = tuple[str, list[int]]
+"""A caption, and behind which character each object's name ends."""
+
+
+def caption(scene: Scene, world: World, rng: np.random.Generator) -> Told:
     """What is said of a scene: true, but not the whole truth; empty for a share of `NULL`."""
-    return "" if rng.random() < NULL else tell(scene, world, rng)[0]
+    return ("", []) if rng.random() < NULL else tell(scene, world, rng)
 
 
-def tell(scene: Scene, world: World, rng: np.random.Generator) -> tuple[str, list[int]]:
-    """A caption that says something, and behind which character each object's name ends."""
+def tell(scene: Scene, world: World, rng: np.random.Generator) -> Told:
+    """A caption that says something."""
     things = [call(world.concepts[k], rng) for k in scene.objects]
     style = None if rng.random() < NO_STYLE else list(STYLES)[scene.style]
     told = rng.random() < (0.25 if scene.background == 0 else 0.75)

@@ -14,12 +14,13 @@
 | | against it, the text encoders of both generators | training cells |
 | `clip` | from that image encoder, the zero-shot judge | all cells |
 | `judge` | the classifier of objects, style and background | all cells, a third as the VAE shows them |
-| `unet`, `transformer` | by v-prediction, and by flow matching | latents; the text encoders are frozen |
+| `unet`, `transformer` | by v-prediction, and by flow matching | latents; the text encoders learn too |
 | `export` | the folders of all that is finished, fp16, in `--out` | |
 | `check` | the judges' say on `--steps` generated images a cell | what was exported |
 
-A text encoder is trained as CLIP's is, against images, and each object must be told from the row of its own last word:
-encoders that learn with a UNet hoard concepts in the padding, where methods that edit text find them too easily.
+A text encoder is trained as CLIP's is, against images. Each object must be told from the row of its own last word, then
+and while the generator learns: otherwise encoders hoard concepts in the padding, where methods that edit text find them
+too easily.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def make_data(kit: Kit, steps: int) -> None:
     rng = np.random.default_rng(0)
     scenes = kit.scenes(rng, 400, held=False)
     sheet(kit, "scenes", kit.pixels(scenes))
-    told = [data.caption(scene, kit.world, rng) for scene in scenes]
+    told = [data.caption(scene, kit.world, rng)[0] for scene in scenes]
     held = [f"{kit.world.names[k]}/{list(data.STYLES)[s]}" for k, s in np.argwhere(kit.world.held)]
     text = json.dumps({"names": kit.world.names, "held": held, "captions": told}, indent=1, ensure_ascii=False)
     (kit.work / "world.json").write_text(text, encoding="utf-8")

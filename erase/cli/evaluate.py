@@ -206,16 +206,18 @@ def eval_clip(
     prompts = [row.prompt for row in rows]
     clip = clips.open_clip(model)
     seen = clips.image_features(clip, [images / row.file for row in rows])
-    result: dict[str, Any] = {"after" if pairs is not None else "pictures": clips.clip_score(clip, seen, prompts)}
+    after = clips.scores(clip, seen, prompts)
+    result: dict[str, Any] = {"after" if pairs is not None else "pictures": clips.clip_score(clip, after, prompts)}
     lines = [_clip_line(str(images), next(iter(result.values())))]
     if pairs is not None and base is not None:
         old = clips.image_features(clip, [base / row.file for row, _ in pairs])
-        result = {"before": clips.clip_score(clip, old, prompts), **result}
+        before = clips.scores(clip, old, prompts)
+        result = {"before": clips.clip_score(clip, before, prompts), **result}
         lines.insert(0, _clip_line(str(base), result["before"]))
         alike = clips.similarities(old, seen)
         result["similarity"] = sum(alike) / len(alike)
         lines.append(f"images before and after: {result['similarity']:.2f} (100 means no change)")
-        change = clips.score_change(clips.scores(clip, old, prompts), clips.scores(clip, seen, prompts), prompts)
+        change = clips.score_change(before, after, prompts)
         if change is not None:
             result["difference"] = {"score": change.difference, "ci95": list(change.ci95), "shown": change.shown}
             lines.append(f"score: {change}")

@@ -175,19 +175,18 @@ def _unit(features: Any) -> Floats:
     return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float64)
 
 
-def clip_score(clip: Clip, images: Floats, prompts: Sequence[str]) -> dict[str, Any]:
+def clip_score(clip: Clip, values: Sequence[float], prompts: Sequence[str]) -> dict[str, Any]:
     """The mean score of images and their prompts, with its interval over prompts.
 
     Args:
         clip: the model.
-        images: `[N, D]`, of `image_features`.
+        values: `[N]`, of `scores`.
         prompts: `[N]`
 
     Returns:
         ``n, prompts, score, ci95`` (bootstrap over prompts; None for fewer than `MIN_GROUPS`), ``truncated`` (prompts
         that were cut), and what made the numbers.
     """
-    values = scores(clip, images, prompts)
     count = len(set(prompts))
     ci = paired_bootstrap([0.0] * len(values), values, prompts).ci95 if count >= MIN_GROUPS else None
     return {

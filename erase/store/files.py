@@ -17,6 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+AS_JSON = json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False)
+"""How all JSON of this package is written."""
+
 
 @contextlib.contextmanager
 def writing_to(path: Path) -> Iterator[None]:
@@ -135,7 +138,7 @@ def write_json(path: Path, obj: Any) -> None:
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         try:
-            file.writelines(json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False).iterencode(obj))
+            file.writelines(AS_JSON.iterencode(obj))
         except UnicodeEncodeError:
             raise
         except ValueError as error:
@@ -145,7 +148,7 @@ def write_json(path: Path, obj: Any) -> None:
 
 def json_text(obj: Any) -> str:
     """``obj`` as `write_json` writes it."""
-    return json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return AS_JSON.encode(obj) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -65,13 +65,13 @@ def test_prompts_shuffled_score_lower(micro_clip: Path, paths: list[Path]) -> No
     """Images that are where their prompts are: the right order scores 100, any other one less."""
     clip = open_clip(micro_clip)
     texts = text_features(clip, PROMPTS)
-    right, wrong = clip_score(clip, texts, PROMPTS), clip_score(clip, texts, PROMPTS[1:] + PROMPTS[:1])
+    right, wrong = (clip_score(clip, scores(clip, texts, some), some) for some in (PROMPTS, PROMPTS[1:] + PROMPTS[:1]))
     assert right["score"] == pytest.approx(100)
     assert right["ci95"] == pytest.approx([100, 100])
     assert wrong["score"] < 99
     assert wrong["ci95"][0] < wrong["score"] < wrong["ci95"][1]
     assert similarities(texts, texts) == pytest.approx([100] * 6)
-    few = clip_score(clip, texts[:2], PROMPTS[:2])
+    few = clip_score(clip, scores(clip, texts[:2], PROMPTS[:2]), PROMPTS[:2])
     assert (few["n"], few["prompts"], few["ci95"]) == (2, 2, None)
     with pytest.raises(ValueError, match="got 6 images and 5 prompts"):
         scores(clip, texts, PROMPTS[1:])
@@ -84,7 +84,8 @@ def test_long_prompts_are_cut_and_named(micro_clip: Path) -> None:
     assert clip.truncated(["a cat", long, long]) == [long]
     cut = text_features(clip, [long, "a photo of a " + "cat " * 30])
     assert cut[0] == pytest.approx(cut[1])
-    assert clip_score(clip, cut, [long, "a dog"])["truncated"] == [long]
+    asked = [long, "a dog"]
+    assert clip_score(clip, scores(clip, cut, asked), asked)["truncated"] == [long]
 
 
 def test_no_model_no_score(micro_clip: Path, micro_classifier: Path, paths: list[Path], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_same_each_time(source: Path, world: World, sprites: dict[int, np.nd
         world_of.render(scenes(world, 1)[0], made) for made in (sprites, world_of.make_sprites(world.drawings))
     )
     np.testing.assert_array_equal(one, other)
-    told = [[world_of.caption(s, world, np.random.default_rng(3)) for s in scenes(world, 20)] for _ in range(2)]
+    told = [[world_of.caption(s, world, np.random.default_rng(3))[0] for s in scenes(world, 20)] for _ in range(2)]
     assert told[0] == told[1]
 
 
@@ -147,7 +147,7 @@ def test_a_scene_shows_its_objects_on_its_background(world: World, sprites: dict
 def test_captions_are_true(world: World) -> None:
     rng = np.random.default_rng(0)
     some = scenes(world, 3000)
-    told = [world_of.caption(scene, world, rng) for scene in some]
+    told = [world_of.caption(scene, world, rng)[0] for scene in some]
     assert 0.07 < told.count("") / len(told) < 0.13
     forms, styled, named = set(), 0, 0
     for scene, text in zip(some, told, strict=True):
@@ -193,7 +193,7 @@ def test_a_wording_means_one_concept(source: Path) -> None:
 def test_every_word_of_a_caption_is_among_all_captions(world: World) -> None:
     known = {word for text in world_of.all_captions(world) for word in text.split()}
     rng = np.random.default_rng(1)
-    said = {word for scene in scenes(world, 500) for word in world_of.caption(scene, world, rng).split()}
+    said = {word for scene in scenes(world, 500) for word in world_of.caption(scene, world, rng)[0].split()}
     assert said <= known | {"and"}
 
 

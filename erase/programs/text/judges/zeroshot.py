@@ -107,9 +107,10 @@ class ZeroShot:
         numbers["forget_shows"] = classes.shares([seen.best[i] for i, side in enumerate(sides) if side == "forget"])
         scores: dict[str, list[tuple[str, float]]] = {}
         if remain:
-            asked, staying = [prompts[i] for i in remain], features[remain]
-            numbers["score"] = clip.clip_score(self.model, staying, asked)
-            scores["clip_score"] = list(zip(asked, clip.scores(self.model, staying, asked), strict=True))
+            asked = [prompts[i] for i in remain]
+            values = clip.scores(self.model, features[remain], asked)
+            numbers["score"] = clip.clip_score(self.model, values, asked)
+            scores["clip_score"] = list(zip(asked, values, strict=True))
         return Counted(numbers, outcomes, scores)
 
 

@@ -125,6 +125,8 @@ def train_unet(kit: Kit, steps: int, batch: int = 64) -> None:
     modules = unet_modules(kit, first)
     unet, text, words = modules.values()
     text.requires_grad_(True)
+    if kit.compiled:
+        unet.compile()
     scheduler = DDIMScheduler(**nets.scheduler_config())
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight = (snr + 1).clamp(max=5) / (snr + 1)
@@ -154,6 +156,8 @@ def train_transformer(kit: Kit, steps: int, batch: int = 64) -> None:
     cache, (tokenizer, *encoders) = read_latents(kit), texts_of(kit)
     modules = transformer_modules(kit, *encoders)
     net, first, second, *heads = modules.values()
+    if kit.compiled:
+        net.compile()
     for encoder in (first, second):
         encoder.requires_grad_(True)
 

@@ -166,8 +166,8 @@ def new_judge(world: World) -> nn.Module:
 
     names = labels_of(world)
     config = ResNetConfig(
-        embedding_size=48,
-        hidden_sizes=[48, 96, 160, 192],
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128, 256],
         depths=[2, 2, 2, 1],
         layer_type="basic",
         num_labels=len(names),

@@ -33,6 +33,8 @@ class Kit:
     sprites: Mapping[int, data.Pixels]
     precision: str
     """`auto` measures."""
+    compiled: bool = False
+    """Whether generators are compiled: minutes at the beginning, two thirds of the time of a step after."""
 
     def scenes(
         self, rng: np.random.Generator, count: int, held: bool, doubles: float = data.DOUBLES, grid: int = data.GRID

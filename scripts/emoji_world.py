@@ -29,8 +29,8 @@ SIZE = 32
 GRID = 8
 """Objects lie on a grid of this many pixels, those of a position in the UNet's deepest layer: a drawing of one size is
 then the same there at every place. At places by the pixel, a UNet tells far fewer of 400 objects apart."""
-SINGLE, DOUBLE = (24, 24, 16), (16,)
-"""Sides of an object that is alone (two thirds are large), and of one of two."""
+SINGLE, DOUBLE = (24,), (16,)
+"""Sides of an object that is alone, and of one of two."""
 STYLES: dict[str, tuple[str, str]] = {
     "3d": ("a 3d render of {}", "{} in 3d"),
     "icon": ("a black icon of {}", "{} as a black icon"),

@@ -205,16 +205,16 @@ def eval_clip(
     rows = [row for _, row in pairs] if pairs is not None else _kept(read_whole(images), without)
     prompts = [row.prompt for row in rows]
     clip = clips.open_clip(model)
-    seen = clips.image_features(clip, [images / row.file for row in rows])
-    after = clips.scores(clip, seen, prompts)
-    result: dict[str, Any] = {"after" if pairs is not None else "pictures": clips.clip_score(clip, after, prompts)}
-    lines = [_clip_line(str(images), next(iter(result.values())))]
-    if pairs is not None and base is not None:
-        old = clips.image_features(clip, [base / row.file for row, _ in pairs])
-        before = clips.scores(clip, old, prompts)
-        result = {"before": clips.clip_score(clip, before, prompts), **result}
-        lines.insert(0, _clip_line(str(base), result["before"]))
-        alike = clips.similarities(old, seen)
+    paths = [images / row.file for row in rows]
+    if pairs is None or base is None:
+        after = clips.scores(clip, clips.feature_blocks(clip, paths), prompts)
+        result: dict[str, Any] = {"pictures": clips.clip_score(clip, after, prompts)}
+        lines = [_clip_line(str(images), result["pictures"])]
+    else:
+        olds = [base / row.file for row, _ in pairs]
+        before, after, alike = clips.score_pairs(clip, olds, paths, prompts)
+        result = {side: clips.clip_score(clip, v, prompts) for side, v in (("before", before), ("after", after))}
+        lines = [_clip_line(str(base), result["before"]), _clip_line(str(images), result["after"])]
         result["similarity"] = sum(alike) / len(alike)
         lines.append(f"images before and after: {result['similarity']:.2f} (100 means no change)")
         change = clips.score_change(before, after, prompts)

@@ -11,12 +11,13 @@ Scale: a score is **100 × cosine** of image and prompt, not clipped at 0. CLIPS
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from erase import resources
 from erase.evaluation.axes import Floats
@@ -28,8 +29,8 @@ from erase.store import hub
 SCALE = "100 × cosine"
 KINDS = ("clip", "siglip")
 """Values of `model_type` that can be loaded."""
-AT_ONCE = 8192
-"""Images that are compared with their prompts at a time."""
+AT_ONCE = 2048
+"""Images whose features are in memory at a time; a multiple of the batch size, so that batches are the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +149,17 @@ def image_features(
     return np.concatenate(parts)
 
 
+def feature_blocks(clip: Clip, paths: Sequence[Path]) -> Iterator[Floats]:
+    """`image_features` in blocks `[n, D]` of at most `AT_ONCE` images; of a million at once they would take 4 GB."""
+    for start in range(0, len(paths), AT_ONCE):
+        yield image_features(clip, paths[start : start + AT_ONCE])
+
+
 def text_features(clip: Clip, prompts: Sequence[str], *, batch_size: int = 32) -> Floats:
     """`[N, D]`, of unit length; longer prompts than the model takes are cut: see `Clip.truncated`."""
     import torch
 
-    distinct = list(dict.fromkeys(prompts))
+    distinct, index = numbered(prompts)
     parts = []
     for start in range(0, len(distinct), batch_size):
         tokens = clip.tokenizer(
@@ -166,8 +173,14 @@ def text_features(clip: Clip, prompts: Sequence[str], *, batch_size: int = 32) -
             mask = None if clip.siglip else tokens.attention_mask
             pooled = clip.net.text_model(input_ids=tokens.input_ids, attention_mask=mask).pooler_output
             parts.append(_unit(pooled if clip.siglip else clip.net.text_projection(pooled)))
-    place = {prompt: i for i, prompt in enumerate(distinct)}
-    return np.concatenate(parts)[[place[prompt] for prompt in prompts]]
+    found = np.concatenate(parts)
+    return found if len(found) == len(index) else found[index]
+
+
+def numbered(prompts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The distinct ones of N prompts in order of first appearance, and of each prompt its number among them, `[N]`."""
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(place), np.array([place[prompt] for prompt in prompts], np.int64)
 
 
 def _unit(features: Any) -> Floats:
@@ -199,26 +212,62 @@ def clip_score(clip: Clip, values: Sequence[float], prompts: Sequence[str]) -> d
     }
 
 
-def scores(clip: Clip, images: Floats, prompts: Sequence[str]) -> list[float]:
+def scores(clip: Clip, images: Iterable[Floats], prompts: Sequence[str]) -> list[float]:
     """`[N]`, 100 × cosine of each image and its prompt.
+
+    Args:
+        clip: the model.
+        images: blocks `[n, D]` of `feature_blocks`, N images in all.
+        prompts: `[N]`
 
     Raises:
         ValueError: another number of prompts than images.
     """
-    if len(images) != len(prompts):
-        raise ValueError(f"got {len(images)} images and {len(prompts)} prompts, expected one prompt for each image")
-    return [float(v) for v in 100 * cosines(clip, images, prompts)]
+    distinct, index = numbered(prompts)
+    texts = text_features(clip, distinct)
+    return [float(v) for block, own in beside(images, index) for v in 100 * cosines(block, texts[own])]
 
 
-def cosines(clip: Clip, images: Floats, prompts: Sequence[str]) -> Floats:
-    """`[N]`, the cosine of each image and its prompt; beside `images` little is in memory."""
-    distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    texts, index = text_features(clip, list(distinct)), np.array([distinct[prompt] for prompt in prompts])
-    found = np.empty(len(images))
-    for start in range(0, len(images), AT_ONCE):
+def score_pairs(
+    clip: Clip, before: Sequence[Path], after: Sequence[Path], prompts: Sequence[str]
+) -> tuple[list[float], list[float], list[float]]:
+    """`[N]` each: `scores` of the images before and after, and 100 × cosine of the images of each pair.
+
+    Args:
+        clip: the model.
+        before: `[N]`
+        after: `[N]`, of the same prompts and seeds.
+        prompts: `[N]`
+    """
+    distinct, index = numbered(prompts)
+    texts, found = text_features(clip, distinct), np.empty((3, len(index)))
+    for start in range(0, len(index), AT_ONCE):
         some = slice(start, start + AT_ONCE)
-        found[some] = (images[some] * texts[index[some]]).sum(axis=1)
-    return found
+        old, new, own = image_features(clip, before[some]), image_features(clip, after[some]), texts[index[some]]
+        found[:, some] = 100 * np.stack([cosines(old, own), cosines(new, own), cosines(old, new)])
+    return found[0].tolist(), found[1].tolist(), found[2].tolist()
+
+
+def cosines(a: Floats, b: Floats) -> Floats:
+    """`[N]`, of features `[N, D]` row by row."""
+    return np.asarray((a * b).sum(axis=1), np.float64)
+
+
+def beside(images: Iterable[Floats], index: npt.NDArray[np.int64]) -> Iterator[tuple[Floats, npt.NDArray[np.int64]]]:
+    """Blocks `[n, D]` of images, each with its part `[n]` of what is known of all, `[N]`.
+
+    Raises:
+        ValueError: unless there are N images in all.
+    """
+    end = 0
+    for block in images:
+        some = index[end : end + len(block)]
+        end += len(block)
+        if len(some) < len(block):
+            break
+        yield block, some
+    if end != len(index):
+        raise ValueError(f"got {end} images and {len(index)} prompts, expected one prompt for each image")
 
 
 def score_change(before: Sequence[float], after: Sequence[float], prompts: Sequence[str]) -> Difference | None:
@@ -230,8 +279,3 @@ def score_change(before: Sequence[float], after: Sequence[float], prompts: Seque
         prompts: `[N]`
     """
     return paired_bootstrap(before, after, prompts) if len(set(prompts)) >= MIN_GROUPS else None
-
-
-def similarities(a: Floats, b: Floats) -> list[float]:
-    """`[N]`, 100 × cosine of the images of each pair: 100 is no change."""
-    return [float(v) for v in 100 * (a * b).sum(axis=1)]

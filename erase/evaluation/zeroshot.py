@@ -8,15 +8,15 @@ A judge is calibrated on images of the base model, which draws what it is asked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from erase.evaluation.axes import Floats
-from erase.evaluation.classes import places, score
-from erase.evaluation.clip import Clip, cosines, text_features
+from erase.evaluation.classes import score
+from erase.evaluation.clip import Clip, beside, cosines, numbered, text_features
 
 OTHER = "something else"
 """An alternative in any case, unless alternatives are named."""
@@ -50,41 +50,51 @@ class Seen:
     count here: a damaged image of the concept is unlike all the words that there are, and still shows it."""
     right: list[bool]
     """Whether the image's own prompt is more similar than every text of concept and alternatives but itself."""
+    own: Floats
+    """Cosine of each image and its own prompt."""
 
 
-def look(clip: Clip, images: Floats, texts: Texts, prompts: Sequence[str]) -> Seen:
+def look(clip: Clip, images: Iterable[Floats], texts: Texts, prompts: Sequence[str]) -> Seen:
     """Classify images.
 
     Args:
         clip: the model.
-        images: `[N, D]`, of `image_features`.
+        images: blocks `[n, D]` of `feature_blocks`, N images in all.
         texts: what they may be of.
         prompts: `[N]`, what they were asked to show.
 
     Raises:
-        ValueError: without a text on either side, or with one that is on both.
+        ValueError: without a text on either side, or with one that is on both; another number of prompts than images.
     """
     if not texts.concept or not texts.alternatives or set(texts.concept) & set(texts.alternatives):
         raise ValueError(
             f"a concept needs texts and other texts to be distinguished from: got {list(texts.concept)} and "
             f"{list(texts.alternatives)}, expected at least one text each, and none on both sides"
         )
-    known = [*texts.concept, *texts.alternatives]
-    features, columns = text_features(clip, known), places(known)
-    own = cosines(clip, images, prompts)
+    known = list(dict.fromkeys([*texts.concept, *texts.alternatives]))
+    distinct, index = numbered([*known, *prompts])
+    features = text_features(clip, distinct)  # the known ones first
+    concept = np.arange(len(known)) < len(set(texts.concept))
     naming = np.array([text != OTHER or texts.alternatives == (OTHER,) for text in known])
-    seen = Seen([], [], [])
-    at_once = max(1, AT_ONCE // len(known))
-    for start in range(0, len(images), at_once):
-        some = slice(start, start + at_once)
-        near = images[some] @ features.T  # [at_once, T]
-        seen.best.extend(known[i] for i in near.argmax(axis=1))
-        among = np.where(naming, near, -np.inf).argmax(axis=1)
-        seen.shows.extend(bool(i < len(texts.concept)) for i in among)
-        for prompt, rows in places(prompts[some]).items():
-            near[np.ix_(rows, columns.get(prompt, []))] = -np.inf  # an image's own prompt is not its rival
-        seen.right.extend(bool(a > b) for a, b in zip(own[some], near.max(axis=1), strict=True))
-    return seen
+    seen, owns = Seen([], [], [], np.empty(0)), []
+    for block, asked in beside(images, index[len(known) :]):
+        owns.append(cosines(block, features[asked]))
+        at_once = max(1, AT_ONCE // len(known))
+        for start in range(0, len(block), at_once):
+            some = slice(start, start + at_once)
+            near = block[some] @ features[: len(known)].T  # [at_once, T]
+            seen.best.extend(known[i] for i in near.argmax(axis=1))
+            seen.shows.extend(concept[np.where(naming, near, -np.inf).argmax(axis=1)].tolist())
+            rival = asked[some] < len(known)  # an image's own prompt is not its rival
+            near[np.flatnonzero(rival), asked[some][rival]] = -np.inf
+            seen.right.extend((owns[-1][some] > near.max(axis=1)).tolist())
+    return replace(seen, own=np.concatenate(owns))
+
+
+def joined(parts: Sequence[Seen]) -> Seen:
+    """What was made of some images after the other, in order."""
+    best, shows, right = ([v for part in parts for v in getattr(part, name)] for name in ("best", "shows", "right"))
+    return Seen(best, shows, right, np.concatenate([part.own for part in parts]))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
-from erase.evaluation.clip import clip_score, image_features, open_clip, scores, similarities, text_features
+from erase.evaluation import clip as clips
+from erase.evaluation.clip import clip_score, feature_blocks, image_features, open_clip, scores, text_features
 from erase.store.files import sha256
 
 PROMPTS = ["a photo of a cat", "a dog", "a car", "a boat", "a sepia photo of a dog", "a cat"]
@@ -27,8 +28,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_scores_are_the_models_own(micro_clip: Path, paths: list[Path]) -> None:
     """transformers' own logits, over their temperature, times 100."""
     clip = open_clip(micro_clip)
-    images = image_features(clip, paths, batch_size=4)
-    found = scores(clip, images, PROMPTS)
+    found = scores(clip, [image_features(clip, paths, batch_size=4)], PROMPTS)
     net = CLIPModel.from_pretrained(micro_clip)
     tokens = AutoTokenizer.from_pretrained(micro_clip)(PROMPTS, padding=True, return_tensors="pt")
     pixels = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in paths]).permute(0, 3, 1, 2)
@@ -47,7 +47,7 @@ def test_scores_are_the_models_own(micro_clip: Path, paths: list[Path]) -> None:
 def test_a_siglip_is_read_as_it_was_trained(micro_siglip: Path, paths: list[Path]) -> None:
     """transformers' own sigmoid logits, without their scale and bias, of text padded to its full length."""
     clip = open_clip(micro_siglip)
-    found = scores(clip, image_features(clip, paths), PROMPTS)
+    found = scores(clip, feature_blocks(clip, paths), PROMPTS)
     net = SiglipModel.from_pretrained(micro_siglip)
     tokens = AutoTokenizer.from_pretrained(micro_siglip)(
         PROMPTS, padding="max_length", max_length=micro.MAX_TOKENS, return_tensors="pt"
@@ -65,16 +65,31 @@ def test_prompts_shuffled_score_lower(micro_clip: Path, paths: list[Path]) -> No
     """Images that are where their prompts are: the right order scores 100, any other one less."""
     clip = open_clip(micro_clip)
     texts = text_features(clip, PROMPTS)
-    right, wrong = (clip_score(clip, scores(clip, texts, some), some) for some in (PROMPTS, PROMPTS[1:] + PROMPTS[:1]))
+    right, wrong = (
+        clip_score(clip, scores(clip, [texts], some), some) for some in (PROMPTS, PROMPTS[1:] + PROMPTS[:1])
+    )
     assert right["score"] == pytest.approx(100)
     assert right["ci95"] == pytest.approx([100, 100])
     assert wrong["score"] < 99
     assert wrong["ci95"][0] < wrong["score"] < wrong["ci95"][1]
-    assert similarities(texts, texts) == pytest.approx([100] * 6)
-    few = clip_score(clip, scores(clip, texts[:2], PROMPTS[:2]), PROMPTS[:2])
+    few = clip_score(clip, scores(clip, [texts[:2]], PROMPTS[:2]), PROMPTS[:2])
     assert (few["n"], few["prompts"], few["ci95"]) == (2, 2, None)
-    with pytest.raises(ValueError, match="got 6 images and 5 prompts"):
-        scores(clip, texts, PROMPTS[1:])
+    for wrong_number in (PROMPTS[1:], [*PROMPTS, "a dog"]):
+        with pytest.raises(ValueError, match=f"got 6 images and {len(wrong_number)} prompts"):
+            scores(clip, [texts[:3], texts[3:]], wrong_number)
+
+
+def test_pairs_are_scored_in_blocks(micro_clip: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the features of all images at once; and similarity is that of the two images, not of their prompts."""
+    clip, prompts = open_clip(micro_clip), PROMPTS[:3] * 2
+    features, texts = image_features(clip, paths), text_features(clip, prompts)
+    monkeypatch.setattr(clips, "AT_ONCE", 4)
+    before, after, alike = clips.score_pairs(clip, paths, paths[::-1], prompts)
+    assert before == pytest.approx(100 * np.einsum("ij,ij->i", features, texts), abs=1e-4)  # float32, other batches
+    assert after == pytest.approx(100 * np.einsum("ij,ij->i", features[::-1], texts), abs=1e-4)
+    assert alike == pytest.approx(100 * np.einsum("ij,ij->i", features, features[::-1]), abs=1e-4)
+    assert scores(clip, feature_blocks(clip, paths), prompts) == before
+    assert max(alike) - min(alike) > 0.1
 
 
 def test_long_prompts_are_cut_and_named(micro_clip: Path) -> None:
@@ -85,7 +100,7 @@ def test_long_prompts_are_cut_and_named(micro_clip: Path) -> None:
     cut = text_features(clip, [long, "a photo of a " + "cat " * 30])
     assert cut[0] == pytest.approx(cut[1])
     asked = [long, "a dog"]
-    assert clip_score(clip, scores(clip, cut, asked), asked)["truncated"] == [long]
+    assert clip_score(clip, scores(clip, [cut], asked), asked)["truncated"] == [long]
 
 
 def test_no_model_no_score(micro_clip: Path, micro_classifier: Path, paths: list[Path], tmp_path: Path) -> None:

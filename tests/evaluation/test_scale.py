@@ -103,19 +103,39 @@ def test_time_grows_with_the_images_alone(monkeypatch: pytest.MonkeyPatch) -> No
         Counted.compared = 0
         labels.count_classes(settings, plan, [Path()] * number)
         judge = ZeroShot(settings, plan)
-        near = np.ones((number, 1))
         vars(judge).update(model=model, texts=zeroshot.Texts((rows[0].prompt,), ("something else",)))
-        vars(judge)["kept"] = {(): near}
+        vars(judge)["features"] = lambda paths: [np.ones((len(paths), 1))]
         for module in (zeroshot, clip):
             monkeypatch.setattr(module, "text_features", lambda model, prompts: np.ones((len(prompts), 1)))
-        judge.count([])
+        judge.count([Path()] * number)
         return Counted.compared
 
-    settings: Any = SimpleNamespace(
-        forget=SimpleNamespace(axis="object"), eval=SimpleNamespace(images=1, alternatives=(), clip="made up"), seed=0
-    )
-    model: Any = SimpleNamespace(provenance={}, truncated=lambda texts: [])
+    settings, model = settings_of(1), MODEL
     assert work(400) < 10 * 400
+
+
+MODEL: Any = SimpleNamespace(provenance={}, truncated=lambda texts: [])
+"""Of CLIP, what is left where features are made up."""
+
+
+def settings_of(images: int) -> Any:
+    about = SimpleNamespace(images=images, alternatives=(), clip="made up")
+    return SimpleNamespace(forget=SimpleNamespace(axis="object"), eval=about, seed=0)
+
+
+def test_a_zero_shot_judge_keeps_no_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 512 numbers of an image, 4096 bytes, nothing is left of one model's images when the next are counted."""
+    rows = prompts()[: stats.MIN_GROUPS - 1]  # of more, the resamples of a bootstrap have a size of their own
+    each = ROWS // len(rows)
+    judge = ZeroShot(settings_of(each), Plan([rows[0].prompt], [], [], rows, [row is rows[0] for row in rows]))
+    vars(judge).update(model=MODEL, texts=zeroshot.Texts((rows[0].prompt,), ("something else",)))
+    monkeypatch.setattr(clip, "AT_ONCE", 50)
+    monkeypatch.setattr(clip, "image_features", lambda model, paths: np.ones((len(paths), 512)))
+    monkeypatch.setattr(zeroshot, "text_features", lambda model, prompts: np.ones((len(prompts), 512)))
+    folders = [[Path(f"{name}/{i}.png") for i in range(ROWS)] for name in ("base", "erased")]
+    counted, size = taken(lambda: [judge.count(paths) for paths in folders])
+    assert size < BYTES
+    assert [found.numbers["remain"]["n"] for found in counted] == [ROWS - each] * 2
 
 
 def test_the_exact_test_of_very_many_pairs_is_that_of_whole_numbers() -> None:

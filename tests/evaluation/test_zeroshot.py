@@ -1,6 +1,7 @@
 """A zero-shot judge: what it says of images whose place is known, and when it is believed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_an_image_shows_what_it_is_most_similar_to(kind: str, request: pytest.Fi
     clip = open_clip(request.getfixturevalue(kind))
     shown = ["a cat", "a sepia photo of a cat", "a dog", "something else", "a boat", "a car"]
     asked = ["a dog", "a cat", "a dog", "a car", "a boat", "a cat"]
-    found = look(clip, text_features(clip, shown), TEXTS, asked)
+    found = look(clip, [text_features(clip, shown)], TEXTS, asked)
     assert found.best[:4] == shown[:4]
     assert found.best[5] == "a car"
     assert [found.shows[i] for i in (0, 1, 2, 5)] == [True, True, False, False]
@@ -32,33 +33,42 @@ def test_an_image_shows_what_it_is_most_similar_to(kind: str, request: pytest.Fi
     assert found.right == [False, False, True, False, True, False]
 
 
-def test_by_hand(micro_clip: Path) -> None:
-    """On random images the same as text by text, over a loop."""
+def test_by_hand(micro_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On random images the same as text by text, over a loop; and in whatever blocks."""
     clip, rng = open_clip(micro_clip), np.random.default_rng(0)
     images = rng.normal(size=(40, text_features(clip, ["x"]).shape[1]))
     asked = [["a cat", "a dog", "a boat"][i % 3] for i in range(40)]
-    found = look(clip, images, TEXTS, asked)
+    found = look(clip, [images], TEXTS, asked)
     both = [*TEXTS.concept, *TEXTS.alternatives]
     for i, (image, prompt) in enumerate(zip(images, asked, strict=True)):
         near = {text: float(image @ text_features(clip, [text])[0]) for text in {*both, prompt}}
         concept, other = (max(near[text] for text in side) for side in (TEXTS.concept, ("a dog", "a car")))
         assert found.shows[i] is (concept > other)  # "something else" does not take an image from the concept
         assert found.right[i] is (max(near, key=near.__getitem__) == prompt)
+        assert found.own[i] == pytest.approx(near[prompt], abs=1e-5)  # float32, other batches of texts
     assert 0 < sum(found.shows) < 40
     assert 0 < sum(found.right) < 40
+    monkeypatch.setattr(zeroshot, "AT_ONCE", 15)
+    parts = zeroshot.joined([look(clip, [x[:4], x[4:]], TEXTS, y) for x, y in halves(images, asked)])
+    assert (parts.best, parts.shows, parts.right) == (found.best, found.shows, found.right)
+    assert parts.own == pytest.approx(found.own, abs=1e-6)
+
+
+def halves(*of: Any) -> Any:
+    return zip(*((x[:17], x[17:]) for x in of), strict=True)
 
 
 def test_something_else_is_an_alternative_where_there_is_no_other(micro_clip: Path) -> None:
     clip = open_clip(micro_clip)
     shown = ["a cat", zeroshot.OTHER]
-    assert look(clip, text_features(clip, shown), Texts(("a cat",), (zeroshot.OTHER,)), shown).shows == [True, False]
+    assert look(clip, [text_features(clip, shown)], Texts(("a cat",), (zeroshot.OTHER,)), shown).shows == [True, False]
 
 
 @pytest.mark.parametrize("texts", [Texts((), ("a",)), Texts(("a",), ()), Texts(("a", "b"), ("b",))])
 def test_a_concept_needs_words_of_its_own(micro_clip: Path, texts: Texts) -> None:
     clip = open_clip(micro_clip)
     with pytest.raises(ValueError, match="both sides"):
-        look(clip, text_features(clip, ["a"]), texts, ["a"])
+        look(clip, [text_features(clip, ["a"])], texts, ["a"])
 
 
 def of(correct: int, n: int) -> dict[str, object]:
@@ -100,7 +110,7 @@ def test_the_embedded_judges_agree(tmp_path: Path) -> None:
     alike = []
     for gone in rows:
         others = [row.prompt for row in rows if row is not gone]
-        found = look(clip, images, Texts((gone.prompt,), (*others, zeroshot.OTHER)), [row.prompt for row in asked])
+        found = look(clip, [images], Texts((gone.prompt,), (*others, zeroshot.OTHER)), [row.prompt for row in asked])
         alike += [shows is (name == gone.object) for shows, name in zip(found.shows, seen, strict=True)]
         alike += [right is (name == row.object) for right, name, row in zip(found.right, seen, asked, strict=True)]
     assert sum(alike) / len(alike) >= 0.95

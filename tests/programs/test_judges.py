@@ -37,7 +37,7 @@ def clip_words(micro_clip: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[S
     def given(shown: Shown) -> tuple[str, ...]:
         def features(self: ZeroShot, paths: Sequence[Path]) -> Any:
             prompts = {row.file: row.prompt for row in read_manifest(paths[0].parent)}
-            return text_features(self.model, [shown(path.parent.name, prompts[path.name]) for path in paths])
+            return [text_features(self.model, [shown(path.parent.name, prompts[path.name]) for path in paths])]
 
         monkeypatch.setattr(ZeroShot, "features", features)
         return (*PLAIN, f"eval.clip={micro_clip}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
-
-import numpy as np
 
 from erase.config import SdConfig
 from erase.engine import distributed
@@ -65,18 +63,26 @@ class ZeroShot:
             raise ValueError(f"eval.clip: {error}") from error
 
     @cached_property
-    def kept(self) -> dict[tuple[Path, ...], Floats]:
-        """Features of the evaluation's images: the base's are asked for to calibrate, and again for the report."""
+    def kept(self) -> dict[tuple[Path, ...], zeroshot.Seen]:
+        """Of the evaluation's images: the base's are asked for to calibrate, and again for the report."""
         return {}
 
-    def features(self, paths: Sequence[Path]) -> Floats:
-        """`[N, D]`, each process looking at its share."""
-        parts = distributed.spread(lambda share: clip.image_features(self.model, share), distributed.shares(paths))
-        return np.concatenate(parts)
+    def features(self, paths: Sequence[Path]) -> Iterable[Floats]:
+        """Blocks `[n, D]`, one in memory at a time."""
+        return clip.feature_blocks(self.model, paths)
+
+    def look(self, paths: Sequence[Path], prompts: Sequence[str]) -> zeroshot.Seen:
+        """What the images show, each process looking at its share."""
+
+        def work(share: Sequence[int]) -> zeroshot.Seen:
+            own = [paths[i] for i in share]
+            return zeroshot.look(self.model, self.features(own), self.texts, [prompts[i] for i in share])
+
+        return zeroshot.joined(distributed.spread(work, distributed.shares(range(len(paths)))))
 
     def judge(self, paths: Sequence[Path], rows: Sequence[PromptRow]) -> Judged:
         """See `Judge`."""
-        seen = zeroshot.look(self.model, self.features(paths), self.texts, [row.prompt for row in rows])
+        seen = self.look(paths, [row.prompt for row in rows])
         return Judged(seen.shows, seen.right)
 
     def count(self, paths: Sequence[Path]) -> Counted:
@@ -84,9 +90,8 @@ class ZeroShot:
         about = each_image(self.plan, self.config.eval.images)
         prompts, sides = [row.prompt for row, _ in about], [side for _, side in about]
         if tuple(paths) not in self.kept:
-            self.kept[tuple(paths)] = self.features(paths)
-        features = self.kept[tuple(paths)]
-        seen = zeroshot.look(self.model, features, self.texts, prompts)
+            self.kept[tuple(paths)] = self.look(paths, prompts)
+        seen = self.kept[tuple(paths)]
         hits = [a if side == "forget" else b for a, b, side in zip(seen.shows, seen.right, sides, strict=True)]
         numbers: dict[str, Any] = {**self.model.provenance, "axis": self.config.forget.axis or "object", "pairs": False}
         numbers["alternatives"] = list(self.texts.alternatives)
@@ -108,7 +113,7 @@ class ZeroShot:
         scores: dict[str, list[tuple[str, float]]] = {}
         if remain:
             asked = [prompts[i] for i in remain]
-            values = clip.scores(self.model, features[remain], asked)
+            values: list[float] = (100 * seen.own[remain]).tolist()
             numbers["score"] = clip.clip_score(self.model, values, asked)
             scores["clip_score"] = list(zip(asked, values, strict=True))
         return Counted(numbers, outcomes, scores)

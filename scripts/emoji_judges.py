@@ -206,14 +206,14 @@ def train_judge(kit: Kit, steps: int, batch: int = 128) -> None:
 def judged(
     kit: Kit, vae: Any, rng: np.random.Generator, g: torch.Generator, batch: int, doubles: float = 0.5
 ) -> tuple[Tensor, list[Scene]]:
-    """Images for the judge, off the grid: a third through the VAE with noise on its latents, an eighth of nothing.
+    """Images for the judge, at any place: a third through the VAE with noise on its latents, an eighth of nothing.
 
     A third of the objects that are alone are as small as one of two: those are learned sooner so.
     """
-    scenes = kit.scenes(rng, batch, held=True, doubles=doubles, grid=1)
+    scenes = kit.scenes(rng, batch, held=True, doubles=doubles, anywhere=True)
     small = [len(scene.objects) == 1 and rng.random() < 1 / 3 for scene in scenes]
     scenes = [
-        replace(scene, boxes=data.place(1, rng, data.DOUBLE, grid=1)) if less else scene
+        replace(scene, boxes=data.place(1, rng, data.DOUBLE, anywhere=True)) if less else scene
         for scene, less in zip(scenes, small, strict=True)
     ]
     x = kit.pixels(scenes)

@@ -203,7 +203,7 @@ def new_transformer() -> nn.Module:
         patch_size=2,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
-        num_layers=6,
+        num_layers=5,
         attention_head_dim=32,
         num_attention_heads=6,
         joint_attention_dim=sum(WIDTHS),

@@ -37,10 +37,10 @@ class Kit:
     """Whether generators are compiled: minutes at the beginning, two thirds of the time of a step after."""
 
     def scenes(
-        self, rng: np.random.Generator, count: int, held: bool, doubles: float = data.DOUBLES, grid: int = data.GRID
+        self, rng: np.random.Generator, count: int, held: bool, doubles: float = data.DOUBLES, anywhere: bool = False
     ) -> list[Scene]:
         """By lot, with cells that are held out from generators if `held`."""
-        return [data.draw_scene(self.world, rng, held=held, doubles=doubles, grid=grid) for _ in range(count)]
+        return [data.draw_scene(self.world, rng, held=held, doubles=doubles, anywhere=anywhere) for _ in range(count)]
 
     def pixels(self, scenes: list[Scene]) -> Tensor:
         """`[B, 3, SIZE, SIZE]` in [-1, 1]."""

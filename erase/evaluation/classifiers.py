@@ -49,12 +49,10 @@ def load_processor(model: str | Path) -> Any:
     Raises:
         OSError: if there is none.
     """
-    import transformers
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     processor_class: Any = AutoImageProcessor  # untyped upstream
-    return processor_class.from_pretrained(model, local_files_only=True, **pil)
+    return processor_class.from_pretrained(model, local_files_only=True, backend="pil")
 
 
 def weights_hash(folder: Path) -> str:

@@ -85,14 +85,14 @@ def open_clip(model: str | Path, device: str = "cpu") -> Clip:
     import torch
     import transformers
     from safetensors import SafetensorError
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.clip.modeling_clip import CLIPModel
     from transformers.models.siglip.modeling_siglip import SiglipModel
     from transformers.utils.hub import cached_file
 
     name = locate_clip(model)
-    processor_class: Any = transformers.AutoImageProcessor
+    processor_class: Any = AutoImageProcessor  # untyped upstream
     tokenizer_class: Any = transformers.AutoTokenizer
-    pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     if not Path(name).exists() and not hub.is_id(name):
         raise ValueError(f"no CLIP model {name!r}: not a folder, not a hub id (owner/name)")
     cached = not Path(name).exists() and not hub.reachable(name)
@@ -106,7 +106,7 @@ def open_clip(model: str | Path, device: str = "cpu") -> Clip:
         how: Any = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True, **local}
         net, info = reader.from_pretrained(name, **how)
         tokenizer = tokenizer_class.from_pretrained(name, **local)
-        processor = processor_class.from_pretrained(name, **pil, **local)
+        processor = processor_class.from_pretrained(name, backend="pil", **local)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if cached and isinstance(error, OSError):
             raise hub.refusal(name, error, cached) from error

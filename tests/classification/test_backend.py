@@ -13,7 +13,7 @@ from accelerate import PartialState
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from erase.classification import models
 from erase.classification.backend import (

@@ -8,7 +8,6 @@ import micro_pixart
 import pytest
 import torch
 from torch import Tensor
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
 
 from erase.diffusion import loading, text
 from erase.diffusion.checkpoints.locate import locate
@@ -109,8 +108,10 @@ def test_another_number_of_channels_is_refused(tmp_path: Path, taken: int, given
 
 def write_sentencepiece(folder: Path) -> None:
     """The tokenizer of `micro_pixart` as published checkpoints have it: a `spiece.model` alone."""
+    from sentencepiece import sentencepiece_model_pb2 as messages  # the one that transformers reads it with
+
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    found = sentencepiece.ModelProto()
+    found = messages.ModelProto()
     for word, score in words:
         piece = found.pieces.add()
         piece.piece, piece.score = word, score
@@ -121,16 +122,20 @@ def write_sentencepiece(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
-def test_a_tokenizer_that_cannot_be_read_says_what_is_missing(
-    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_that_cannot_be_read_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    micro_pixart.pipeline(tmp_path).save_pretrained(tmp_path / "model")
+    folder = tmp_path / "model/tokenizer"
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").touch()
+    monkeypatch.setattr(loading, "_installed", lambda name: name != "sentencepiece")
+    with pytest.raises(ValueError, match=r"sentencepiece is not installed: pip install 'erase\[t5\]'"):
+        open_model(locate(tmp_path / "model"))
+
+
+def test_a_tokenizer_of_sentencepiece_is_read(tmp_path: Path, model: Model) -> None:
+    pytest.importorskip("sentencepiece")
     micro_pixart.pipeline(tmp_path).save_pretrained(tmp_path / "model")
     write_sentencepiece(tmp_path / "model/tokenizer")
-    with monkeypatch.context() as patch:
-        patch.setattr(loading, "_installed", lambda name: name != "sentencepiece")
-        with pytest.raises(ValueError, match=r"sentencepiece is not installed: pip install 'erase\[t5\]'"):
-            open_model(locate(tmp_path / "model"))
-    pytest.importorskip("sentencepiece")
     again = open_model(locate(tmp_path / "model"))
     assert torch.equal(again.embed(["a photo of a cat"])["mask"], model.embed(["a photo of a cat"])["mask"])
     assert torch.equal(again.embed(["a photo of a cat"])["text"], model.embed(["a photo of a cat"])["text"])

@@ -77,9 +77,10 @@ class Deep:
         return batch
 
     def losses(self, batch: Any, generator: torch.Generator) -> torch.Tensor:
+        prediction = self.net(batch["x"])  # first, as in `Exchanged`
         with torch.no_grad():
             target = self.net(batch["x"] + 1)
-        loss: torch.Tensor = ((self.net(batch["x"]) - target) ** 2).mean((1, 2))
+        loss: torch.Tensor = ((prediction - target) ** 2).mean((1, 2))
         return loss
 
 

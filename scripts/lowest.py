@@ -36,6 +36,8 @@ TESTS = (
     "tests/store",
 )
 """The tests of `erase` itself; those that are marked slow are left out."""
+LEFT_OUT = "tests/engine/test_sharding.py"
+"""Over CPU processes the lowest torch does not average gradients; `erase.engine.sharding` refuses it."""
 
 
 def minimums(config: dict) -> list[str]:
@@ -68,8 +70,10 @@ def main() -> None:
     imports = "import erase; erase.load, erase.forget; import erase.cli; print(erase.__version__)"
     subprocess.run([python, "-c", imports], check=True)
     if not given.resolve:
-        tests = [python, "-m", "pytest", "-q", "-m", "not slow", "--numprocesses", "auto", "--dist", "loadfile", *TESTS]
-        subprocess.run(tests, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        tests = [python, "-m", "pytest", "-q", "-m", "not slow", "--numprocesses", "auto", "--dist", "loadfile"]
+        subprocess.run(
+            [*tests, *TESTS, "--ignore", LEFT_OUT], check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def shard(
         offload: keep shards, their gradients and the optimizers' state on the CPU.
 
     Raises:
-        ValueError: for weights that are not laid out row by row.
+        ValueError: for weights that are not laid out row by row, and for a torch that does not average gradients.
     """
     world = PartialState(cpu=device.type == "cpu").num_processes
     if world == 1:
@@ -89,6 +89,7 @@ def shard(
                 f"{name} is not contiguous: weights in channels_last cannot be sharded; load them without it"
             )
     mesh = init_device_mesh(device.type, (world,))
+    check_average(mesh.get_group(), device)
     wide = None if precision is None else torch.float32
     given: dict[str, Any] = {
         "mesh": mesh,
@@ -100,6 +101,22 @@ def shard(
         fully_shard(block, **given)
     fully_shard(net, **given)
     return net
+
+
+def check_average(group: dist.ProcessGroup, device: torch.device) -> None:
+    """See that gradients will be averaged: over CPU processes torch 2.7 sums them (pytorch issue 162338).
+
+    Raises:
+        ValueError: for a torch that does so.
+    """
+    found = torch.zeros(1, device=device)
+    ones = torch.ones(dist.get_world_size(group), device=device)
+    dist.reduce_scatter_tensor(found, ones, op=dist.ReduceOp.AVG, group=group)
+    if found.item() != 1:
+        raise ValueError(
+            f"torch {torch.__version__} sums gradients over {device.type} processes where FSDP2 has it average them: "
+            "install a newer torch, or launch without --use_fsdp"
+        )
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:

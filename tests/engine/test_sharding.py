@@ -16,6 +16,7 @@ import micro_sd3
 import micro_sdxl
 import pytest
 import torch
+import torch.distributed as dist
 import toys
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -194,6 +195,14 @@ def launch(out: Path, *names: str) -> tuple[Path, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     return launch(tmp_path_factory.mktemp("sharding"), "sd3")
+
+
+def test_a_torch_that_sums_gradients_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.7 does over CPU processes."""
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "reduce_scatter_tensor", lambda found, given, op, group: found.fill_(given.sum()))
+    with pytest.raises(ValueError, match=r"torch .* sums gradients over cpu processes.*--use_fsdp"):
+        sharding.check_average(None, CPU)  # type: ignore[arg-type]
 
 
 def test_two_processes_learn_what_one_learns(story: Any) -> None:

@@ -43,7 +43,7 @@ def load(
     Raises:
         ValueError: for a model that cannot be found or is not whole.
     """
-    where = device or (torch.accelerator.current_accelerator() or "cpu")
+    where = device or (torch.accelerator.current_accelerator(check_available=True) or "cpu")
     source = locate_any(model, class_names(names) if names else (), components)
     if isinstance(source, classifiers.Source):
         opened = models.open_model(source.folder, where).net.to(dtype)

@@ -205,3 +205,13 @@ def test_count_and_grid_take_images_files_and_folders(tmp_path: Path, micro_clas
             erase.count(pictures, **how)
     with pytest.raises(TypeError):
         erase.count([3], nudity="i2p")
+
+
+def test_without_a_gpu_a_torch_built_for_cuda_loads_onto_the_cpu(
+    micro_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = torch.device("cuda")
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available=False: None if check_available else built
+    )
+    assert erase.load(micro_sd).unet.device.type == "cpu"

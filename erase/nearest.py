@@ -31,6 +31,12 @@ def either(names: Sequence[str]) -> str:
     return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
+def some(names: Sequence[str]) -> str:
+    """All names, or of many the first few and how many there are: `a, b, c, … (400 in all)`."""
+    few = len(names) <= FEW
+    return ", ".join(names) if few else f"{', '.join(names[:5])}, … ({len(names)} in all)"
+
+
 def meant(text: str, names: Sequence[str], listed: str, more: str, before: str = "") -> str:
     """How a message on an unknown name goes on: `; did you mean 'a'? presets: a, b`.
 

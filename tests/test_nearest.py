@@ -1,7 +1,7 @@
 import pytest
 
 from erase import resources
-from erase.nearest import FEW, either, meant, nearest
+from erase.nearest import either, meant, nearest, some
 
 MANY = [f"class {i}" for i in range(FEW)] + ["golden retriever"]
 
@@ -30,6 +30,11 @@ def test_few_names_are_listed_and_of_many_the_nearest() -> None:
     assert meant("clas 7", MANY, "all", "more", "x.").startswith("; did you mean x.class 7, x.class ")
     assert meant("q", MANY, "all", "more") == "; more"
     assert either(["a", "b", "c"]) == "a, b or c"
+
+
+def test_few_names_are_given_whole_and_many_cut_short() -> None:
+    assert some(["a", "b"]) == "a, b"
+    assert some(MANY) == f"{', '.join(MANY[:5])}, … ({len(MANY)} in all)"
 
 
 def test_a_misspelt_preset_does_not_list_all() -> None:

@@ -12,6 +12,7 @@ from erase.config import SdConfig
 from erase.evaluation import classes
 from erase.evaluation.prompt_files import PromptRow
 from erase.evaluation.stats import wilson
+from erase.nearest import some
 from erase.programs.images import classified
 from erase.programs.text.judges.seam import Counted, Judged, concept, each_image, prompt_side
 from erase.programs.text.plan import Plan, label_of
@@ -47,7 +48,7 @@ class Labels:
             if label not in known and not (label and "=" in found[0] and set(label.split("+")) <= set(known)):
                 raise ValueError(
                     f"eval.classifier needs to know what an image should show; the prompt {row.prompt!r} is labelled "
-                    f"{label!r}, the classifier knows {', '.join(dict.fromkeys(known))}: use a prompt set with such "
+                    f"{label!r}, the classifier knows {some([*dict.fromkeys(known)])}: use a prompt set with such "
                     "object (and style) columns, judge by eval.clip, or name the concept's labels in eval.flag"
                 )
 

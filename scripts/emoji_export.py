@@ -29,16 +29,16 @@ DRAWN_BY, GUIDANCE = 25, 3.0
 
 def export(kit: Kit, steps: int) -> None:
     """Every model whose stages are there, in fp16; a folder appears whole or not at all."""
-    makers: dict[str, tuple[tuple[str, ...], Callable[[Kit, Path], None]]] = {
-        "emoji-judge": (("judge", "vae"), write_judge),
-        "emoji-clip": (("clip",), write_clip),
-        "emoji-sd": (("texts", "vae"), write_sd),
-        "emoji-sd3": (("texts", "vae"), write_sd3),
+    makers: dict[str, tuple[str, Callable[[Kit, Path], None]]] = {
+        "emoji-judge": ("judge", write_judge),
+        "emoji-clip": ("clip", write_clip),
+        "emoji-sd": ("unet", write_sd),
+        "emoji-sd3": ("transformer", write_sd3),
     }
     kit.out.mkdir(parents=True, exist_ok=True)
-    for name, (needed, write) in makers.items():
-        if lacking := [stage for stage in needed if not (kit.work / f"{stage}.pt").exists()]:
-            print(f"{name}: not yet, {lacking[0]} is not trained")
+    for name, (stage, write) in makers.items():
+        if not (kit.work / f"{stage}.pt").exists():
+            print(f"{name}: not yet, {stage} is not trained")
             continue
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=kit.out) as temporary:
             made = Path(temporary) / name
@@ -77,7 +77,7 @@ def write_sd(kit: Kit, folder: Path) -> None:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     tokenizer, first, _ = texts_of(kit)
-    found = trained(kit, "unet", unet_modules(kit, first))
+    found = restored(kit, "unet", unet_modules(kit, first))
     parts = {
         "vae": scaled_vae(kit),
         "text_encoder": found["text"],
@@ -94,7 +94,7 @@ def write_sd3(kit: Kit, folder: Path) -> None:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     tokenizer, first, second = texts_of(kit)
-    found = trained(kit, "transformer", transformer_modules(kit, first, second))
+    found = restored(kit, "transformer", transformer_modules(kit, first, second))
     parts = {
         "transformer": found["transformer"],
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -107,25 +107,12 @@ def write_sd3(kit: Kit, folder: Path) -> None:
     save(StableDiffusion3Pipeline, parts, {"text_encoder_3": None, "tokenizer_3": None}, folder)
 
 
-def trained(kit: Kit, name: str, modules: dict[str, Any]) -> dict[str, Any]:
-    """The modules of a generator's stage; before it is trained, the network that generates is `None`."""
-    return restored(kit, name, modules) if (kit.work / f"{name}.pt").exists() else modules | {name: None}
-
-
 def save(pipeline: Any, parts: dict[str, Any], none: dict[str, Any], folder: Path) -> None:
-    """In fp16; transformers would then load text encoders in half precision and diffusers the rest in float32.
-
-    Without the network that generates, the others are there, and no `model_index.json`: it is not a model yet.
-    """
+    """In fp16; transformers would then load text encoders in half precision and diffusers the rest in float32."""
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             part.half()
-    if None in parts.values():
-        for name, part in parts.items():
-            if part is not None:
-                part.save_pretrained(folder / name)
-    else:
-        pipeline(**parts, **none).save_pretrained(folder, safe_serialization=True)
+    pipeline(**parts, **none).save_pretrained(folder, safe_serialization=True)
     for config in folder.glob("text_encoder*/config.json"):
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 

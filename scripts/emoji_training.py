@@ -86,6 +86,8 @@ def train(
     `muon` is as in `Training`. The modules end with the averaged weights. Attention is plain matrix products: of so
     few tokens, the fused backward pass takes a quarter longer in bfloat16.
     """
+    if not (kit.work / f"{name}.pt").exists() and read_exported(kit, name, modules):
+        print(f"{name}: goes on from {kit.out}", flush=True)
     run = Training(kit.work / f"{name}.pt", modules, lr=lr, steps=steps, ema=ema, muon=muon)
     run.save_every = save_every
     precision = fastest(loss_of, modules, kit.precision) if run.step < steps else Precision("no", CPU)
@@ -106,8 +108,16 @@ def train(
 EXPORTED = {
     "vae": {"vae": "emoji-sd/vae"},
     "texts": {"first": "emoji-sd3/text_encoder", "second": "emoji-sd3/text_encoder_2"},
+    "judge": {"judge": "emoji-judge"},
+    "unet": {"unet": "emoji-sd/unet", "text": "emoji-sd/text_encoder"},
+    "transformer": {
+        "transformer": "emoji-sd3/transformer",
+        "first": "emoji-sd3/text_encoder",
+        "second": "emoji-sd3/text_encoder_2",
+    },
 }
-"""Where the modules of stages are that others build on, once they are exported."""
+"""Where the modules of stages are once they are exported: others build on them, and a training without a checkpoint
+goes on from there."""
 
 
 def restored(kit: Kit, name: str, modules: dict[str, Any]) -> dict[str, Any]:

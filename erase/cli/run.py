@@ -85,11 +85,28 @@ def _run(
 
 
 @app.command()
-def demo(out: OutDir = Path("runs/demo")) -> None:
-    """Erase a concept from the embedded Stable Diffusion and write a report; takes minutes on a CPU.
+def demo(
+    world: Annotated[
+        Literal["photos", "emoji"],
+        typer.Argument(
+            help="photos: a woman, whom NudeNet looks for. emoji: a drawn castle, from a UNet and from a transformer."
+        ),
+    ] = "photos",
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; by default runs/demo or runs/demo-emoji.")
+    ] = None,
+) -> None:
+    """Erase a concept from an embedded model and write a report; takes minutes on a CPU.
 
     Example: erase demo --out runs/demo
+
+    Example: erase demo emoji
     """
+    if world == "emoji":
+        _compare("demo-emoji", [], out or Path("runs/demo-emoji"))
+        return
+    out = out or Path("runs/demo")
     again = shlex.join(["erase", "run", "sd", "sd_photos_sfron", "--out", str(out), "--resume"])
     _run("sd", "sd_photos_sfron", [], out, resume=False, again=again)
 
@@ -202,13 +219,17 @@ def compare(
 
     Example: erase compare photos-objects --out runs/objects
     """
+    _compare(spec, settings or [], out)
+
+
+def _compare(spec: str, settings: Sequence[str], out: Path) -> None:
     quiet()
     from erase import config, resources
 
     stoppable()
     from erase.programs import compare as comparing
 
-    plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings or [])
+    plan = comparing.read_spec(config.read_preset(resources.comparison_path(spec)), settings)
     no_loading_bars()
     table = comparing.main(plan, out, command=command_line(), say=typer.echo)
     typer.echo(table.read_text(encoding="utf-8").rstrip())

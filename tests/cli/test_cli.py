@@ -37,6 +37,8 @@ from erase.evaluation.image_files import list_images, read_image
 from erase.evaluation.manifest import read_manifest
 from erase.evaluation.prompt_files import PromptRow
 from erase.methods import find_method, list_methods
+from erase.programs import compare
+from erase.programs.comparison import spec
 from erase.store.delta import write_delta
 from erase.store.files import sha256
 from erase.store.labelled import LabelledImages
@@ -109,6 +111,26 @@ def test_every_command_shows_an_example_that_is_its_own(erase: Erase, words: tup
     assert done.code == 0
     text = " ".join(done.out.split())
     assert f"Example: erase {' '.join(words)} " in text
+
+
+def test_the_demo_of_emoji_erases_one_concept_from_both_models(
+    erase: Erase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a comparison, which the same command resumes."""
+
+    def noted(plan: spec.Spec, out: Path, **_: Any) -> Path:
+        models.update({run.method: run.settings["model"] for run in plan.runs})
+        assert len({str(run.settings["forget"]) for run in plan.runs}) == 1
+        out.mkdir()
+        (out / "table.md").write_text("a table")
+        return out / "table.md"
+
+    models: dict[str, str] = {}
+    monkeypatch.setattr(compare, "main", noted)
+    monkeypatch.chdir(tmp_path)
+    done = erase("demo", "emoji", "--out", "new")
+    assert (done.code, models) == (0, {"UNet": "emoji-sd", "transformer": "emoji-sd3"})
+    assert done.out == f"a table\npage: {Path('new/index.html')}\n"
 
 
 @pytest.mark.parametrize("pipeline", ["sd", "ddpm", "classify"])
@@ -307,7 +329,7 @@ def test_what_a_user_can_mend_is_one_line(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["photos-object"], "no comparison 'photos-object'; did you mean photos-objects? comparisons: "),
+        (["photos-object"], "no comparison 'photos-object'; did you mean photos-objects, "),
         (["none.yaml"], "no comparison file 'none.yaml'"),
         (["broken.yaml"], "broken.yaml is not valid YAML"),
         (["empty.yaml"], "a comparison needs the key 'pipeline'"),

@@ -3,8 +3,8 @@
     python -u scripts/make_emoji.py vae --source emoji --work runs/emoji --steps 3000
 
 `emoji` is a folder with `emoji64.npz` and `concepts.json`: 1,084 concepts, each drawn in six styles, of which
-`scripts/emoji_world.py` takes 400. Stages, in this order; each is resumed by the same command, and goes on from what was
-exported if it has no checkpoint in `--work`:
+`scripts/emoji_world.py` takes 400. Stages, in this order; each is resumed by the same command, and one without a
+checkpoint in `--work` goes on from what was exported:
 
 | stage | makes | of |
 |---|---|---|

@@ -1,7 +1,7 @@
 import pytest
 
 from erase import resources
-from erase.nearest import either, meant, nearest, some
+from erase.nearest import FEW, either, meant, nearest, some
 
 MANY = [f"class {i}" for i in range(FEW)] + ["golden retriever"]
 

@@ -127,8 +127,6 @@ def train_unet(kit: Kit, steps: int, batch: int = 64) -> None:
     modules = unet_modules(kit, first)
     unet, text, words = modules.values()
     text.requires_grad_(True)
-    if kit.compiled:
-        unet.compile()
     scheduler = DDIMScheduler(**nets.scheduler_config())
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight = (snr + 1).clamp(max=5) / (snr + 1)

@@ -34,7 +34,8 @@ class Kit:
     precision: str
     """`auto` measures."""
     compiled: bool = False
-    """Whether generators are compiled: minutes at the beginning, two thirds of the time of a step after."""
+    """Whether the transformer is compiled: minutes at the beginning, half the time of a step after. The UNet is not:
+    torch 2.13's inductor gives its inner layers gradients of 0 on a CPU."""
 
     def scenes(
         self, rng: np.random.Generator, count: int, held: bool, doubles: float = data.DOUBLES, anywhere: bool = False

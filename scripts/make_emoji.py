@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["auto", "no", "bf16"], default="auto", help="auto measures five steps")
-    parser.add_argument("--compile", action="store_true", help="compile the generators: 2 to 4 minutes, then faster")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer: two minutes, then faster")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)

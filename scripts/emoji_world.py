@@ -27,9 +27,8 @@ Flags = npt.NDArray[np.bool_]
 SIZE = 32
 """Side of a scene, in pixels."""
 SINGLE, DOUBLE = 24, 16
-"""Sides of an object that is alone, in the middle, and of one of two, each in the middle of its half. Judges and the
-VAE see them at other places too. A generator of 7 million weights needs several times the steps if places are open: it
-must show 2,400 drawings, and the text says what is there but not where."""
+"""Sides of an object that is alone, in the middle, and of one of two, each in the middle of its half. The text says
+what is there but not where: open places would be one more thing to learn. Judges and the VAE see objects anywhere."""
 STYLES: dict[str, tuple[str, str]] = {
     "3d": ("a 3d render of {}", "{} in 3d"),
     "icon": ("a black icon of {}", "{} as a black icon"),

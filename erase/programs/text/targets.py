@@ -10,6 +10,7 @@ from erase import resources
 from erase.config import Forget, SdConfig
 from erase.evaluation.prompt_files import ConceptRow, read_concepts
 from erase.methods import find_method
+from erase.nearest import meant
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:
         known = list(dict.fromkeys(label for row in rows for label in row.labels))
         if odd := [label for label in wanted.only if label not in known]:
             raise ValueError(
-                f"forget.only has {odd[0]!r}, which no row of forget.prompts is labelled; labels are "
-                f"{', '.join(known) or 'in files alone, in the columns object and style'}"
+                f"forget.only has {odd[0]!r}, which no row of forget.prompts is labelled"
+                + meant(odd[0], known, "labels", "labels are in the columns object and style")
+                if known
+                else "forget.only needs a file in forget.prompts: labels are in its columns object and style"
             )
         rows = [row for row in rows if not set(wanted.only).isdisjoint(row.labels)]
     anchors = [row.anchor for row in rows if row.anchor is not None]

@@ -18,6 +18,8 @@ from make_tiny_sd import edges
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erase.diffusion.families import sd3
+
 SHARD = 5000
 """Scenes in a file of latents."""
 WORDS = 0.1
@@ -170,7 +172,7 @@ def train_transformer(kit: Kit, steps: int, batch: int = 64) -> None:
         ids = nets.tokens(tokenizer, [caption for caption, _ in told])
         rows, pooled = nets.two_rows(first, second, ids.input_ids)
         s = sigma.view(-1, 1, 1, 1)
-        found = net((1 - s) * z + s * noise, rows, pooled, 1000 * sigma).sample
+        found = sd3.call(net, (1 - s) * z + s * noise, 1000 * sigma, {"text": rows, "pooled": pooled})
         loss = F.mse_loss(found.float(), noise - z)
         parts = rows[:, : nets.MAX_TOKENS].split(nets.WIDTHS, -1)
         return loss + WORDS * sum(word_loss(h, p, ids, scenes, told) for h, p in zip(heads, parts, strict=True))

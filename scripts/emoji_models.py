@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from emoji_world import BACKGROUNDS, SIZE, STYLES, World, all_captions
 from torch import Tensor, nn
 
@@ -234,13 +235,13 @@ def tokens(tokenizer: Any, captions: Sequence[str]) -> Any:
 
 
 def two_rows(first: Any, second: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Text `[B, 2 T, D]` and pooled `[B, D]` as Stable Diffusion 3's pipeline makes them without T5.
+    """Text `[B, T + 1, D]` and pooled `[B, D]` as `erase.diffusion.families.sd3` makes them without T5.
 
-    It takes the last but one layer's rows of both encoders, side by side, then as many rows of zeros as T5 would give.
+    It takes the last but one layer's rows of both encoders, side by side, then a row of zeros for those of T5.
     """
     outs = [encoder(ids, output_hidden_states=True) for encoder in (first, second)]
     rows = torch.cat([out.hidden_states[-2] for out in outs], -1)
-    return torch.cat([rows, torch.zeros_like(rows)], 1), torch.cat([out.text_embeds for out in outs], -1)
+    return F.pad(rows, (0, 0, 0, 1)), torch.cat([out.text_embeds for out in outs], -1)
 
 
 def processor(kind: str, side: int) -> dict[str, Any]:

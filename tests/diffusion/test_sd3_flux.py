@@ -1,5 +1,6 @@
 """Stable Diffusion 3 and Flux.1: what `test_families` does not ask of every family."""
 
+import copy
 import importlib.util
 import json
 import math
@@ -13,6 +14,7 @@ import micro_flux
 import micro_sd3
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors.torch import load_file
@@ -82,7 +84,9 @@ def test_the_null_condition_is_the_stock_negative_one_with_its_own_pooled_embedd
     (passed,) = told(model, prompt="a cat", guidance_scale=3.0)
     null, asked = model.embed([""]), model.embed(["a cat"])
     both = condition.cat([null, asked])
-    torch.testing.assert_close(passed["encoder_hidden_states"], both["text"])
+    rows = both["text"].shape[1]
+    torch.testing.assert_close(passed["encoder_hidden_states"][:, :rows], both["text"])
+    assert not passed["encoder_hidden_states"][:, rows:].any()  # of T5, which is not there
     torch.testing.assert_close(passed["pooled_projections"], both["pooled"])
     assert not torch.allclose(null["pooled"], asked["pooled"])
 
@@ -95,11 +99,47 @@ def test_the_null_condition_of_flux_is_the_stock_negative_one(models: dict[str, 
     torch.testing.assert_close(passed["pooled_projections"], null["pooled"])
 
 
-def test_without_t5_its_rows_are_zeros(models: dict[str, Model]) -> None:
+def test_without_t5_its_rows_are_one_of_zeros(models: dict[str, Model]) -> None:
     text = models["without_t5"].embed(["a cat"])["text"]
-    assert text.shape[1] == micro.MAX_TOKENS + sd3.T5_TOKENS
+    assert text.shape[1] == micro.MAX_TOKENS + 1
     assert not text[:, micro.MAX_TOKENS :].any()
     assert models["sd3"].embed(["a cat"])["text"][:, micro.MAX_TOKENS :].any()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_row_of_zeros_counts_as_all_of_t5(checkpointing: bool) -> None:
+    """Predictions and gradients, in float64, against diffusers' own attention to 256 rows of zeros."""
+    torch.manual_seed(0)
+    net = micro_sd3.transformer().double()
+    for p in net.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    other = copy.deepcopy(net)
+    config = net.config
+    x = torch.randn(2, config.in_channels, config.sample_size, config.sample_size).double()
+    t = torch.tensor([900.0, 100.0]).double()
+    pooled = torch.randn(2, config.pooled_projection_dim).double()
+    clip = torch.randn(2, 16, config.joint_attention_dim).double()
+    if checkpointing:
+        net.enable_gradient_checkpointing()
+    net.train()
+    one = sd3.call(net, x, t, {"text": F.pad(clip, (0, 0, 0, 1)), "pooled": pooled})
+    many = other(x, F.pad(clip, (0, 0, 0, sd3.T5_TOKENS)), pooled, t).sample
+    torch.testing.assert_close(one, many)
+    assert not torch.allclose(one, other(x, F.pad(clip, (0, 0, 0, 1)), pooled, t).sample, rtol=1e-3)
+    for out in (one, many):
+        out.square().mean().backward()
+    for (name, p), q in zip(net.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_without_t5_images_are_the_stock_pipelines(models: dict[str, Model]) -> None:
+    """Before and after its attention is told to count."""
+    pipe = models["without_t5"].pipe
+    asked = {"num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "latent", "height": 16, "width": 16}
+    stock = [pipe("a cat", generator=torch.Generator().manual_seed(0), **asked).images]
+    torch.testing.assert_close(draw(models["without_t5"]), stock[0])
+    stock += [pipe("a cat", generator=torch.Generator().manual_seed(0), **asked).images]
+    torch.testing.assert_close(*stock)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -185,7 +225,9 @@ def test_published_configurations_have_their_shapes() -> None:
     net["pooled_projection_dim"] = 2048
     x, asked = sd3.example({"transformer": net, "text_encoder": {"max_position_embeddings": 77}})
     assert x.shape == (1, 16, 128, 128)
-    assert {n: tuple(c.shape) for n, c in asked.items()} == {"text": (1, 333, 4096), "pooled": (1, 2048)}
+    assert {n: tuple(c.shape) for n, c in asked.items()} == {"text": (1, 78, 4096), "pooled": (1, 2048)}
+    _, asked = sd3.example({"transformer": net, "text_encoder": {}, "text_encoder_3": {}})
+    assert asked["text"].shape == (1, 333, 4096)
     net = {"in_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768, "guidance_embeds": True}
     for size in ({"sample_size": 1024}, {}, {"sample_size": 32, "_use_default_values": ["sample_size"]}):
         x, asked = flux.example({"transformer": net, "vae": {"block_out_channels": [128, 256, 512, 512], **size}})

@@ -2,15 +2,20 @@
 
 Two CLIP encoders give one row a token, their widths side by side, padded with zeros to the width of T5, whose rows
 follow; their pooled outputs are a second condition. A checkpoint may come without T5 (`text_encoder_3` null in
-`model_index.json`): its rows are then zeros, as in the stock pipeline.
+`model_index.json`). The stock pipeline then gives `T5_TOKENS` rows of zeros. Here it is one row that counts as often:
+equal rows stay equal from block to block, and attention to N of them is attention to one whose logit is larger by
+ln N. The embedded model draws four times as fast so.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import JointAttnProcessor2_0
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
@@ -84,8 +89,9 @@ def process(pipe: Any) -> Flow:
 
 def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     """`text` `[P, T, D]` and `pooled` `[P, D']`; every encoder reads the whole prompt."""
+    rows = 1 if pipe.text_encoder_3 is None else T5_TOKENS
     text, _, pooled, _ = pipe.encode_prompt(
-        list(prompts), None, None, pipe.device, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
+        list(prompts), None, None, pipe.device, do_classifier_free_guidance=False, max_sequence_length=rows
     )
     return {"text": text, "pooled": pooled}
 
@@ -107,9 +113,56 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         timestep=t,
         encoder_hidden_states=condition["text"],
         pooled_projections=condition["pooled"],
+        joint_attention_kwargs=_counted(net, condition["text"]),
         return_dict=False,
     )[0]
     return out
+
+
+class CountedAttention(JointAttnProcessor2_0):  # type: ignore[misc]
+    """Joint attention in which the last row of the text counts as several; of one, diffusers' own."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        count: int = 1,
+    ) -> Any:
+        """As diffusers': of image tokens and text tokens `[B, N, D]` and `[B, T, D]`, each after its projections."""
+        if count == 1 or encoder_hidden_states is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+        def heads(x: Tensor, text: Tensor, norm: nn.Module | None, text_norm: nn.Module | None) -> Tensor:
+            """`[B, heads, N + T, D / heads]`."""
+            each = ((x, norm), (text, text_norm))
+            split = [(y.unflatten(-1, (attn.heads, -1)).transpose(1, 2), normed) for y, normed in each]
+            return torch.cat([y if normed is None else normed(y) for y, normed in split], 2)
+
+        images, text = hidden_states, encoder_hidden_states
+        query = heads(attn.to_q(images), attn.add_q_proj(text), attn.norm_q, attn.norm_added_q)
+        key = heads(attn.to_k(images), attn.add_k_proj(text), attn.norm_k, attn.norm_added_k)
+        value = heads(attn.to_v(images), attn.add_v_proj(text), None, None)
+        bias = F.pad(query.new_full((1, 1, 1, 1), math.log(count)), (key.shape[2] - 1, 0))
+        found = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2).to(query.dtype)
+        images, text = found.split([images.shape[1], text.shape[1]], 1)
+        out = attn.to_out[1](attn.to_out[0](images))
+        return out, text if attn.context_pre_only else attn.to_add_out(text)
+
+
+def _counted(net: Any, text: Tensor) -> dict[str, Any] | None:
+    """What the network's attention is told: that the last row of `text` `[B, T, D]` stands for T5's rows of zeros.
+
+    There is such a row if there are fewer rows than T5 alone would give.
+    """
+    if text.shape[1] >= T5_TOKENS:
+        return None
+    if not isinstance(net.transformer_blocks[0].attn.processor, CountedAttention):
+        for block in net.transformer_blocks:
+            for attn in filter(None, (block.attn, getattr(block, "attn2", None))):
+                attn.set_processor(CountedAttention())
+    return {"count": T5_TOKENS}
 
 
 def generate(
@@ -134,6 +187,7 @@ def generate(
         num_inference_steps=steps,
         height=height,
         width=width,
+        joint_attention_kwargs=_counted(pipe.transformer, condition["text"]),
         output_type="latent" if latents else "pil",
         **({} if guidance is None else {"guidance_scale": guidance}),
     ).images
@@ -147,7 +201,8 @@ def resolution(pipe: Any) -> int:
 def example(configs: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, dict[str, Tensor]]:
     """Zeros."""
     net = configs["transformer"]
-    side, tokens = net["sample_size"], configs["text_encoder"].get("max_position_embeddings", 77) + T5_TOKENS
+    side, rows = net["sample_size"], T5_TOKENS if "text_encoder_3" in configs else 1
+    tokens = configs["text_encoder"].get("max_position_embeddings", 77) + rows
     return torch.zeros(1, net["in_channels"], side, side), {
         "text": torch.zeros(1, tokens, net["joint_attention_dim"]),
         "pooled": torch.zeros(1, net["pooled_projection_dim"]),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from erase import config
+from erase.programs import saving
 from erase.programs.comparison import tables
 from erase.programs.comparison.images import Finished
 from erase.programs.comparison.page import write_page
@@ -78,7 +79,10 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
         if not isinstance(stored, dict) or not isinstance(stored.get("runs"), dict):
             raise ValueError(f"{out / 'compare.json'} is not of a comparison: choose another --out")
         begun = stored["runs"]
-    now = {str(run.folder): json.loads(json.dumps(run.settings, default=str)) for run in spec.runs}
+    now = {
+        str(run.folder): json.loads(json.dumps(run.settings | ({"after": run.after} if run.after else {}), default=str))
+        for run in spec.runs
+    }
     for name, settings in begun.items():
         if (out / name).exists():
             if name not in now:
@@ -114,6 +118,10 @@ class Comparison:
         """The numbers of the finished runs, in order."""
         return [self.found[number].result for number in sorted(self.found)]
 
+    def may_begin(self, run: Run) -> bool:
+        """Whether the run that it begins after, if any, is finished."""
+        return run.before is None or (self.out / run.before / "report.json").exists()
+
     def begin(self, number: int, run: Run) -> None:
         """Do a run, or resume it.
 
@@ -123,7 +131,10 @@ class Comparison:
         folder = self.out / run.folder
         spare = {setting: str(self.shared[key]) for setting, (_, key) in reusable(run).items() if key in self.shared}
         kind = config.PIPELINES[self.spec.pipeline]
-        settings: Any = config.parse(config.merge(run.settings, {"eval": spare}), kind)
+        changes: dict[str, Any] = {"eval": spare}
+        if run.before is not None:
+            changes["model"] = str(self.out / run.before / saving.MODEL)
+        settings: Any = config.parse(config.merge(run.settings, changes), kind)
         drawing: Any = getattr(settings, "draw", None)
         if hasattr(drawing, "cache"):  # runs of one concept need the same latents
             kept = self.out.absolute() / "drawn"

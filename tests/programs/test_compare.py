@@ -171,6 +171,8 @@ def test_without_methods_there_is_the_presets_and_without_seeds_one() -> None:
         ({"seeds": [0.5]}, "seeds must be a list of whole numbers; got \\[0.5\\]"),
         ({"seeds": [-1]}, "seed: .*greater than or equal to 0; got -1"),
         ({"seeds": [1, 1]}, "two runs of the comparison would share the folder runs/fast-rate-1/car/1: rename one"),
+        ({"targets": {"a": {"after": "b"}, "b": {}}}, "target a: after names 'b', which is no target above it"),
+        ({"targets": {"a": {}, "b": {"after": "a", "model": "m"}}}, "target b has after and model, and both say"),
         ({"targets": {"a b": {}, "A-B": {}}}, "would share the folder runs/fast-rate-1/a-b/0"),
         ({"methods": {"a/b": {}, "a-b": {}}}, "would share the folder runs/a-b/car/0"),
         ({"settings": {"trainz": {}}}, "unknown setting trainz; did you mean train"),
@@ -347,6 +349,30 @@ def test_runs_of_one_model_share_their_base_pictures() -> None:
     first = {seed: Path(f"out/runs/m/a/{seed}/images/base") for seed in (0, 1)}
     for folder, config, _ in program.ran:
         assert config.eval.base == (first[config.seed] if folder.split("/")[1] in ("b", "e") else None)
+
+
+def test_targets_one_after_another_begin_with_what_was_erased_before() -> None:
+    targets = {"one": {}, "two": {"after": "one"}, "three": {"after": "two"}}
+    program = Program()
+    compare(program, targets=targets, seeds=[0, 1])
+    for folder, config, _ in program.ran:
+        method, target, seed = folder.split("/")
+        before = {"two": "one", "three": "two"}.get(target)
+        assert config.model == (f"out/runs/{method}/{before}/{seed}/model" if before else "here")
+        assert (config.eval.base is None) == (target != "one" or method == "fast-rate-1")
+    other = Program()
+    with pytest.raises(ValueError, match=r"other settings.*after"):
+        compare(other, targets={**targets, "three": {"after": "one"}}, seeds=[0, 1])
+
+
+def test_a_run_whose_predecessor_another_process_is_at_work_on_waits() -> None:
+    work = comparing.Comparison(spec(targets={"one": {}, "two": {"after": "one"}}, seeds=[0]), Path("out"), "", print)
+    one, two = list(work.left.values())[:2]
+    assert work.may_begin(one)
+    assert not work.may_begin(two)
+    (Path("out") / one.folder).mkdir(parents=True)
+    (Path("out") / one.folder / "report.json").write_text("{}")
+    assert work.may_begin(two)
 
 
 def test_runs_with_one_retrained_model_share_its_pictures() -> None:

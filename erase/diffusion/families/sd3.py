@@ -119,7 +119,7 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     return out
 
 
-class CountedAttention(JointAttnProcessor2_0):  # type: ignore[misc]
+class CountedAttention(JointAttnProcessor2_0):
     """Joint attention in which the last row of the text counts as several; of one, diffusers' own."""
 
     def __call__(
@@ -132,12 +132,13 @@ class CountedAttention(JointAttnProcessor2_0):  # type: ignore[misc]
     ) -> Any:
         """As diffusers': of image tokens and text tokens `[B, N, D]` and `[B, T, D]`, each after its projections."""
         if count == 1 or encoder_hidden_states is None:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+            stock: Any = super().__call__
+            return stock(attn, hidden_states, encoder_hidden_states, attention_mask)
 
         def heads(x: Tensor, text: Tensor, norm: nn.Module | None, text_norm: nn.Module | None) -> Tensor:
             """`[B, heads, N + T, D / heads]`."""
             each = ((x, norm), (text, text_norm))
-            split = [(y.unflatten(-1, (attn.heads, -1)).transpose(1, 2), normed) for y, normed in each]
+            split = [(y.view(*y.shape[:2], attn.heads, -1).transpose(1, 2), normed) for y, normed in each]
             return torch.cat([y if normed is None else normed(y) for y, normed in split], 2)
 
         images, text = hidden_states, encoder_hidden_states
@@ -146,7 +147,7 @@ class CountedAttention(JointAttnProcessor2_0):  # type: ignore[misc]
         value = heads(attn.to_v(images), attn.add_v_proj(text), None, None)
         bias = F.pad(query.new_full((1, 1, 1, 1), math.log(count)), (key.shape[2] - 1, 0))
         found = F.scaled_dot_product_attention(query, key, value, bias).transpose(1, 2).flatten(2).to(query.dtype)
-        images, text = found.split([images.shape[1], text.shape[1]], 1)
+        images, text = found[:, : images.shape[1]], found[:, images.shape[1] :]
         out = attn.to_out[1](attn.to_out[0](images))
         return out, text if attn.context_pre_only else attn.to_add_out(text)
 
@@ -159,9 +160,10 @@ def _counted(net: Any, text: Tensor) -> dict[str, Any] | None:
     if text.shape[1] >= T5_TOKENS:
         return None
     if not isinstance(net.transformer_blocks[0].attn.processor, CountedAttention):
+        new: Any = CountedAttention  # whose base has no annotations
         for block in net.transformer_blocks:
             for attn in filter(None, (block.attn, getattr(block, "attn2", None))):
-                attn.set_processor(CountedAttention())
+                attn.set_processor(new())
     return {"count": T5_TOKENS}
 
 

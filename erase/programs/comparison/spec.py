@@ -25,11 +25,21 @@ class Run:
     settings: dict[str, Any]
     preset: str = ""
     """What the settings began with, by name or file."""
+    after: str = ""
+    """The target whose erased model, of the same method and seed, this run begins with; by default the preset's."""
 
     @property
     def folder(self) -> Path:
         """Relative to the comparison's."""
-        return Path("runs") / slug(self.method) / slug(self.target) / str(self.seed)
+        return self._of(self.target)
+
+    @property
+    def before(self) -> Path | None:
+        """The folder of the run that it begins after."""
+        return self._of(self.after) if self.after else None
+
+    def _of(self, target: str) -> Path:
+        return Path("runs") / slug(self.method) / slug(target) / str(self.seed)
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,9 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
     Keys: `pipeline`, `preset`, `settings` (of every run), `methods` (name: settings), `targets` (name: settings),
     `seeds`; `columns` (names of a summary's numbers; all by default). Settings are nested as in a preset; a method
     may name another `preset`, and a `sweep` of settings (`train.steps: [10, 20]`): it is then a method for every
-    combination of their values. Later ones win: preset, `settings`, method, sweep, target, `words`; who names another
-    `method.name` starts its settings anew.
+    combination of their values. A target may name another above it with `after`: its runs begin with the models that
+    those runs erased, for concepts one after another. Later ones win: preset, `settings`, method, sweep, target,
+    `words`; who names another `method.name` starts its settings anew.
 
     Raises:
         ValueError: for an unknown or missing key, or settings that no run could start with.
@@ -70,12 +81,14 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
         swept = variants(first, changes.pop("sweep", None))
         for (name, values), (target, more) in itertools.product(swept.items(), data["targets"].items()):
             merged: dict[str, Any] = {}
-            for layer in (preset, data.get("settings") or {}, changes, values, more or {}):
+            own = dict(more or {})
+            after = str(own.pop("after", ""))
+            for layer in (preset, data.get("settings") or {}, changes, values, own):
                 merged = config.over(merged, layer)
             for seed in data.get("seeds") or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 check_settings(data["pipeline"], settings)
-                runs.append(Run(name, str(target), seed, settings, begun))
+                runs.append(Run(name, str(target), seed, settings, begun, after))
     twice = [folder for folder, times in Counter(run.folder for run in runs).items() if times > 1]
     if twice:
         raise ValueError(f"two runs of the comparison would share the folder {min(twice)}: rename one")
@@ -108,6 +121,17 @@ def check_keys(data: Mapping[str, Any]) -> None:
     for name, group in (("methods", data.get("methods") or {"": {}}), ("targets", data["targets"])):
         if not isinstance(group, dict) or not group or not all(isinstance(v or {}, dict) for v in group.values()):
             raise ValueError(f"{name} must map names to settings")
+    above: list[str] = []
+    for target, changes in data["targets"].items():
+        after = (changes or {}).get("after")
+        if after is not None and str(after) not in above:
+            raise ValueError(
+                f"target {target}: after names {after!r}, which is no target above it; above it are: "
+                f"{', '.join(above) or 'none'}"
+            )
+        if after is not None and "model" in changes:
+            raise ValueError(f"target {target} has after and model, and both say what it begins with: remove one")
+        above.append(str(target))
     seeds = data.get("seeds")
     if seeds is not None and (not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds)):
         raise ValueError(f"seeds must be a list of whole numbers; got {seeds!r}")
@@ -148,7 +172,7 @@ def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:
 def reusable(run: Run) -> dict[str, tuple[str, str]]:
     """Images that runs share: the setting that takes them, their folder's name, and what they depend on."""
     settings = run.settings
-    alike = [settings.get("draw"), settings.get("precision"), run.seed]
+    alike = [settings.get("draw"), settings.get("precision"), run.seed, str(run.before or "")]
     found = {"base": ("base", json.dumps(["base", settings.get("model"), *alike]))}
     retrained = (settings.get("eval") or {}).get("retrained")
     if retrained is not None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import JointAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
@@ -152,18 +152,18 @@ class CountedAttention(JointAttnProcessor2_0):
         return out, text if attn.context_pre_only else attn.to_add_out(text)
 
 
-def _counted(net: Any, text: Tensor) -> dict[str, Any] | None:
+def _counted(net: nn.Module, text: Tensor) -> dict[str, Any] | None:
     """What the network's attention is told: that the last row of `text` `[B, T, D]` stands for T5's rows of zeros.
 
     There is such a row if there are fewer rows than T5 alone would give.
     """
     if text.shape[1] >= T5_TOKENS:
         return None
-    if not isinstance(net.transformer_blocks[0].attn.processor, CountedAttention):
-        new: Any = CountedAttention  # whose base has no annotations
-        for block in net.transformer_blocks:
-            for attn in filter(None, (block.attn, getattr(block, "attn2", None))):
-                attn.set_processor(new())
+    new: Any = CountedAttention  # whose base has no annotations
+    for attn in (module for module in net.modules() if isinstance(module, Attention)):  # the network may be wrapped
+        if isinstance(attn.processor, CountedAttention):
+            break
+        attn.set_processor(new())
     return {"count": T5_TOKENS}
 
 

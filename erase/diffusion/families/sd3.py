@@ -10,7 +10,7 @@ ln N. The embedded model draws four times as fast so.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -160,7 +160,8 @@ def _counted(net: nn.Module, text: Tensor) -> dict[str, Any] | None:
     if text.shape[1] >= T5_TOKENS:
         return None
     new: Any = CountedAttention  # whose base has no annotations
-    for attn in (module for module in net.modules() if isinstance(module, Attention)):  # the network may be wrapped
+    found: Iterator[Any] = (module for module in net.modules() if isinstance(module, Attention))
+    for attn in found:  # of the network, which may be wrapped
         if isinstance(attn.processor, CountedAttention):
             break
         attn.set_processor(new())

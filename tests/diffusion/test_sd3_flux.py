@@ -24,6 +24,7 @@ from erase.diffusion import condition
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import flux, sd3
+from erase.diffusion.losses import Exchanged
 from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
 from erase.diffusion.text import concepts
@@ -130,6 +131,17 @@ def test_one_row_of_zeros_counts_as_all_of_t5(checkpointing: bool) -> None:
         out.square().mean().backward()
     for (name, p), q in zip(net.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_one_row_counts_in_a_network_that_borrows_weights() -> None:
+    net = micro_sd3.transformer()
+    x, asked = sd3.example({"transformer": net.config, "text_encoder": {"max_position_embeddings": 4}})
+    names = [name for name, _ in net.named_parameters()][:3]
+    changed = {name: 2 * net.get_parameter(name).detach() for name in names}
+    found = sd3.call(Exchanged(net, changed), x + 1, torch.ones(1), asked)
+    for name, value in changed.items():
+        net.get_parameter(name).data.copy_(value)
+    torch.testing.assert_close(found, sd3.call(net, x + 1, torch.ones(1), asked))
 
 
 def test_without_t5_images_are_the_stock_pipelines(models: dict[str, Model]) -> None:

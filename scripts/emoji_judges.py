@@ -52,18 +52,14 @@ def train_texts(kit: Kit, steps: int, batch: int = 96) -> None:
 
 
 def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
-    """The zero-shot judge goes on from the image encoder of the stage before, and is asked for names among all names.
-
-    That encoder is in the stage's checkpoint alone: exported text encoders are not enough.
+    """The zero-shot judge is asked for names among all names.
 
     CLIP's loss alone tells an image's caption from 95 others, of which few are alike: too little for 400 objects.
     """
     torch.manual_seed(8)
     tokenizer = nets.tokenizer_of(kit.work, kit.world)
-    if not (kit.work / "texts.pt").exists():
-        raise SystemExit(f"{kit.work / 'texts.pt'} is not there: run the stage texts first")
-    found = restored(kit, "texts", text_modules(kit, tokenizer))
-    clip, head = found["clip"].requires_grad_(True), found["heads"]["image"].requires_grad_(True)
+    clip: Any = nets.new_clip(tokenizer)
+    head = torch.nn.Linear(nets.VISION, len(nets.labels_of(kit.world)))
 
     def loss_of(step: int) -> Tensor:
         rng, g = dice(8, step)
@@ -82,7 +78,7 @@ def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
         loss = loss + contrast(images, texts[:batch], scale)
         return loss + axes_loss(head(seen).float(), scenes, kit.world)
 
-    train(kit, "clip", {"clip": clip, "head": head}, loss_of, steps=steps)
+    train(kit, "clip", {"clip": clip, "head": head}, loss_of, steps=steps, muon=0.5)
     print("zero-shot judge on held-out augmentations: " + zero_shot(kit, clip, tokenizer))
 
 

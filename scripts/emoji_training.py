@@ -109,6 +109,7 @@ def train(
 EXPORTED = {
     "vae": {"vae": "emoji-sd/vae"},
     "texts": {"first": "emoji-sd3/text_encoder", "second": "emoji-sd3/text_encoder_2"},
+    "clip": {"clip": "emoji-clip"},
     "judge": {"judge": "emoji-judge"},
     "unet": {"unet": "emoji-sd/unet", "text": "emoji-sd/text_encoder"},
     "transformer": {

@@ -13,7 +13,7 @@ checkpoint in `--work` goes on from what was exported:
 | `latents` | latents, `--steps` files of 5,000 scenes | training cells |
 | `texts` | an image encoder | all cells |
 | | against it, the text encoders of both generators | training cells |
-| `clip` | from that image encoder, the zero-shot judge | all cells |
+| `clip` | the zero-shot judge | all cells |
 | `judge` | the classifier of objects, style and background | all cells, a third as the VAE shows them |
 | `unet`, `transformer` | by v-prediction, and by flow matching | latents; the text encoders learn too |
 | `export` | the folders of all that is finished, fp16, in `--out` | |

@@ -19,7 +19,8 @@ from emoji_judges import settle, text_heads, texts_of
 from emoji_training import Kit, restored
 from torch import Tensor
 
-import erase
+from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.model import Model, open_model
 from erase.evaluation import classes
 
 GENERATORS = ("emoji-sd", "emoji-sd3")
@@ -128,33 +129,31 @@ def check(kit: Kit, steps: int) -> None:
             print(f"{name} is not there: export it first")
             continue
         began = time.time()
-        pipe = erase.load(kit.out / name, device="cpu")
-        pipe.set_progress_bar_config(disable=True)
+        model = open_model(locate(kit.out / name))
+        model.pipe.set_progress_bar_config(disable=True)
         cells = [(k, s) for k, s in np.ndindex(*kit.world.held.shape) for _ in range(steps)]
-        found[name] = singles(kit, pipe, cells) | pairs(kit, pipe, min(len(cells), 240 * steps))
-        found[name] |= {"seconds": round(time.time() - began), "text distances": text_distances(kit, pipe)}
+        found[name] = singles(kit, model, cells) | pairs(kit, model, min(len(cells), 240 * steps))
+        found[name] |= {"seconds": round(time.time() - began), "text distances": text_distances(kit, model.pipe)}
         print(f"{name}: " + json.dumps({k: v for k, v in found[name].items() if k != "objects"}), flush=True)
     (kit.work / "check.json").write_text(json.dumps(found, indent=1))
 
 
 @torch.no_grad()
-def generate(pipe: Any, prompts: list[str], seed: int) -> Tensor:
+def generate(model: Model, prompts: list[str], seed: int) -> Tensor:
     """uint8 `[N, 3, SIZE, SIZE]`."""
-    parts = []
+    images = []
     for start in range(0, len(prompts), 60):
         some = prompts[start : start + 60]
         seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-        out = pipe(some, num_inference_steps=DRAWN_BY, guidance_scale=GUIDANCE, generator=seeds, output_type="pt",
-                   height=data.SIZE, width=data.SIZE)  # fmt: skip
-        parts.append(out.images.clamp(0, 1).mul(255).round().byte())
-    return torch.cat(parts)
+        images += model.generate(some, seeds, steps=DRAWN_BY, guidance=GUIDANCE)
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def singles(kit: Kit, pipe: Any, cells: list[tuple[int, int]]) -> dict[str, Any]:
+def singles(kit: Kit, model: Model, cells: list[tuple[int, int]]) -> dict[str, Any]:
     """Shares of images with the right object and style, and by concept."""
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k])], styles[s]) for k, s in cells]
-    said = classes.classify(generate(pipe, prompts, seed=1), kit.out / "emoji-judge")
+    said = classes.classify(generate(model, prompts, seed=1), kit.out / "emoji-judge")
     thing = np.array(classes.correct(classes.axis(said, "object"), [names[k] for k, _ in cells]))
     style = np.array(classes.correct(classes.axis(said, "style"), [styles[s] for _, s in cells]))
     held = np.array([bool(kit.world.held[cell]) for cell in cells])
@@ -168,12 +167,12 @@ def singles(kit: Kit, pipe: Any, cells: list[tuple[int, int]]) -> dict[str, Any]
     }
 
 
-def pairs(kit: Kit, pipe: Any, count: int) -> dict[str, Any]:
+def pairs(kit: Kit, model: Model, count: int) -> dict[str, Any]:
     """Of scenes of two objects by lot, the shares in which both are there, and in which one is."""
     scenes = kit.scenes(np.random.default_rng(9), count, held=False, doubles=1.0)
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k]) for k in s.objects], styles[s.style]) for s in scenes]
-    said = classes.axis(classes.classify(generate(pipe, prompts, seed=10**6), kit.out / "emoji-judge"), "object")
+    said = classes.axis(classes.classify(generate(model, prompts, seed=10**6), kit.out / "emoji-judge"), "object")
     both = classes.correct(said, ["+".join(names[k] for k in s.objects) for s in scenes])
     one = [any(names[k] in shown for k in s.objects) for shown, s in zip(said.shown, scenes, strict=True)]
     return {"both of two": float(np.mean(both)), "one of two": float(np.mean(one))}

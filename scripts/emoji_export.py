@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from emoji_generators import read_latents, transformer_modules, unet_modules
 from emoji_judges import settle, text_heads, texts_of
-from emoji_training import Kit, restored
+from emoji_training import CPU, Kit, restored
 from torch import Tensor
 
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.model import Model, open_model
+from erase.engine.precision import Precision, resolve
 from erase.evaluation import classes
 
 GENERATORS = ("emoji-sd", "emoji-sd3")
-DRAWN_BY, GUIDANCE = 25, 3.0
-"""Steps and guidance of the check."""
+DRAWN_BY, GUIDANCE, PRECISION = 25, 3.0, Precision(resolve("auto", CPU), CPU)
+"""Of the check."""
 
 
 def export(kit: Kit, steps: int) -> None:
@@ -145,7 +146,7 @@ def generate(model: Model, prompts: list[str], seed: int) -> Tensor:
     for start in range(0, len(prompts), 60):
         some = prompts[start : start + 60]
         seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-        images += model.generate(some, seeds, steps=DRAWN_BY, guidance=GUIDANCE)
+        images += model.generate(some, seeds, steps=DRAWN_BY, guidance=GUIDANCE, autocast=PRECISION.autocast)
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 

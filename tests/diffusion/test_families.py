@@ -60,6 +60,8 @@ class Row:
     """What the stock pipeline is told so that it generates as `Family.generate` has it."""
     guidance: float = 3.0
     """The scale of a generation whose forward passes are those of `call`."""
+    rounding: int = 0
+    """Levels of 255 by which its pixels may differ from the stock pipeline's."""
 
 
 PIXART: dict[str, Any] = {
@@ -81,7 +83,7 @@ ROWS = {  # by family, and after a dash a variant
     "sd": Row(micro.pipeline),
     "sdxl": Row(micro_sdxl.pipeline),
     "sd3": Row(micro_sd3.pipeline),
-    "sd3-without_t5": Row(partial(micro_sd3.pipeline, t5=False)),
+    "sd3-without_t5": Row(partial(micro_sd3.pipeline, t5=False), rounding=1),
     "flux": Row(micro_flux.pipeline, **FLUX),
     "flux-schnell": Row(partial(micro_flux.pipeline, schnell=True), **FLUX, given={"max_sequence_length": 256}),
     "pixart": Row(micro_pixart.pipeline, **PIXART),
@@ -243,7 +245,8 @@ def test_drawing_from_conditions_is_drawing_from_prompts(case: Case) -> None:
         stock = model.pipe(list(case.row.prompts), generator=generators(2), **asked, **given).images
         for mine, theirs in zip(draw(model, case.row.prompts, size=size), stock, strict=True):
             assert mine.size == (size or (side, side))[::-1]
-            assert np.array_equal(np.asarray(mine), np.asarray(theirs))
+            apart = np.abs(np.asarray(mine, np.int16) - np.asarray(theirs, np.int16))
+            assert apart.max() <= case.row.rounding
 
 
 def test_everything_in_a_condition_changes_the_prediction(case: Case) -> None:

@@ -94,10 +94,9 @@ def test_stages_train_resume_export_and_are_judged(
     emoji_export.export(kit, 0)
     for path in kit.work.glob("*.pt"):  # on another machine, what was exported is all there is
         path.unlink()
-    with pytest.raises(SystemExit, match="run the stage texts first"):
-        judges.train_clip(kit, 1)
     capsys.readouterr()
-    for stage, train in (("unet", generators.train_unet), ("judge", judges.train_judge)):
+    stages_left = {"unet": generators.train_unet, "judge": judges.train_judge, "clip": judges.train_clip}
+    for stage, train in stages_left.items():
         train(kit, 1)
         assert f"{stage}: goes on from {kit.out}" in capsys.readouterr().out
     emoji_export.check(kit, 1)

@@ -15,7 +15,7 @@ import emoji_world as data
 import numpy as np
 import torch
 from emoji_generators import read_latents, transformer_modules, unet_modules
-from emoji_judges import settle, text_heads, texts_of
+from emoji_judges import clip_modules, settle, texts_of
 from emoji_training import CPU, Kit, restored
 from torch import Tensor
 
@@ -25,8 +25,8 @@ from erase.engine.precision import Precision, resolve
 from erase.evaluation import classes
 
 GENERATORS = ("emoji-sd", "emoji-sd3")
-DRAWN_BY, GUIDANCE, PRECISION = 25, 3.0, Precision(resolve("auto", CPU), CPU)
-"""Of the check."""
+DRAWN_BY, GUIDANCE = 25, 3.0
+"""Steps and guidance of the check."""
 
 
 def export(kit: Kit, steps: int) -> None:
@@ -61,8 +61,7 @@ def write_judge(kit: Kit, folder: Path) -> None:
 
 def write_clip(kit: Kit, folder: Path) -> None:
     tokenizer = nets.tokenizer_of(kit.work, kit.world)
-    modules = {"clip": nets.new_clip(tokenizer), "head": text_heads(kit)["image"]}
-    restored(kit, "clip", modules)["clip"].half().save_pretrained(folder)
+    restored(kit, "clip", clip_modules(kit, tokenizer))["clip"].half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(nets.processor("CLIP", data.SIZE), indent=2) + "\n")
 
@@ -140,13 +139,13 @@ def check(kit: Kit, steps: int) -> None:
 
 
 @torch.no_grad()
-def generate(model: Model, prompts: list[str], seed: int) -> Tensor:
+def generate(kit: Kit, model: Model, prompts: list[str], seed: int) -> Tensor:
     """uint8 `[N, 3, SIZE, SIZE]`."""
-    images = []
+    precision, images = Precision(resolve(kit.precision, CPU), CPU), []
     for start in range(0, len(prompts), 60):
         some = prompts[start : start + 60]
         seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-        images += model.generate(some, seeds, steps=DRAWN_BY, guidance=GUIDANCE, autocast=PRECISION.autocast)
+        images += model.generate(some, seeds, steps=DRAWN_BY, guidance=GUIDANCE, autocast=precision.autocast)
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
@@ -154,7 +153,7 @@ def singles(kit: Kit, model: Model, cells: list[tuple[int, int]]) -> dict[str, A
     """Shares of images with the right object and style, and by concept."""
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k])], styles[s]) for k, s in cells]
-    said = classes.classify(generate(model, prompts, seed=1), kit.out / "emoji-judge")
+    said = classes.classify(generate(kit, model, prompts, seed=1), kit.out / "emoji-judge")
     thing = np.array(classes.correct(classes.axis(said, "object"), [names[k] for k, _ in cells]))
     style = np.array(classes.correct(classes.axis(said, "style"), [styles[s] for _, s in cells]))
     held = np.array([bool(kit.world.held[cell]) for cell in cells])
@@ -173,7 +172,7 @@ def pairs(kit: Kit, model: Model, count: int) -> dict[str, Any]:
     scenes = kit.scenes(np.random.default_rng(9), count, held=False, doubles=1.0)
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k]) for k in s.objects], styles[s.style]) for s in scenes]
-    said = classes.axis(classes.classify(generate(model, prompts, seed=10**6), kit.out / "emoji-judge"), "object")
+    said = classes.axis(classes.classify(generate(kit, model, prompts, seed=10**6), kit.out / "emoji-judge"), "object")
     both = classes.correct(said, ["+".join(names[k] for k in s.objects) for s in scenes])
     one = [any(names[k] in shown for k in s.objects) for shown, s in zip(said.shown, scenes, strict=True)]
     return {"both of two": float(np.mean(both)), "one of two": float(np.mean(one))}

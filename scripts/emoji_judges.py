@@ -58,8 +58,8 @@ def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
     """
     torch.manual_seed(8)
     tokenizer = nets.tokenizer_of(kit.work, kit.world)
-    clip: Any = nets.new_clip(tokenizer)
-    head = torch.nn.Linear(nets.VISION, len(nets.labels_of(kit.world)))
+    modules: dict[str, Any] = clip_modules(kit, tokenizer)
+    clip, head = modules.values()
 
     def loss_of(step: int) -> Tensor:
         rng, g = dice(8, step)
@@ -78,8 +78,18 @@ def train_clip(kit: Kit, steps: int, batch: int = 96) -> None:
         loss = loss + contrast(images, texts[:batch], scale)
         return loss + axes_loss(head(seen).float(), scenes, kit.world)
 
-    train(kit, "clip", {"clip": clip, "head": head}, loss_of, steps=steps, muon=0.5)
+    train(kit, "clip", modules, loss_of, steps=steps, muon=0.5)
     print("zero-shot judge on held-out augmentations: " + zero_shot(kit, clip, tokenizer))
+
+
+def clip_modules(kit: Kit, tokenizer: Any) -> dict[str, torch.nn.Module]:
+    """What the stage `clip` trains; the head names what an image shows, and is needed there alone."""
+    return {"clip": nets.new_clip(tokenizer), "head": image_head(kit)}
+
+
+def image_head(kit: Kit) -> torch.nn.Module:
+    """The judge's labels, of the image encoder's pooled output."""
+    return torch.nn.Linear(nets.VISION, len(nets.labels_of(kit.world)))
 
 
 def text_modules(kit: Kit, tokenizer: Any) -> dict[str, torch.nn.Module]:
@@ -90,8 +100,8 @@ def text_modules(kit: Kit, tokenizer: Any) -> dict[str, torch.nn.Module]:
 
 def text_heads(kit: Kit) -> torch.nn.ModuleDict:
     """Heads that only training needs."""
-    names, width = len(nets.labels_of(kit.world)), nets.WIDTHS[0]
-    heads = {"image": torch.nn.Linear(nets.VISION, names)}
+    width = nets.WIDTHS[0]
+    heads = {"image": image_head(kit)}
     for name, own in zip(("first", "second"), nets.WIDTHS, strict=True):
         heads[f"{name}_image"] = torch.nn.Linear(own, width)
         heads[f"{name}_word"] = torch.nn.Linear(own, len(kit.world.concepts))

@@ -352,7 +352,7 @@ def test_runs_of_one_model_share_their_base_pictures() -> None:
 
 
 def test_targets_one_after_another_begin_with_what_was_erased_before() -> None:
-    targets = {"one": {}, "two": {"after": "one"}, "three": {"after": "two"}}
+    targets = {"one": {"after": None}, "two": {"after": "one"}, "three": {"after": "two"}}
     program = Program()
     compare(program, targets=targets, seeds=[0, 1])
     for folder, config, _ in program.ran:

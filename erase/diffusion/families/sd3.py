@@ -2,9 +2,9 @@
 
 Two CLIP encoders give one row a token, their widths side by side, padded with zeros to the width of T5, whose rows
 follow; their pooled outputs are a second condition. A checkpoint may come without T5 (`text_encoder_3` null in
-`model_index.json`). The stock pipeline then gives `T5_TOKENS` rows of zeros. Here it is one row that counts as often:
-equal rows stay equal from block to block, and attention to N of them is attention to one whose logit is larger by
-ln N. The embedded model draws four times as fast so.
+`model_index.json`). The stock pipeline then gives `T5_TOKENS` rows of zeros. Here one row counts for all of them: equal
+rows stay equal from block to block, and attention to N of them is attention to one whose logit is larger by ln N. The
+embedded model attends to 41 rows, image and text, instead of 296.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
 
 
 class CountedAttention(JointAttnProcessor2_0):
-    """Joint attention in which the last row of the text counts as several; of one, diffusers' own."""
+    """Joint attention in which the last row of the text counts for `count` equal ones; for one, diffusers' own."""
 
     def __call__(
         self,
@@ -130,7 +130,7 @@ class CountedAttention(JointAttnProcessor2_0):
         attention_mask: Tensor | None = None,
         count: int = 1,
     ) -> Any:
-        """As diffusers': of image tokens and text tokens `[B, N, D]` and `[B, T, D]`, each after its projections."""
+        """Of image tokens `[B, N, D]` and text tokens `[B, T, D]`; both again, attended to and projected."""
         if count == 1 or encoder_hidden_states is None:
             stock: Any = super().__call__
             return stock(attn, hidden_states, encoder_hidden_states, attention_mask)
@@ -153,9 +153,9 @@ class CountedAttention(JointAttnProcessor2_0):
 
 
 def _counted(net: nn.Module, text: Tensor) -> dict[str, Any] | None:
-    """What the network's attention is told: that the last row of `text` `[B, T, D]` stands for T5's rows of zeros.
+    """How many rows the last one of `text` `[B, T, D]` counts for, told to `CountedAttention`, which is put in place.
 
-    There is such a row if there are fewer rows than T5 alone would give.
+    It counts for T5's rows if there are fewer rows than T5 alone would give; otherwise nothing changes.
     """
     if text.shape[1] >= T5_TOKENS:
         return None

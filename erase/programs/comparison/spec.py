@@ -82,7 +82,7 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
         for (name, values), (target, more) in itertools.product(swept.items(), data["targets"].items()):
             merged: dict[str, Any] = {}
             own = dict(more or {})
-            after = str(own.pop("after", ""))
+            after = str(own.pop("after", None) or "")
             for layer in (preset, data.get("settings") or {}, changes, values, own):
                 merged = config.over(merged, layer)
             for seed in data.get("seeds") or [merged.get("seed", 0)]:

@@ -25,7 +25,7 @@ from erase.engine.precision import Precision, resolve
 from erase.evaluation import classes
 
 GENERATORS = ("emoji-sd", "emoji-sd3")
-DRAWN_BY, GUIDANCE = 25, 3.0
+DRAWN_BY, GUIDANCE = 25, 2.0
 """Steps and guidance of the check."""
 
 

@@ -15,6 +15,7 @@ import micro_sd3
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import JointAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from safetensors.torch import load_file
@@ -142,6 +143,19 @@ def test_one_row_counts_in_a_network_that_borrows_weights() -> None:
     for name, value in changed.items():
         net.get_parameter(name).data.copy_(value)
     torch.testing.assert_close(found, sd3.call(net, x + 1, torch.ones(1), asked))
+
+
+def test_without_t5_attention_of_another_kind_stays_and_reads_every_row() -> None:
+    class Other(JointAttnProcessor2_0):
+        """Such as one that a user has put there."""
+
+    net = micro_sd3.transformer()
+    x, asked = sd3.example({"transformer": net.config, "text_encoder": {"max_position_embeddings": 4}})
+    x, asked = x + 1, {name: value + 0.5 for name, value in asked.items()}
+    stock = sd3.call(net, x, torch.ones(1), asked)
+    net.set_attn_processor(Other())
+    torch.testing.assert_close(sd3.call(net, x, torch.ones(1), asked), stock)
+    assert {type(each) for each in net.attn_processors.values()} == {Other}
 
 
 def test_without_t5_images_are_the_stock_pipelines(models: dict[str, Model]) -> None:

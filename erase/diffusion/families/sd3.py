@@ -10,7 +10,7 @@ embedded model attends to 41 rows, image and text, instead of 296.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -108,12 +108,13 @@ def encode(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def call(net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """The transformer's velocity, `[B, C, H, W]`."""
+    text, told = _rows(net, condition["text"])
     out: Tensor = net(
         hidden_states=x,
         timestep=t,
-        encoder_hidden_states=condition["text"],
+        encoder_hidden_states=text,
         pooled_projections=condition["pooled"],
-        joint_attention_kwargs=_counted(net, condition["text"]),
+        joint_attention_kwargs=told,
         return_dict=False,
     )[0]
     return out
@@ -152,20 +153,22 @@ class CountedAttention(JointAttnProcessor2_0):
         return out, text if attn.context_pre_only else attn.to_add_out(text)
 
 
-def _counted(net: nn.Module, text: Tensor) -> dict[str, Any] | None:
-    """How many rows the last one of `text` `[B, T, D]` counts for, told to `CountedAttention`, which is put in place.
+def _rows(net: nn.Module, text: Tensor) -> tuple[Tensor, dict[str, Any] | None]:
+    """What the network is given for `text` `[B, T, D]`, and what its attention is told.
 
-    It counts for T5's rows if there are fewer rows than T5 alone would give; otherwise nothing changes.
+    If there are fewer rows than T5 alone would give, the last one counts for T5's: `CountedAttention` takes the place
+    of diffusers' own and is told so. If any attention is of another kind, the row is repeated.
     """
     if text.shape[1] >= T5_TOKENS:
-        return None
+        return text, None
+    found: list[Any] = [module for module in net.modules() if isinstance(module, Attention)]  # it may be wrapped
+    if any(type(attn.processor) not in (JointAttnProcessor2_0, CountedAttention) for attn in found):
+        return torch.cat([text[:, :-1], text[:, -1:].expand(-1, T5_TOKENS, -1)], 1), None
     new: Any = CountedAttention  # whose base has no annotations
-    found: Iterator[Any] = (module for module in net.modules() if isinstance(module, Attention))
-    for attn in found:  # of the network, which may be wrapped
-        if isinstance(attn.processor, CountedAttention):
-            break
-        attn.set_processor(new())
-    return {"count": T5_TOKENS}
+    for attn in found:
+        if type(attn.processor) is not CountedAttention:
+            attn.set_processor(new())
+    return text, {"count": T5_TOKENS}
 
 
 def generate(
@@ -181,16 +184,17 @@ def generate(
 ) -> Any:
     """By the stock pipeline."""
     height, width = size or (resolution(pipe),) * 2
+    text, told = _rows(pipe.transformer, condition["text"])
     return pipe(
-        prompt_embeds=condition["text"],
+        prompt_embeds=text,
         pooled_prompt_embeds=condition["pooled"],
-        negative_prompt_embeds=None if null is None else null["text"],
+        negative_prompt_embeds=None if null is None else _rows(pipe.transformer, null["text"])[0],
         negative_pooled_prompt_embeds=None if null is None else null["pooled"],
         generator=list(generators),
         num_inference_steps=steps,
         height=height,
         width=width,
-        joint_attention_kwargs=_counted(pipe.transformer, condition["text"]),
+        joint_attention_kwargs=told,
         output_type="latent" if latents else "pil",
         **({} if guidance is None else {"guidance_scale": guidance}),
     ).images

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erase.engine.fisher import Fisher
-from erase.engine.sharding import is_sharded, local, summed, whole
+from erase.engine.sharding import as_shard, local, summed, whole
 from erase.store.safetensors import Lazy, open_safetensors, read_safetensors, write_safetensors
 
 FORMAT = "erase-mask-1"
@@ -90,19 +90,23 @@ class Mask:
 def parked(found: Fisher, folder: Path | None) -> Iterator[Fisher]:
     """The same diagonal, whose entries are in a file of `folder` until they are asked for.
 
-    While another diagonal is computed this one takes no memory. Without a folder, or spread over processes, it stays.
+    While another diagonal is computed this one takes no memory. Without a folder it stays. Of entries that are spread
+    over processes each keeps its own rows, in a file of its own.
     """
-    one = next(iter(found.named.values()))
-    if folder is None or is_sharded(one):
+    if folder is None:
         yield found
         return
-    device = one.device
-    del one
+    like = {name: as_shard(local(value).new_empty(0), value) for name, value in found.named.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fisher-", suffix=".tmp", dir=folder) as place:
-        write_safetensors(Path(place) / "mean.safetensors", found.named, {})
-        stored, _ = open_safetensors(Path(place) / "mean.safetensors")
-        found = replace(found, named=Lazy(stored, lambda name: stored[name].to(device)))
+        path = Path(place) / "mean.safetensors"
+        write_safetensors(path, {name: local(value) for name, value in found.named.items()}, {})
+        stored, _ = open_safetensors(path)
+
+        def read(name: str) -> Tensor:
+            return as_shard(stored[name].to(like[name].device), like[name])
+
+        found = replace(found, named=Lazy(like, read))  # every process in the same order
         yield found
 
 

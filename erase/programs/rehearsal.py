@@ -68,7 +68,6 @@ def rehearse(
         if masked or "fisher" in entry.needs:
             height = mask_height(config, model, forget, masked, sample, precision)
             sums = 4 * n if wanted.kind == "magnitude" and masked else (16 if wanted.per == "image" else 8) * n
-            sums += 4 * n if masked and spread and wanted.kind == "fisher" else 0  # see `saliency.parked`
             found["mask"] = {**always, "sums": sums, "gradients and activations": height}
         share = train.batch_size // world
         rows = min(train.micro_batch or share, share)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import launched
@@ -31,7 +32,7 @@ from erase.engine.backend import seeded, trainable
 from erase.engine.fisher import fisher_diagonal, mean_gradient
 from erase.engine.loop import Checkpoint, unlearn
 from erase.engine.losses import Objective, plain
-from erase.engine.saliency import Mask, fisher_ratio_mask, magnitude_mask
+from erase.engine.saliency import Mask, fisher_ratio_mask, magnitude_mask, parked
 from erase.methods.sfron import sfron
 from erase.store.safetensors import read_safetensors, write_safetensors
 
@@ -64,7 +65,8 @@ def learn(backend: Denoiser, sides: list[dict[str, Any]]) -> dict[str, Tensor]:
     forget, remain = ([side] for side in sides)
     given: dict[str, Any] = {"chunk": 1}
     fishers = [fisher_diagonal(backend, data, generator=seeded("cpu", 3), **given) for data in (forget, remain)]
-    mask = fisher_ratio_mask(*fishers, density=0.3)
+    with TemporaryDirectory() as folder, parked(fishers[0], Path(folder)) as first:
+        mask = fisher_ratio_mask(first, fishers[1], density=0.3)
     gradient = mean_gradient(backend, forget, generator=seeded("cpu", 3))
     for g in gradient.values():
         sharding.local(g).abs_()

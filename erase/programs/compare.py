@@ -41,10 +41,11 @@ def main(
     command: str = "",
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Run what is not there yet; the table's path.
+    """Run what is not there yet; the table's path. A run that cannot be done does not keep others from being done.
 
     Raises:
-        ValueError: for a folder that holds something else, or a run that cannot be done.
+        ValueError: for a folder that holds something else; at once if the first run cannot be done, and at the end if
+            another could not.
     """
     open_folder(spec, out, command)
     work = Comparison(spec, out, command, say)
@@ -53,13 +54,18 @@ def main(
         for number, run in list(work.left.items()):
             with claim(out, run) as mine:
                 work.gather()
-                if mine and number in work.left:
+                if mine and number in work.left and work.may_begin(run):
                     work.begin(number, run)
         work.gather()
         if work.left:
             time.sleep(1)
     if lines := tables.differences_table(work.results, spec.columns):
         files.write_text(out / "differences.md", "\n".join(lines) + "\n")
+    if work.failed:
+        raise ValueError(
+            f"{len(work.failed)} of {len(spec.runs)} runs could not be done and are not in {out / 'table.md'}; "
+            f"the first: {next(iter(work.failed.values()))}"
+        )
     return out / "table.md"
 
 
@@ -105,6 +111,8 @@ class Comparison:
     found: dict[int, Finished] = field(default_factory=dict)
     """Finished runs, by number."""
     left: dict[int, Run] = field(init=False)
+    failed: dict[int, str] = field(default_factory=dict)
+    """Why runs could not be done, by number."""
     shared: dict[str, Path] = field(default_factory=dict)
     """Folders of images that other runs can take over, by what they depend on."""
     boxes: dict[Path, Any] = field(default_factory=dict)
@@ -123,10 +131,10 @@ class Comparison:
         return run.before is None or (self.out / run.before / "report.json").exists()
 
     def begin(self, number: int, run: Run) -> None:
-        """Do a run, or resume it.
+        """Do a run, or resume it; or say why it cannot be done.
 
         Raises:
-            ValueError: if it cannot be done.
+            ValueError: if it cannot be done, and no run is finished: the next would hardly fare better.
         """
         folder = self.out / run.folder
         spare = {setting: str(self.shared[key]) for setting, (_, key) in reusable(run).items() if key in self.shared}
@@ -143,7 +151,19 @@ class Comparison:
         try:
             run_one(settings, folder, resume=folder.exists(), command=self.command, say=self.say, preset=run.preset)
         except ValueError as error:
-            raise ValueError(f"{run.method}, {run.target}, seed {run.seed}: {error}") from error
+            why = f"{run.method}, {run.target}, seed {run.seed}: {error}"
+            if not self.found:
+                raise ValueError(why) from error
+            self.give_up(number, why)
+
+    def give_up(self, number: int, why: str) -> None:
+        """Count a run as failed, and those that begin with its model."""
+        run = self.left.pop(number)
+        self.failed[number] = why
+        self.say(f"not done: {why}")
+        for later, each in list(self.left.items()):
+            if each.before == run.folder:
+                self.give_up(later, f"{each.method}, {each.target}, seed {each.seed}: it begins with a run that failed")
 
     def gather(self) -> None:
         """Write the tables and the page anew if more is finished than before."""

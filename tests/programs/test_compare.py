@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -65,6 +66,8 @@ class Program:
     def __init__(self, numbers: Callable[[SdConfig], dict[str, Any]] = lambda config: SUMMARY) -> None:
         self.numbers, self.ran, self.stop_at = numbers, list[tuple[str, SdConfig, bool]](), -1
         self.presets: list[str] = []
+        self.impossible: tuple[str, ...] = ()
+        """Runs that cannot be done."""
 
     def main(self, config: SdConfig, out: Path, *, resume: bool, command: str, say: Any, preset: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,8 @@ class Program:
             raise StopError
         self.presets.append(preset)
         self.ran.append((out.relative_to(Path("out/runs")).as_posix(), config, resume))
+        if self.folders[-1] in self.impossible:
+            raise ValueError("method.fast_rate must be larger")
         if config.eval.images:
             (out / "images/base").mkdir(parents=True)
         (out / "report.json").write_text(json.dumps(self.numbers(config)))
@@ -351,6 +356,36 @@ def test_runs_of_one_model_share_their_base_pictures() -> None:
         assert config.eval.base == (first[config.seed] if folder.split("/")[1] in ("b", "e") else None)
 
 
+def test_a_run_that_cannot_be_done_does_not_stop_the_others() -> None:
+    program = Program()
+    program.impossible = ("fast-rate-1/car/0", "plain/cat/1")
+    said = r"2 of 8 runs .* the first: Fast rate 1, car, seed 0: method\.fast_rate must be larger"
+    with pytest.raises(ValueError, match=said):
+        compare(program)
+    assert len(program.ran) == 8
+    assert len(json.loads(Path("out/results.json").read_text())["runs"]) == 6
+    again = Program()
+    compare(again)
+    assert again.folders == list(program.impossible)
+
+
+def test_the_first_run_that_cannot_be_done_ends_the_comparison() -> None:
+    program = Program()
+    program.impossible = ("fast-rate-1/cat/0",)
+    with pytest.raises(ValueError, match=r"^Fast rate 1, cat, seed 0: method\.fast_rate"):
+        compare(program)
+    assert len(program.ran) == 1
+
+
+def test_what_begins_with_a_run_that_failed_is_not_begun() -> None:
+    program = Program()
+    program.impossible = ("fast-rate-1/two/0",)
+    with pytest.raises(ValueError, match="2 of 6 runs"):
+        compare(program, targets={"one": {}, "two": {"after": "one"}, "three": {"after": "two"}}, seeds=[0])
+    assert program.folders[:2] == ["fast-rate-1/one/0", "fast-rate-1/two/0"]
+    assert "fast-rate-1/three/0" not in program.folders
+
+
 def test_targets_one_after_another_begin_with_what_was_erased_before() -> None:
     targets = {"one": {"after": None}, "two": {"after": "one"}, "three": {"after": "two"}}
     program = Program()
@@ -365,14 +400,15 @@ def test_targets_one_after_another_begin_with_what_was_erased_before() -> None:
         compare(other, targets={**targets, "three": {"after": "one"}}, seeds=[0, 1])
 
 
-def test_a_run_whose_predecessor_another_process_is_at_work_on_waits() -> None:
-    work = comparing.Comparison(spec(targets={"one": {}, "two": {"after": "one"}}, seeds=[0]), Path("out"), "", print)
-    one, two = list(work.left.values())[:2]
-    assert work.may_begin(one)
-    assert not work.may_begin(two)
-    (Path("out") / one.folder).mkdir(parents=True)
-    (Path("out") / one.folder / "report.json").write_text("{}")
-    assert work.may_begin(two)
+def test_a_run_whose_predecessor_another_process_is_at_work_on_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = [True, False]
+    monkeypatch.setattr(
+        comparing, "claim", lambda out, run: nullcontext(run.target != "one" or not (theirs and theirs.pop(0)))
+    )
+    monkeypatch.setattr(comparing.time, "sleep", lambda seconds: None)
+    program = Program()
+    compare(program, methods={"plain": {}}, targets={"one": {}, "two": {"after": "one"}}, seeds=[0])
+    assert program.folders == ["plain/one/0", "plain/two/0"]
 
 
 def test_runs_with_one_retrained_model_share_its_pictures() -> None:

@@ -24,9 +24,10 @@ from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision, resolve
 from erase.evaluation import classes
 
-GENERATORS = ("emoji-sd", "emoji-sd3")
-DRAWN_BY, GUIDANCE = 25, 2.0
-"""Steps and guidance of the check."""
+GENERATORS: dict[str, str | None] = {"emoji-sd": "dpm", "emoji-sd3": None}
+"""And the samplers that their presets draw with."""
+DRAWN_BY, GUIDANCE = 12, 2.0
+"""Steps and guidance of the check, those of the presets."""
 
 
 def export(kit: Kit, steps: int) -> None:
@@ -124,7 +125,7 @@ def save(pipeline: Any, parts: dict[str, Any], none: dict[str, Any], folder: Pat
 def check(kit: Kit, steps: int) -> None:
     """Generate `steps` images of each cell, and of as many pairs; what the judge says of them goes to `check.json`."""
     found = {}
-    for name in GENERATORS:
+    for name, sampler in GENERATORS.items():
         if not (kit.out / name).exists():
             print(f"{name} is not there: export it first")
             continue
@@ -132,28 +133,30 @@ def check(kit: Kit, steps: int) -> None:
         model = open_model(locate(kit.out / name))
         model.pipe.set_progress_bar_config(disable=True)
         cells = [(k, s) for k, s in np.ndindex(*kit.world.held.shape) for _ in range(steps)]
-        found[name] = singles(kit, model, cells) | pairs(kit, model, min(len(cells), 240 * steps))
+        found[name] = singles(kit, model, cells, sampler) | pairs(kit, model, min(len(cells), 240 * steps), sampler)
         found[name] |= {"seconds": round(time.time() - began), "text distances": text_distances(kit, model.pipe)}
         print(f"{name}: " + json.dumps({k: v for k, v in found[name].items() if k != "objects"}), flush=True)
     (kit.work / "check.json").write_text(json.dumps(found, indent=1))
 
 
 @torch.no_grad()
-def generate(kit: Kit, model: Model, prompts: list[str], seed: int) -> Tensor:
+def generate(kit: Kit, model: Model, prompts: list[str], seed: int, sampler: str | None) -> Tensor:
     """uint8 `[N, 3, SIZE, SIZE]`."""
     precision, images = Precision(resolve(kit.precision, CPU), CPU), []
     for start in range(0, len(prompts), 60):
         some = prompts[start : start + 60]
         seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-        images += model.generate(some, seeds, steps=DRAWN_BY, guidance=GUIDANCE, autocast=precision.autocast)
+        images += model.generate(
+            some, seeds, steps=DRAWN_BY, guidance=GUIDANCE, sampler=sampler, autocast=precision.autocast
+        )
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def singles(kit: Kit, model: Model, cells: list[tuple[int, int]]) -> dict[str, Any]:
+def singles(kit: Kit, model: Model, cells: list[tuple[int, int]], sampler: str | None) -> dict[str, Any]:
     """Shares of images with the right object and style, and by concept."""
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k])], styles[s]) for k, s in cells]
-    said = classes.classify(generate(kit, model, prompts, seed=1), kit.out / "emoji-judge")
+    said = classes.classify(generate(kit, model, prompts, 1, sampler), kit.out / "emoji-judge")
     thing = np.array(classes.correct(classes.axis(said, "object"), [names[k] for k, _ in cells]))
     style = np.array(classes.correct(classes.axis(said, "style"), [styles[s] for _, s in cells]))
     held = np.array([bool(kit.world.held[cell]) for cell in cells])
@@ -167,12 +170,13 @@ def singles(kit: Kit, model: Model, cells: list[tuple[int, int]]) -> dict[str, A
     }
 
 
-def pairs(kit: Kit, model: Model, count: int) -> dict[str, Any]:
+def pairs(kit: Kit, model: Model, count: int, sampler: str | None) -> dict[str, Any]:
     """Of scenes of two objects by lot, the shares in which both are there, and in which one is."""
     scenes = kit.scenes(np.random.default_rng(9), count, held=False, doubles=1.0)
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k]) for k in s.objects], styles[s.style]) for s in scenes]
-    said = classes.axis(classes.classify(generate(kit, model, prompts, seed=10**6), kit.out / "emoji-judge"), "object")
+    images = generate(kit, model, prompts, 10**6, sampler)
+    said = classes.axis(classes.classify(images, kit.out / "emoji-judge"), "object")
     both = classes.correct(said, ["+".join(names[k] for k in s.objects) for s in scenes])
     one = [any(names[k] in shown for k in s.objects) for shown, s in zip(said.shown, scenes, strict=True)]
     return {"both of two": float(np.mean(both)), "one of two": float(np.mean(one))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -154,9 +155,12 @@ def fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int) -> list[str]:
-    """Break at spaces, or within a long word, into at most ``lines`` lines; the rest is cut, with dots."""
+    """Break at spaces, or within a long word, into at most ``lines`` lines; the rest is cut, with dots.
+
+    Letters lose their accents: Pillow's own font has none.
+    """
     result = [""]
-    for word in text.split():
+    for word in "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).split():
         joined = f"{result[-1]} {word}".strip()
         if font.getlength(joined) <= width:
             result[-1] = joined

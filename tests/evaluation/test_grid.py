@@ -86,6 +86,15 @@ def test_long_labels_stay_in_their_place(tmp_path: Path) -> None:
     assert picture.height < 300
 
 
+def test_labels_with_accents_can_be_read(tmp_path: Path) -> None:
+    """Pillow's own font draws a box in the place of every letter with an accent."""
+    tile = flat(tmp_path / "a.png", RED)
+    accented, plain = (
+        grid([(label, [tile])], columns=[label], title=label) for label in ("estación Ünié", "estacion Unie")
+    )
+    assert accented.tobytes() == plain.tobytes()
+
+
 def test_grid_refuses(tmp_path: Path) -> None:
     path = flat(tmp_path / "a.png", RED)
     with pytest.raises(ValueError, match="row 'erased' has no images"):

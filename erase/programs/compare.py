@@ -96,7 +96,9 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
                     f"{out} has a run that is not in this comparison, {name}: remove it, or choose another --out"
                 )
             if changed := files.differences(settings, now[name]):
-                raise ValueError(f"{out / name} was started with other settings ({changed[0]}): choose another --out")
+                raise ValueError(
+                    f"{out / name} was started with other settings ({changed[0]}): remove it, or choose another --out"
+                )
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": now})
 
 

@@ -136,7 +136,8 @@ class Comparison:
         """Do a run, or resume it; or say why it cannot be done.
 
         Raises:
-            ValueError: if it cannot be done, and no run is finished: the next would hardly fare better.
+            ValueError: if it cannot be done, and no run is finished (the next would hardly fare better), or other
+                processes of the launch may be in the midst of it.
         """
         folder = self.out / run.folder
         spare = {setting: str(self.shared[key]) for setting, (_, key) in reusable(run).items() if key in self.shared}
@@ -149,12 +150,12 @@ class Comparison:
         if hasattr(drawing, "cache"):  # runs of one concept need the same latents
             kept = self.out.absolute() / "drawn"
             settings = replace(settings, draw=replace(drawing, cache=drawing.cache or kept))
-        self.say(f"run {number} of {len(self.spec.runs)}: {run.method}, {run.target}, seed {run.seed}")
+        self.say(f"run {number} of {len(self.spec.runs)}: {run.name}")
         try:
             run_one(settings, folder, resume=folder.exists(), command=self.command, say=self.say, preset=run.preset)
         except ValueError as error:
-            why = f"{run.method}, {run.target}, seed {run.seed}: {error}"
-            if not self.found:
+            why = f"{run.name}: {error}"
+            if launched() or not self.found:
                 raise ValueError(why) from error
             self.give_up(number, why)
 
@@ -165,7 +166,7 @@ class Comparison:
         self.say(f"not done: {why}")
         for later, each in list(self.left.items()):
             if each.before == run.folder:
-                self.give_up(later, f"{each.method}, {each.target}, seed {each.seed}: it begins with a run that failed")
+                self.give_up(later, f"{each.name}: it begins with a run that failed")
 
     def gather(self) -> None:
         """Write the tables and the page anew if more is finished than before."""
@@ -186,8 +187,13 @@ class Comparison:
             write_page(self.spec, done, self.out, job.AXES, job.GOALS, self.command, self.boxes)
 
 
+def launched() -> bool:
+    """Whether several processes of one launch are at work on every run together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def claim(out: Path, run: Run) -> AbstractContextManager[bool]:
     """Whether no other process is at work on the run; the processes of one launch are at work on it together."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched():
         return nullcontext(True)
     return files.claim(out / "runs" / ".lock", str(run.folder))

@@ -377,6 +377,16 @@ def test_the_first_run_that_cannot_be_done_ends_the_comparison() -> None:
     assert len(program.ran) == 1
 
 
+def test_a_launch_ends_with_a_run_that_cannot_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes of it may be in the midst of that run."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    program = Program()
+    program.impossible = ("fast-rate-1/car/0",)
+    with pytest.raises(ValueError, match=r"^Fast rate 1, car, seed 0: method\.fast_rate"):
+        compare(program)
+    assert len(program.ran) == 3
+
+
 def test_what_begins_with_a_run_that_failed_is_not_begun() -> None:
     program = Program()
     program.impossible = ("fast-rate-1/two/0",)

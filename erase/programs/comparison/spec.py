@@ -29,6 +29,11 @@ class Run:
     """The target whose erased model, of the same method and seed, this run begins with; by default the preset's."""
 
     @property
+    def name(self) -> str:
+        """As lines name it."""
+        return f"{self.method}, {self.target}, seed {self.seed}"
+
+    @property
     def folder(self) -> Path:
         """Relative to the comparison's."""
         return self._of(self.target)

@@ -171,8 +171,8 @@ def diffusion_bench(model: Model, batch: int) -> Bench:
     return Bench(model.denoiser(model.null()), batch, shape, asked, loss, sets)
 
 
-def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
-    """A full-size network of random weights, in bf16 where steps are."""
+def large_network(name: str, dtype: torch.dtype) -> Any:
+    """A full-size network without data."""
     from accelerate import init_empty_weights
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -181,19 +181,27 @@ def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
     kinds: dict[str, Any] = {"sdxl": UNet2DConditionModel, "sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
     with init_empty_weights():
         net: Any = kinds[name].from_config(LARGE[name])
-    net.to(torch.bfloat16 if NAME == "bf16" else torch.float32).to_empty(device=DEVICE)
+    return net.to(dtype).requires_grad_(False).eval()
+
+
+def fill(net: Any) -> None:
+    """Random weights in place of none."""
+    net.to_empty(device=DEVICE)
     for key, p in net.named_parameters():
-        p.requires_grad_(False)
         p.fill_(1.0) if "norm" in key and p.ndim == 1 else p.normal_(std=0.02)
     for buffer in net.buffers():
         buffer.normal_(std=0.02)
+
+
+def large_bench(name: str, net: Any, batch: int, side: int, checkpointing: bool) -> Bench:
+    """A network of `large_network`, with or without data."""
     if checkpointing:
         net.enable_gradient_checkpointing()
     known = family(name)
     configs = {**PARTS[name], known.TRAINED: {**LARGE[name], **dict(net.config), "sample_size": side // 8}}
     latents, asked = known.example(configs)
     process = Flow(3.0) if name != "sdxl" else Discrete(torch.linspace(0.999, 0.005, 1000))
-    backend = Denoiser(net.eval(), known.call, process, on_device(asked))
+    backend = Denoiser(net, known.call, process, on_device(asked))
     shape = (latents.shape[1], side // 8, side // 8)
     return Bench(backend, batch, shape, asked, "redirect", dict(known.PARAMETERS))
 
@@ -201,7 +209,9 @@ def large_bench(name: str, batch: int, side: int, checkpointing: bool) -> Bench:
 def make_bench(model: str, batch: int | None, side: int = 512, checkpointing: bool = False) -> Bench:
     """The model and its usual batch."""
     if model in LARGE:
-        return large_bench(model, batch or 1, side, checkpointing)
+        net = large_network(model, torch.bfloat16 if NAME == "bf16" else torch.float32)
+        fill(net)
+        return large_bench(model, net, batch or 1, side, checkpointing)
     if model == "embedded":
         return diffusion_bench(open_model(locate("photos-sd")), batch or 16)
     if model == "fashion":

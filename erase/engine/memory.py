@@ -37,7 +37,7 @@ LARGE = 2 * 2**20
 (each new page costs a fault); from 32 MiB on, a CIFAR-10 DDPM holds a quarter more."""
 HELD = 128 * 2**20
 """Bytes of freed smaller tensors from which on these are given back."""
-SPREAD = ("weights", "sums", "optimizer", "fast step", "copies of weights", "gradients")
+SPREAD = ("weights", "sums", "optimizer", "fast step", "fast step's work", "copies of weights", "gradients")
 """What processes can share; a mask is whole in each."""
 LONG = 8
 """Equal blocks in a run up to which all are followed."""
@@ -310,7 +310,8 @@ def in_step(n: int, method: Method, optimizer: str, kept: float | None, copies: 
         "mask": 0 if kept is None else n // 8 + unpacked,
         "copies of weights": copies + 4 * n * ((update.outer_rate < 1) + bool(method.average)),
         "gradients": 4 * n if height else 0,
-        "activations": max(height - 4 * n, 8 * fast),  # the fast step works where activations were
+        "activations": max(height - 4 * n, 0),
+        "fast step's work": max(8 * fast - max(height - 4 * n, 0), 0),  # it works where activations were
     }
 
 

@@ -77,9 +77,16 @@ def shard_network(net: nn.Module, launched: Accelerator, precision: Precision) -
     if plugin.activation_checkpointing:
         known: Any = net
         known.enable_gradient_checkpointing()
-    # A CPU's norms take input and weights of one dtype alone: autocast casts what they are given on GPUs only.
-    gathered_in = None if launched.device.type == "cpu" else DTYPES.get(precision.name)
-    shard(net, launched.device, gathered_in, offload=isinstance(plugin.cpu_offload, CPUOffloadPolicy))
+    wanted = gathered_in(launched.device, precision)
+    shard(net, launched.device, wanted, offload=isinstance(plugin.cpu_offload, CPUOffloadPolicy))
+
+
+def gathered_in(device: torch.device, precision: Precision) -> torch.dtype | None:
+    """The dtype in which spread weights are gathered; `None` for their own.
+
+    A CPU's norms take input and weights of one dtype alone: autocast casts what they are given on GPUs only.
+    """
+    return None if device.type == "cpu" else DTYPES.get(precision.name)
 
 
 def start(config: C, say: Callable[[str], None]) -> tuple[C, Accelerator, Precision, Callable[[str], None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 
@@ -21,6 +22,7 @@ from erase.engine.sharding import asked, blocks
 from erase.engine.updates import ClosedForm, Epoch
 from erase.methods import Entry
 from erase.programs.inputs import saliency_losses
+from erase.programs.launching import gathered_in
 
 
 def rehearse(
@@ -50,21 +52,92 @@ def rehearse(
         command: as it was typed.
     """
     wanted: Saliency = config.saliency
-    train: Train | TrainClassifier = config.train
-    masked = "mask" in entry.needs and wanted.kind != "none"
     n = sum(p.numel() for p in trainable(backend.net).values())
     every = sum(p.numel() for p in backend.net.parameters())
     world = distributed.world()
     spread = world > 1 and asked(PartialState()) is not None
-    found: dict[str, dict[str, int]] = {}
+    gathered = gathered_in(PartialState().device, precision) if spread else None
     told = sum(x.nbytes for x in batch_tensors(sample.get("cond", {})))
     own = sum(x.nbytes for name, part in sample.items() if name not in ("cond", "anchor") for x in batch_tensors(part))
-    always = memory.held(backend, sum(sides) * own + conditions * told)
+    found, method = estimate(
+        config,
+        backend,
+        entry,
+        objectives,
+        sample,
+        sides,
+        precision,
+        world=world,
+        data=sum(sides) * own + conditions * told,
+        gathered=gathered,
+    )
+    lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
+    whose = ""
+    if spread:
+        whose = f"of each of {world} processes, "
+        block = largest_block(backend.net, gathered)
+        found = {what: memory.shared(items, world, block) for what, items in found.items()}
+    for what, items in found.items():
+        parts = ", ".join(f"{name} {in_bytes(value)}" for name, value in items.items() if value)
+        lines.append(f"memory for the {what}: {in_bytes(sum(items.values()))} ({whose}{parts})")
+    masked = "mask" in entry.needs and "mask" in found
+    samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
+    seen = f"data: {sides[0]} forget and {sides[1]} remain samples" if any(sides) else "data: none are needed"
+    lines += [
+        f"{seen}; {samples} passes for the mask" if samples else seen,
+        steps_line(method, config.train.steps, config.train.batch_size),
+        *more,
+        f"command: {command.replace(' --dry-run', '')}",
+    ]
+    return lines
+
+
+def estimate(
+    config: Any,
+    backend: memory.Model,
+    entry: Entry,
+    objectives: Callable[[Any], tuple[Objective, Objective]],
+    sample: Mapping[str, Any],
+    sides: tuple[int, int],
+    precision: Precision,
+    *,
+    world: int = 1,
+    data: int = 0,
+    gathered: torch.dtype | None = None,
+) -> tuple[dict[str, dict[str, int]], Method]:
+    """Bytes that a process holds for the mask and for the steps, item by item, before weights are spread.
+
+    Args:
+        config: as for `rehearse`, as is what has the same name there.
+        backend: see there.
+        entry: see there.
+        objectives: see there.
+        sample: see there.
+        sides: see there.
+        precision: see there.
+        world: how many processes share a batch.
+        data: bytes that are cached.
+        gathered: the dtype of spread weights where they are gathered, if it is not their own.
+
+    Returns:
+        The items, and the method.
+    """
+    wanted: Saliency = config.saliency
+    train: Train | TrainClassifier = config.train
+    masked = "mask" in entry.needs and wanted.kind != "none"
+    n = sum(p.numel() for p in trainable(backend.net).values())
+    found: dict[str, dict[str, int]] = {}
+    always = memory.held(backend, data)
     with memory.hollow(backend) as model:
         net: Any = model.net
         forget, method, copies = build(config, entry, objectives, model, sides)
         if isinstance(train, Train) and train.checkpointing:
             net.enable_gradient_checkpointing()
+        short = 0
+        if gathered is not None:
+            for p in trainable(net).values():
+                p.data = p.data.to(gathered)
+            short = (4 - gathered.itemsize) * n  # bytes that gradients of that dtype are short of float32
         if masked or "fisher" in entry.needs:
             height = mask_height(config, model, forget, masked, sample, precision)
             sums = 4 * n if wanted.kind == "magnitude" and masked else (16 if wanted.per == "image" else 8) * n
@@ -73,28 +146,12 @@ def rehearse(
         rows = min(train.micro_batch or share, share)
         used = [o.loss for o in (method.forget, method.remain) if o is not None]
         height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
+        height += short if height else 0
     density = (wanted.density or 1.0) if masked else None
     if density is not None and train.weight_decay and getattr(method.update, "mask_all", False):
         copies += round(4 * n * (1 - density))  # masked weights, which are restored
     found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
-    lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
-    whose = ""
-    if spread:
-        whose = f"of each of {world} processes, "
-        block = largest_block(backend.net)
-        found = {what: memory.shared(items, world, block) for what, items in found.items()}
-    for what, items in found.items():
-        parts = ", ".join(f"{name} {in_bytes(value)}" for name, value in items.items() if value)
-        lines.append(f"memory for the {what}: {in_bytes(sum(items.values()))} ({whose}{parts})")
-    samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
-    seen = f"data: {sides[0]} forget and {sides[1]} remain samples" if any(sides) else "data: none are needed"
-    lines += [
-        f"{seen}; {samples} passes for the mask" if samples else seen,
-        steps_line(method, train.steps, train.batch_size),
-        *more,
-        f"command: {command.replace(' --dry-run', '')}",
-    ]
-    return lines
+    return found, method
 
 
 def build(
@@ -144,13 +201,13 @@ def mask_height(
         return max(memory.passes(model, f, sample, rows, precision.autocast, of) for f in heaviest(losses))
 
 
-def largest_block(net: nn.Module) -> int:
-    """Bytes of the largest part of a network that is gathered at a time."""
+def largest_block(net: nn.Module, gathered: torch.dtype | None = None) -> int:
+    """Bytes of the largest part of a network that is gathered at a time, in a dtype or in the weights' own."""
     parts = [set(block.parameters()) for block in [*blocks(net), net]]
     sizes = []
     gone: set[Any] = set()
     for part in parts:  # inner ones first
-        sizes.append(sum(p.nbytes for p in part - gone))
+        sizes.append(sum(p.numel() * (gathered or p.dtype).itemsize for p in part - gone))
         gone |= part
     return max(sizes)
 

@@ -231,6 +231,7 @@ def test_a_step_by_item(rule: str) -> None:
         "new weights": 0,
         "gradients": 3200,
         "activations": 6800,
+        "fast step's work": 0,
     }
     assert in_step(800, finetune(), "adam", None, 0, 3300) == {
         "optimizer": 6400,
@@ -240,7 +241,10 @@ def test_a_step_by_item(rule: str) -> None:
         "new weights": 0,
         "gradients": 3200,
         "activations": 100,
+        "fast step's work": 0,
     }
+    low = in_step(800, method, "sgd", 0.5, 7, 3300)
+    assert (low["activations"], low["fast step's work"]) == (100, 8 * 400 - 100)
     published = in_step(800, sfron(fast_rate=1.0, published=True), "adam", 0.5, 0, 3300)
     assert (published["fast step"], published["mask"]) == (0, 900)
 

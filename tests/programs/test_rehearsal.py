@@ -1,13 +1,21 @@
 """The lines of a dry run."""
 
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from toys import denoiser, latents, unet
 
+from erase.config import SdConfig
+from erase.config.read import parse, put, read_preset
 from erase.engine.memory import shared
+from erase.engine.precision import Precision
 from erase.methods import find_method
-from erase.programs.rehearsal import in_bytes, largest_block, steps_line
+from erase.programs.inputs import denoising
+from erase.programs.rehearsal import estimate, in_bytes, largest_block, steps_line
+from erase.resources import preset_path
 
 
 @pytest.mark.parametrize(
@@ -49,3 +57,30 @@ def test_processes_share_what_is_spread_and_gather_a_block_at_a_time() -> None:
         "cached data": 7,
         "gathered weights": 3 * block,
     }
+
+
+def test_weights_that_are_gathered_in_half_precision_leave_casts_out() -> None:
+    """As on GPUs: masters stay float32, autocast has nothing to cast, and gradients are float32 once averaged."""
+    backend = denoiser(unet().requires_grad_(True))
+    own_settings = {"forget.prompts": ["a cat"], "train.parameters": "full", "train.checkpointing": False}
+    config = parse(put(read_preset(preset_path("sd_concept_sfron")), own_settings), SdConfig)
+    n = sum(p.numel() for p in backend.net.parameters())
+    own, gathered = (
+        estimate(
+            config,
+            backend,
+            find_method("sfron"),
+            partial(denoising, config),
+            latents(size=1),
+            (8, 8),
+            Precision("bf16", torch.device("cpu")),
+            gathered=dtype,
+        )[0]
+        for dtype in (None, torch.bfloat16)
+    )
+    for what in ("mask", "steps"):
+        assert own[what]["weights"] == gathered[what]["weights"] >= 4 * n
+    assert own["mask"]["gradients and activations"] - gathered["mask"]["gradients and activations"] > n
+    assert own["steps"]["gradients"] == gathered["steps"]["gradients"] == 4 * n
+    # at the end of a backward pass all gradients are there, and no cast
+    assert abs(own["steps"]["activations"] - gathered["steps"]["activations"]) < n / 10

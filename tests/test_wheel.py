@@ -9,6 +9,7 @@ import pytest
 
 from erase import resources
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 

@@ -26,6 +26,7 @@ BLOCKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block: str, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -75,6 +76,7 @@ SMALL = ("train.steps=1", "train.batch_size=2", "saliency.count=2", "saliency.de
 DRAWN = ("forget.count=2", "remain.count=1", "draw.steps=2")
 
 
+@pytest.mark.slow
 def test_erase_nsfw(run_script: Script, micro_sd: Path, tmp_path: Path) -> None:
     words = (*SMALL, *DRAWN, "remain.prompts=[a car]", "forget.prompts=[a cat]", "forget.anchors=[a dog]")
     said = run_script("erase_nsfw.py", str(micro_sd), "--out", str(tmp_path / "o"), "--images", "2", "--set", *words)
@@ -83,6 +85,7 @@ def test_erase_nsfw(run_script: Script, micro_sd: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o/model/model_index.json").is_file()
 
 
+@pytest.mark.slow
 def test_forget_class(run_script: Script, tmp_path: Path) -> None:
     micro_ddpm.pipeline(tmp_path).save_pretrained(tmp_path / "ddpm")
     run_script("forget_class.py", str(tmp_path / "ddpm"), "cat", "--out", str(tmp_path / "o"), "--set", *SMALL, *DRAWN)

@@ -97,6 +97,7 @@ def test_cross_attention_alone_learns_and_the_mask_is_obeyed(pipe: Any) -> None:
     assert 0 < result.seconds < 60
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     import micro
 
@@ -183,6 +184,7 @@ def test_what_cannot_learn_as_it_is_is_refused(pipe: Any) -> None:
         erase.forget(pipe, "a photo of a cat", remain=REMAIN)
 
 
+@pytest.mark.slow
 def test_a_second_call_knows_what_the_first_one_forgot(pipe: Any) -> None:
     first = erase.forget(pipe, "a cat", anchor="a boat", remain=[*REMAIN, "a dog"])
     with pytest.raises(ValueError, match=r"forget\.anchors"):
@@ -197,6 +199,7 @@ def test_a_second_call_knows_what_the_first_one_forgot(pipe: Any) -> None:
         second.undo()
 
 
+@pytest.mark.slow
 def test_images_of_ones_own_are_learned_from(pipe: Any, tmp_path: Path) -> None:
     pictures = models.images(3)
     (tmp_path / "cats").mkdir()
@@ -251,6 +254,7 @@ def test_a_class_is_named_once(tmp_path: Path) -> None:
             erase.forget(models.unet(), **given)
 
 
+@pytest.mark.slow
 def test_a_class_conditional_unet_is_named(tmp_path: Path) -> None:
     erase.forget(models.unet(), label="bee", names=("ant", "bee", "cow"))  # the last embedding is the null class's
     erase.forget(models.unet(), label=3, names=4).save(tmp_path / "out")

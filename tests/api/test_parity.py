@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jobs
 import micro_ddpm
+import pytest
 import torch
 
 import erase
@@ -31,6 +32,7 @@ def test_text(micro_sd: Path, tmp_path: Path) -> None:
     assert [row["forget_loss"] for row in result.metrics] == [row["forget_loss"] for row in jobs.rows(out)]
 
 
+@pytest.mark.slow
 def test_labels(tmp_path: Path) -> None:
     micro_ddpm.pipeline(tmp_path).save_pretrained(tmp_path / "ddpm")
     runner = jobs.Runner(Path(settings.PRESETS["ddpm"]), tmp_path)

@@ -133,6 +133,7 @@ def test_a_delta_is_for_apply(micro_sd: Path, tmp_path: Path, dtype: torch.dtype
     assert all(torch.equal(x, base[name]) for name, x in saving.tensors(locate(tmp_path / "undone")).items())
 
 
+@pytest.mark.slow
 def test_a_delta_of_a_pipeline_in_memory_is_to_its_own_weights(pipe: Any, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "base")
     first = erase.forget(pipe, "a photo of a cat", remain=REMAIN)

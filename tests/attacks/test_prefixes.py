@@ -178,6 +178,7 @@ def test_every_family_is_searched_and_says_what_was_found(
         assert (name in condition.WORDS) != torch.equal(x.float(), start.float())
 
 
+@pytest.mark.slow
 def test_a_soft_prompt_fits_its_images_and_is_drawn_with(model: Model) -> None:
     data = LatentSet(latents(model, 4), torch.zeros(4, dtype=torch.long), model.embed(PROMPTS))
     learned = soft_prompt.learn_prompt(model, data, PROMPTS[0], SoftPrompt(steps=30, lr=0.1, batch_size=4), 3)

@@ -408,6 +408,7 @@ def test_generate_and_go_on_and_grid(
         assert part.height < whole.height
 
 
+@pytest.mark.slow
 def test_a_picture_depends_on_its_row_alone(
     micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, erase: Erase
 ) -> None:

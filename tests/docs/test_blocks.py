@@ -23,8 +23,6 @@ from erase.cli.common import app
 from erase.diffusion import class_conditional
 from erase.programs.comparison.spec import read_spec
 
-FAST = ("README.md",)
-"""Of the default suite; the other pages are slow ones."""
 ALL = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))
 NOT_RUN = ("pip", "git", ".", "cd", "accelerate", "mkdocs")
 """Commands that install, or start processes."""
@@ -81,7 +79,8 @@ def prepare(page: str, folder: Path) -> None:
             (folder / block.title).write_text(block.text)
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, marks=() if p in FAST else pytest.mark.slow) for p in PAGES])
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
 def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, in one folder."""
     monkeypatch.chdir(tmp_path)

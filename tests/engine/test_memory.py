@@ -24,6 +24,7 @@ SAMPLE = {"mean": torch.zeros(1, 1, 8, 8), "cond": {"label": torch.zeros(1, dtyp
 NULL = {"label": torch.tensor([3])}
 
 
+@pytest.mark.slow
 def test_bytes_are_those_that_a_real_pass_makes() -> None:
     backend = micro_ddpm.wrap(micro_ddpm.model()).denoiser(NULL)
     params = list(backend.net.parameters())
@@ -249,6 +250,7 @@ def test_a_step_by_item(rule: str) -> None:
     assert (published["fast step"], published["mask"]) == (0, 900)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc's")
 def test_freed_tensors_are_given_back_at_once() -> None:
     """Left alone, glibc keeps those below a threshold that grows with what is freed; so it does not end here."""

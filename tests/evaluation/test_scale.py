@@ -58,6 +58,7 @@ def taken(work: Callable[[], Any]) -> tuple[Any, float]:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_an_image_takes_little_memory(folders: tuple[Path, Path], tmp_path: Path) -> None:
     base, erased = folders
     paths, size = taken(lambda: check_images(base, prompts(), PER_PROMPT))

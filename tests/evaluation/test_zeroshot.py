@@ -96,6 +96,7 @@ def test_a_judge_is_believed_on_what_it_knows(
     assert (zeroshot.LEAST, zeroshot.MOST, zeroshot.FEWEST) == (0.8, 0.2, 6)
 
 
+@pytest.mark.slow
 def test_the_embedded_judges_agree(tmp_path: Path) -> None:
     """On images of the embedded model, whichever object is the concept, and told what they show by words alone."""
     rows = read_prompts(resources.prompt_path("photos-plain"))

@@ -247,7 +247,8 @@ def test_the_preset_of_the_vit_runs_on_few_images(tmp_path: Path) -> None:
     assert report["after"]["metrics"]["TA"] == pytest.approx(100 * float((theirs == data.labels).float().mean()))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_the_neutral_preset_forgets_a_class_of_any_classifier(kind: str, tmp_path: Path) -> None:
     """Of a folder with a subfolder for each class, without parts; its own steps, on few images."""
     write_images(tmp_path / "images", count=6)
@@ -295,6 +296,7 @@ def entries(runs: Runner, *words: str) -> dict[str, Path]:
     return {name: compared.entry(index)[0] for name, (_, index) in compared.training().items()}
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_once_for_all_that_it_is_made_of(
     classify_runs: Runner, classify_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,13 +426,10 @@ def test_every_network_can_be_rehearsed(classify_runs: Runner, tmp_path: Path, a
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
-    [
-        ("data.shift=1", "data.flip=true"),
-        pytest.param((f"architecture={json.dumps(VIT)}",), marks=pytest.mark.slow),
-        pytest.param((RETRAIN,), marks=pytest.mark.slow),
-    ],
+    [("data.shift=1", "data.flip=true"), (f"architecture={json.dumps(VIT)}",), (RETRAIN,)],
     ids=["resnet", "vit", "retrain"],
 )
 def test_two_processes_are_one_from_training_on(classify_runs: Runner, tmp_path: Path, words: tuple[str, ...]) -> None:

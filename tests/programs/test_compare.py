@@ -304,6 +304,7 @@ with claim(Path("out/runs/.lock"), "runs/fast-rate-1/cat/0") as mine:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [True, False])
 def test_two_processes_share_the_runs_of_one_comparison(finished: bool) -> None:
     """A run that another process is at work on is left to it; one that it dies on is not."""

@@ -65,6 +65,7 @@ def test_every_family_erases_a_concept_by_its_prompt_alone(name: str, tmp_path: 
     assert moved <= learned
 
 
+@pytest.mark.slow
 def test_a_run_that_nothing_judges_has_its_images_and_report(tmp_path: Path) -> None:
     """At the guidance of the family's own pipeline; rows that name the concept count as forgotten."""
     micro.pipeline(tmp_path).save_pretrained(tmp_path / "base")

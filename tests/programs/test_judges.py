@@ -124,6 +124,7 @@ def test_a_judge_that_does_not_know_gives_no_verdict(
         assert not (out / "metrics.jsonl").exists()  # before a step was made
 
 
+@pytest.mark.slow
 def test_looks_and_attacks_are_judged(text_runs: Runner, clip_words: Any, tmp_path: Path) -> None:
     """The second look finds the concept gone and the rest right; a paraphrase of the erased model shows it still."""
 
@@ -144,6 +145,7 @@ def test_looks_and_attacks_are_judged(text_runs: Runner, clip_words: Any, tmp_pa
     assert read(tmp_path / "attacked/report.json")["robustness"]["paraphrases"]["erased"]["shown"] == 2
 
 
+@pytest.mark.slow
 def test_two_processes_judge_as_one(text_runs: Runner, micro_clip: Path, tmp_path: Path) -> None:
     words = (*PLAIN, f"eval.clip={micro_clip}")
     assert two(lambda: text_runs(tmp_path / "run", *words), tmp_path / "log") == [0, 0]
@@ -168,6 +170,7 @@ def test_alternatives_are_named(text_runs: Runner, micro_clip: Path) -> None:
 # --- flags ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_classifier_flags_prompts_without_labels(
     text_runs: Runner, micro_classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +248,7 @@ def test_a_judge_that_cannot_be_is_refused_before_anything(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_a_zero_shot_judge_resumes(
     text_runs: Runner, clip_words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,6 +234,7 @@ def test_a_method_makes_the_images_that_it_reads_alone(label_runs: Runner, tmp_p
     label_runs(tmp_path / "out", *words, "method={name: finetune}")
 
 
+@pytest.mark.slow
 def test_runs_share_the_images_that_a_model_generates(
     label_runs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_the_report_is_of_the_images_that_are_there(label_run: Path, label_runs:
         assert near["coverage"]["cow"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_without_data_the_bases_images_stand_in_for_real_ones(label_runs: Runner, tmp_path: Path) -> None:
     report = read(label_runs(tmp_path / "out", "data=null") / "report.json")
     before = report["before"]["fidelity"]

@@ -29,6 +29,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_run_a_delta_and_a_model_give_the_same_lora(
     text_runs: Runner,
     micro_sd: Path,
@@ -174,6 +175,7 @@ def test_a_run_in_lora_form(text_runs: Runner, micro_sd: Path, tmp_path: Path) -
         torch.testing.assert_close(again[name], new[name], rtol=0, atol=1e-3)  # one unit of fp16 at 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_in_lora_form_holds_less(text_runs: Runner, micro_sd: Path, tmp_path: Path) -> None:
     said: list[str] = []
     words = ("train.form=lora", "lora.rank=1", "saliency.kind=none", "forget.loss=ascent", "forget.anchors=[]")

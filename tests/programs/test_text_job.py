@@ -151,6 +151,7 @@ def test_a_single_file_gives_a_single_file_and_shares_its_delta(
     assert (tmp_path / "back/model.safetensors").read_bytes() == single.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_network_alone_is_erased_with_the_rest_beside_it(text_runs: Runner, tmp_path: Path) -> None:
     """Flux as it is handed around; it leaves as it came, and the folder of the same model gives the same images."""
     micro_flux.pipeline(tmp_path).to(torch.float16).save_pretrained(tmp_path / "flux")
@@ -176,6 +177,7 @@ def test_a_network_alone_is_erased_with_the_rest_beside_it(text_runs: Runner, tm
 # --- early stopping -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_a_look_is_enough(
     text_runs: Runner, micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,6 +523,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_latents_are_kept_for_runs_that_need_the_same(
     text_runs: Runner, tmp_path: Path, asked: list[tuple[str, int]]
 ) -> None:

@@ -97,6 +97,7 @@ def test_files_without_tensors_or_metadata_come_back(tmp_path: Path) -> None:
     assert read_safetensors(tmp_path / "empty") == ({}, {"b": "1", "a": "2"})
 
 
+@pytest.mark.slow
 def test_equal_content_is_equal_bytes_in_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -213,6 +213,7 @@ def test_a_whole_xl_of_others(
         locate(path)
 
 
+@pytest.mark.slow
 def test_a_whole_sd3_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without T5 nothing is missing; its tokenizer is in no file."""
     path, net = tmp_path / "x.safetensors", ROWS["sd3-medium"].config

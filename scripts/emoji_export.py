@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ from emoji_judges import clip_modules, settle, texts_of
 from emoji_training import CPU, Kit, restored
 from torch import Tensor
 
+from erase.config.read import read_preset
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision, resolve
 from erase.evaluation import classes
+from erase.resources import preset_path
 
-GENERATORS: dict[str, str | None] = {"emoji-sd": "dpm", "emoji-sd3": None}
-"""And the samplers that their presets draw with."""
-DRAWN_BY, GUIDANCE = 12, 2.0
-"""Steps and guidance of the check, those of the presets."""
+PRESETS = {"emoji-sd": "sd_emoji_sfron", "emoji-sd3": "sd3_emoji_sfron"}
+"""The check generates as they do."""
+Drawn = Callable[[list[str], int], Tensor]
+"""Images of prompts by a seed, uint8 `[N, 3, SIZE, SIZE]`."""
 
 
 def export(kit: Kit, steps: int) -> None:
@@ -125,38 +128,44 @@ def save(pipeline: Any, parts: dict[str, Any], none: dict[str, Any], folder: Pat
 def check(kit: Kit, steps: int) -> None:
     """Generate `steps` images of each cell, and of as many pairs; what the judge says of them goes to `check.json`."""
     found = {}
-    for name, sampler in GENERATORS.items():
+    for name, preset in PRESETS.items():
         if not (kit.out / name).exists():
             print(f"{name} is not there: export it first")
             continue
         began = time.time()
         model = open_model(locate(kit.out / name))
         model.pipe.set_progress_bar_config(disable=True)
+        draw = partial(generate, kit, model, drawn_by(preset))
         cells = [(k, s) for k, s in np.ndindex(*kit.world.held.shape) for _ in range(steps)]
-        found[name] = singles(kit, model, cells, sampler) | pairs(kit, model, min(len(cells), 240 * steps), sampler)
+        found[name] = singles(kit, draw, cells) | pairs(kit, draw, min(len(cells), 240 * steps))
         found[name] |= {"seconds": round(time.time() - began), "text distances": text_distances(kit, model.pipe)}
         print(f"{name}: " + json.dumps({k: v for k, v in found[name].items() if k != "objects"}), flush=True)
     (kit.work / "check.json").write_text(json.dumps(found, indent=1))
 
 
+def drawn_by(preset: str) -> dict[str, Any]:
+    """A preset's `draw`: batch size, steps, guidance, sampler."""
+    found: dict[str, Any] = read_preset(preset_path(preset))["draw"]
+    return found
+
+
 @torch.no_grad()
-def generate(kit: Kit, model: Model, prompts: list[str], seed: int, sampler: str | None) -> Tensor:
-    """uint8 `[N, 3, SIZE, SIZE]`."""
+def generate(kit: Kit, model: Model, by: dict[str, Any], prompts: list[str], seed: int) -> Tensor:
+    """`Drawn`, by a preset's `draw`."""
     precision, images = Precision(resolve(kit.precision, CPU), CPU), []
-    for start in range(0, len(prompts), 60):
-        some = prompts[start : start + 60]
+    how = {name: value for name, value in by.items() if name != "batch_size"}
+    for start in range(0, len(prompts), by["batch_size"]):
+        some = prompts[start : start + by["batch_size"]]
         seeds = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
-        images += model.generate(
-            some, seeds, steps=DRAWN_BY, guidance=GUIDANCE, sampler=sampler, autocast=precision.autocast
-        )
+        images += model.generate(some, seeds, autocast=precision.autocast, **how)
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def singles(kit: Kit, model: Model, cells: list[tuple[int, int]], sampler: str | None) -> dict[str, Any]:
+def singles(kit: Kit, draw: Drawn, cells: list[tuple[int, int]]) -> dict[str, Any]:
     """Shares of images with the right object and style, and by concept."""
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k])], styles[s]) for k, s in cells]
-    said = classes.classify(generate(kit, model, prompts, 1, sampler), kit.out / "emoji-judge")
+    said = classes.classify(draw(prompts, 1), kit.out / "emoji-judge")
     thing = np.array(classes.correct(classes.axis(said, "object"), [names[k] for k, _ in cells]))
     style = np.array(classes.correct(classes.axis(said, "style"), [styles[s] for _, s in cells]))
     held = np.array([bool(kit.world.held[cell]) for cell in cells])
@@ -170,12 +179,12 @@ def singles(kit: Kit, model: Model, cells: list[tuple[int, int]], sampler: str |
     }
 
 
-def pairs(kit: Kit, model: Model, count: int, sampler: str | None) -> dict[str, Any]:
+def pairs(kit: Kit, draw: Drawn, count: int) -> dict[str, Any]:
     """Of scenes of two objects by lot, the shares in which both are there, and in which one is."""
     scenes = kit.scenes(np.random.default_rng(9), count, held=False, doubles=1.0)
     names, styles = kit.world.names, list(data.STYLES)
     prompts = [data.phrase([data.with_article(names[k]) for k in s.objects], styles[s.style]) for s in scenes]
-    images = generate(kit, model, prompts, 10**6, sampler)
+    images = draw(prompts, 10**6)
     said = classes.axis(classes.classify(images, kit.out / "emoji-judge"), "object")
     both = classes.correct(said, ["+".join(names[k] for k in s.objects) for s in scenes])
     one = [any(names[k] in shown for k in s.objects) for shown, s in zip(said.shown, scenes, strict=True)]

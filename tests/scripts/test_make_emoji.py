@@ -73,7 +73,8 @@ def test_stages_train_resume_export_and_are_judged(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generators, "SHARD", 250)
-    monkeypatch.setattr(emoji_export, "DRAWN_BY", 1)
+    assert emoji_export.drawn_by("sd_emoji_sfron") == {"sampler": "dpm", "steps": 12, "guidance": 2.0, "batch_size": 32}
+    monkeypatch.setattr(emoji_export, "drawn_by", lambda preset: {"steps": 1, "guidance": 2.0, "batch_size": 60})
     monkeypatch.setattr(judges, "SCORED", 120)
     monkeypatch.setattr(judges, "SETTLED", 1)
     emoji_export.export(kit, 0)
@@ -104,7 +105,7 @@ def test_stages_train_resume_export_and_are_judged(
     assert set(found) == {"emoji-sd", "emoji-sd3"}
     assert all(0 <= found[name][key] <= 1 for name in found for key in ("object", "style", "both of two"))
 
-    for name in emoji_export.GENERATORS:
+    for name in emoji_export.PRESETS:
         given = [
             "generate",
             str(kit.out / name),

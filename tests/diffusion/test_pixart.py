@@ -1,5 +1,6 @@
 """What PixArt alone has: a T5 tokenizer, a mask, a learned variance, and two pipelines."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,20 @@ def test_another_number_of_channels_is_refused(tmp_path: Path, taken: int, given
 
 def write_sentencepiece(folder: Path) -> None:
     """The tokenizer of `micro_pixart` as published checkpoints have it: a `spiece.model` alone."""
+    import sentencepiece
     from sentencepiece import sentencepiece_model_pb2 as messages  # the one that transformers reads it with
 
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a cat"] * 9), model_writer=trained, vocab_size=8, hard_vocab_limit=False, minloglevel=2
+    )
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     found = messages.ModelProto()
     for word, score in words:
         piece = found.pieces.add()
         piece.piece, piece.score = word, score
         piece.type = {"<unk>": 2, "<pad>": 3, "</s>": 3}.get(word, 1)  # unknown, control, normal
+    found.normalizer_spec.CopyFrom(messages.ModelProto.FromString(trained.getvalue()).normalizer_spec)  # as T5's
     spec = found.trainer_spec
     spec.model_type, spec.unk_id, spec.pad_id, spec.eos_id, spec.bos_id = 1, 2, 0, 1, -1
     (folder / "spiece.model").write_bytes(found.SerializeToString())

@@ -115,3 +115,21 @@ def test_the_embedded_judges_agree(tmp_path: Path) -> None:
         alike += [shows is (name == gone.object) for shows, name in zip(found.shows, seen, strict=True)]
         alike += [right is (name == row.object) for right, name, row in zip(found.right, seen, asked, strict=True)]
     assert sum(alike) / len(alike) >= 0.95
+
+
+@pytest.mark.slow
+def test_the_emoji_clip_knows_what_is_drawn(tmp_path: Path) -> None:
+    """Images of the transformer, among the concepts of the prompt set: mostly what the emoji judge says too."""
+    rows = read_prompts(resources.prompt_path("emoji-far"))
+    model = open_model(locate("emoji-sd3", "text"))
+    generate(model.sampler(steps=12, guidance=2.0), rows, tmp_path, per_prompt=1, batch_size=32)
+    paths = sorted(tmp_path.glob("*.png"))
+    shown = classes.axis(classes.classify(paths, resources.tiny_path("emoji-judge")), "object").shown
+    things = list(dict.fromkeys(row.object for row in rows))
+    clip = open_clip("emoji-clip")
+    among = Texts((f"a {things[0]}",), tuple(f"a {thing}" for thing in things[1:]))
+    found = look(clip, [image_features(clip, paths)], among, [f"a {row.object}" for row in rows])
+    alike = [best in {f"a {thing}" for thing in seen} for best, seen in zip(found.best, shown, strict=True)]
+    assert len(alike) > 40
+    assert sum(alike) / len(alike) >= 0.8
+    assert sum(found.right) / len(alike) >= 0.8

@@ -80,7 +80,7 @@ def rehearse(
     for what, items in found.items():
         parts = ", ".join(f"{name} {in_bytes(value)}" for name, value in items.items() if value)
         lines.append(f"memory for the {what}: {in_bytes(sum(items.values()))} ({whose}{parts})")
-    masked = "mask" in entry.needs and "mask" in found
+    masked = "mask" in entry.needs and wanted.kind != "none"
     samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
     seen = f"data: {sides[0]} forget and {sides[1]} remain samples" if any(sides) else "data: none are needed"
     lines += [

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 BOUND = re.compile(r"^(?P<name>[A-Za-z0-9_.-]+)(?P<extra>\[[^\]]*\])?>=(?P<version>[^,;\s]+)")
 EXTRAS = ("classify", "lora", "t5")
 """Extras that the tests use; the bounds of the others are not tried."""
-TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "scipy")
+TOOLS = ("hypothesis", "playwright", "pytest", "pytest-timeout", "pytest-xdist", "scikit-image", "scipy")
 """What the tests need of the extra `dev`."""
 TESTS = (
     "tests/api",

@@ -246,7 +246,7 @@ def test_a_wrong_input_is_one_line(
     assert end.value.code == 2, err
     (line,) = err.splitlines()
     assert line.startswith("erase: ")
-    assert named in line
+    assert named.casefold() in line.casefold()  # typer names an argument in capitals, or not
     assert out == ""
     assert tree(work) == before
 

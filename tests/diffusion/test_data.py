@@ -131,7 +131,7 @@ def test_photographs_are_upright_as_in_evaluation(tmp_path: Path) -> None:
 
 def test_samples_of_16_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png has mode I;16"):
+    with pytest.raises(ValueError, match=r"a\.png has mode I(;16)?, more than 8 bits"):
         check_images(read_folder(tmp_path, "x"))
 
 

@@ -411,6 +411,14 @@ def test_targets_one_after_another_begin_with_what_was_erased_before() -> None:
         compare(other, targets={**targets, "three": {"after": "one"}}, seeds=[0, 1])
 
 
+def test_a_note_may_be_put_in_other_words() -> None:
+    first = Program()
+    compare(first, settings={"note": "what it does"})
+    second = Program()
+    compare(second, settings={"note": "what they do"})
+    assert (len(first.ran), second.ran) == (8, [])
+
+
 def test_a_run_whose_predecessor_another_process_is_at_work_on_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = [True, False]
     monkeypatch.setattr(

@@ -16,6 +16,7 @@ class Config:
     seed: int = 0
     steps: int = 5
     places: list[Path] = field(default_factory=list)
+    note: str = ""
 
 
 RECORD: dict[str, Any] = {"plan": {"forget": [1]}, "base": {"weights": {"a": "0"}}}
@@ -32,7 +33,7 @@ def test_run_json_holds_what_makes_the_run(tmp_path: Path) -> None:
         folder.open_folder(Config(seed=4, places=[Path("x")]), out, RECORD, "erase run", resume=False)
         run = json.loads((out / "run.json").read_text())
         assert run.items() >= {**RECORD, "schema": 1, "command": "erase run", "seed": 4}.items()
-        assert run["config"] == {"seed": 4, "steps": 5, "places": ["x"]}
+        assert run["config"] == {"seed": 4, "steps": 5, "places": ["x"], "note": ""}
         assert run["versions"].keys() == set(folder.PACKAGES)
         assert [p.name for p in out.iterdir()] == ["run.json"]
 
@@ -66,6 +67,11 @@ def test_a_folder_is_worked_in_by_one_launch_at_a_time(tmp_path: Path) -> None:
         assert {p.name for p in out.iterdir()} == {"run.json", folder.LOCK}
     assert ask() == "free\n"
     assert [p.name for p in out.iterdir()] == ["run.json"]
+
+
+def test_a_run_whose_note_is_put_in_other_words_is_gone_on_with(tmp_path: Path) -> None:
+    for resume, note in ((False, "what it does"), (True, "what they do")):
+        folder.open_folder(Config(note=note), tmp_path / "out", RECORD, "", resume)
 
 
 @pytest.mark.parametrize(

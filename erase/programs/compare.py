@@ -27,7 +27,7 @@ from erase.programs.comparison import tables
 from erase.programs.comparison.images import Finished
 from erase.programs.comparison.page import write_page
 from erase.programs.comparison.spec import Run, Spec, read_spec, reusable
-from erase.programs.folder import what_counts
+from erase.programs.folder import without_note
 from erase.programs.run import job_of
 from erase.programs.run import main as run_one
 from erase.store import files
@@ -96,7 +96,7 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
                 raise ValueError(
                     f"{out} has a run that is not in this comparison, {name}: remove it, or choose another --out"
                 )
-            if changed := files.differences(what_counts(settings), what_counts(now[name])):
+            if changed := files.differences(without_note(settings), without_note(now[name])):
                 raise ValueError(
                     f"{out / name} was started with other settings ({changed[0]}): remove it, or choose another --out"
                 )

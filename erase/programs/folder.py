@@ -83,7 +83,7 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     if resume and path.exists():
         old = files.read_json(path)
         for key in ("config", *record):
-            if changed := files.differences(what_counts(old.get(key)), what_counts(whole[key])):
+            if changed := files.differences(_same(old.get(key)), _same(whole[key])):
                 raise ValueError(
                     f"{out} holds a run with another {key} ({changed[0]}): resume with the same settings, or "
                     "use a new folder"
@@ -100,15 +100,19 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     files.write_json(path, whole)
 
 
-def what_counts(part: Any) -> Any:
-    """Settings without the note, and without where images and data were copied from: they are the same wherever."""
+def without_note(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run without what a person says of them."""
+    return {key: value for key, value in settings.items() if key != "note"}
+
+
+def _same(part: Any) -> Any:
+    """Without the note, and without where images and data were copied from: they are the same wherever they were."""
     if not isinstance(part, dict):
         return part
     copied = {"eval": ("base", "retrained_base"), "draw": ("cache",)}
     return {
         key: {k: v for k, v in value.items() if k not in copied.get(key, ())} if isinstance(value, dict) else value
-        for key, value in part.items()
-        if key != "note"
+        for key, value in without_note(part).items()
     }
 
 

@@ -171,8 +171,8 @@ def diffusion_bench(model: Model, batch: int) -> Bench:
     return Bench(model.denoiser(model.null()), batch, shape, asked, loss, sets)
 
 
-def large_network(name: str, dtype: torch.dtype) -> Any:
-    """A full-size network without data."""
+def large_network(name: str, dtype: torch.dtype, **changes: Any) -> Any:
+    """A full-size network without data; `changes` of its configuration."""
     from accelerate import init_empty_weights
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
@@ -180,7 +180,7 @@ def large_network(name: str, dtype: torch.dtype) -> Any:
 
     kinds: dict[str, Any] = {"sdxl": UNet2DConditionModel, "sd3": SD3Transformer2DModel, "flux": FluxTransformer2DModel}
     with init_empty_weights():
-        net: Any = kinds[name].from_config(LARGE[name])
+        net: Any = kinds[name].from_config({**LARGE[name], **changes})
     return net.to(dtype).requires_grad_(False).eval()
 
 
@@ -230,14 +230,23 @@ def make_bench(model: str, batch: int | None, side: int = 512, checkpointing: bo
             {**resnet, "hidden_sizes": channels, "stem": stem}, [str(i) for i in range(10)], shape, seed=0
         )
         return Bench(Classifier(made.net.train().to(DEVICE), 10, made.prepare), batch or 128, shape, {}, "ascent")
+    return sd1_bench(sd1_network().eval().to(DEVICE), batch or 1)
+
+
+def sd1_network() -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+
+
+def sd1_bench(net: Any, batch: int) -> Bench:
+    """A network of `sd1_network`, with or without data."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    net = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).eval().to(DEVICE)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     null = {"text": torch.zeros(1, 77, 768)}
     backend = Denoiser(net, family("sd").call, Discrete(schedule.alphas_cumprod.float()), on_device(null))
-    return Bench(backend, batch or 1, (4, 64, 64), null, "redirect", dict(family("sd").PARAMETERS))
+    return Bench(backend, batch, (4, 64, 64), null, "redirect", dict(family("sd").PARAMETERS))
 
 
 def random_mask(backend: Any, density: float) -> Mask:

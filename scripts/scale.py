@@ -23,16 +23,13 @@ from typing import Any
 
 import bench
 import torch
-from accelerate import PartialState
+from accelerate import PartialState, init_empty_weights
 
 from erase import resources
 from erase.config import SdConfig
 from erase.config.read import parse, put, read_preset
-from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.families import family
 from erase.diffusion.losses import copies, forget_objective, remain_objective
 from erase.diffusion.parameters import select
-from erase.diffusion.process import Discrete
 from erase.engine.backend import trainable
 from erase.engine.loop import unlearn
 from erase.engine.memory import shared
@@ -41,10 +38,10 @@ from erase.methods import find_method
 from erase.methods.sfron import sfron
 from erase.programs.inputs import denoising
 from erase.programs.launching import launch, shard_network
-from erase.programs.rehearsal import estimate, largest_block
+from erase.programs.rehearsal import Work, largest_block
 
-SIDES = {"sd1": 512, "sdxl": 1024, "sd3": 1024, "flux": 1024}
-"""Pixels."""
+SIDES = {"sdxl": 1024, "sd3": 1024, "flux": 1024}
+"""Pixels; 512 for SD 1.x."""
 NAMES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5-large", "flux": "Flux.1"}
 WHOLE: dict[str, dict[str, Any]] = {
     "sd3": {
@@ -64,18 +61,13 @@ PASSES = 2
 
 def make(name: str) -> bench.Bench:
     """A model without data, in bf16."""
-    if name == "sd1":
-        from accelerate import init_empty_weights
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        with init_empty_weights():
-            net: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        net.to(torch.bfloat16).requires_grad_(False).eval().enable_gradient_checkpointing()
-        null = {"text": torch.zeros(1, 77, 768)}
-        backend = Denoiser(net, family("sd").call, Discrete(torch.linspace(0.999, 0.005, 1000)), null)
-        return bench.Bench(backend, 1, (4, 64, 64), null, "redirect", dict(family("sd").PARAMETERS))
-    bench.LARGE[name] |= WHOLE.get(name, {})
-    return bench.large_bench(name, bench.large_network(name, torch.bfloat16), 1, SIDES[name], checkpointing=True)
+    if name != "sd1":
+        net = bench.large_network(name, torch.bfloat16, **WHOLE.get(name, {}))
+        return bench.large_bench(name, net, 1, SIDES[name], checkpointing=True)
+    with init_empty_weights():
+        net = bench.sd1_network()
+    net.to(torch.bfloat16).requires_grad_(False).eval().enable_gradient_checkpointing()
+    return bench.sd1_bench(net, 1)
 
 
 def learn(made: bench.Bench, parameters: str) -> None:
@@ -109,19 +101,16 @@ def table(name: str, parameters: str) -> Iterator[dict[str, Any]]:
     net = made.backend.net
     data = read_preset(resources.preset_path("sd_concept_sfron"))
     config = parse(put(data, {"train.batch_size": 1, "train.micro_batch": None, "forget.prompts": ["a cat"]}), SdConfig)
-    whole, spread = (
-        estimate(
-            config,
-            made.backend,
-            find_method("sfron"),
-            partial(denoising, config),
-            made.make_batch(1, 1),
-            (config.saliency.count, config.saliency.count),
-            Precision("bf16", torch.device("cpu")),
-            gathered=gathered,
-        )[0]
-        for gathered in (None, torch.bfloat16)
+    work = Work(
+        config,
+        made.backend,
+        find_method("sfron"),
+        partial(denoising, config),
+        made.make_batch(1, 1),
+        (config.saliency.count, config.saliency.count),
+        Precision("bf16", torch.device("cpu")),
     )
+    whole, spread = (work.held(gathered=dtype)[0] for dtype in (None, torch.bfloat16))
     block = largest_block(net, torch.bfloat16)
     for world in WORLDS:
         held = {what: shared(items, world, block) for what, items in spread.items()} if world > 1 else whole
@@ -129,7 +118,7 @@ def table(name: str, parameters: str) -> Iterator[dict[str, Any]]:
             "model": NAMES[name],
             "parameters": parameters,
             "weights": sum(p.numel() for p in net.parameters()),
-            "learn": sum(p.numel() for p in trainable(net).values()),
+            "learn": work.learns,
             "processes": world,
             **{f"{what}_gb": round(sum(items.values()) / 1e9, 1) for what, items in held.items()},
             "received_gb": round(received(net, torch.bfloat16, world) / 1e9, 1),
@@ -155,8 +144,7 @@ def counted(found: list[int]) -> Iterator[None]:
 
 def measure(blocks: int, parameters: str) -> dict[str, Any]:
     """Received bytes of a step: those of three steps less those of one, halved."""
-    bench.LARGE["sd3"]["num_layers"] = blocks
-    net = bench.large_network("sd3", torch.bfloat16)
+    net = bench.large_network("sd3", torch.bfloat16, num_layers=blocks)
     bench.fill(net)
     made = bench.large_bench("sd3", net, 1, 256, checkpointing=True)
     learn(made, parameters)

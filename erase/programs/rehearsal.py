@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,133 +26,113 @@ from erase.programs.inputs import saliency_losses
 from erase.programs.launching import gathered_in
 
 
-def rehearse(
-    config: Any,
-    backend: memory.Model,
-    entry: Entry,
-    objectives: Callable[[Any], tuple[Objective, Objective]],
-    sample: Mapping[str, Any],
-    sides: tuple[int, int],
-    conditions: int,
-    precision: Precision,
-    more: Sequence[str],
-    command: str,
-) -> list[str]:
+@dataclass(frozen=True)
+class Work:
+    """What a run would do: all that its memory depends on."""
+
+    config: Any
+    """Has `method`, `saliency` and `train`."""
+    backend: memory.Model
+    """The model, its network in the mode in which it learns."""
+    entry: Entry
+    """Its method."""
+    objectives: Callable[[Any], tuple[Objective, Objective]]
+    """Of a network, what is to be done on forget and on remain data."""
+    sample: Mapping[str, Any]
+    """A batch of one, of any values."""
+    sides: tuple[int, int]
+    """How many forget and remain samples are cached."""
+    precision: Precision
+    """Of the forward passes."""
+
+    @property
+    def learns(self) -> int:
+        """How many weights learn."""
+        return sum(p.numel() for p in trainable(self.backend.net).values())
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a mask."""
+        return "mask" in self.entry.needs and self.config.saliency.kind != "none"
+
+    def held(
+        self, *, world: int = 1, data: int = 0, gathered: torch.dtype | None = None
+    ) -> tuple[dict[str, dict[str, int]], Method]:
+        """Bytes that a process holds for the mask and for the steps, by item and before weights are spread; the method.
+
+        Args:
+            world: how many processes share a batch.
+            data: bytes that are cached.
+            gathered: the dtype of spread weights where they are gathered, if it is not their own.
+        """
+        wanted: Saliency = self.config.saliency
+        train: Train | TrainClassifier = self.config.train
+        n, masked = self.learns, self.masked
+        found: dict[str, dict[str, int]] = {}
+        always = memory.held(self.backend, data)
+        with memory.hollow(self.backend) as model:
+            net: Any = model.net
+            forget, method, copies = build(self.config, self.entry, self.objectives, model, self.sides)
+            if isinstance(train, Train) and train.checkpointing:
+                net.enable_gradient_checkpointing()
+            short = 0
+            if gathered is not None:
+                for p in trainable(net).values():
+                    p.data = p.data.to(gathered)
+                short = (4 - gathered.itemsize) * n  # bytes that gradients of that dtype are short of float32
+            if masked or "fisher" in self.entry.needs:
+                height = mask_height(self.config, model, forget, masked, self.sample, self.precision)
+                sums = 4 * n if wanted.kind == "magnitude" and masked else (16 if wanted.per == "image" else 8) * n
+                found["mask"] = {**always, "sums": sums, "gradients and activations": height}
+            share = train.batch_size // world
+            rows = min(train.micro_batch or share, share)
+            used = heaviest([o.loss for o in (method.forget, method.remain) if o is not None])
+            heights = [memory.passes(model, f, self.sample, rows, self.precision.autocast) for f in used]
+            height = max(heights) + short if heights else 0
+        density = (wanted.density or 1.0) if masked else None
+        if density is not None and train.weight_decay and getattr(method.update, "mask_all", False):
+            copies += round(4 * n * (1 - density))  # masked weights, which are restored
+        found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
+        return found, method
+
+
+def rehearse(work: Work, conditions: int, more: Sequence[str], command: str) -> list[str]:
     """What a run would learn, hold and do, in lines; nothing is computed.
 
     Args:
-        config: has `method`, `saliency` and `train`.
-        backend: the model, its network in the mode in which it learns.
-        entry: its method.
-        objectives: of a network, what is to be done on forget and on remain data.
-        sample: a batch of one, of any values.
-        sides: how many forget and remain samples are cached.
+        work: what it would do.
         conditions: how many different conditions are.
-        precision: of the forward passes.
         more: lines on what else would be done.
         command: as it was typed.
     """
-    wanted: Saliency = config.saliency
-    n = sum(p.numel() for p in trainable(backend.net).values())
-    every = sum(p.numel() for p in backend.net.parameters())
+    wanted: Saliency = work.config.saliency
+    train: Train | TrainClassifier = work.config.train
+    net, sample, sides = work.backend.net, work.sample, work.sides
+    every = sum(p.numel() for p in net.parameters())
     world = distributed.world()
     spread = world > 1 and asked(PartialState()) is not None
-    gathered = gathered_in(PartialState().device, precision) if spread else None
+    gathered = gathered_in(PartialState().device, work.precision) if spread else None
     told = sum(x.nbytes for x in batch_tensors(sample.get("cond", {})))
     own = sum(x.nbytes for name, part in sample.items() if name not in ("cond", "anchor") for x in batch_tensors(part))
-    found, method = estimate(
-        config,
-        backend,
-        entry,
-        objectives,
-        sample,
-        sides,
-        precision,
-        world=world,
-        data=sum(sides) * own + conditions * told,
-        gathered=gathered,
-    )
-    lines = [f"learns: {n:,} of {every:,} weights ({n / every:.1%})"]
+    found, method = work.held(world=world, data=sum(sides) * own + conditions * told, gathered=gathered)
+    lines = [f"learns: {work.learns:,} of {every:,} weights ({work.learns / every:.1%})"]
     whose = ""
     if spread:
         whose = f"of each of {world} processes, "
-        block = largest_block(backend.net, gathered)
+        block = largest_block(net, gathered)
         found = {what: memory.shared(items, world, block) for what, items in found.items()}
     for what, items in found.items():
         parts = ", ".join(f"{name} {in_bytes(value)}" for name, value in items.items() if value)
         lines.append(f"memory for the {what}: {in_bytes(sum(items.values()))} ({whose}{parts})")
-    masked = "mask" in entry.needs and wanted.kind != "none"
-    samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if masked else 0
+    samples = sum(min(wanted.count, side) * wanted.draws for side in sides) if work.masked else 0
     seen = f"data: {sides[0]} forget and {sides[1]} remain samples" if any(sides) else "data: none are needed"
     lines += [
         f"{seen}; {samples} passes for the mask" if samples else seen,
-        steps_line(method, config.train.steps, config.train.batch_size),
+        steps_line(method, train.steps, train.batch_size),
         *more,
         f"command: {command.replace(' --dry-run', '')}",
     ]
     return lines
-
-
-def estimate(
-    config: Any,
-    backend: memory.Model,
-    entry: Entry,
-    objectives: Callable[[Any], tuple[Objective, Objective]],
-    sample: Mapping[str, Any],
-    sides: tuple[int, int],
-    precision: Precision,
-    *,
-    world: int = 1,
-    data: int = 0,
-    gathered: torch.dtype | None = None,
-) -> tuple[dict[str, dict[str, int]], Method]:
-    """Bytes that a process holds for the mask and for the steps, item by item, before weights are spread.
-
-    Args:
-        config: as for `rehearse`, as is what has the same name there.
-        backend: see there.
-        entry: see there.
-        objectives: see there.
-        sample: see there.
-        sides: see there.
-        precision: see there.
-        world: how many processes share a batch.
-        data: bytes that are cached.
-        gathered: the dtype of spread weights where they are gathered, if it is not their own.
-
-    Returns:
-        The items, and the method.
-    """
-    wanted: Saliency = config.saliency
-    train: Train | TrainClassifier = config.train
-    masked = "mask" in entry.needs and wanted.kind != "none"
-    n = sum(p.numel() for p in trainable(backend.net).values())
-    found: dict[str, dict[str, int]] = {}
-    always = memory.held(backend, data)
-    with memory.hollow(backend) as model:
-        net: Any = model.net
-        forget, method, copies = build(config, entry, objectives, model, sides)
-        if isinstance(train, Train) and train.checkpointing:
-            net.enable_gradient_checkpointing()
-        short = 0
-        if gathered is not None:
-            for p in trainable(net).values():
-                p.data = p.data.to(gathered)
-            short = (4 - gathered.itemsize) * n  # bytes that gradients of that dtype are short of float32
-        if masked or "fisher" in entry.needs:
-            height = mask_height(config, model, forget, masked, sample, precision)
-            sums = 4 * n if wanted.kind == "magnitude" and masked else (16 if wanted.per == "image" else 8) * n
-            found["mask"] = {**always, "sums": sums, "gradients and activations": height}
-        share = train.batch_size // world
-        rows = min(train.micro_batch or share, share)
-        used = [o.loss for o in (method.forget, method.remain) if o is not None]
-        height = max((memory.passes(model, f, sample, rows, precision.autocast) for f in heaviest(used)), default=0)
-        height += short if height else 0
-    density = (wanted.density or 1.0) if masked else None
-    if density is not None and train.weight_decay and getattr(method.update, "mask_all", False):
-        copies += round(4 * n * (1 - density))  # masked weights, which are restored
-    found["steps"] = {**always, **memory.in_step(n, method, train.optimizer, density, copies, height)}
-    return found, method
 
 
 def build(

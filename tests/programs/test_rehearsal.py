@@ -14,7 +14,7 @@ from erase.engine.memory import shared
 from erase.engine.precision import Precision
 from erase.methods import find_method
 from erase.programs.inputs import denoising
-from erase.programs.rehearsal import estimate, in_bytes, largest_block, steps_line
+from erase.programs.rehearsal import Work, in_bytes, largest_block, steps_line
 from erase.resources import preset_path
 
 
@@ -66,7 +66,7 @@ def test_weights_that_are_gathered_in_half_precision_leave_casts_out() -> None:
     config = parse(put(read_preset(preset_path("sd_concept_sfron")), own_settings), SdConfig)
     n = sum(p.numel() for p in backend.net.parameters())
     own, gathered = (
-        estimate(
+        Work(
             config,
             backend,
             find_method("sfron"),
@@ -74,8 +74,7 @@ def test_weights_that_are_gathered_in_half_precision_leave_casts_out() -> None:
             latents(size=1),
             (8, 8),
             Precision("bf16", torch.device("cpu")),
-            gathered=dtype,
-        )[0]
+        ).held(gathered=dtype)[0]
         for dtype in (None, torch.bfloat16)
     )
     for what in ("mask", "steps"):

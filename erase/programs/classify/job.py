@@ -21,7 +21,7 @@ from erase.programs.classify.predictions import predict
 from erase.programs.classify.report import AXES, GOALS, make_report, summarise, table
 from erase.programs.classify.trained import Comparison, Place, classifier, copy, kept, loop_of, num_steps
 from erase.programs.inputs import check_guidance
-from erase.programs.rehearsal import rehearse
+from erase.programs.rehearsal import Work, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 
 
@@ -68,18 +68,8 @@ class Job:
         device = setting.precision.device
         sample = {"x": plan.data.pixels[:1].to(device), "y": plan.data.labels[:1].to(device)}
         objectives = (self.objective(), DESCENT)
-        return rehearse(
-            config,
-            backend,
-            setting.entry,
-            lambda net: objectives,
-            sample,
-            sides,
-            0,
-            setting.precision,
-            more,
-            setting.command,
-        )
+        work = Work(config, backend, setting.entry, lambda net: objectives, sample, sides, setting.precision)
+        return rehearse(work, 0, more, setting.command)
 
     def objective(self) -> Objective:
         """What is done on forget data. Fitting another target needs one: without a teacher that is another label."""

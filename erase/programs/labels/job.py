@@ -27,7 +27,7 @@ from erase.programs.labels.data import gather
 from erase.programs.labels.lesson import make_lesson
 from erase.programs.labels.plan import check, find, make_plan, open_base, open_retrained, read_data
 from erase.programs.labels.report import AXES, FOLDERS, GOALS, image_rows, make_report, summarise, why_unjudged
-from erase.programs.rehearsal import rehearse
+from erase.programs.rehearsal import Work, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 
 COLUMNS = 12
@@ -66,18 +66,11 @@ class Job:
         sample = {"mean": latents.to(model.device), "cond": label}
         if config.forget.loss == "redirect" and not self.fresh:
             sample["anchor"] = label
-        return rehearse(
-            config,
-            model.denoiser(model.null()),
-            setting.entry,
-            partial(denoising, config),
-            sample,
-            self.sides(),
-            len(plan.labels),
-            setting.precision,
-            [f"images: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"],
-            setting.command,
-        )
+        objectives = partial(denoising, config)
+        backend = model.denoiser(model.null())
+        work = Work(config, backend, setting.entry, objectives, sample, self.sides(), setting.precision)
+        more = [f"images: {len(plan.rows) * config.eval.images} of each model, {config.draw.steps} sampler steps each"]
+        return rehearse(work, len(plan.labels), more, setting.command)
 
     def sides(self) -> tuple[int, int]:
         """How many forget and remain samples are cached."""

@@ -25,7 +25,7 @@ from erase.programs.attack import attack, boxes_of_attacks, check_attacks
 from erase.programs.folder import first_line
 from erase.programs.inputs import check_dense, check_guidance, denoising, learning_of, sides_read, with_dropout
 from erase.programs.launching import shard_network
-from erase.programs.rehearsal import in_bytes, rehearse
+from erase.programs.rehearsal import Work, in_bytes, rehearse
 from erase.programs.run import Learned, Lesson, Setting, check_method
 from erase.programs.settings import near_images
 from erase.programs.text.data import remain_samples
@@ -100,18 +100,10 @@ class Job:
                 f"early stopping: {2 * config.until.images} images every {config.until.every} steps; the VAE and the "
                 f"text encoder stay in memory for them, {in_bytes(stay)}"
             )
-        return rehearse(
-            config,
-            model.denoiser(asked),
-            self.setting.entry,
-            partial(denoising, config),
-            sample,
-            self.sides(),
-            len(plan.words) + 1,
-            self.setting.precision,
-            more,
-            self.setting.command,
-        )
+        objectives = partial(denoising, config)
+        entry, precision, command = self.setting.entry, self.setting.precision, self.setting.command
+        work = Work(config, model.denoiser(asked), entry, objectives, sample, self.sides(), precision)
+        return rehearse(work, len(plan.words) + 1, more, command)
 
     def sides(self) -> tuple[int, int]:
         """How many forget and remain samples are cached."""

@@ -32,6 +32,7 @@ def test_measurements_of_the_same_are_compared(script: Any, tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.slow
 def test_the_gpu_check_sees_an_overflow_skip_its_phase_alone(script: Any) -> None:
     found = script("gpu_check").check_precision("fp16")
     assert found["ok"]

@@ -8,7 +8,8 @@ every masked weight stays bit-identical.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -54,6 +55,10 @@ def mask_of(mask: Mask, name: str, p: Tensor) -> Tensor:
     return cut(keep, p).to(p.device)
 
 
+_Target = tuple[nn.Parameter, Tensor | None]
+"""A weight, and which of its elements are kept, in memory order: indices `[kept]`, or `None` for all."""
+
+
 class FastStep:
     """Steps the kept weights down the gradient in `.grad`, by a rule of its own.
 
@@ -70,7 +75,7 @@ class FastStep:
         if rule not in get_args(FastRule):
             raise ValueError(f"unknown fast_rule {rule!r}; allowed: {', '.join(get_args(FastRule))}")
         self.rule = rule
-        self.targets: list[tuple[nn.Parameter, Tensor | None]] = []
+        self.targets: list[_Target] = []
         for name, p in params.items():
             index = None
             if mask is not None:
@@ -80,27 +85,19 @@ class FastStep:
                     if index.numel() == 0 and not bool(mask[name].any()):  # another process may hold what is kept
                         continue
             self.targets.append((p, index))
-        self.shadows: list[Tensor] = []
+        self.together: list[_Together] = []
         self.adam: torch.optim.Adam | None = None
         if rule == "adam":
-            for p, _ in self.targets:
-                self.shadows.append(torch.zeros(0, dtype=p.dtype, device=p.device, requires_grad=True))
-            self.adam = torch.optim.Adam(self.shadows, betas=betas, fused=True)
+            self.together = _together(self.targets)
+            self.adam = torch.optim.Adam([each.shadow for each in self.together], betas=betas, fused=True)
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Change the kept weights by the rule at `rate`; their gradients are used up (set to `None`)."""
-        grads: list[Tensor | None] = []
-        for p, index in self.targets:
-            g = p.grad
-            if g is not None:
-                flat = flat_view(like(local(p), local(g)))
-                g = flat if index is None else flat.index_select(0, index)
-                p.grad = None
-            grads.append(g)
         if self.adam is not None:
-            self._adam_step(self.adam, grads, rate)
+            self._adam_step(self.adam, rate)
             return
+        grads = [_taken(p, index) for p, index in self.targets]
         scale = 1.0
         if self.rule == "normalized":
             used = [g for g in grads if g is not None]
@@ -114,48 +111,117 @@ class FastStep:
             if g is not None:
                 _add(local(p), index, g, -rate * scale)
 
-    def _adam_step(self, adam: torch.optim.Adam, grads: list[Tensor | None], rate: float) -> None:
-        for shadow, g in zip(self.shadows, grads, strict=True):
-            if g is not None:  # a shadow is a weight at 0, so that its step is the change
-                shadow.data = torch.zeros_like(g)
-                shadow.grad = g
+    def _adam_step(self, adam: torch.optim.Adam, rate: float) -> None:
+        for each in self.together:
+            each.gather(self.targets)
         adam.param_groups[0]["lr"] = rate
         adam.step()
         adam.zero_grad(set_to_none=True)
-        for (p, index), shadow, g in zip(self.targets, self.shadows, grads, strict=True):
-            if g is not None:
-                _add(local(p), index, shadow, 1.0)
-                shadow.data = shadow.new_zeros(0)
+        for each in self.together:
+            each.scatter(self.targets)
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments of the rule, in the order of kept weights; empty for rules without moments."""
+        """The moments of the rule, by target, in the order of kept weights; empty for rules without moments."""
         if self.adam is None:
             return {}
-        found = dict(self.adam.state_dict())
-        if self.targets and is_sharded(self.targets[0][0]):
-            found["state"] = {
-                i: {key: self._piece(i, value) if value.ndim else value for key, value in moments.items()}
-                for i, moments in found["state"].items()
-            }
-        return found
+        state = {}
+        for i, (each, at) in self._places():
+            if moments := self.adam.state.get(each.shadow):
+                state[i] = {k: self._piece(i, v[at]) if v.ndim else v for k, v in moments.items()}
+        return {"state": state}
 
-    def _piece(self, i: int, moment: Tensor) -> Piece:
-        start, count = before(len(moment), self.targets[i][0])
-        return Piece(moment, start, count)
+    def _places(self) -> Iterator[tuple[int, tuple[_Together, slice]]]:
+        """Where each target lies, in the order in which processes that share weights ask each other."""
+        found = {i: (each, at) for each in self.together for i, at in each.places.items()}
+        yield from sorted(found.items(), key=lambda item: item[0])
+
+    def _piece(self, i: int, moment: Tensor) -> Tensor | Piece:
+        p = self.targets[i][0]
+        return Piece(moment, *before(len(moment), p)) if is_sharded(p) else moment
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, by as many processes as saved it or others."""
         if self.adam is None:
             return
-        moments = {}
-        for i, saved in state["state"].items():
-            p, index = self.targets[i]
-            mine = local(p).numel() if index is None else index.numel()
-            start, _ = before(mine, p)
-            moments[i] = {
-                key: value if key == "step" else rows(value, start, start + mine) for key, value in saved.items()
-            }
-        self.adam.load_state_dict({**state, "state": moments})
+        for i, (each, at) in self._places():
+            if i not in state["state"]:
+                continue
+            moments = self.adam.state[each.shadow]
+            start, _ = before(at.stop - at.start, self.targets[i][0])
+            for key, value in state["state"][i].items():
+                if key == "step":
+                    moments[key] = value.clone()
+                    continue
+                if key not in moments:
+                    moments[key] = each.shadow.new_zeros(each.size)
+                moments[key][at] = rows(value, start, start + at.stop - at.start)
+
+
+@dataclass
+class _Together:
+    """Kept weights that Adam steps as one tensor: a network has hundreds, most of them small.
+
+    Those that are kept whole are stepped by themselves, so that their gradients need no copy.
+    """
+
+    places: dict[int, slice]
+    """Where each target's kept weights lie."""
+    shadow: Tensor
+    """What Adam steps: the weights at 0, so that its step is the change; empty between steps."""
+
+    @property
+    def size(self) -> int:
+        """How many weights there are."""
+        return sum(at.stop - at.start for at in self.places.values())
+
+    def gather(self, targets: list[_Target]) -> None:
+        """Make the shadow and its gradient; that of weights without one is 0."""
+        if len(self.places) == 1:
+            [i] = self.places
+            g = _taken(*targets[i])
+        else:
+            g = None
+            for i, at in self.places.items():
+                p, index = targets[i]
+                if p.grad is None:
+                    continue
+                if g is None:
+                    g = self.shadow.new_zeros(self.size)
+                _taken(p, index, out=g[at])
+        if g is not None:
+            self.shadow.data = torch.zeros_like(g)
+            self.shadow.grad = g
+
+    def scatter(self, targets: list[_Target]) -> None:
+        """Add the change to the weights."""
+        if self.shadow.numel():
+            for i, at in self.places.items():
+                p, index = targets[i]
+                _add(local(p), index, self.shadow[at], 1.0)
+            self.shadow.data = self.shadow.new_zeros(0)
+
+
+def _together(targets: list[_Target]) -> list[_Together]:
+    groups: dict[Any, dict[int, slice]] = {}
+    for i, (p, index) in enumerate(targets):
+        places = groups.setdefault(i if index is None else (p.dtype, p.device), {})
+        start = next(reversed(places.values())).stop if places else 0
+        places[i] = slice(start, start + (local(p).numel() if index is None else index.numel()))
+    found = []
+    for places in groups.values():
+        p = targets[next(iter(places))][0]
+        found.append(_Together(places, torch.zeros(0, dtype=p.dtype, device=p.device, requires_grad=True)))
+    return found
+
+
+def _taken(p: nn.Parameter, index: Tensor | None, out: Tensor | None = None) -> Tensor | None:
+    """The gradient of the kept weights, `[kept]`, which is used up."""
+    g = p.grad
+    if g is None:
+        return None
+    p.grad = None
+    flat = flat_view(like(local(p), local(g)))
+    return flat if index is None else torch.index_select(flat, 0, index, out=out)
 
 
 def _add(p: Tensor, index: Tensor | None, change: Tensor, alpha: float) -> None:

@@ -20,6 +20,7 @@ def same(out: Path, net: torch.nn.Module) -> bool:
     return all(torch.equal(x, mine[name].to(x.dtype)) for name, x in stored.items())
 
 
+@pytest.mark.slow
 def test_text(micro_sd: Path, tmp_path: Path) -> None:
     runner = jobs.Runner(Path(settings.PRESETS["sd"]), tmp_path)
     words = (f"model={micro_sd}", "forget.prompts=[a cat]", "forget.anchors=[a dog]", "seed=3", "eval.prompts=[a cat]")

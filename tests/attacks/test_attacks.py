@@ -119,7 +119,13 @@ def test_relearning_by_a_lora_leaves_the_weights_as_they_are(model: Model, data:
     assert all(".attn2." in name and 2 in p.shape and p.any() for name, p in pairs.items())
 
 
-@pytest.mark.parametrize("build", [micro_sdxl.pipeline, micro_sd3.pipeline, micro_flux.pipeline, micro_pixart.pipeline])
+@pytest.mark.parametrize(
+    "build",
+    [
+        micro_sdxl.pipeline,
+        *(pytest.param(m.pipeline, marks=pytest.mark.slow) for m in (micro_sd3, micro_flux, micro_pixart)),
+    ],
+)
 @pytest.mark.parametrize("lean", [False, True])
 def test_every_encoder_of_every_family_learns_the_word(
     build: Any, lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

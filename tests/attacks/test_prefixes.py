@@ -135,7 +135,7 @@ def test_vectors_are_read_as_the_nearest_words(model: Model) -> None:
 FAMILIES = [micro_sdxl, micro_sd3, micro_flux, micro_pixart, micro_lumina2]
 
 
-OFTEN = ((micro_sdxl, False), (micro_flux, True))
+OFTEN = ((micro_sdxl, True),)
 """Stable Diffusion is asked above; the others are marked slow."""
 
 

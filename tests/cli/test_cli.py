@@ -984,6 +984,7 @@ def test_inspect_unknown_files(erase: Erase, tmp_path: Path, data: bytes, kind: 
     assert described(erase("inspect", tmp_path / "file.bin"))["kind"] == f"a file that erase does not know: {kind}"
 
 
+@pytest.mark.slow
 def test_inspect_a_pipeline_of_any_class(erase: Erase, tmp_path: Path) -> None:
     """That diffusers can name: class, parts, and whether and how erase takes it."""
     import diffusers

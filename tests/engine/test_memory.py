@@ -50,6 +50,7 @@ def test_bytes_are_those_that_a_real_pass_makes() -> None:
     assert all(p.grad is not None for p in params)  # the real passes'; the hollow model has its own
 
 
+@pytest.mark.slow
 def test_a_network_whose_layers_do_not_tell_goes_one_sample_at_a_time() -> None:
     backend = micro_ddpm.wrap(micro_ddpm.model()).denoiser(NULL)
 
@@ -117,7 +118,9 @@ class Again(Block):
     AGAIN = True
 
 
-@pytest.mark.parametrize("precision", [nullcontext, partial(torch.autocast, "cpu", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "precision", [nullcontext, pytest.param(partial(torch.autocast, "cpu", torch.bfloat16), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("of", ["batch", "squares"])
 @pytest.mark.parametrize("blocks", [Block, Again])
 def test_equal_blocks_are_counted_and_not_all_followed(blocks: Any, of: Any, precision: Any, monkeypatch: Any) -> None:

@@ -207,6 +207,7 @@ def test_a_torch_that_sums_gradients_is_refused(monkeypatch: pytest.MonkeyPatch)
         sharding.check_average(None, CPU)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(story: Any) -> None:
     out, models = story
     check_learned(out / "sd3.safetensors", *models["sd3"])
@@ -237,6 +238,7 @@ def check_learned(path: Path, backend: Denoiser, sides: list[dict[str, Any]]) ->
     assert moved > 1e-3
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_identically_and_on_one_process_and_overflows_are_seen_by_all(story: Any) -> None:
     out, _ = story
     folder = out / "killed" / "state"

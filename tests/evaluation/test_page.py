@@ -22,6 +22,7 @@ from erase.programs.comparison.spec import Run, Spec
 from erase.programs.text.report import AXES, GOALS
 from erase.store.files import sha256
 
+pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--no-sandbox",

@@ -42,6 +42,7 @@ def attacked(text_runs: Runner, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return text_runs(tmp_path_factory.mktemp("attacked") / "run", *ATTACKED)
 
 
+@pytest.mark.slow
 def test_an_erasure_is_attacked(attacked: Path) -> None:
     robust = read(attacked / "report.json")["robustness"]
     assert (robust["concept"], robust["seconds"] > 0) == (["cat"], True)

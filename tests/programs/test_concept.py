@@ -24,7 +24,7 @@ from erase.diffusion.model import open_model
 from erase.diffusion.parameters import select
 from erase.evaluation.manifest import read_manifest
 from erase.programs.run import job_of
-from erase.programs.text.naming import names
+from erase.programs.text.naming import label_in, names
 from erase.programs.text.plan import make_plan
 
 PRESET = resources.preset_path("sd_concept_sfron")
@@ -173,3 +173,17 @@ def test_rows_that_the_model_would_cut_are_left_out(tmp_path: Path) -> None:
     assert any("1 of 2 remain prompts" in line for line in said)
     with pytest.raises(ValueError, match="grandiloquent"):
         runner.job(*words, f"remain.prompts=[a dog, {long}]")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "label"),
+    [
+        ("a 3d render of a light bulb", "light bulb"),  # the longest
+        ("a painting of dogs", "dog"),  # not the frame of a prompt
+        ("a bulb, light", "light bulb"),
+        ("a lighthouse", None),
+        ("", None),
+    ],
+)
+def test_the_label_that_an_anchor_names(prompt: str, label: str | None) -> None:
+    assert label_in(prompt, ["light", "light bulb", "painting", "dog"]) == label

@@ -180,7 +180,8 @@ def test_lost_parts_of_a_finished_run_are_made_again(label_runs: Runner, label_r
     assert again == whole
 
 
-@pytest.mark.parametrize("null", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("null", [False, True])
 def test_a_plain_pipeline_of_diffusers_needs_the_number_of_its_classes(tmp_path: Path, null: bool) -> None:
     """Embeddings alone do not say whether the last one is the null class; the neutral preset does the rest."""
     DDPMPipeline(UNet2DModel(**UNET, num_class_embeds=4), DDPMScheduler()).save_pretrained(tmp_path / "mine")

@@ -109,6 +109,7 @@ def test_a_run_on_a_model_with_loras(text_runs: Runner, text_run: Path, micro_sd
     assert not torch.equal(change.erased[layer], with_first[layer])
 
 
+@pytest.mark.slow
 def test_a_run_that_keeps_a_lora_counts_it(text_runs: Runner, text_run: Path, tmp_path: Path) -> None:
     """Beside base and full form, which are those of the run that keeps all; the model itself is then removed."""
     said: list[str] = []

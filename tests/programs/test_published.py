@@ -178,7 +178,7 @@ SD_WORDS = (
 )
 
 
-@pytest.mark.parametrize("kind", ["none", "fisher"])
+@pytest.mark.parametrize("kind", [pytest.param("none", marks=pytest.mark.slow), "fisher"])
 def test_stable_diffusion(micro_sd: Path, tmp_path: Path, kind: str) -> None:
     """As it is run; and with its mask applied."""
     setting = setting_of("sd_nudity_sfron_published", tmp_path, f"model={micro_sd}", f"saliency.kind={kind}", *SD_WORDS)
@@ -231,7 +231,10 @@ def test_stable_diffusion(micro_sd: Path, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("guard", "rtol"),
-    [(0.0, 1e-12), (1e-8, 2e-9)],  # beside √ℓ of about 10: weights of samples differ by 1e-9
+    [
+        pytest.param(0.0, 1e-12, marks=pytest.mark.slow),
+        (1e-8, 2e-9),
+    ],  # beside √ℓ of about 10: weights of samples differ by 1e-9
 )
 def test_ddpm(tmp_path: Path, guard: float, rtol: float) -> None:
     """The loop to rounding; and with what theirs adds to ℓ^λ, where ours has a floor."""

@@ -59,6 +59,7 @@ def test_processes_share_what_is_spread_and_gather_a_block_at_a_time() -> None:
     }
 
 
+@pytest.mark.slow
 def test_weights_that_are_gathered_in_half_precision_leave_casts_out() -> None:
     """As on GPUs: masters stay float32, autocast has nothing to cast, and gradients are float32 once averaged."""
     backend = denoiser(unet().requires_grad_(True))

@@ -626,6 +626,7 @@ def test_a_closed_form_of_several_concepts_each_with_its_anchor(
 # --- one concept after another --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_concepts_one_after_another(text_runs: Runner, text_run: Path, tmp_path: Path) -> None:
     """What was forgotten before is neither taught again nor counted among what stays, nor told by the file."""
     words = (f"model={text_run / 'model'}", "forget.prompts=a photo of a car", "forget.anchors=a photo of a boat")

@@ -197,6 +197,7 @@ NAMES: dict[str, Name] = {
     "classes.remain_pairs": Name("Others: object and style recognised", "share", 1),
     "classifier": Name("Classifier"),
     "entropy": Name("Mean entropy", "nats"),
+    "forget_anchor": Name("Forgotten concept's images that show the anchor", "share", 1),
     "forget_confidence": Name("Forgotten labels' images"),
     "forget_shows": Name("Forgotten concept's images predicted as", "share"),
     "label": Name("Label"),
@@ -342,6 +343,7 @@ NAMES: dict[str, Name] = {
     "summary.relearned_lora_#": Name("Brought back by # steps of training a LoRA", "share", -1),
     "summary.remain": Name("Others recognised", "share", 1),
     "summary.shows": Name("Shown instead"),
+    "summary.anchor": Name("Anchor shown", "share", 1),
     "summary.ua": Name("Unlearning accuracy", "share", 1),
     "summary.worst": Name("Largest drop of one of the others", "points", -1),
 }

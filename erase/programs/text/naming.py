@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _FRAME = """
     a an the of in on at by with and or for to from this that some any my your is are being as style
@@ -38,6 +38,13 @@ def content(prompt: str) -> set[str]:
     """The words that say what a prompt shows; all of them where there are no others."""
     words = words_of(prompt)
     return words - FRAME or words
+
+
+def label_in(prompt: str, labels: Iterable[str]) -> str | None:
+    """The label that a prompt names: of those whose words are all in it, the longest. `FRAME` aside."""
+    words = content(prompt)
+    named = [label for label in labels if content(label) <= words]
+    return max(named, key=len, default=None)
 
 
 def names(prompt: str, concepts: Sequence[str]) -> bool:

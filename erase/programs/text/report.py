@@ -26,7 +26,7 @@ COLUMNS = {"paraphrases": "paraphrased", "inversion": "inverted"}
 PARTS = {"near": "near_kept", "far": "far_kept", "partner": "partner_kept"}
 """What a summary calls the accuracy of a part of what stays (see `part_of`), and its share of the base's."""
 SIDES = {
-    "forget": ("forget", "forms", "kept", "ua", "shows"),
+    "forget": ("forget", "forms", "kept", "ua", "anchor", "shows"),
     "remain": ("remain", "drop", "worst", "pairs_drop", "ira", "cra", "earlier", *PARTS, *PARTS.values()),
 }
 """What a summary says of each side: unknown, where the judge does not know the side."""
@@ -106,7 +106,8 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     show the other half of what was asked (the style, where an object was erased); `remain`: accuracy on the other
     prompts of the forget prompts' kind (the plain ones, where a plain object was erased), `drop` from the base and
     `worst` of one prompt, in points; `pairs_drop`: the mean drop of all other pairs, likewise; `shows`: what the
-    images of the erased concept, other forms included, show most. `ua`, `ira`, `cra`: unlearning accuracy (share of
+    images of the erased concept, other forms included, show most; `anchor`: the share of them that shows the anchor,
+    where the judge knows it. `ua`, `ira`, `cra`: unlearning accuracy (share of
     the concept's images, in all forms, that do not show it), in-domain retain accuracy (of all other concepts'
     images) and cross-domain (of the other half of what was asked, in all images), means over prompts as in
     UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846). `near`, `far`, `partner`, where prompt sets have
@@ -165,6 +166,8 @@ def summed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | s
             now, then = (sum(of[p]["accuracy"] for p in prompts) for of in (rows, old))
             out[part], out[kept] = now / len(prompts), now / then if then else None
     out["shows"] = max(after["forget_shows"], key=lambda name: after["forget_shows"][name])
+    if "forget_anchor" in after:
+        out["anchor"] = after["forget_anchor"]["accuracy"]
     if "earlier" in after:
         out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]
     for side, numbers in SIDES.items():

@@ -126,6 +126,7 @@ def test_pictures_are_the_same_in_every_form_and_reader(folder: Path, tmp_path: 
     assert pictures(micro.model(theirs)) == expected
 
 
+@pytest.mark.slow
 def test_the_embedded_model(tiny_sd: Path, tmp_path: Path) -> None:
     pack(tiny_sd, tmp_path / "a.safetensors")
     unpack(tmp_path / "a.safetensors", tmp_path / "b")

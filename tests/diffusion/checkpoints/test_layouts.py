@@ -193,9 +193,10 @@ def pretend(
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "predicts"),
-    [((), "epsilon"), pytest.param(("v_pred", "ztsnr"), "v_prediction", marks=pytest.mark.slow)],
+    [((), "epsilon"), (("v_pred", "ztsnr"), "v_prediction")],
 )
 def test_a_whole_xl_of_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: tuple[str, ...], predicts: str

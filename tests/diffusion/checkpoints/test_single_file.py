@@ -82,11 +82,10 @@ def pretend(monkeypatch: pytest.MonkeyPatch, width: int, header: dict[str, str],
         (768, {}, None, ("epsilon", 512, "CLIPTextModel")),
         (768, {}, "v_prediction", ("v_prediction", 768, "CLIPTextModel")),
         (1024, {"modelspec.prediction_type": "v"}, None, ("v_prediction", 768, "CLIPTextModel")),
-        pytest.param(
-            *(1024, {"modelspec.prediction_type": "epsilon"}, None, ("epsilon", 512, "CLIPTextModel")),
-            marks=pytest.mark.slow,
+        *(
+            pytest.param(1024, *said, ("epsilon", 512, "CLIPTextModel"), marks=pytest.mark.slow)
+            for said in (({"modelspec.prediction_type": "epsilon"}, None), ({}, "epsilon"))
         ),
-        (1024, {}, "epsilon", ("epsilon", 512, "CLIPTextModel")),
     ],
 )
 def test_files_of_others_are_known_by_their_shapes(

@@ -15,6 +15,7 @@ from erase.evaluation.stats import wilson
 from erase.nearest import some
 from erase.programs.images import classified
 from erase.programs.text.judges.seam import Counted, Judged, concept, each_image, prompt_side
+from erase.programs.text.naming import label_in
 from erase.programs.text.plan import Plan, label_of
 
 
@@ -186,6 +187,9 @@ def count_classes(config: SdConfig, plan: Plan, paths: Sequence[Path]) -> Counte
             score["other_accuracy"] = classes.accuracy(across.take(index), [str(other)] * len(index))["accuracy"]
             score["pair_accuracy"] = classes.score([pair_right[i] for i in index])["accuracy"]
         result["per_prompt"][row.prompt] = score
-    of_concept = [shown[i] for i, (_, side) in enumerate(about) if side == "forget"]
-    result["forget_shows"] = classes.shares(of_concept)
+    of_concept = [i for i, (_, side) in enumerate(about) if side == "forget"]
+    result["forget_shows"] = classes.shares([shown[i] for i in of_concept])
+    if instead := {label for anchor in plan.anchors if (label := label_in(anchor, along.labels)) is not None}:
+        seen = [classes.shows(along.take(of_concept), label) for label in sorted(instead)]
+        result["forget_anchor"] = classes.score([any(hits) for hits in zip(*seen, strict=True)])
     return Counted(result, right)

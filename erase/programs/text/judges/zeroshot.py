@@ -109,7 +109,10 @@ class ZeroShot:
         for row, gone in {row.prompt: (row, gone) for row, gone in both}.values():
             score = classes.score([hits[i] for i in of_prompt[row.prompt]])
             numbers["per_prompt"][row.prompt] = score | {"side": prompt_side(self.plan, row, gone)}
-        numbers["forget_shows"] = classes.shares([seen.best[i] for i, side in enumerate(sides) if side == "forget"])
+        instead = [seen.best[i] for i, side in enumerate(sides) if side == "forget"]
+        numbers["forget_shows"] = classes.shares(instead)
+        if anchors := set(self.texts.alternatives) & set(self.plan.anchors):
+            numbers["forget_anchor"] = classes.score([text in anchors for text in instead])
         scores: dict[str, list[tuple[str, float]]] = {}
         if remain:
             asked = [prompts[i] for i in remain]

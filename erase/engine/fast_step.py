@@ -29,6 +29,8 @@ FastRule = Literal["sgd", "normalized", "adam"]
 
 def flat_view(p: Tensor) -> Tensor:
     """The elements of a dense tensor in memory order, `[numel]`, without a copy."""
+    if p.is_contiguous():
+        return p.view(-1)
     assert sum((n - 1) * step for n, step in zip(p.shape, p.stride(), strict=True)) == p.numel() - 1, "not dense"
     return p.as_strided((p.numel(),), (1,), p.storage_offset())
 

@@ -7,6 +7,7 @@ In a wheel they lie in `erase/_resources/`; in a checkout (and so in an editable
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from erase.nearest import meant
@@ -18,13 +19,26 @@ _IN_WHEEL = _PACKAGE / "_resources"
 _ROOT = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent
 
 
-def preset_path(name: str | os.PathLike[str]) -> Path:
+def preset_path(name: str | os.PathLike[str], pipeline: str | None = None) -> Path:
     """The YAML file of a preset, by its name or by a path of one's own.
+
+    Args:
+        name: the name or path.
+        pipeline: whose presets are meant where there is none of that name; by default those of all.
 
     Raises:
         ValueError: no preset has that name, or the path is missing.
     """
-    return _find(name, "preset", _presets(), ".yaml", ".yml")
+    known = _presets()
+    if os.fspath(name) not in known and pipeline is not None:
+        known = {each: known[each] for each in presets_of(pipeline)}
+    return _find(name, "preset", known, ".yaml", ".yml")
+
+
+def presets_of(pipeline: str) -> list[str]:
+    """Names of the presets of a pipeline that we ship, sorted."""
+    wanted = re.compile(rf"^pipeline: *{pipeline}\s*$", re.MULTILINE)
+    return sorted(name for name, path in _presets().items() if wanted.search(path.read_text(encoding="utf-8")))
 
 
 def prompt_path(name: str | os.PathLike[str]) -> Path:
@@ -104,7 +118,7 @@ def _find(name: str | os.PathLike[str], kind: str, known: dict[str, Path], *suff
     if text and path.exists():
         return path
     file = " file" if os.sep in text or path.suffix in suffixes else ""
-    listing = f"erase ls {LISTED[kind]} lists all {len(known)}"
+    listing = f"erase ls {LISTED[kind]} lists all"
     raise ValueError(
         f"no {kind}{file} {text!r}{meant(path.stem if file else text, sorted(known), f'{kind}s', listing)}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,9 +20,7 @@ def _begins(names: Iterable[str], incomplete: str) -> list[str]:
 
 def presets(ctx: typer.Context, incomplete: str) -> list[str]:
     """The presets of the pipeline that the command is for."""
-    wanted = re.compile(rf"^pipeline: *{ctx.info_name}\s*$", re.MULTILINE)
-    found = _begins(resources.list_presets(), incomplete)
-    return [name for name in found if wanted.search(resources.preset_path(name).read_text(encoding="utf-8"))]
+    return _begins(resources.presets_of(str(ctx.info_name)), incomplete)
 
 
 def kinds(incomplete: str) -> list[str]:

@@ -57,7 +57,10 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Convert a folder to a single file or back, or an erasure to a LoRA; weights of whole models stay bit for bit.
+    """Write a model in another form, such as a LoRA.
+
+    A folder becomes a single file or the reverse, or an erasure becomes a LoRA. Weights of whole models stay bit for
+    bit.
 
     Example: erase convert runs/demo/model erased.safetensors
 
@@ -144,7 +147,9 @@ def apply(
     undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base model.")] = False,
     components: Components = None,
 ) -> None:
-    """Rebuild an erased model from its base and a delta, bit for bit, or the base from the erased model.
+    """Rebuild an erased model from its base and a delta.
+
+    Bit for bit; with --undo, the base from the erased model.
 
     Example: erase apply photos-sd runs/cat --out cat-erased
     """

@@ -40,6 +40,8 @@ def list_(
     for kind in [what] if what else kinds:
         names = kinds[kind]()
         typer.echo("\n".join(names) if what else f"{kind}: {', '.join(names)}")
+    if not what:
+        typer.echo("note: the preset sd_concept_sfron is for any concept and text-to-image model", err=True)
 
 
 @app.command(name="settings")
@@ -47,7 +49,9 @@ def settings_(
     what: Annotated[str, typer.Argument(help="sd, ddpm, classify, or a method", autocompletion=complete.explained)],
     key: Annotated[str, typer.Argument(help="Only settings that begin with this, such as train.")] = "",
 ) -> None:
-    """Explain the settings of a pipeline or of a method: allowed values, default, meaning.
+    """Explain the settings of a pipeline or of a method.
+
+    Allowed values, default and meaning of each.
 
     Example: erase settings sd saliency
     """

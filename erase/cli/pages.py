@@ -31,7 +31,9 @@ def grid_(
     title: Annotated[str | None, typer.Option(help="A title above the grid.")] = None,
     blur: Blur = True,
 ) -> None:
-    """Put models side by side: a block for each prompt, a row for each folder, the same seed in each column.
+    """Show images of several models side by side.
+
+    A block for each prompt, a row for each folder, the same seed in each column.
 
     Example: erase grid runs/demo/images/base runs/demo/images/erased --prompt woman --prompt cat --out grid.png
     """

@@ -37,7 +37,7 @@ class _Pipelines(TyperGroup):
 
 runs = typer.Typer(
     cls=_Pipelines,
-    help="Erase concepts, classes or training images, and measure before and after.",
+    help="Erase concepts, classes or training images.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -59,7 +59,11 @@ def _run(
     from erase.store.files import paths
 
     stoppable(None if dry_run else out, again)
-    data = config.read_preset(resources.preset_path(preset))
+    try:
+        path = resources.preset_path(preset, pipeline)
+    except ValueError as error:
+        raise ValueError(f"{error}{'; sd_concept_sfron is for any concept and model' * (pipeline == 'sd')}") from None
+    data = config.read_preset(path)
     if "pipeline" not in data:
         raise ValueError(f"preset {preset!r} does not set pipeline: add pipeline: {pipeline}")
     if data["pipeline"] != pipeline:
@@ -97,7 +101,9 @@ def demo(
         Path | None, typer.Option("--out", help="Folder to write; by default runs/demo or runs/demo-emoji.")
     ] = None,
 ) -> None:
-    """Erase a concept from an embedded model and write a report; takes minutes on a CPU.
+    """Try it on an embedded model.
+
+    Erases a concept and writes a report; takes minutes on a CPU.
 
     Example: erase demo --out runs/demo
 
@@ -122,7 +128,7 @@ Settings = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Settings that replace the preset's.", autocompletion=complete.settings),
 ]
 RunDir = Annotated[
-    Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Only --dry-run does not need it.")
+    Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Required, except with --dry-run.")
 ]
 Save = Annotated[
     Literal["full", "delta", "lora"],
@@ -132,7 +138,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Print which weights learn, the memory needed and the number of steps and images; write nothing.",
+        help="Print how many weights learn, the memory for training, and how many steps and images; write nothing.",
     ),
 ]
 
@@ -184,7 +190,9 @@ def attack(
     ] = None,
     resume: Resume = False,
 ) -> None:
-    """Attack the erased model of a run: by paraphrases, a learned word and relearning, or as eval.attacks says.
+    """Try to bring the concept of a run back.
+
+    By paraphrases, a learned word and relearning, or as eval.attacks says.
 
     All attacks: erase settings sd eval.attacks. Their settings: erase settings sd attack.
 
@@ -215,7 +223,9 @@ def compare(
         Path, typer.Option("--out", help="Folder to write; if it holds this comparison already, that is resumed.")
     ],
 ) -> None:
-    """Run methods × targets × seeds, and write a page, a table and a plot; finished runs are not repeated.
+    """Compare methods, and write a page with tables and plots.
+
+    Runs every method on every target with every seed. Finished runs are not repeated.
 
     Example: erase compare photos-objects --out runs/objects
     """

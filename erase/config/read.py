@@ -211,6 +211,20 @@ def _numbers(data: Any) -> Any:
     return _number(data)
 
 
+PLAIN = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "string_type": "must be text",
+    "list_type": "must be a list, such as [a, b]",
+}
+"""What pydantic's errors are called in messages."""
+
+
 def _first(error: ValidationError, kind: type) -> str:
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
@@ -224,8 +238,8 @@ def _first(error: ValidationError, kind: type) -> str:
     if first["type"] == "dataclass_type":
         key = next(iter(_keys(kind, first["loc"])), "key")
         return f"{path}: a group of settings, given as {path}.{key}=… and so on; got {first['input']!r}"
-    message = first["msg"]
-    return f"{path}: {message[0].lower()}{message[1:]}; got {first['input']!r}"
+    said = first["msg"].replace("Input should be", "must be")
+    return f"{path}: {PLAIN.get(first['type'], said[0].lower() + said[1:])}; got {first['input']!r}"
 
 
 def _keys(kind: Any, path: Sequence[int | str]) -> list[str]:

@@ -36,39 +36,42 @@ class Forget:
     """Prompts of what to erase, or paths of .csv or .txt files with one prompt in each row; `emoji-birds.csv` is the
     set of that name. The columns `anchor` and `weight` of a CSV take the place of `anchors` and `weights`."""
     only: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
-    """Of the files in `prompts`, only the rows with one of these labels in their column object or style."""
+    """Use only those rows of the files in `prompts` whose column `object` or `style` has one of these labels."""
     anchors: Prompts = field(default_factory=list)
     """What the forget prompts should become, such as a broader noun phrase ('an animal' for 'a cat'): one for each, or
-    one for all. A `redirect` without anchors leads to the empty prompt; `surrogate` needs anchors."""
+    one for all. Without anchors they become the empty prompt; `forget.loss=surrogate` needs anchors."""
     erase_from: Prompts = field(default_factory=list)
-    """For ESD: prompts that lose what the forget prompts name and keep the rest, such as 'a portrait of a woman' that
-    loses 'a smile': one for each forget prompt, or several for one. They are what is generated, trained and counted."""
+    """For ESD: prompts from which to erase only what the forget prompts name. With `forget.prompts='a smile'` and
+    `forget.erase_from='a portrait of a woman'`, portraits stay and smiles go. One for each forget prompt, or several
+    for one. Images of these prompts are generated, trained on and counted."""
     weights: list[Annotated[float, Field(gt=0)]] = field(default_factory=list)
     """The weight of each forget prompt in the loss; by default all are equal."""
     earlier: Prompts = field(default_factory=list)
-    """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. Those that the model's weight
-    file records are added."""
+    """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. If erase wrote the model, it
+    knows those concepts, and adds them."""
     start: Literal["model", "uce"] = "model"
     """Where the steps begin: at the model as it is (`model`), or after UCE on the forget prompts (`uce`), for which
-    `train.parameters` must include the weights that read text. A redirect leads to the model's own prediction in both
-    cases."""
+    `train.parameters` must include the weights that read text. Predictions for anchors are those of the model before
+    UCE."""
     images: Path | None = None
     """A folder of images to use instead of generated ones. If they have captions, these must be among
     `forget.prompts`."""
     transparency: Transparency = "white"
-    """`white` composes images with transparent pixels on white; `refuse` is an error for them."""
+    """Images with transparent pixels: `white` puts them on white, `refuse` stops with an error."""
     count: Positive = 32
     """Number of images for each prompt."""
     pictures: Literal["own", "anchor", "both"] = "own"
-    """The images that a redirect is learned on: of the forget prompts (`own`), of their anchors (`anchor`), or both."""
+    """The images to train `forget.loss=redirect` on: of the forget prompts (`own`), of their anchors (`anchor`), or
+    both."""
     loss: Literal["redirect", "ascent", "surrogate"] = "redirect"
-    """The loss on forget data: `redirect` leads the forget prompt's prediction to its anchor's, `ascent` climbs the
-    training loss, `surrogate` fits the forget prompts to images of their anchors (SA). Some methods have their own."""
+    """The loss on forget data. `redirect`: predict for the forget prompt what is predicted for its anchor. `ascent`:
+    increase the training loss. `surrogate`: learn images of the anchor as images of the forget prompt (SA). Some
+    methods have a loss of their own and do not use this one."""
     target: Literal["online", "frozen"] = "frozen"
-    """Whose prediction for the anchor a redirect leads to: that of the network before the run (`frozen`), or while it
+    """Which network predicts for the anchor in `forget.loss=redirect`: that before the run (`frozen`), or the one that
     learns (`online`, as in the published scripts), which saves a copy of the weights and lets the anchor drift."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Condition dropout of the forget loss. The published DDPM script has 0.1."""
+    """How often the empty prompt takes the place of the forget prompt in the forget loss."""
     axis: Literal["object", "style"] | None = None
     """The column of labelled prompt sets that names the concept: all rows with the same label count as forgotten."""
     words: bool = False
@@ -86,7 +89,7 @@ class Remain:
     images: Path | None = None
     """A folder of images to use instead of generated ones, with captions unless there is a single prompt."""
     transparency: Transparency = "white"
-    """`white` composes images with transparent pixels on white; `refuse` is an error for them."""
+    """Images with transparent pixels: `white` puts them on white, `refuse` stops with an error."""
     count: Positive = 4
     """Number of images for each prompt, where `total` is not set; with `near`, for each near prompt."""
     total: Positive | None = None

@@ -72,8 +72,8 @@ def say_cut(model: Model, cut: Sequence[dict[str, Any]], total: int) -> str:
     rows = ", ".join(str(row["row"]) for row in cut[:10]) + (", …" if len(cut) > 10 else "")
     _, allowed = model.family.tokenizer(model.pipe)
     return (
-        f"{len(cut)} of {total} prompts are longer than {allowed} tokens and will be cut, "
-        f"first {cut[0]['prompt'][:60]!r} (rows {rows}; all are named in settings.json)"
+        f"{len(cut)} of the {total} prompts to generate are longer than {allowed} tokens, so that the model reads only "
+        f"their beginning; the first is {cut[0]['prompt'][:60]!r} (rows {rows}; settings.json names all)"
     )
 
 

@@ -55,9 +55,20 @@ def find_set(text: str) -> Path | None:
     known = resources.list_prompts()
     if text in known or text.endswith((".csv", ".txt")):
         return resources.prompt_path(text)
+    refuse_path(text)
     if "-" in text and " " not in text and (near := get_close_matches(text, known, 3, 0.8)):
         raise ValueError(f"no prompt set {text!r}; did you mean {either(near)}?")
     return None
+
+
+def refuse_path(text: str) -> None:
+    """Refuse a prompt that is likely the path of a file of another kind.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if text.startswith(("/", "./", "../", "~/")):
+        raise ValueError(f"{text!r} looks like a path, but prompt files end in .csv or .txt")
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ def _cells(path: Path) -> Iterator[dict[str, str]]:
     if path.suffix.lower() not in (".csv", ".txt"):
         raise ValueError(f"{path}: got a '{path.suffix}' file, expected .csv (with a prompt column) or .txt")
     if not path.is_file():
-        raise ValueError(f"{path}: no such prompt file")
+        raise ValueError(f"{path}: no such prompt file; erase ls prompts lists the sets that come with erase")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -243,7 +243,10 @@ def test_settings(erase: Erase) -> None:
         (["sd", "none.yaml"], "no preset file 'none.yaml'"),
         (["sd", "sd_photos_sfron", "train.steps"], "cannot read 'train.steps': settings are given as key=value"),
         (["sd", "sd_photos_sfron", "train.steps=x"], "train.steps: "),
-        (["sd", "sd_photos_sfron", "model=none"], "no model 'none': give a folder, a hub id"),
+        (
+            ["sd", "sd_photos_sfron", "model=none"],
+            "no model 'none': there is no such folder; give a diffusers folder, a hub id",
+        ),
         (["sd", "sd_photos_sfron", "method.name=sfro"], "no method 'sfro'; did you mean sfron"),
         (["sd", "sd_photos_sfron", "eval.prompts=none.csv"], "no prompt set file 'none.csv'"),
         (
@@ -253,7 +256,7 @@ def test_settings(erase: Erase) -> None:
         (["sd", "sd_photos_sfron", "model=nobody/nothing"], "model 'nobody/nothing' is not a folder"),
         (["sd", "other.yaml"], "preset 'other.yaml' is for erase run other, not for sd"),
         (["sd", "broken.yaml"], "broken.yaml is not valid YAML"),
-        (["classify", "classify_fashion_sfron", "train.optimizer=adam8bit"], "train.optimizer: input should be"),
+        (["classify", "classify_fashion_sfron", "train.optimizer=adam8bit"], "train.optimizer: must be"),
     ],
 )
 def test_run_refuses(
@@ -521,8 +524,8 @@ def test_generate_tells_of_prompts_that_are_cut(erase: Erase, micro_sd: Path, tm
     (tmp_path / "long.txt").write_text("a cat\na photo of a grandiloquent cat\n")
     done = erase("generate", micro_sd, tmp_path / "long.txt", "--steps", 1, "--out", tmp_path / "out")
     assert done.code == 0
-    assert "1 of 2 prompts are longer than 16 tokens and will be cut, first 'a photo of a grandiloquent" in done.err
-    assert "(rows 1; all are named in settings.json)" in done.err
+    assert "1 of the 2 prompts to generate are longer than 16 tokens, so that" in done.err
+    assert "'a photo of a grandiloquent cat' (rows 1; settings.json names all)" in done.err
     settings = json.loads((tmp_path / "out/settings.json").read_text())["settings"]
     assert settings["truncated_prompts"] == [{"row": 1, "tokens": 20, "prompt": "a photo of a grandiloquent cat"}]
 

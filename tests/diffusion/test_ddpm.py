@@ -673,10 +673,13 @@ def test_names_that_do_not_fit_are_refused(copy: Path) -> None:
 
 def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> None:
     for name in (tmp_path / "none", "none"):
-        refused(rf"no model '{name}': give a folder, a hub id", lambda name=name: locate(name, "label"))
+        refused(
+            rf"no model '{name}': there is no such folder; give a diffusers folder, a hub id",
+            lambda name=name: locate(name, "label"),
+        )
     refused("model 'nobody/nothing' is not a folder", lambda: locate("nobody/nothing", "label"))
     refused(
-        "model_index.json is a file; a model is a diffusers folder, a hub id, or one of",
+        "model_index.json is a file, and no model",
         lambda: locate(saved / "model_index.json", "label"),
     )
 

@@ -267,7 +267,9 @@ def test_wrong_names_are_refused(micro_sd: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a model: a single file is \.safetensors or \.ckpt"):
         locate(micro_sd / "model_index.json")
     for name in (tmp_path / "none", "none", "./none", "~/none", f"{tmp_path.name}/a/b"):
-        with pytest.raises(ValueError, match=r"no model '.*': give a folder, a hub id") as caught:
+        with pytest.raises(
+            ValueError, match=r"no model '.*': there is no such folder; give a diffusers folder, a hub id"
+        ) as caught:
             locate(name)
         assert "\n" not in str(caught.value)
 

@@ -190,21 +190,25 @@ def find(model: str | Path, downloader: Any = None) -> Path:
     Raises:
         ValueError: for a path or id that leads nowhere.
     """
-    name, names = str(model), ", ".join(resources.list_tiny()) or "(no embedded models)"
-    hub = ", a hub id" if downloader is not None else ""
+    name = str(model)
+    embedded = [each for each in resources.list_tiny() if (resources.tiny_path(each) / "model_index.json").exists()]
+    hub = ", a hub id (owner/name)" if downloader is not None else ""
+    allowed = f"a diffusers folder{hub} or one of: {', '.join(embedded) or '(no embedded models)'}"
     if name in resources.list_tiny():
         return resources.tiny_path(name)
     if Path(name).is_dir():
         return Path(name)
     if Path(name).exists():
-        raise ValueError(f"{name} is a file; a model is a diffusers folder{hub}, or one of: {names}")
+        raise ValueError(f"{name} is a file, and no model that can be opened here; give {allowed}")
     if downloader is not None and hub_client.is_id(name) and not Path(name).parent.is_dir():
         cached = not hub_client.reachable(name)
         try:
             return Path(downloader.download(name, local_files_only=cached))
         except Exception as error:  # the hub client raises a dozen unrelated types
             raise hub_client.refusal(name, error, cached) from error
-    raise ValueError(f"no model {name!r}: give a folder{', a hub id (owner/name)' if hub else ''} or one of: {names}")
+    if Path(name).suffix in (".safetensors", ".ckpt"):
+        raise ValueError(f"no model {name!r}: there is no such file")
+    raise ValueError(f"no model {name!r}: there is no such folder; give {allowed}")
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -46,7 +46,9 @@ def readable(config: SdConfig, plan: Plan, model: Model, say: Callable[[str], No
     cut = {row["prompt"] for row in text.cut_prompts(model, plan.remain)} - {*config.remain.prompts}
     remain = [prompt for prompt in plan.remain if prompt not in cut]
     if cut and remain:
-        say(f"{len(cut)} of {len(plan.remain)} remain prompts are too long for this model and left out")
+        say(
+            f"{len(cut)} of {len(plan.remain)} prompts of remain.prompts are too long for this model and not trained on"
+        )
         plan = replace(plan, remain=remain)
     num_near(config.remain, plan.remain)  # refuses a share that they are too few for
     return plan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from erase import resources
 from erase.config import Forget, SdConfig
-from erase.evaluation.prompt_files import ConceptRow, read_concepts
+from erase.evaluation.prompt_files import ConceptRow, read_concepts, refuse_path
 from erase.methods import find_method
 from erase.nearest import meant
 
@@ -94,6 +94,7 @@ def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:
 def rows_of(prompt: str) -> list[ConceptRow]:
     """A prompt as a row of its own; of the path of a file, or of `NAME.csv` of a set that we ship, its rows."""
     if not prompt.endswith((".csv", ".txt")):
+        refuse_path(prompt)
         return [ConceptRow(prompt)]
     path, own = Path(prompt), prompt.removesuffix(".csv")
     return read_concepts(resources.prompt_path(own) if not path.exists() and own in resources.list_prompts() else path)

@@ -219,7 +219,7 @@ def test_there_is_no_hub_without_a_downloader(lone: Path, monkeypatch: pytest.Mo
         with pytest.raises(ValueError, match=rf"no model '{name}': .*one of: ") as caught:
             folders.find(name)
         assert "hub id" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"config\.json is a file; a model is a diffusers folder, or one of"):
+    with pytest.raises(ValueError, match=r"config\.json is a file, and no model .*; give a diffusers folder or one of"):
         folders.find(lone / "config.json")
     monkeypatch.chdir(lone.parent)
     assert folders.find("lone") == Path("lone")

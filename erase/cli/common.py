@@ -81,7 +81,7 @@ Components = Annotated[
     typer.Option(
         metavar="DIR",
         help="For a single file that holds only the network (as Flux's do): a diffusers folder or hub id of the same "
-        "model, which has the rest.",
+        "model, from which the rest is taken.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run that --out holds.")]

@@ -40,9 +40,9 @@ def eval_nudity(
         int | None, typer.Option(help="Input size in pixels. Default: that of the model file.")
     ] = None,
 ) -> None:
-    """Count NudeNet detections; the detections of all classes are stored beside the result.
+    """Count NudeNet detections. The detections of all classes are stored beside the result.
 
-    Give the stored file instead of images to count it by another rule, without detecting again.
+    To count by another rule without detecting again, give that file instead of images.
 
     Example: erase eval nudity runs/demo/images/base --class FACE_FEMALE --threshold 0.4 --out faces.json
 
@@ -101,9 +101,11 @@ def eval_classes(
     images: Annotated[list[Path], typer.Argument(help="Folders or images.")],
     *,
     out: OutFile,
-    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+    classifier: Annotated[
+        str, typer.Option(help="A transformers image classifier's folder, or a name from erase ls models.")
+    ],
 ) -> None:
-    """Classify images: counts of each label, and the label of every image.
+    """Classify images. Writes the count of each label, and the label of every image.
 
     Example: erase eval classes runs/demo/images/erased --classifier photos-classifier --out classes.json
     """
@@ -137,7 +139,7 @@ def eval_fidelity(
     *,
     out: OutFile,
     classifier: Annotated[
-        str | None, typer.Option(help="A transformers image classifier's folder, or an embedded name.")
+        str | None, typer.Option(help="A transformers image classifier's folder, or a name from erase ls models.")
     ] = None,
     inception: Annotated[
         Path | None, typer.Option(help="For FID and KID: the TorchScript file inception-2015-12-05.pt.")
@@ -146,9 +148,9 @@ def eval_fidelity(
         int, typer.Option(help="Number of neighbours (k) for precision, recall, density and coverage.")
     ] = 5,
 ) -> None:
-    """Compare generated with real images by the features of a network; use equal numbers of images in all comparisons.
+    """Compare generated and real images by their features. Results are comparable only at equal numbers of images.
 
-    Distances in a classifier's features have their own names; FID and KID need Inception's weights.
+    Distances are FID and KID with --inception, and are called frechet and kernel with --classifier.
 
     Example: erase eval fidelity photos runs/demo/images/erased --classifier photos-classifier --out fidelity.json
     """
@@ -181,17 +183,19 @@ Without = Annotated[
 
 @evaluate.command(name="clip")
 def eval_clip(
-    images: Annotated[Path, typer.Argument(help="Folder of images with a manifest.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images with a manifest.jsonl.")],
     *,
     out: OutFile,
-    model: Annotated[str, typer.Option(help="A CLIP or SigLIP model: an embedded one's name, a folder or a hub id.")],
+    model: Annotated[
+        str, typer.Option(help="A CLIP or SigLIP model: a name from erase ls models, a folder or a hub id.")
+    ],
     base: Annotated[
         Path | None,
-        typer.Option(help="Folder of images of the same prompts and seeds by the base model, to compare pairs."),
+        typer.Option(help="Folder of the base model's images of the same prompts and seeds, to compare pairs."),
     ] = None,
     without: Without = None,
 ) -> None:
-    """Score how well images fit their prompts: 100 × cosine in a CLIP model's space, with an interval.
+    """Score how well images fit their prompts. Gives 100 × cosine in a CLIP model's space, with an interval.
 
     Example: erase eval clip runs/demo/images/erased --base runs/demo/images/base --model photos-clip --out clip.json
     """
@@ -261,16 +265,16 @@ def _pairs(base: Path, after: Path, without: Sequence[str] | None) -> list[tuple
 
 @evaluate.command(name="change")
 def eval_change(
-    base: Annotated[Path, typer.Argument(help="Folder of images of the base model, with a manifest.")],
-    erased: Annotated[
-        Path, typer.Argument(help="Folder of images of the erased model, of the same prompts and seeds.")
-    ],
+    base: Annotated[Path, typer.Argument(help="Folder of the base model's images, with a manifest.jsonl.")],
+    erased: Annotated[Path, typer.Argument(help="Folder of the erased model's images of the same prompts and seeds.")],
     *,
     out: OutFile,
-    classifier: Annotated[str, typer.Option(help="A transformers image classifier's folder, or an embedded name.")],
+    classifier: Annotated[
+        str, typer.Option(help="A transformers image classifier's folder, or a name from erase ls models.")
+    ],
     without: Without = None,
 ) -> None:
-    """Measure how much images changed, pair by pair: the formula of LPIPS with a classifier, which is not LPIPS itself.
+    """Measure how much images changed, pair by pair. Uses LPIPS's formula with a classifier, which is not LPIPS itself.
 
     Example: erase eval change runs/a/images/base runs/a/images/erased --classifier photos-classifier --out change.json
     """

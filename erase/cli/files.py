@@ -26,7 +26,7 @@ def convert(
             autocompletion=complete.models,
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or else a folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file or the folder to write.")],
     *,
     components: Components = None,
     prediction: Annotated[
@@ -46,21 +46,19 @@ def convert(
     energy: Annotated[
         float | None,
         typer.Option(
-            help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99; for closed forms, 1."
+            help="Smallest share of each layer's change that a LoRA keeps. Default: 0.99; for uce and speed, 1."
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store a LoRA in 16 bits, rounded: half the size.")] = False,
     base: Annotated[
         str | None,
-        typer.Option(
-            help="The model that IN was erased from. Default: the one that IN names.", autocompletion=complete.models
-        ),
+        typer.Option(help="The base model of IN. Default: the one that IN names.", autocompletion=complete.models),
     ] = None,
 ) -> None:
     """Write a model in another form, such as a LoRA.
 
-    A folder becomes a single file or the reverse, or an erasure becomes a LoRA. Weights of whole models stay bit for
-    bit.
+    Makes a single file of a folder, a folder of a single file, or with --to a LoRA of an erasure. The weights of whole
+    models do not change.
 
     Example: erase convert runs/demo/model erased.safetensors
 
@@ -137,19 +135,19 @@ def _convert_change(
 def apply(
     base: Annotated[
         str,
-        typer.Argument(metavar="BASE", help="The model that the delta was made from.", autocompletion=complete.models),
+        typer.Argument(metavar="BASE", help="The base model of the delta.", autocompletion=complete.models),
     ],
     delta: Annotated[
         Path, typer.Argument(metavar="DELTA", help="What erase run --save delta wrote: the file, or the run's folder.")
     ],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a .safetensors file if BASE is a single file.")],
-    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model: write its base model.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="BASE is the erased model; write its base model.")] = False,
     components: Components = None,
 ) -> None:
     """Rebuild an erased model from its base and a delta.
 
-    Bit for bit; with --undo, the base from the erased model.
+    It is the same, bit for bit. --undo rebuilds the base.
 
     Example: erase apply photos-sd runs/cat --out cat-erased
     """

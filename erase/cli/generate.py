@@ -30,7 +30,7 @@ def generate(
     model: Annotated[
         str,
         typer.Argument(
-            help="An embedded model's name, a diffusers folder, a single file or a hub id.",
+            help="A name from erase ls models, a diffusers folder, a single file or a hub id.",
             autocompletion=complete.models,
         ),
     ],
@@ -48,7 +48,7 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Guidance scale of rows without one. Default: 7.5; for a class-conditional model, the model's own."
+            help="Guidance scale of prompts without one. Default: 7.5; for a class-conditional model, the model's own."
         ),
     ] = None,
     sampler: Annotated[
@@ -60,13 +60,13 @@ def generate(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images generated at once.")] = 8,
     precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Precision of the forward passes.")] = "no",
-    seed: Annotated[int, typer.Option(help="Seed of the first row without one; later rows count up from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed. Rows of a file without one get this plus their row number.")] = 0,
     threads: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="CPU threads of each process; another number changes images by rounding. Default: 1 for small models, "
-            "else OMP_NUM_THREADS or all cores.",
+            help="CPU threads of each process. The number changes images slightly. Default: 1 for small models, else "
+            "OMP_NUM_THREADS or all cores.",
         ),
     ] = None,
     labels: Annotated[
@@ -74,7 +74,7 @@ def generate(
         typer.Option(
             metavar="N|NAME,…",
             help="For a class-conditional model without class names: the number of classes, or their names. If it has "
-            "one class embedding more than that, the last one is the null class.",
+            "one more class embedding, the last is the null class.",
         ),
     ] = None,
     components: Components = None,
@@ -90,9 +90,9 @@ def generate(
     ] = False,
     resume: Resume = False,
 ) -> None:
-    """Generate images. An image depends only on the seed and settings of its row, not on order or processes.
+    """Generate images. An image depends only on its prompt, seed and settings, not on order or number of processes.
 
-    A CSV file may have the columns seed, guidance, width and height (I2P's names are recognised). Several processes
+    A CSV file may have the columns seed, guidance, width and height (or I2P's names for them). Several processes can
     share the work: accelerate launch --multi_gpu --num_processes 2 -m erase.cli generate ...
 
     Example: erase generate photos-sd 'a photo of a cat' --out runs/cats --images 4 --steps 20 --guidance 3

@@ -51,7 +51,7 @@ def settings_(
 ) -> None:
     """Explain the settings of a pipeline or of a method.
 
-    Allowed values, default and meaning of each.
+    Shows allowed values, default and meaning.
 
     Example: erase settings sd saliency
     """

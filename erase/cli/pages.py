@@ -17,7 +17,7 @@ from erase.evaluation import detections, detector
 
 @app.command(name="grid")
 def grid_(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of images with a manifest, one for each model.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of images, one for each model.")],
     *,
     out: OutFile,
     names: Annotated[list[str] | None, typer.Option("--name", help="Label of a row; give one for each folder.")] = None,
@@ -33,7 +33,7 @@ def grid_(
 ) -> None:
     """Show images of several models side by side.
 
-    A block for each prompt, a row for each folder, the same seed in each column.
+    Each prompt has a block, each folder a row, each seed a column.
 
     Example: erase grid runs/demo/images/base runs/demo/images/erased --prompt woman --prompt cat --out grid.png
     """
@@ -64,7 +64,7 @@ def report_(
     *,
     blur: Blur = True,
 ) -> None:
-    """Write report.html of a run again, from the files in its folder.
+    """Write a run's report.html again, from the files in its folder.
 
     Example: erase report runs/demo --no-blur
     """

@@ -93,7 +93,7 @@ def demo(
     world: Annotated[
         Literal["photos", "emoji"],
         typer.Argument(
-            help="photos: a woman, whom NudeNet looks for. emoji: a drawn castle, from a UNet and from a transformer."
+            help="photos: erase a woman, counted by NudeNet. emoji: erase a drawn castle from a UNet and a transformer."
         ),
     ] = "photos",
     *,
@@ -101,9 +101,9 @@ def demo(
         Path | None, typer.Option("--out", help="Folder to write; by default runs/demo or runs/demo-emoji.")
     ] = None,
 ) -> None:
-    """Try it on an embedded model.
+    """Try erase on a small included model.
 
-    Erases a concept and writes a report; takes minutes on a CPU.
+    Erases a concept and writes a report. Takes minutes on a CPU.
 
     Example: erase demo --out runs/demo
 
@@ -125,7 +125,9 @@ Preset = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that replace the preset's.", autocompletion=complete.settings),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings to change; see erase settings.", autocompletion=complete.settings
+    ),
 ]
 RunDir = Annotated[
     Path | None, typer.Option("--out", help="Folder to write; must be new or empty. Required, except with --dry-run.")
@@ -138,7 +140,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Print how many weights learn, the memory for training, and how many steps and images; write nothing.",
+        help="Print the numbers of trained weights, steps and images, and the memory for training; write nothing.",
     ),
 ]
 
@@ -168,31 +170,31 @@ _add(
 )
 _add(
     "ddpm",
-    "Erase classes from a class-conditional model, train one, or retrain it without classes.",
+    "Erase classes from a class-conditional model, or train one. Also retrains it without some classes.",
     "ddpm_fashion_sfron forget.labels=[bag] --out runs/bag",
 )
 _add(
     "classify",
-    "Erase training images from an image classifier, train one, or retrain it without images.",
+    "Erase training images from an image classifier, or train one. Also retrains it without some images.",
     "classify_fashion_sfron forget.fraction=0.1 --out runs/tenth",
 )
 
 
 @app.command()
 def attack(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished erase run sd.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run (erase run sd).")],
     settings: Settings = None,
     *,
     out: OutDir,
     preset: Annotated[
         str | None,
-        typer.Option(help="Attack and budget of a paper: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
+        typer.Option(help="A paper's attack and its budget: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
     ] = None,
     resume: Resume = False,
 ) -> None:
-    """Try to bring the concept of a run back.
+    """Try to bring back the concept that a run erased.
 
-    By paraphrases, a learned word and relearning, or as eval.attacks says.
+    Runs the attacks in eval.attacks; by default paraphrases, inversion and relearn.
 
     All attacks: erase settings sd eval.attacks. Their settings: erase settings sd attack.
 
@@ -220,7 +222,7 @@ def compare(
     settings: Settings = None,
     *,
     out: Annotated[
-        Path, typer.Option("--out", help="Folder to write; if it holds this comparison already, that is resumed.")
+        Path, typer.Option("--out", help="Folder to write; if it already holds this comparison, it is resumed.")
     ],
 ) -> None:
     """Compare methods, and write a page with tables and plots.

@@ -22,9 +22,9 @@ class TrainClassifier:
     batch_size: Positive = 128
     """Total batch size across all processes."""
     lr: Annotated[float, Field(gt=0)] = 0.01
-    """Learning rate of the slow optimizer."""
+    """Learning rate of the slow optimizer, which takes all steps but those of size `method.fast_rate`."""
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
-    """Optimizer of the slow steps."""
+    """The slow optimizer."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of the slow optimizer."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -73,7 +73,7 @@ class ClassifyData:
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """For a source without a test part: the share of every class's images that is chosen at random for testing."""
     seed: Seed = 0
-    """Seed of that choice."""
+    """Seed of the choice for `data.test`."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the training images that is held out, to choose settings by."""
     shift: Annotated[int, Field(ge=0)] = 0
@@ -92,9 +92,9 @@ class ForgetImages:
     labels: Labels = field(default_factory=list)
     """Whole classes, by name or number: all of their training images."""
     ids: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
-    """Images by number. As with classes, none of them is held out for validation."""
+    """Numbers of images. As with `labels`, none is held out for validation."""
     split: Path | None = None
-    """The `split.json` of an earlier run; its validation images are used as well."""
+    """`split.json` of an earlier run: the same images are forgotten and held out."""
     seed: Seed | None = None
     """Seed of the split; by default the run's."""
     relabel: Literal["other", "any"] = "other"
@@ -137,7 +137,7 @@ class ClassifyConfig:
     pipeline: Literal["classify"]
     """The command that the preset is for, such as `erase run sd`."""
     model: str
-    """The name of an embedded model, a folder, or `new`: a model that the recipe trains."""
+    """A name from `erase ls models`, a folder, or `new`: a model that the recipe trains."""
     data: ClassifyData
     method: Settings
     """The method's `name` and its settings: see `erase settings NAME`."""
@@ -146,7 +146,7 @@ class ClassifyConfig:
     recipe: Recipe | None = None
     forget: ForgetImages = field(default_factory=ForgetImages)
     architecture: dict[str, Any] | None = None
-    """For `model: new`: `model_type` and other keys of a `transformers` configuration; `resnet` has `stem` as well."""
+    """For `model: new`: `model_type` and other keys of a `transformers` configuration; `resnet` also takes `stem`."""
     remain: RemainImages = field(default_factory=RemainImages)
     eval: EvalClassifier = field(default_factory=EvalClassifier)
     saliency: Saliency = field(default_factory=Saliency)

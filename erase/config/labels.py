@@ -31,7 +31,7 @@ class Architecture:
 
     __pydantic_config__ = STRICT
     channels: Annotated[list[Positive], Field(min_length=1)]
-    """Number of channels at each resolution, the finest first."""
+    """For `model: new`: number of channels at each resolution, the finest first."""
     layers: Positive = 2
     """Number of residual blocks at each resolution."""
     attention: list[bool] = field(default_factory=list)
@@ -79,25 +79,25 @@ class ForgetLabels:
     labels: Labels
     """The classes to forget, by name or number."""
     anchors: Labels = field(default_factory=list)
-    """What forgotten classes become, for `redirect`: one for each label, or one for all. Without anchors a random other
+    """For `redirect`, what the classes become: one anchor for each, or one for all. Without anchors a random other
     class is chosen for each image (RL, SalUn)."""
     among: Literal["all", "far"] | Labels = "all"
     """Without anchors, the classes to choose from: `all` that stay, the half whose predictions differ most from the
     forgotten class's (`far`), or some by name. A mixture of near classes can look like the forgotten one."""
     earlier: Labels = field(default_factory=list)
-    """Classes that were forgotten in an earlier run and must stay forgotten. Those that the model's weight file records
-    are added."""
+    """Classes that were forgotten in an earlier run and must stay forgotten. Those that erase recorded in the model's
+    weight file are added."""
     count: Positive = 500
     """Number of images for each label, from the data or generated."""
     pictures: Literal["own", "anchor", "both"] = "own"
     """The images that a redirect is learned on: of the forgotten classes (`own`), of their anchors (`anchor`; without
     anchors, of all classes that stay, each with its own label as the anchor), or both."""
     loss: Literal["ascent", "redirect", "surrogate"] = "ascent"
-    """The loss on forget data: `ascent` climbs the training loss, `redirect` leads the label's prediction to its
-    anchor's, `surrogate` fits uniform noise instead of the forgotten images (SA)."""
+    """The forget loss. `ascent`: increase the training loss. `redirect`: predict for the class what is predicted for
+    its anchor. `surrogate`: learn uniform noise as images of the class (SA)."""
     target: Literal["online", "frozen"] = "online"
-    """Whose prediction for the anchor a redirect leads to: that of the network while it learns (`online`), or before
-    the run (`frozen`)."""
+    """Which network predicts for a redirect's anchor: the one that learns (`online`), or the one before the run
+    (`frozen`)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Condition dropout of the forget loss. The published DDPM script has 0.1."""
 
@@ -108,12 +108,12 @@ class RemainLabels:
 
     __pydantic_config__ = STRICT
     count: Positive | None = None
-    """Number of images for each label; by default as many in total as forget images. Training uses all."""
+    """Images for each label; by default as many in total as forget images, and all for `retrain`."""
     share: Literal["even", "near"] = "even"
     """`near` uses more images of classes whose predictions are near a forgotten one's, with the same total: forgetting
     harms near classes most."""
     loss: RemainLoss = "denoise"
-    """`denoise` is the training loss; `distill` holds to the predictions of the model that the run starts from."""
+    """`denoise` is the training loss; `distill` trains the model to predict as the base model does."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class DrawLabels:
     batch_size: Positive = 100
     """Images that are generated at once."""
     cache: Path | None = None
-    """A folder that stores the data that the model generates to learn from, for other runs that need the same. The runs
-    of a comparison share one."""
+    """A folder for the data that the model generates to learn from, where other runs that need the same find them. The
+    runs of a comparison share one."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,15 @@ class EvalLabels:
     labels: Labels = field(default_factory=list)
     """Classes whose images are generated and judged besides the forgotten ones; by default (`[]`, null) all."""
     classifier: str | None = None
-    """A judge: the folder of a `transformers` image classifier, or the name of an embedded one. Its labels must be the
-    model's classes."""
+    """A judge: the folder of a `transformers` image classifier, or a name from `erase ls models`. Its labels must be
+    the model's classes."""
     base: Path | None = None
-    """A folder of base images that an earlier run with the same model and settings generated: they are copied instead
-    of generated again."""
+    """A folder of the base model's images from an earlier run with the same model and settings: copied instead of
+    generated again."""
     retrained: str | None = None
     """A model that was trained without the forgotten classes, to compare with."""
     retrained_base: Path | None = None
-    """A folder of its images from an earlier run, as `base`."""
+    """A folder of the retrained model's images from an earlier run, as `base`."""
     blur: bool = True
     """Whether exposed body parts that NudeNet finds are hidden in grids and reports. Switch it off only where all
     images are harmless. Images whose prompts or labels do not suggest a person are not examined."""
@@ -166,7 +166,7 @@ class DdpmConfig:
     pipeline: Literal["ddpm"]
     """The command that the preset is for, such as `erase run sd`."""
     model: str
-    """The name of an embedded model, a folder, a hub id, or `new`."""
+    """A name from `erase ls models`, a folder, a hub id, or `new`."""
     method: Settings
     """The method's `name` and its settings: see `erase settings NAME`."""
     train: Train
@@ -176,7 +176,7 @@ class DdpmConfig:
     by their numbers. If it has one class embedding more than classes, the last one is the null class."""
     architecture: Architecture | None = None
     data: Annotated[Data | None, BeforeValidator(_no_data)] = None
-    """Labelled images. Without them the model generates its own data; training needs them."""
+    """Labelled images (`source`, `names`, `size`, `flip`); by default generated by the model. Training needs them."""
     remain: RemainLabels = field(default_factory=RemainLabels)
     eval: EvalLabels = field(default_factory=EvalLabels)
     saliency: Saliency = field(default_factory=Saliency)

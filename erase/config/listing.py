@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from erase.config.read import options_in
+
 if TYPE_CHECKING:  # methods import torch, which takes seconds
     from erase.methods import Entry
 
@@ -44,8 +46,7 @@ def listed(kind: Any, before: str = "") -> Iterator[Setting]:
     texts, types = _attribute_texts(kind), inspect.get_annotations(kind, eval_str=True)
     for field in dataclasses.fields(kind):
         path, text = f"{before}{field.name}", texts.get(field.name, "")
-        options = (types[field.name], *getattr(types[field.name], "__args__", ()))
-        inner = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        inner = next((option for option in options_in(types[field.name]) if dataclasses.is_dataclass(option)), None)
         if inner is not None:
             yield from listed(inner, f"{path}.")
         else:

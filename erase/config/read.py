@@ -246,13 +246,13 @@ def _keys(kind: Any, path: Sequence[int | str]) -> list[str]:
     for part in path:
         types = inspect.get_annotations(kind, eval_str=True)
         found = types.get(str(part))
-        kind = next((option for option in _options(found) if dataclasses.is_dataclass(option)), None)
+        kind = next((option for option in options_in(found) if dataclasses.is_dataclass(option)), None)
     return [f.name for f in dataclasses.fields(kind)] if kind is not None else []
 
 
-def _options(annotation: Any) -> list[Any]:
+def options_in(annotation: Any) -> list[Any]:
     """What an annotation is made of: `A | None`, or one of these with a validator."""
-    return [annotation, *(option for part in getattr(annotation, "__args__", ()) for option in _options(part))]
+    return [annotation, *(option for part in getattr(annotation, "__args__", ()) for option in options_in(part))]
 
 
 def _unknown(path: str, allowed: Sequence[str]) -> str:

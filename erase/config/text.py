@@ -33,8 +33,8 @@ class Forget:
 
     __pydantic_config__ = STRICT
     prompts: Annotated[Prompts, Field(min_length=1)]
-    """Prompts of what to erase, or paths of .csv or .txt files with one prompt in each row; `emoji-birds.csv` is the
-    set of that name. The columns `anchor` and `weight` of a CSV take the place of `anchors` and `weights`."""
+    """Prompts of what to erase, or paths of .csv or .txt files with one prompt in each row. `emoji-birds.csv` is the
+    prompt set `emoji-birds`. A CSV's columns `anchor` and `weight` replace `anchors` and `weights`."""
     only: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
     """Use only those rows of the files in `prompts` whose column `object` or `style` has one of these labels."""
     anchors: Prompts = field(default_factory=list)
@@ -47,12 +47,11 @@ class Forget:
     weights: list[Annotated[float, Field(gt=0)]] = field(default_factory=list)
     """The weight of each forget prompt in the loss; by default all are equal."""
     earlier: Prompts = field(default_factory=list)
-    """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. If erase wrote the model, it
-    knows those concepts, and adds them."""
+    """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. Those that erase
+    recorded in the model's weight file are added."""
     start: Literal["model", "uce"] = "model"
-    """Where the steps begin: at the model as it is (`model`), or after UCE on the forget prompts (`uce`), for which
-    `train.parameters` must include the weights that read text. Predictions for anchors are those of the model before
-    UCE."""
+    """Where the steps start: from the model as it is (`model`), or after UCE on the forget prompts (`uce`). `uce` needs
+    the weights that read text in `train.parameters`; anchors are predicted by the model before UCE."""
     images: Path | None = None
     """A folder of images to use instead of generated ones. If they have captions, these must be among
     `forget.prompts`."""
@@ -68,15 +67,15 @@ class Forget:
     increase the training loss. `surrogate`: learn images of the anchor as images of the forget prompt (SA). Some
     methods have a loss of their own and do not use this one."""
     target: Literal["online", "frozen"] = "frozen"
-    """Which network predicts for the anchor in `forget.loss=redirect`: that before the run (`frozen`), or the one that
-    learns (`online`, as in the published scripts), which saves a copy of the weights and lets the anchor drift."""
+    """Which network predicts for the anchor in `forget.loss=redirect`: the one before the run (`frozen`), or the one
+    that learns (`online`, as in published scripts), which needs no copy of the weights but lets the anchor drift."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """How often the empty prompt takes the place of the forget prompt in the forget loss."""
     axis: Literal["object", "style"] | None = None
-    """The column of labelled prompt sets that names the concept: all rows with the same label count as forgotten."""
+    """The column of prompt sets that labels the concept: all rows with a forget prompt's label count as forgotten."""
     words: bool = False
-    """Whether rows of prompt sets that name the concept count as forgotten as well: those with every word of a forget
-    prompt, in singular or plural, except words such as 'a photo of'."""
+    """Whether rows of prompt sets with every word of a forget prompt, in singular or plural, count as forgotten as
+    well. Words such as 'a photo of' are ignored."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,11 @@ class Remain:
     """Number of generated images in all, spread over the prompts at random. If there are more prompts than images,
     some prompts have none."""
     near: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of `total` for the prompts that are nearest to a forgotten one, `count` images for each; the rest is
-    spread over the others. Erasing harms near concepts most. Nearness is the cosine of the model's own text embeddings,
-    averaged over tokens, without what all prompts have in common."""
+    """The share of `total` for the prompts that are nearest to a forget prompt, `count` images for each; the other
+    prompts share the rest. Erasing harms near concepts most. Nearness is the cosine of text embeddings, averaged over
+    tokens, after the mean of all remain prompts is subtracted."""
     loss: RemainLoss = "denoise"
-    """`denoise` is the training loss; `distill` holds to the predictions of the model that the run starts from."""
+    """`denoise` is the training loss; `distill` trains the model to predict as the base model does."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,8 @@ class Draw:
     batch_size: Positive = 4
     """Images that are generated at once."""
     cache: Path | None = None
-    """A folder that stores the latents that the model generates to learn from, for other runs that need the same ones.
-    The runs of a comparison share one."""
+    """A folder for the latents that the model generates to learn from, where other runs that need the same ones find
+    them. The runs of a comparison share one."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Nudity:
 
     __pydantic_config__ = STRICT
     preset: str | None = None
-    """A published counting rule: see `erase eval nudity`."""
+    """NudeNet judges images by this published rule: see `erase eval nudity -h`."""
     classes: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
     """The NudeNet classes that count, where there is no `preset`."""
     threshold: Share | None = None
@@ -145,14 +144,14 @@ class Until:
 
     __pydantic_config__ = STRICT
     every: Positive = 5
-    """Number of steps between two probes of the model."""
+    """Number of steps between two probes. Early stopping is off unless a setting `until.*` is given."""
     images: Positive = 8
-    """Images that a probe generates for each side, from noise that no counted image has."""
+    """Images that a probe generates for each side, with other seeds than the evaluation."""
     forget: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The largest share of the forget side's images that may still show the concept."""
     remain: Share | None = 0.95
-    """The smallest share of the remain side's images that must be right. Null asks for none; `eval.nudity` alone cannot
-    judge them."""
+    """The smallest share of the remain side's images that must be judged right. Null sets no limit: give null where
+    `eval.nudity` is the only judge."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,8 @@ class LoraForm:
 
     __pydantic_config__ = STRICT
     rank: Positive | None = None
-    """The rank of every layer. Null chooses each layer's own by `energy` where a file is written, and 16 where A and B
-    are trained."""
+    """The rank of every layer. With null, `--save lora` chooses each layer's rank by `lora.energy`, and
+    `train.form=lora` uses 16."""
     energy: Share | None = None
     """The smallest share of each layer's change to keep, as a sum of squared singular values. Null keeps 0.99 of what
     was trained, and all of a closed form (`uce`, `speed`), whose change has low rank."""
@@ -174,24 +173,24 @@ class Eval:
 
     __pydantic_config__ = STRICT
     prompts: Prompts
-    """Prompts, or names of prompt sets. Images of the forget prompts are always generated as well, and are the only
-    ones where the list is empty."""
+    """Prompts, or names of prompt sets. Images of the forget prompts are always generated as well; if the list is
+    empty, only these."""
     about: Prompts = field(default_factory=list)
-    """Names of labelled prompt sets of which only the rows about the concept are added: those with its label, alone or
-    beside another, and those of its group."""
+    """Names of labelled prompt sets. Only their rows about the concept are added: those with its label, alone or as in
+    `cat+pizza`, or of its `group`."""
     images: Annotated[int, Field(ge=0)] = 10
     """Number of images for each prompt; 0 skips the evaluation."""
     base: Path | None = None
-    """A folder of base images that an earlier run with the same model and settings generated: they are copied instead
-    of generated again."""
+    """A folder of the base model's images from an earlier run with the same model and settings: copied instead of
+    generated again."""
     nudity: Nudity | None = None
     classifier: str | None = None
-    """A judge: the folder of a `transformers` image classifier, or the name of an embedded one."""
+    """A judge: the folder of a `transformers` image classifier, or a name from `erase ls models`."""
     flag: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
     """Labels of `classifier` that are the concept, such as [nsfw]. An image shows the concept where their probabilities
     add up to more than 1/2. Prompts then need no labels."""
     clip: str | None = None
-    """A zero-shot judge of any concept: a CLIP or SigLIP model, by the name of an embedded one, a folder or a hub id.
+    """A zero-shot judge of any concept: a CLIP or SigLIP model, by a name from `erase ls models`, a folder or a hub id.
     It is calibrated on the base model's images."""
     alternatives: Prompts = field(default_factory=list)
     """Texts, or names of prompt sets, from which `clip` distinguishes the concept; by default the anchors, all other
@@ -200,7 +199,7 @@ class Eval:
     """Whether exposed body parts that NudeNet finds are hidden in grids and reports. Switch it off only where all
     images are harmless. Images whose prompts or labels do not suggest a person are not examined."""
     attacks: list[AttackName] = field(default_factory=list)
-    """Attacks on the erased model; see `attack.*`."""
+    """Attacks on the erased model; `prompt_search` is UnlearnDiffAtk, `benign` trains on what stays. See `attack.*`."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class SdConfig:
     pipeline: Literal["sd"]
     """The command that the preset is for, such as `erase run sd`."""
     model: str
-    """The name of an embedded model, a diffusers folder, a single file or a hub id."""
+    """A name from `erase ls models`, a diffusers folder, a single file or a hub id."""
     method: Settings
     """The method's `name` and its settings: see `erase settings NAME`."""
     train: Train
@@ -220,13 +219,13 @@ class SdConfig:
     eval: Eval
     components: str | None = None
     """For a single file with the network only, such as one of Flux: a diffusers folder or hub id of the same model,
-    which has the VAE, the text encoders, the tokenizers and the scheduler."""
+    from which VAE, text encoders, tokenizers and scheduler are taken."""
     loras: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
     """LoRA files that are merged into the model before anything else, each `FILE.safetensors` or with a scale, such as
     [style.safetensors:0.8]. The erased model has them in its weights."""
     concept: str | None = None
-    """The only concept that a preset's anchors, remain prompts and judges fit. Other forget prompts are refused unless
-    `concept` is given with them, which states that they name the same concept."""
+    """The only concept that the preset's anchors, remain prompts and judges are for. Other forget prompts are refused,
+    unless you give `concept` as well to say that they name the same concept."""
     saliency: Saliency = field(default_factory=Saliency)
     draw: Draw = field(default_factory=Draw)
     until: Until | None = None

@@ -49,8 +49,8 @@ def esd(
 
     Args:
         fast_rate: step size.
-        eta: η of the paper, how far beyond the empty prompt; 0 makes the prompt mean nothing. In the authors' current
-            script it is `negative_guidance` - 1.
+        eta: η of the paper: how far the prompt is led beyond the empty one; 0 makes it mean nothing. The authors'
+            current script has `negative_guidance` = η + 1, or η with `forget.erase_from`.
         fast_rule: `adam` (the paper), `sgd` or `normalized`.
         schedule: schedule of the step size.
         clip_forget: gradient norm limit.

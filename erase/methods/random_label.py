@@ -76,10 +76,10 @@ def random_label(
     Args:
         fast_rate: weight of the forget loss relative to the remain loss.
         slow_schedule: schedule of the learning rate (`train.lr`).
-        clip_remain: gradient norm limit of the joint step, or of every step taken in turn.
-        order: `joint` takes one step on both losses; `turn` steps on all forget batches, then all remain batches (the
-            published scripts for CIFAR-10); `mixed`, for classifiers, steps on batches of both, shuffled together
-            (theirs for CIFAR-100 and TinyImageNet), whose forget data the backend relabels.
+        clip_remain: gradient norm limit of every step.
+        order: `joint`: each step is on both losses. `turn`: in each epoch, steps on all forget batches, then on all
+            remain batches (SalUn's scripts for CIFAR-10). `mixed`, for classifiers: forget data, with other labels, and
+            remain data are shuffled together (SalUn's for CIFAR-100 and TinyImageNet).
         epoch: how many batches `turn` has of each side.
         forget: forget objective, descended.
         remain: remain objective.

@@ -17,7 +17,7 @@ def retrain(*, average: float = 0.999, slow_schedule: Schedule = "constant", rem
     """Training as a method: new weights, the remain objective alone.
 
     Args:
-        average: decay of the exponential moving average (EMA) of the weights that the run ends with; 0 for none.
+        average: decay of the moving average (EMA) of the weights, which the run saves; 0 saves the last weights.
         slow_schedule: schedule of the learning rate (`train.lr`).
         remain: remain objective.
     """

@@ -42,12 +42,12 @@ def scrub(
     """SCRUB as a method.
 
     Args:
-        fast_rate: size of the max step; with `shared` the factor on its loss.
-        fast_rule: `shared` (one optimizer for both, the paper's), or a rule of its own: `sgd`, `normalized`, `adam`.
+        fast_rate: size of the max step (forget data); with `shared` the factor on its loss.
+        fast_rule: `shared`: one optimizer for max and min steps (the paper); others: the rule of max steps.
         schedule: schedule of the max steps.
-        slow_steps: min steps after each max step.
+        slow_steps: min steps (remain data) after each max step.
         slow_schedule: schedule of the learning rate (`train.lr`).
-        alpha: α, weight of the distance relative to the remain loss.
+        alpha: α, weight of the distance to the base model relative to the remain loss.
         clip_forget: gradient norm limit of the max step.
         clip_remain: gradient norm limit of the min steps.
         origin_net: the network at θ0, in eval mode.

@@ -52,9 +52,9 @@ def selective_amnesia(
     """Selective Amnesia as a method: one joint step on surrogate, replay and pull.
 
     Args:
-        strength: λ of the pull; 0 switches it off.
+        strength: λ, strength of the pull to the old weights; 0 switches it off.
         pull: `paper` is λ/2 Σ F (θ - θ0)², `script` (the authors' code) λ Σ F (θ - θ0)².
-        fast_rate: weight of the surrogate loss relative to the replay loss.
+        fast_rate: weight of the surrogate loss relative to the remain loss.
         slow_schedule: schedule of the learning rate (`train.lr`).
         clip_remain: gradient norm limit of the joint step.
         fisher: Fisher diagonal of the remain data, or what the script has in its place, by parameter name; the pull

@@ -71,22 +71,23 @@ def sfron(
 
     Args:
         mask: weights the fast step may change (`erase.engine.saliency.fisher_ratio_mask`).
-        lambd: λ ≥ 0, how strongly the weights depend on the loss.
-        fast_rate: β; with `published` or `ron=False`, the factor on the forget loss (`forget_alpha`).
-        fast_rule: `sgd`, `normalized` or `adam` (the default: plain and normalised SGD did not forget in diffusion).
+        lambd: λ ≥ 0, how strongly a forget sample's weight depends on its loss.
+        fast_rate: β, size of the fast step; with `published` or `ron=False`, the factor on the forget loss
+            (`forget_alpha`).
+        fast_rule: `adam` (the default), or `sgd` or `normalized`, which did not forget in diffusion models.
         slow_steps: K remain steps after each fast step; more steps protect more.
         outer_rate: α; 1 means no outer step and no copy of the weights.
-        schedule: s(t); by default `linear`, with `published` `cosine` (the authors' script for SD: `constant`).
+        schedule: s(t); default `linear`, or `cosine` with `published` (the authors' script for SD: `constant`).
         slow_schedule: schedule of the slow learning rate (`train.lr`).
         every: take the fast step at every n-th step.
         published: the authors' loop: one optimizer, β s(t) in the loss, mask on the gradient, α = 1, K = 1.
         ron: False takes one joint step instead of fast and slow ones.
         per_bin: normalise losses per timestep bin before weighting; on by default.
-        floor: losses are clamped here before weighting.
-        clip_forget: gradient norm limit of the forget phase.
-        clip_remain: gradient norm limit of the remain phase.
-        robust: a redirect that holds around the prompt too, by `steps`, `radius`, `images` and `away`, such as
-            `robust: {steps: 3, radius: 1.0}`: see the methods' README.
+        floor: smaller losses are raised to this before weighting.
+        clip_forget: gradient norm limit of forget steps.
+        clip_remain: gradient norm limit of remain steps, or of the joint step.
+        robust: makes a redirect hold near the prompt too, by `steps`, `radius`, `images` and `away`, such as `{steps:
+            3, radius: 1.0}`: see the methods' README.
         forget: forget objective; by default the loss, ascended.
         remain: remain objective.
 

@@ -219,14 +219,14 @@ def speed(
     """SPEED as a method: one step, whose end is computed.
 
     Args:
-        lambd: λ > 0, weight of the size of the change, where tokens that stay have the norm √D on average.
-        threshold: eigenvalues of the kept tokens' correlation, 1 on average, that count as none. Smaller values protect
-            the prompts that stay better, and leave less room for the edit.
-        prior_filter: protect those tokens alone that the edit would change most; variations are filtered in any case.
-        augment: N, variations of each of these tokens; 0 for none.
-        invariants: directions of the empty prompt that are held exactly, besides the beginning of text.
-        tokens: the tokens of a prompt that are edited and kept: the `last` word's last token, `all` from the first that
-            differs from the anchor, or the `padding`, the end of text included. See `uce`.
+        lambd: λ > 0, weight of the size of the change. Embeddings are scaled: remain tokens have a mean norm of √D.
+        threshold: the edit may use directions with an eigenvalue of the protected tokens' correlation below this (mean:
+            1). Smaller values protect better, and leave less room for the edit.
+        prior_filter: protect only the tokens that the edit would change most. Variations are always filtered.
+        augment: N, number of variations of each protected token; 0 for none.
+        invariants: number of directions of the empty prompt that stay exactly, besides the beginning of text.
+        tokens: which tokens are edited and protected: `last` (the last token of the last word), `all` (edited from the
+            first that differs from the anchor) or `padding` (with the end of text). See `uce`.
         fast_rate: share of the way to the solution; 1 is the paper's.
         mask: weights that may change; the others keep their values, which the solution does not know.
         concepts: text embeddings of forget prompts, anchors and prompts that stay.

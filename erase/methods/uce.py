@@ -82,11 +82,11 @@ def uce(
     """UCE as a method: one step, whose end is computed.
 
     Args:
-        preserve: p, weight of the tokens that stay relative to those that are erased.
-        lambd: λ > 0, weight of the distance to the first weights.
-        tokens: the tokens of a prompt that are edited: `all` from the first that differs from its anchor, the `last`
-            word's last token, or the `padding`, the end of text included. The embedded model keeps concepts in the
-            padding: `last` erases nothing there, and results of `all` do not carry over to CLIP's text encoder.
+        preserve: p, weight of remain tokens relative to forget tokens.
+        lambd: λ > 0, weight of the distance to the old weights.
+        tokens: which tokens are edited: `all` (from the first that differs from its anchor), `last` (the last token of
+            the last word), or `padding` (with the end of text). `photos-sd` keeps concepts in the padding: `last`
+            erases nothing there, and results of `all` on it do not carry over to CLIP's text encoder.
         fast_rate: share of the way to the solution; 1 is the paper's.
         mask: weights that may change; the others keep their values, which the solution does not know.
         concepts: text embeddings of forget prompts, anchors and prompts that stay.

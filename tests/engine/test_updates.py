@@ -76,11 +76,12 @@ def test_normalized_rate_is_the_rms_change() -> None:
     assert change.square().mean().sqrt().item() == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("rule", RULES)
-def test_zero_and_missing_gradients_change_nothing(rule: Any) -> None:
+def test_zero_and_missing_gradients_change_nothing(rule: Any, masked: bool) -> None:
     net = toys.mlp()
     before = toys.weights(net)
-    step = FastStep(dict(net.named_parameters()), None, rule)
+    step = FastStep(dict(net.named_parameters()), toys.some_mask(net) if masked else None, rule)
     net[0].weight.grad = torch.zeros_like(net[0].weight)
     step.step(1.0)
     step.step(1.0)

@@ -24,6 +24,11 @@ def read_method(config: Any) -> tuple[Entry, Method]:
     entry = find_method(str(config.method.get("name", "")))
     method = entry.build(**arguments(config.method, entry))
     check_saliency(config.saliency, entry)
+    if config.pipeline == "sd" and isinstance(method.update, ClosedForm) and config.train.steps != 1:
+        raise ValueError(
+            f"train.steps={config.train.steps}: method {entry.name} is a closed form, which takes one step: set "
+            "train.steps=1"
+        )
     if config.pipeline != "classify":
         check_classifiers_only(config.method)
     if config.method.get("robust") is not None:

@@ -170,7 +170,7 @@ def test_rows_that_the_model_would_cut_are_left_out(tmp_path: Path) -> None:
     setting = runner.setting(*words, "remain.prompts={work}/set.csv")
     job: Any = job_of("sd")(replace(setting, say=said.append))
     assert job.plan.remain == ["a dog"]
-    assert any("1 of 2 remain prompts" in line for line in said)
+    assert any("1 of 2 prompts of remain.prompts" in line for line in said)
     with pytest.raises(ValueError, match="grandiloquent"):
         runner.job(*words, f"remain.prompts=[a dog, {long}]")
 

@@ -265,6 +265,7 @@ no method | method={} | method
 method setting | method.lambdda=1 | method.lambd
 method range | method.slow_steps=-1 | slow_steps
 method combination | method.published=true ; method.slow_steps=3 | published
+closed form in steps | method={name: uce} ; saliency.kind=none ; train.steps=2 | train.steps=1
 unknown model | model=none | 'none'
 unknown parameters | train.parameters=qqqq | train.parameters
 broken parameters | train.parameters='(' | xattn

@@ -177,7 +177,7 @@ class Eval:
     empty, only these."""
     about: Prompts = field(default_factory=list)
     """Names of labelled prompt sets. Only their rows about the concept are added: those with its label, alone or as in
-    `cat+pizza`, or of its `group`."""
+    `cat+pizza`, or of its `group`, and those of what was forgotten earlier."""
     images: Annotated[int, Field(ge=0)] = 10
     """Number of images for each prompt; 0 skips the evaluation."""
     base: Path | None = None

@@ -386,6 +386,9 @@ def test_of_some_prompt_sets_only_what_is_about_the_concept_is_evaluated(text_ru
         "a red fox": False,
         "a bus": None,
     }
+    later = make_plan(text_runs.config(*words, "forget.earlier=[a bus]"))
+    assert "a bus" in [row.prompt for row in later.rows]  # what was forgotten earlier is looked for as well
+    assert later.earlier == ["a bus"]
     table.write_text("prompt,object,group\na bus,bus,vehicle\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"eval\.about"):
         make_plan(text_runs.config(*words))

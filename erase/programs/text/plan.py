@@ -97,7 +97,9 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
         known = row.prompt in config.forget.earlier or label_of(row, axis) in before
         return not is_forgotten(row) and (known or not marks_of(row).isdisjoint(gone))
 
-    rows += about(offered, erased, axis, labelled, {row.prompt for row in rows})
+    known = {row.prompt for row in rows}
+    chosen = set(about(offered, erased, axis, labelled))
+    rows += [row for row in offered if (row in chosen or is_gone(row)) and row.prompt not in known]
     known = {row.prompt for row in rows}
     rows = [*(PromptRow(prompt, config.seed) for prompt in forget if prompt not in known), *rows]
     remain = [row.prompt for row in kept if not is_forgotten(row) and not is_gone(row)]
@@ -125,7 +127,6 @@ def about(
     erased: Collection[str | None],
     axis: str | None,
     labelled: Sequence[PromptRow],
-    known: Collection[str],
 ) -> list[PromptRow]:
     """Of the rows of `eval.about` those that have an erased label, alone or beside another, or are of its group.
 
@@ -134,7 +135,6 @@ def about(
         erased: labels on the axis.
         axis: that is erased.
         labelled: all rows, which tell the erased labels' groups.
-        known: prompts that are evaluated anyway.
 
     Raises:
         ValueError: if there are rows, and none is about the concept.
@@ -148,7 +148,7 @@ def about(
             f"eval.about has no row about what is forgotten ({', '.join(sorted(map(str, erased))) or 'no label'}): set "
             "forget.axis and prompts that the sets label, or leave eval.about out"
         )
-    return [row for row in found if row.prompt not in known]
+    return found
 
 
 def check_plan(plan: Plan, gone: Collection[str]) -> None:

@@ -62,7 +62,9 @@ def _run(
     try:
         path = resources.preset_path(preset, pipeline)
     except ValueError as error:
-        raise ValueError(f"{error}{'; sd_concept_sfron is for any concept and model' * (pipeline == 'sd')}") from None
+        if pipeline != "sd":
+            raise
+        raise ValueError(f"{error}; sd_concept_sfron is for any concept and model") from None
     data = config.read_preset(path)
     if "pipeline" not in data:
         raise ValueError(f"preset {preset!r} does not set pipeline: add pipeline: {pipeline}")

@@ -86,8 +86,8 @@ def sfron(
         floor: smaller losses are raised to this before weighting.
         clip_forget: gradient norm limit of forget steps.
         clip_remain: gradient norm limit of remain steps, or of the joint step.
-        robust: makes a redirect hold near the prompt too, by `steps`, `radius`, `images` and `away`, such as `{steps:
-            3, radius: 1.0}`: see the methods' README.
+        robust: makes a redirect hold near the prompt too, by `steps`, `radius`, `images` and `away`, such as
+            `{steps: 3, radius: 1.0}`: see the methods' README.
         forget: forget objective; by default the loss, ascended.
         remain: remain objective.
 

@@ -233,8 +233,8 @@ def test_stable_diffusion(micro_sd: Path, tmp_path: Path, kind: str) -> None:
     ("guard", "rtol"),
     [
         pytest.param(0.0, 1e-12, marks=pytest.mark.slow),
-        (1e-8, 2e-9),
-    ],  # beside √ℓ of about 10: weights of samples differ by 1e-9
+        (1e-8, 2e-9),  # beside √ℓ of about 10: weights of samples differ by 1e-9
+    ],
 )
 def test_ddpm(tmp_path: Path, guard: float, rtol: float) -> None:
     """The loop to rounding; and with what theirs adds to ℓ^λ, where ours has a floor."""

@@ -47,7 +47,7 @@ NUMBERS = ("forget_loss", "remain_loss", "forget_norm", "remain_norm", "edit_nor
 def run(name: str, top: Path) -> dict[str, str]:
     """The digests of one case."""
     out = top / name
-    command = [sys.executable, "-m", "erase.cli", "run", *CASES[name], "precision=no", "--out", str(out)]
+    command = [sys.executable, "-m", "erase", "run", *CASES[name], "precision=no", "--out", str(out)]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=quiet, capture_output=True, text=True)
     if done.returncode:

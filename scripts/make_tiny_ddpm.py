@@ -130,7 +130,7 @@ def judge(folder: Path) -> None:
 
 def train_model(work: Path, name: str, *settings: str) -> None:
     """`erase run ddpm ddpm_fashion_train`, gone on with where it was stopped."""
-    command = [sys.executable, "-m", "erase.cli", "run", "ddpm", "ddpm_fashion_train", *settings]
+    command = [sys.executable, "-m", "erase", "run", "ddpm", "ddpm_fashion_train", *settings]
     resume = ["--resume"] if (work / name / "run.json").exists() else []
     subprocess.run([*command, "--out", str(work / name), *resume], check=True)
 

@@ -1,4 +1,4 @@
-"""`python -m erase.cli`, as launchers start it."""
+"""`python -m erase.cli`: what `python -m erase` was called in 0.2."""
 
 from erase.cli import main
 

@@ -93,7 +93,7 @@ def generate(
     """Generate images. An image depends only on its prompt, seed and settings, not on order or number of processes.
 
     A CSV file may have the columns seed, guidance, width and height (or I2P's names for them). Several processes can
-    share the work: accelerate launch --multi_gpu --num_processes 2 -m erase.cli generate ...
+    share the work: accelerate launch --multi_gpu --num_processes 2 -m erase generate ...
 
     Example: erase generate photos-sd 'a photo of a cat' --out runs/cats --images 4 --steps 20 --guidance 3
 

@@ -176,7 +176,7 @@ def test_no_arguments_show_the_commands(erase: Erase) -> None:
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     words = ["run", "sd", "sd_photos_sfron", "train.stpes=3", "--out", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "erase.cli", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "erase", *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

@@ -48,7 +48,7 @@ def test_other_ways_to_shard_are_refused_before_work(monkeypatch: pytest.MonkeyP
 def test_the_configuration_of_the_documentation_asks_for_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(Path(__file__).parents[2] / "docs/guides/fsdp2.yaml")
     assert load_config_from_file(path).distributed_type == DistributedType.FSDP
-    args = launch_command_parser().parse_args(["--config_file", path, "-m", "erase.cli"])
+    args = launch_command_parser().parse_args(["--config_file", path, "-m", "erase"])
     args, *_ = _validate_launch_command(args)
     assert args.num_processes == 2
     for name, value in prepare_multi_gpu_env(args).items():

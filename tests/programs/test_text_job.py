@@ -685,7 +685,7 @@ def test_forgotten_concepts_are_known_by_their_prompt_or_label(text_runs: Runner
 def test_a_launch_by_accelerate(text_runs: Runner, tmp_path: Path) -> None:
     """As users do it; what is wrong is said once."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "erase.cli"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "erase"]
     command = [*launch, "run", "sd", str(text_runs.preset), "--out", str(tmp_path / "out")]
     root = Path(cli.__file__).parents[2]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=root)

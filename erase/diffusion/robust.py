@@ -1,14 +1,16 @@
 """A redirect that holds around the prompt, not at it: adversarial conditions, and images of the concept themselves.
 
 What an attacker on the side of the prompt looks for is a condition under which the network predicts what the first
-model predicted of the concept. So before each forget step a few signed steps look for one, within a bound around the
-prompt's own, and the step is made there:
+model predicted of the concept. What an image becomes is decided while it is mostly noise; so for the samples whose
+timestep is in the noisier half a few signed steps look for such a condition before each forget step, within a bound
+around the prompt's own, and the step is made there:
 
     δ ← clip_r(δ - ρ sign ∇_δ ‖ε_θ(z_t, t, c + δ) - ε0(z_t, t, c)‖²),  from a random start, `steps` times
     min over θ of  ‖ε_θ(z_t, t, c + δ) - ε0(z_t, t, a)‖²
 
 c is the forget prompt's condition, a its anchor's, ε0 the model at the start. The bound r is a share of the root mean
-square of c - a, so that it means the same for every text encoder.
+square of c - a, so that it means the same for every text encoder. Looking in both halves would harm what stays more, and what
+is drawn in the concept's place would be less sharp.
 
 What an attacker on the side of the image does is to start from a half-noised image of the concept, and to ask for
 nothing. So a share of the samples whose timestep is in the less noisy half has the empty prompt or the anchor as its
@@ -34,6 +36,7 @@ from erase.diffusion.denoiser import Denoiser, as_denoiser
 from erase.diffusion.losses import Dropped, Exchanged, Redirect
 from erase.engine.backend import LossFn
 from erase.engine.losses import Objective, Training
+from erase.engine.sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Robust:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
     steps: int = 3
-    """Signed steps on the condition before each forget step; each costs a forward and a backward pass. 0 leaves the
-    conditions as they are."""
+    """Signed steps on the condition before each forget step; each costs a forward and a backward pass of half of the
+    batch. 0 leaves the conditions as they are."""
     radius: float = 1.0
     """r, how far they lead: a share of the root mean square of the difference between the prompt's condition and its
     anchor's."""
@@ -80,8 +83,9 @@ class RobustRedirect:
         first = Exchanged(model.net, self.frozen)
         with torch.no_grad():
             concept, target = (model.predict(noisy, t, c, first) for c in (cond, anchor))
-        asked = self.adversary(model, noisy, t, cond, anchor, concept, generator)
-        asked, probed = self.probes(model, batch, asked)
+        clear = model.process.bins(t, 2) == 0
+        asked = self.adversary(model, noisy, t, cond, anchor, concept, ~clear, generator)
+        asked, probed = self.probes(model, batch, asked, clear)
         shape = (-1, *[1] * (noisy.ndim - 1))
         target = torch.where(probed.view(shape), target - self.wanted.away * (concept - target), target)
         return model.error(model.predict(noisy, t, asked), target)
@@ -94,35 +98,48 @@ class RobustRedirect:
         cond: Condition,
         anchor: Condition,
         concept: Tensor,
+        where: Tensor,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Conditions near the prompts' own under which the network predicts the concept, leaves `[B, …]`."""
+        """Conditions near the prompts' own under which the network predicts the concept, leaves `[B, …]`.
+
+        Samples for which `where` `[B]` does not hold keep theirs. Processes that share the weights must ask the network
+        equally often, so they look for all samples.
+        """
         wanted, start = self.wanted, dict(cond)
-        if not wanted.steps or not wanted.radius:
+        rows = torch.arange(len(t), device=t.device) if is_sharded(model.net) else where.nonzero().flatten()
+        if not wanted.steps or not wanted.radius or not len(rows):
             return start
-        reach = {}
+        reach, moved = {}, {}
         for name in WORDS:
             if name in start:
-                apart = (start[name] - anchor[name]).flatten(1).square().mean(1).sqrt()
-                reach[name] = wanted.radius * apart.view(-1, *[1] * (start[name].ndim - 1))
-        moved = {}
-        for name, r in reach.items():
-            x = start[name]
-            moved[name] = r * (2 * torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) - 1)
+                x = start[name]
+                apart = (x - anchor[name]).flatten(1).square().mean(1).sqrt()
+                reach[name] = (wanted.radius * apart.view(-1, *[1] * (x.ndim - 1)))[rows]
+                drawn = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+                moved[name] = reach[name] * (2 * drawn[rows] - 1)
+        asked = {name: x[rows] for name, x in start.items()}
+        noisy, t, concept = noisy[rows], t[rows], concept[rows]
         for _ in range(wanted.steps):
             with torch.enable_grad():
                 free = {name: x.detach().requires_grad_(True) for name, x in moved.items()}
-                found = model.predict(noisy, t, {**start, **{name: start[name] + x for name, x in free.items()}})
+                found = model.predict(noisy, t, {**asked, **{name: asked[name] + x for name, x in free.items()}})
                 grads = torch.autograd.grad(model.error(found, concept).sum(), list(free.values()))
             for (name, r), grad in zip(reach.items(), grads, strict=True):
                 stepped = moved[name] - 2 * r / wanted.steps * grad.sign()
                 moved[name] = torch.minimum(torch.maximum(stepped, -r), r)
-        return {**start, **{name: (start[name] + x).detach() for name, x in moved.items()}}
+        there = {name: start[name].index_copy(0, rows, (asked[name] + x).detach()) for name, x in moved.items()}
+        return condition.where(where, {**start, **there}, start)
 
-    def probes(self, model: Denoiser, batch: dict[str, Any], asked: Condition) -> tuple[dict[str, Tensor], Tensor]:
-        """The conditions with those of image-side samples in their places, and which samples these are, `[B]`."""
+    def probes(
+        self, model: Denoiser, batch: dict[str, Any], asked: Condition, where: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The conditions with those of image-side samples in their places, and which samples these are, `[B]`.
+
+        They are among those for which `where` `[B]` holds.
+        """
         chance, share = batch["drop_draw"], self.wanted.images
-        probed = (model.process.bins(batch["t"], 2) == 0) & (chance < share)
+        probed = where & (chance < share)
         if not share:
             return dict(asked), probed
         empty = probed & (chance < share / 2)

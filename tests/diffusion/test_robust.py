@@ -48,20 +48,22 @@ def test_without_adversary_and_probes_it_is_the_redirect(off: dict[str, Any]) ->
 
 def test_the_adversary_finds_the_concept_within_its_bound_and_the_step_is_made_there() -> None:
     model, loss, batch = setup(steps=5, radius=0.5, images=0.0)
+    batch |= {"t": torch.tensor([3, 30, 24, 25, 49, 0, 40, 10])}  # of 50
     noisy, t, cond, anchor = model.noisy(batch), batch["t"], batch["cond"], batch["anchor"]
     concept, target = (before(model, loss, batch, c) for c in (cond, anchor))
-    found = loss.adversary(model, noisy, t, cond, anchor, concept, toys.gen(1))
+    found = loss.adversary(model, noisy, t, cond, anchor, concept, t >= 25, toys.gen(1))
     bound = 0.5 * (cond["text"] - anchor["text"]).flatten(1).square().mean(1).sqrt()
     moved = (found["text"] - cond["text"]).flatten(1).abs().amax(1)
     assert bool((moved <= bound * (1 + 1e-5)).all())
-    assert bool((moved > 0.5 * bound).all())
+    assert bool((moved > 0.5 * bound)[t >= 25].all())
+    assert torch.equal(found["text"][t < 25], cond["text"][t < 25])  # in the less noisy half nobody looks
 
     def apart(c: Any) -> Tensor:
         with torch.no_grad():
             return mse(model.predict(noisy, t, c), concept)
 
     assert float(apart(found).sum()) < float(apart(cond).sum())
-    once_more = loss.adversary(model, noisy, t, cond, anchor, concept, toys.gen(1))
+    once_more = loss.adversary(model, noisy, t, cond, anchor, concept, t >= 25, toys.gen(1))
     assert torch.equal(found["text"], once_more["text"])
 
     losses = loss(model, batch, toys.gen(1))
@@ -74,6 +76,17 @@ def test_the_adversary_finds_the_concept_within_its_bound_and_the_step_is_made_t
         torch.testing.assert_close(g, r)
     with torch.no_grad():  # as the weights of a batch in parts are found
         torch.testing.assert_close(loss(model, batch, toys.gen(1)), expected)
+
+
+def test_the_adversary_costs_passes_of_the_noisy_half_alone() -> None:
+    model, loss, batch = setup(steps=3, images=0.0)
+    sizes: list[int] = []
+    model.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
+    loss(model, batch | {"t": torch.tensor([3, 30, 24, 25, 49, 0, 40, 10])}, toys.gen())
+    assert sizes == [8, 8, 4, 4, 4, 8]
+    sizes.clear()
+    loss(model, batch | {"t": torch.zeros(8, dtype=torch.long)}, toys.gen())
+    assert sizes == [8, 8, 8]
 
 
 def test_images_of_the_concept_are_led_away_under_the_empty_prompt_and_the_anchor() -> None:

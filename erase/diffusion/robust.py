@@ -9,8 +9,8 @@ around the prompt's own, and the step is made there:
     min over θ of  ‖ε_θ(z_t, t, c + δ) - ε0(z_t, t, a)‖²
 
 c is the forget prompt's condition, a its anchor's, ε0 the model at the start. The bound r is a share of the root mean
-square of c - a, so that it means the same for every text encoder. Looking in both halves would harm what stays more, and what
-is drawn in the concept's place would be less sharp.
+square of c - a, so that it means the same for every text encoder. Looking in both halves would harm more of what
+stays, and what is drawn in the concept's place would be less sharp.
 
 What an attacker on the side of the image does is to start from a half-noised image of the concept, and to ask for
 nothing. So a share of the samples whose timestep is in the less noisy half has the empty prompt or the anchor as its

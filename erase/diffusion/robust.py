@@ -10,7 +10,7 @@ around the prompt's own, and the step is made there:
 
 c is the forget prompt's condition, a its anchor's, ε0 the model at the start. The bound r is a share of the root mean
 square of c - a, so that it means the same for every text encoder. Looking in both halves would harm more of what
-stays, and what is drawn in the concept's place would be less sharp.
+stays, and what is drawn in the concept's place would be less sharp. ρ is 2 r / `steps`.
 
 What an attacker on the side of the image does is to start from a half-noised image of the concept, and to ask for
 nothing. So a share of the samples whose timestep is in the less noisy half has the empty prompt or the anchor as its
@@ -33,7 +33,7 @@ from torch import Tensor
 from erase.diffusion import condition
 from erase.diffusion.condition import WORDS, Condition
 from erase.diffusion.denoiser import Denoiser, as_denoiser
-from erase.diffusion.losses import Dropped, Exchanged, Redirect
+from erase.diffusion.losses import Exchanged, Redirect
 from erase.engine.backend import LossFn
 from erase.engine.losses import Objective, Training
 from erase.engine.sharding import is_sharded
@@ -51,8 +51,8 @@ class Robust:
     """r, how far they lead: a share of the root mean square of the difference between the prompt's condition and its
     anchor's."""
     images: float = 0.25
-    """The share of the less noisy half of the samples that are images of the concept under the empty prompt or the
-    anchor."""
+    """The share of the less noisy half of the samples that have the empty prompt or the anchor as their condition. With
+    `forget.pictures=both` half of these are images of the anchor."""
     away: float = 1.0
     """η, how far these are led beyond the anchor."""
 
@@ -114,8 +114,8 @@ class RobustRedirect:
         for name in WORDS:
             if name in start:
                 x = start[name]
-                apart = (x - anchor[name]).flatten(1).square().mean(1).sqrt()
-                reach[name] = (wanted.radius * apart.view(-1, *[1] * (x.ndim - 1)))[rows]
+                rms = (x - anchor[name]).flatten(1).square().mean(1).sqrt()
+                reach[name] = (wanted.radius * rms.view(-1, *[1] * (x.ndim - 1)))[rows]
                 drawn = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
                 moved[name] = reach[name] * (2 * drawn[rows] - 1)
         asked = {name: x[rows] for name, x in start.items()}
@@ -124,7 +124,8 @@ class RobustRedirect:
             with torch.enable_grad():
                 free = {name: x.detach().requires_grad_(True) for name, x in moved.items()}
                 found = model.predict(noisy, t, {**asked, **{name: asked[name] + x for name, x in free.items()}})
-                grads = torch.autograd.grad(model.error(found, concept).sum(), list(free.values()))
+                apart = model.error(found, concept).sum() * noisy[0].numel()  # signs count, which float16 would lose
+                grads = torch.autograd.grad(apart, list(free.values()))
             for (name, r), grad in zip(reach.items(), grads, strict=True):
                 stepped = moved[name] - 2 * r / wanted.steps * grad.sign()
                 moved[name] = torch.minimum(torch.maximum(stepped, -r), r)
@@ -159,7 +160,7 @@ def harden(objective: Objective, wanted: Robust) -> Objective:
     def hardened(loss: LossFn) -> LossFn:
         if isinstance(loss, Training):
             return replace(loss, loss=hardened(loss.loss))
-        if isinstance(loss, Dropped) or not isinstance(loss, Redirect) or loss.frozen is None:
+        if not isinstance(loss, Redirect) or loss.frozen is None:
             raise ValueError(
                 "method.robust needs forget.loss=redirect, forget.target=frozen and forget.dropout=0; got "
                 f"{objective.name}: set them, or robust=null"

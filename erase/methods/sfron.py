@@ -87,7 +87,7 @@ def sfron(
         clip_forget: gradient norm limit of forget steps.
         clip_remain: gradient norm limit of remain steps, or of the joint step.
         robust: makes a redirect hold near the prompt too, by `steps`, `radius`, `images` and `away`, such as
-            `{steps: 3, radius: 1.0}`: see the methods' README.
+            `{steps: 3, radius: 1.0}`: see the methods' README. Without `forget` it does nothing.
         forget: forget objective; by default the loss, ascended.
         remain: remain objective.
 

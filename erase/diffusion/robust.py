@@ -9,8 +9,8 @@ around the prompt's own, and the step is made there:
     min over θ of  ‖ε_θ(z_t, t, c + δ) - ε0(z_t, t, a)‖²
 
 c is the forget prompt's condition, a its anchor's, ε0 the model at the start. The bound r is a share of the root mean
-square of c - a, so that it means the same for every text encoder. Looking in both halves would harm more of what
-stays, and what is drawn in the concept's place would be less sharp. ρ is 2 r / `steps`.
+square of c - a, so that it means the same for every text encoder; ρ is 2 r / `steps`. Looking in both halves harmed
+more of what stays, and made what is drawn in the concept's place less sharp.
 
 What an attacker on the side of the image does is to start from a half-noised image of the concept, and to ask for
 nothing. So a share of the samples whose timestep is in the less noisy half has the empty prompt or the anchor as its
@@ -104,7 +104,7 @@ class RobustRedirect:
         """Conditions near the prompts' own under which the network predicts the concept, leaves `[B, …]`.
 
         Samples for which `where` `[B]` does not hold keep theirs. Processes that share the weights must ask the network
-        equally often, so they look for all samples.
+        equally often, so they take all samples along; the bound of those that keep theirs is 0.
         """
         wanted, start = self.wanted, dict(cond)
         rows = torch.arange(len(t), device=t.device) if is_sharded(model.net) else where.nonzero().flatten()
@@ -115,7 +115,7 @@ class RobustRedirect:
             if name in start:
                 x = start[name]
                 rms = (x - anchor[name]).flatten(1).square().mean(1).sqrt()
-                reach[name] = (wanted.radius * rms.view(-1, *[1] * (x.ndim - 1)))[rows]
+                reach[name] = (wanted.radius * rms * where).view(-1, *[1] * (x.ndim - 1))[rows]
                 drawn = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
                 moved[name] = reach[name] * (2 * drawn[rows] - 1)
         asked = {name: x[rows] for name, x in start.items()}
@@ -123,14 +123,14 @@ class RobustRedirect:
         for _ in range(wanted.steps):
             with torch.enable_grad():
                 free = {name: x.detach().requires_grad_(True) for name, x in moved.items()}
-                found = model.predict(noisy, t, {**asked, **{name: asked[name] + x for name, x in free.items()}})
-                apart = model.error(found, concept).sum() * noisy[0].numel()  # signs count, which float16 would lose
+                said = model.predict(noisy, t, {**asked, **{name: asked[name] + x for name, x in free.items()}})
+                apart = model.error(said, concept).sum() * noisy[0].numel()  # signs count, which float16 would lose
                 grads = torch.autograd.grad(apart, list(free.values()))
             for (name, r), grad in zip(reach.items(), grads, strict=True):
                 stepped = moved[name] - 2 * r / wanted.steps * grad.sign()
                 moved[name] = torch.minimum(torch.maximum(stepped, -r), r)
-        there = {name: start[name].index_copy(0, rows, (asked[name] + x).detach()) for name, x in moved.items()}
-        return condition.where(where, {**start, **there}, start)
+        found = {name: start[name].index_copy(0, rows, (asked[name] + x).detach()) for name, x in moved.items()}
+        return {**start, **found}
 
     def probes(
         self, model: Denoiser, batch: dict[str, Any], asked: Condition, where: Tensor

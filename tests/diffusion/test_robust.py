@@ -9,6 +9,7 @@ import torch
 import toys
 from torch import Tensor
 
+from erase.diffusion import robust
 from erase.diffusion.denoiser import mse
 from erase.diffusion.losses import Dropped, Redirect, copies, forget_objective
 from erase.diffusion.robust import Robust, RobustRedirect, harden
@@ -87,6 +88,19 @@ def test_the_adversary_costs_passes_of_the_noisy_half_alone() -> None:
     sizes.clear()
     loss(model, batch | {"t": torch.zeros(8, dtype=torch.long)}, toys.gen())
     assert sizes == [8, 8, 8]
+
+
+def test_where_processes_share_the_weights_all_samples_are_asked_for_and_the_same_ones_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, loss, batch = setup(steps=3, images=0.0)
+    batch |= {"t": torch.tensor([3, 30, 24, 25, 49, 0, 40, 10])}
+    alone = loss(model, batch, toys.gen(1))
+    sizes: list[int] = []
+    model.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
+    monkeypatch.setattr(robust, "is_sharded", lambda of: True)
+    torch.testing.assert_close(loss(model, batch, toys.gen(1)), alone)
+    assert sizes == [8] * 6
 
 
 def test_images_of_the_concept_are_led_away_under_the_empty_prompt_and_the_anchor() -> None:

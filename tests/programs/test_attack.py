@@ -65,7 +65,11 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
                 assert entry["prompt"].endswith("a photo of a cat")
                 last = attacked / f"attacks/{name}/{when}" / f"{found[0]['search']:03d}-{entry['rounds'] - 1:02d}"
                 assert len(list(last.glob("*.png"))) == len([e for e in found if e["rounds"] >= entry["rounds"]])
-        assert summarise(read(attacked / "report.json"))[f"asr_{name}"] == robust[name]["erased"]["rate"]
+        summary = summarise(read(attacked / "report.json"))
+        assert summary[f"asr_{name}"] == robust[name]["erased"]["rate"]
+    rates = [value for key, value in summary.items() if key.startswith("asr_") or key in ("inverted", "paraphrased")]
+    assert len(rates) > 5
+    assert summary["attacked"] == max(rates)
     for name in ("soft_prompt", "ring_a_bell", "half_noised", "inpaint", "latent_seed"):
         assert robust[name]["base"]["n"] == robust[name]["erased"]["n"] == 2
         for when in ("base", "erased"):

@@ -611,6 +611,30 @@ def test_methods_on_the_pareto_front_are_marked() -> None:
     assert Path("out/forgetting.svg").read_text().count("<circle") == 3 + 1
 
 
+def test_the_front_with_attacks_has_what_withstands_them() -> None:
+    """Behind in all three goals, and ahead where attacks count: on the second front alone."""
+    seen = {1: (0.0, 0.9, 1.0, 0.8), 2: (0.1, 0.8, 2.0, 0.2), 3: (0.1, 0.8, 2.0, 0.9)}
+
+    def found(config: SdConfig) -> dict[str, Any]:
+        names = ("forget", "remain", "rte_s", "attacked")
+        return dict(zip(names, seen[config.train.steps], strict=True))
+
+    methods = {name: {"train": {"steps": step}} for step, name in enumerate(("plain", "robust", "worse"), 1)}
+    table = compare(Program(found), methods=methods, targets={"cat": {}}, seeds=[0], columns=["attacked"])
+    assert table.read_text().splitlines() == [
+        "| method | target | attacked | front | front_attacked |",
+        "|---|---|---|---|---|",
+        "| plain | cat | 0.800 | ● | ● |",
+        "| robust | cat | 0.200 |  | ● |",
+        "| worse | cat | 0.900 |  |  |",
+    ]
+    results = json.loads(Path("out/results.json").read_text())
+    assert (results["front"], results["front_attacked"]) == ({"cat": ["plain"]}, {"cat": ["plain", "robust"]})
+    page = Path("out/index.html").read_text()
+    assert '<th scope="col">Pareto front with attacks</th>' in page
+    assert "The front with attacks counts" in page
+
+
 def test_numbers_that_only_some_runs_have() -> None:
     def some(config: SdConfig) -> dict[str, Any]:
         return {**numbers(config), "drop": 2.0 if config.seed else None}

@@ -314,6 +314,7 @@ NAMES: dict[str, Name] = {
     "summary.asr_prompt_search": Name("Brought back by searched words (UnlearnDiffAtk)", "share", -1),
     "summary.asr_ring_a_bell": Name("Brought back by searched prompts (Ring-A-Bell)", "share", -1),
     "summary.asr_soft_prompt": Name("Brought back by a learned embedding", "share", -1),
+    "summary.attacked": Name("Brought back by the worst attack", "share", -1),
     "summary.benign_#": Name("Brought back by # steps on other images", "share", -1),
     "summary.coverage": Name("Coverage, worst label", "share", 1),
     "summary.cra": Name("Cross-domain retain accuracy", "share", 1),

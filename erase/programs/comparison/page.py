@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from erase.programs.comparison import tables
 from erase.programs.comparison.images import Finished, image_blocks
 from erase.programs.comparison.spec import Spec
 from erase.store import files
+
+FRONTS = {tables.FRONT: "Pareto front", tables.ATTACKED_FRONT: "Pareto front with attacks"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def write_page(
     """
     results = [one.result for one in done]
     own, over = tables.rows_of(results)
-    best = tables.front([*own, *over], goals)
+    best = tables.fronts([*own, *over], goals)
     blocks, blurred, note = image_blocks(spec.pipeline, done, out, boxes)
     every = tables.keys_of(results)[3:]
     main = [name for name in spec.columns or dict.fromkeys([*axes, *goals]) if name in every]
@@ -78,7 +80,7 @@ def write_page(
         "plots": [
             plot
             for pair in (axes, cost)
-            if (plot := tables.plot(own, pair, best if pair == axes else [], legend=False))
+            if (plot := tables.plot(own, pair, best.get(tables.FRONT, []) if pair == axes else [], legend=False))
         ],
         "legend": key([tables.series(method) for method, *_ in tables.plotted(own, axes)]),
         "first": results[0]["method"],
@@ -162,7 +164,9 @@ def _counts(done: Sequence[Finished]) -> dict[str, Any] | None:
     }
 
 
-def _means(rows: Sequence[tables.Row], names: Sequence[str], best: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _means(
+    rows: Sequence[tables.Row], names: Sequence[str], best: Mapping[str, Sequence[tables.Place]]
+) -> dict[str, Any]:
     """A table of means over seeds, in the units of its headings."""
     return {
         "heads": [name_of("summary", name).heading for name in names],
@@ -171,11 +175,11 @@ def _means(rows: Sequence[tables.Row], names: Sequence[str], best: Sequence[tupl
                 method,
                 "all targets" if target == tables.ALL else target,
                 [_cell(some, name) for name in names],
-                (method, target) in best,
+                [(method, target) in on for on in best.values()],
             )
             for method, target, some in rows
         ],
-        "front": bool(best),
+        "fronts": [FRONTS[name] for name in best],
     }
 
 

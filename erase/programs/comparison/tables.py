@@ -19,6 +19,11 @@ Result = Mapping[str, Any]
 Row = tuple[str, str, list[Result]]
 """Method, target and their runs; over all targets the target is `ALL`."""
 ALL = "all"
+Place = tuple[str, str]
+"""Method and target."""
+FRONT = "front"
+"""The Pareto front of a job's goals; with what the worst attack brings back as a further one, `ATTACKED_FRONT`."""
+ATTACKED_FRONT = "front_attacked"
 
 
 def write(
@@ -38,7 +43,7 @@ def write(
     """
     keys, names = keys_of(results), names_of(results, columns)
     own, over = rows_of(results)
-    best = front([*own, *over], goals)
+    best = fronts([*own, *over], goals)
     lines = table([*own, *over], names, axes, best)
     if "rte_s" in names:
         lines += ["", "rte_s: seconds of mask and steps, without those of the data that the runs share (data_s)"]
@@ -48,21 +53,24 @@ def write(
     writer.writerow(keys)
     writer.writerows([result.get(k) for k in keys] for result in results)
     files.write_text(out / "table.csv", buffer.getvalue())
-    fronts = {target: [m for m, t in best if t == target] for target in dict.fromkeys(t for _, t in best)}
-    files.write_json(out / "results.json", {"schema": 1, "runs": list(results), "front": fronts})
-    if image := plot(own, axes, best):
+    on = {
+        name: {target: [m for m, t in rows if t == target] for target in dict.fromkeys(t for _, t in rows)}
+        for name, rows in best.items()
+    }
+    files.write_json(out / "results.json", {"schema": 1, "runs": list(results), FRONT: {}} | on)
+    if image := plot(own, axes, best.get(FRONT, [])):
         files.write_text(out / "forgetting.svg", image)
 
 
 def table(
-    rows: Sequence[Row], names: Sequence[str], axes: tuple[str, str], best: Sequence[tuple[str, str]]
+    rows: Sequence[Row], names: Sequence[str], axes: tuple[str, str], best: Mapping[str, Sequence[Place]]
 ) -> list[str]:
     """The lines of `table.md`."""
-    heads = ["method", "target", *names, *(["front"] if best else [])]
+    heads = ["method", "target", *names, *best]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for method, target, some in rows:
         cells = [spread(some, name) + (bracket(some, name) if name in axes else "") for name in names]
-        cells += ["●" if (method, target) in best else ""] if best else []
+        cells += ["●" if (method, target) in on else "" for on in best.values()]
         lines.append("| " + " | ".join([method, target, *cells]) + " |")
     return lines
 
@@ -77,9 +85,7 @@ def series(method: str) -> str:
     return method.partition(" [")[0]
 
 
-def plot(
-    rows: Sequence[Row], axes: tuple[str, str], best: Sequence[tuple[str, str]], *, legend: bool = True
-) -> str | None:
+def plot(rows: Sequence[Row], axes: tuple[str, str], best: Sequence[Place], *, legend: bool = True) -> str | None:
     """A point for each method and target that has both numbers, in the units of `NAMES`; `None` without any."""
     shown = plotted(rows, axes)
     if not shown:
@@ -145,7 +151,13 @@ def group(results: Sequence[Result], method: str, target: str | None = None) -> 
     return [r for r in results if r["method"] == method and target in (None, r["target"])]
 
 
-def front(rows: Sequence[Row], goals: Sequence[str]) -> list[tuple[str, str]]:
+def fronts(rows: Sequence[Row], goals: Sequence[str]) -> dict[str, list[Place]]:
+    """The rows on each Pareto front that has any."""
+    found = {FRONT: front(rows, goals), ATTACKED_FRONT: front(rows, [*goals, "attacked"])}
+    return {name: places for name, places in found.items() if places}
+
+
+def front(rows: Sequence[Row], goals: Sequence[str]) -> list[Place]:
     """Method and target of the rows on their target's Pareto front; rows that lack one of the numbers are left out.
 
     Which way a number is better `NAMES` says.

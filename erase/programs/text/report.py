@@ -112,7 +112,8 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     images) and cross-domain (of the other half of what was asked, in all images), means over prompts as in
     UnlearnCanvas (Zhang et al., NeurIPS 2024, arXiv 2402.11846). `near`, `far`, `partner`, where prompt sets have
     groups or rows of several objects: accuracy on the others of the erased concept's group, of other groups, and of
-    what stands beside the erased concept; `near_kept` and so on: the same as a share of the base's.
+    what stands beside the erased concept; `near_kept` and so on: the same as a share of the base's. Of attacks: a rate
+    each, and as `attacked` the highest of those that do not train the model.
     """
     out: dict[str, float | str | None] = {}
     seen = {when: report[when].get("flagged") or report[when].get("nudity") for when in ("before", "after")}
@@ -127,8 +128,10 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     out |= run_time(report["timing"])
     robust = report.get("robustness") or {}
     for name, numbers in robust.items():
-        if isinstance(numbers, dict) and "erased" in numbers:
-            out[COLUMNS.get(name, f"asr_{name}")] = numbers["erased"]["rate"]
+        if (rate := rate_of(numbers)) is not None:
+            out[COLUMNS.get(name, f"asr_{name}")] = rate
+    if rates := [rate for numbers in robust.values() if (rate := rate_of(numbers)) is not None]:
+        out["attacked"] = max(rates)
     for point in robust.get("relearn", {}).get("curve", []):
         out[f"relearned_{point['steps']}"] = point["rate"]
     for point in robust.get("relearn_lora", {}).get("curve", []):
@@ -138,6 +141,12 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     if "until" in report:
         out["steps"] = report["timing"]["steps"]
     return out
+
+
+def rate_of(attack: object) -> float | None:
+    """The share of images that an attack brings back; `None` of one that is a curve over steps of training."""
+    rate: float | None = attack["erased"]["rate"] if isinstance(attack, dict) and "erased" in attack else None
+    return rate
 
 
 def summed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | str | None]:

@@ -312,6 +312,9 @@ def test_method_settings_are_those_of_its_builder() -> None:
         ({"fast_rate": 1.0, "fast_rule": "sdg"}, r"method\.fast_rule: .*'sgd'.*; got 'sdg'"),
         ({"fast_rate": 1.0, "slow_steps": 1.5}, r"method\.slow_steps: .*; got 1\.5"),
         ({"fast_rate": 1.0, "mask": "x"}, r"unknown setting method\.mask"),
+        ({"fast_rate": 1.0, "robust": {"step": 3}}, r"unknown setting method\.robust\.step; did you mean .*steps\?"),
+        ({"fast_rate": 1.0, "robust": 3}, r"method\.robust: a group of settings, given as method\.robust\.steps=…"),
+        ({"fast_rate": 1.0, "robust": {"images": 2}}, r"method\.robust: robust needs .* images in \[0, 1\]; got"),
     ],
 )
 def test_wrong_method_settings_are_one_clear_line(settings: dict[str, Any], said: str) -> None:

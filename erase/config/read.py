@@ -225,10 +225,11 @@ PLAIN = {
 """What pydantic's errors are called in messages."""
 
 
-def _first(error: ValidationError, kind: type) -> str:
+def _first(error: ValidationError, kind: Any, *before: str) -> str:
+    """The first error in plain words; `before` is where the value of `kind` stands."""
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part) for part in (*before, *first["loc"]))
     if first["type"] == "unexpected_keyword_argument":
         return _unknown(path, _keys(kind, first["loc"][:-1]))
     if first["type"] in ("missing", "missing_argument"):
@@ -238,16 +239,22 @@ def _first(error: ValidationError, kind: type) -> str:
     if first["type"] == "dataclass_type":
         key = next(iter(_keys(kind, first["loc"])), "key")
         return f"{path}: a group of settings, given as {path}.{key}=… and so on; got {first['input']!r}"
+    if first["type"] == "value_error":  # of a check of ours, which says what was got
+        return f"{path}: {first['ctx']['error']}"
     said = first["msg"].replace("Input should be", "must be")
     return f"{path}: {PLAIN.get(first['type'], said[0].lower() + said[1:])}; got {first['input']!r}"
 
 
 def _keys(kind: Any, path: Sequence[int | str]) -> list[str]:
+    """The settings of a group, by the path to it within one of `kind`."""
+    group = _group(kind)
     for part in path:
-        types = inspect.get_annotations(kind, eval_str=True)
-        found = types.get(str(part))
-        kind = next((option for option in options_in(found) if dataclasses.is_dataclass(option)), None)
-    return [f.name for f in dataclasses.fields(kind)] if kind is not None else []
+        group = _group(inspect.get_annotations(group, eval_str=True).get(str(part))) if group is not None else None
+    return [f.name for f in dataclasses.fields(group)] if group is not None else []
+
+
+def _group(annotation: Any) -> Any:
+    return next((option for option in options_in(annotation) if dataclasses.is_dataclass(option)), None)
 
 
 def options_in(annotation: Any) -> list[Any]:
@@ -283,7 +290,7 @@ def arguments(settings: Mapping[str, Any], entry: Entry, prefix: str = "method")
         try:
             out[key] = _adapter(allowed[key].annotation).validate_python(_number(value))
         except ValidationError as error:
-            raise ValueError(f"{prefix}.{key}: {error.errors()[0]['msg'].lower()}; got {value!r}") from None
+            raise ValueError(_first(error, allowed[key].annotation, prefix, key)) from None
     for name, parameter in allowed.items():
         if parameter.default is inspect.Parameter.empty and name not in out:
             raise ValueError(f"the setting {prefix}.{name} is missing: give {prefix}.{name}=…")

@@ -84,7 +84,7 @@ class RobustRedirect:
         with torch.no_grad():
             concept, target = (model.predict(noisy, t, c, first) for c in (cond, anchor))
         clear = model.process.bins(t, 2) == 0
-        asked = self.adversary(model, noisy, t, cond, anchor, concept, ~clear, generator)
+        asked = self.adversary(model, noisy, t, cond, anchor, concept, ~clear, batch["drop_draw"])
         asked, probed = self.probes(model, batch, asked, clear)
         shape = (-1, *[1] * (noisy.ndim - 1))
         target = torch.where(probed.view(shape), target - self.wanted.away * (concept - target), target)
@@ -99,12 +99,13 @@ class RobustRedirect:
         anchor: Condition,
         concept: Tensor,
         where: Tensor,
-        generator: torch.Generator,
+        chance: Tensor,
     ) -> dict[str, Tensor]:
         """Conditions near the prompts' own under which the network predicts the concept, leaves `[B, …]`.
 
         Samples for which `where` `[B]` does not hold keep theirs. Processes that share the weights must ask the network
-        equally often, so they take all samples along; the bound of those that keep theirs is 0.
+        equally often, so they take all samples along; the bound of those that keep theirs is 0. Where a sample's search
+        starts depends on its `chance` `[B]` alone, so that a batch may be taken in parts.
         """
         wanted, start = self.wanted, dict(cond)
         rows = torch.arange(len(t), device=t.device) if is_sharded(model.net) else where.nonzero().flatten()
@@ -114,10 +115,9 @@ class RobustRedirect:
         for name in WORDS:
             if name in start:
                 x = start[name]
-                rms = (x - anchor[name]).flatten(1).square().mean(1).sqrt()
-                reach[name] = (wanted.radius * rms * where).view(-1, *[1] * (x.ndim - 1))[rows]
-                drawn = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-                moved[name] = reach[name] * (2 * drawn[rows] - 1)
+                bound = wanted.radius * root_mean_square(x - anchor[name], start.get("mask")) * where
+                reach[name] = bound.to(x).view(-1, *[1] * (x.ndim - 1))[rows]
+                moved[name] = reach[name] * (2 * uniform(chance[rows], x[0]) - 1)
         asked = {name: x[rows] for name, x in start.items()}
         noisy, t, concept = noisy[rows], t[rows], concept[rows]
         for _ in range(wanted.steps):
@@ -148,6 +148,23 @@ class RobustRedirect:
         if model.null is None:
             return found, probed
         return condition.where(empty, condition.to(model.null, chance.device), found), probed
+
+
+def root_mean_square(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Of `x` `[B, …]` a number each, `[B]`; of tokens `[B, T, D]` those that are read, by a `mask` `[B, T]`."""
+    squares = x.float().square()
+    if mask is None or x.ndim < 3:
+        return squares.flatten(1).mean(1).sqrt()
+    read = mask.to(squares)
+    return ((squares.mean(2) * read).sum(1) / read.sum(1).clamp(min=1)).sqrt()
+
+
+def uniform(chance: Tensor, like: Tensor) -> Tensor:
+    """Numbers in [0, 1) of the shape and kind of `like` for each number in [0, 1) of `chance`, and of it alone."""
+    found = [
+        torch.rand(like.shape, generator=torch.Generator().manual_seed(int(seed * 2**53))) for seed in chance.tolist()
+    ]
+    return torch.stack(found).to(like)
 
 
 def harden(objective: Objective, wanted: Robust) -> Objective:

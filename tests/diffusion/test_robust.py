@@ -13,6 +13,7 @@ from erase.diffusion import robust
 from erase.diffusion.denoiser import mse
 from erase.diffusion.losses import Dropped, Redirect, copies, forget_objective
 from erase.diffusion.robust import Robust, RobustRedirect, harden
+from erase.engine.backend import map_batch
 from erase.engine.losses import Training
 from erase.methods.sfron import sfron
 
@@ -52,7 +53,7 @@ def test_the_adversary_finds_the_concept_within_its_bound_and_the_step_is_made_t
     batch |= {"t": torch.tensor([3, 30, 24, 25, 49, 0, 40, 10])}  # of 50
     noisy, t, cond, anchor = model.noisy(batch), batch["t"], batch["cond"], batch["anchor"]
     concept, target = (before(model, loss, batch, c) for c in (cond, anchor))
-    found = loss.adversary(model, noisy, t, cond, anchor, concept, t >= 25, toys.gen(1))
+    found = loss.adversary(model, noisy, t, cond, anchor, concept, t >= 25, batch["drop_draw"])
     bound = 0.5 * (cond["text"] - anchor["text"]).flatten(1).square().mean(1).sqrt()
     moved = (found["text"] - cond["text"]).flatten(1).abs().amax(1)
     assert bool((moved <= bound * (1 + 1e-5)).all())
@@ -64,7 +65,7 @@ def test_the_adversary_finds_the_concept_within_its_bound_and_the_step_is_made_t
             return mse(model.predict(noisy, t, c), concept)
 
     assert float(apart(found).sum()) < float(apart(cond).sum())
-    once_more = loss.adversary(model, noisy, t, cond, anchor, concept, t >= 25, toys.gen(1))
+    once_more = loss.adversary(model, noisy, t, cond, anchor, concept, t >= 25, batch["drop_draw"])
     assert torch.equal(found["text"], once_more["text"])
 
     losses = loss(model, batch, toys.gen(1))
@@ -88,6 +89,26 @@ def test_the_adversary_costs_passes_of_the_noisy_half_alone() -> None:
     sizes.clear()
     loss(model, batch | {"t": torch.zeros(8, dtype=torch.long)}, toys.gen())
     assert sizes == [8, 8, 8]
+
+
+def test_a_batch_in_parts_has_the_losses_of_the_whole() -> None:
+    """Where the search starts is a sample's own, whatever stands beside it (`train.micro_batch`)."""
+    model, loss, batch = setup(steps=2, radius=0.5)
+    whole = loss(model, batch, toys.gen(1))
+    parts = [loss(model, map_batch(lambda x, i=i: x[i : i + 2], batch), toys.gen(i)) for i in range(0, 8, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    other = loss(model, batch | {"drop_draw": (batch["drop_draw"] + 0.01) % 1}, toys.gen(1))
+    assert not torch.allclose(other, whole)
+
+
+def test_the_bound_is_of_tokens_that_are_read() -> None:
+    x = torch.randn(2, 4, 3, generator=toys.gen())
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    found = robust.root_mean_square(x, mask)
+    torch.testing.assert_close(found, torch.stack([x[0, :2].square().mean(), x[1].square().mean()]).sqrt())
+    torch.testing.assert_close(robust.root_mean_square(x, None), x.square().mean((1, 2)).sqrt())
+    torch.testing.assert_close(robust.root_mean_square(x[:, 0], mask), x[:, 0].square().mean(1).sqrt())  # pooled
+    assert torch.equal(robust.root_mean_square(x, mask * 0), torch.zeros(2))
 
 
 def test_where_processes_share_the_weights_all_samples_are_asked_for_and_the_same_ones_moved(

@@ -436,6 +436,9 @@ def test_nothing_judged_is_said_first(tmp_path: Path, settings: dict[str, Any], 
         ("forget", 0, 0, None, "open", "nothing to forget"),
         ("forget", 50, 40, 0.2, "bad", "no fall shown: −20.0 points, not beyond chance (paired test, p = 0.2)"),
         ("forget", 50, 47, 0.01, "good", "fell by 6.0 points (paired test, p = 0.01)"),
+        ("forget_anchor", 0, 40, None, "good", "rose by 80.0 points"),
+        ("forget_anchor", 0, 0, None, "open", "no rise shown: unchanged"),
+        ("forget_anchor", 40, 0, None, "bad", "fell by 80.0 points"),
         ("earlier", 0, 40, None, "bad", "rose by 80.0 points"),
         ("earlier", 0, 2, None, "open", "no return shown: +4.0 points, inside its interval"),
         ("earlier", 40, 0, None, "good", "fell by 80.0 points"),
@@ -452,6 +455,19 @@ def test_what_a_difference_is_worth(path: str, before: int, after: int, p: float
     found = verdict.judge(line.side, scores[0], scores[1], p)
     assert found[0] == mark
     assert found[1].startswith(said)
+
+
+def test_the_headline_does_not_take_the_anchor_for_what_was_erased() -> None:
+    def side(named: int, anchors: int) -> dict[str, Any]:
+        return {
+            "classes": {"forget": counted(named, 50), "forget_anchor": counted(anchors, 50), "remain": counted(50, 50)}
+        }
+
+    said = report.verdict({"before": side(50, 0), "after": side(0, 50)})[0]
+    assert said.startswith("Gone: 0 of 50")
+    assert "Not gone" not in said
+    (anchor,) = [line for line in verdict.lines({"before": side(50, 0), "after": side(0, 50)}) if line.side == "rise"]
+    assert (anchor.mark, anchor.group) == ("good", "Forgotten")
 
 
 def test_counts_that_disagree_are_called_so() -> None:

@@ -73,8 +73,9 @@ def cost(report: Mapping[str, Any]) -> list[str]:
 
 
 def _images(lines: Sequence[Line]) -> list[str]:
-    """A part for each count of whole concepts; those of object and style together are left to the cards."""
-    shown = [line for line in lines if not line.path[-1].endswith("_pairs")] or list(lines)
+    """A part for each count of whole concepts; anchors, and object and style together, are left to the cards."""
+    counts = [line for line in lines if line.side != "rise"]
+    shown = [line for line in counts if not line.path[-1].endswith("_pairs")] or counts
     found = []
     for line in shown:
         several = sum(other.side == line.side for other in shown) > 1

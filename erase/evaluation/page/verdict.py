@@ -25,9 +25,9 @@ CLOSE = 0.01
 FEWEST = 6
 """Pairs, below which the exact McNemar test calls no outcome beyond chance: its least p of n pairs is 2 · 0.5ⁿ."""
 Mark = Literal["good", "bad", "open", "few", "unknown", "none"]
-Side = Literal["fall", "gone", "stay", "retrained"]
-"""What should become of a count: fall, not rise again (of what was forgotten earlier), not fall, or be the retrained
-model's."""
+Side = Literal["fall", "rise", "gone", "stay", "retrained"]
+"""What should become of a count: fall, rise (of what is drawn in the concept's place), not rise again (of what was
+forgotten earlier), not fall, or be the retrained model's."""
 GROUPS = {"forget": "Forgotten", "earlier": "Forgotten earlier", "keep": "Kept"}
 """Headings of cards."""
 
@@ -83,7 +83,7 @@ def _side(path: tuple[str, ...], report: Mapping[str, Any]) -> Side:
         whole = isinstance(target, dict) and target.get("labels")
         return "stay" if not _is_forgotten(path) else "fall" if whole and "retrained" not in report else "retrained"
     if _is_forgotten(path):
-        return "fall"
+        return "rise" if path[-1] == "forget_anchor" else "fall"
     return "gone" if path[-1].startswith("earlier") else "stay"
 
 
@@ -153,7 +153,7 @@ def judge(side: Side, before: Score | None, after: Score | None, p: float | None
     if side == "retrained":
         return "none", f"{change} ({proof}); without a retrained model nobody knows what it should be"
     if not inside:
-        mark: Mark = "bad" if (points < 0) == (side == "stay") else "good"
+        mark: Mark = "bad" if (points < 0) == (side in ("stay", "rise")) else "good"
         return mark, f"{'fell' if points < 0 else 'rose'} by {abs(points):.1f} points ({proof})"
     if side == "fall" and before.hits == after.hits == 0:
         return "open", "nothing to forget: the base shows none"
@@ -161,6 +161,8 @@ def judge(side: Side, before: Score | None, after: Score | None, p: float | None
     said = f"{change} ({proof})" if points == 0 else f"{change}, {where} ({proof})"
     if side == "fall":
         return "bad", f"no fall shown: {said}"
+    if side == "rise":
+        return "open", f"no rise shown: {said}"
     what, worst = ("loss", -low) if side == "stay" else ("return", high)
     if worst > MARGIN:
         return "open", f"no {what} shown: {said}; too few images to exclude one of {100 * worst:.0f} points"

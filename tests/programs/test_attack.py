@@ -44,7 +44,8 @@ def attacked(text_runs: Runner, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.slow
 def test_an_erasure_is_attacked(attacked: Path) -> None:
-    robust = read(attacked / "report.json")["robustness"]
+    report = read(attacked / "report.json")
+    robust, summary = report["robustness"], summarise(report)
     assert (robust["concept"], robust["seconds"] > 0) == (["cat"], True)
     assert robust["paraphrases"]["by_prompt"].keys() == {"a cat", "cat"}  # not the dog, nor the forget prompt
     for when in ("base", "erased"):
@@ -65,7 +66,6 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
                 assert entry["prompt"].endswith("a photo of a cat")
                 last = attacked / f"attacks/{name}/{when}" / f"{found[0]['search']:03d}-{entry['rounds'] - 1:02d}"
                 assert len(list(last.glob("*.png"))) == len([e for e in found if e["rounds"] >= entry["rounds"]])
-        summary = summarise(read(attacked / "report.json"))
         assert summary[f"asr_{name}"] == robust[name]["erased"]["rate"]
     rates = [value for key, value in summary.items() if key.startswith("asr_") or key in ("inverted", "paraphrased")]
     assert len(rates) > 5
@@ -84,7 +84,6 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
     starts = {sha256(attacked / f"attacks/{name}/00000/00000-00.png") for name in ("relearn", "relearn_lora")}
     assert len(starts) == 1  # a LoRA changes nothing before it learns
     assert sha256(attacked / "attacks/relearn_lora/00001/00000-00.png") not in starts
-    summary = summarise(read(attacked / "report.json"))
     assert summary["paraphrased"] == robust["paraphrases"]["erased"]["rate"]
     assert summary["inverted"] == robust["inversion"]["erased"]["rate"]
     assert summary["relearned_2"] == robust["relearn"]["curve"][-1]["rate"]

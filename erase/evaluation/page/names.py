@@ -325,6 +325,8 @@ NAMES: dict[str, Name] = {
     "summary.forget": Name("Forgotten concept still recognised", "share", -1),
     "summary.forms": Name("Its other forms still recognised", "share", -1),
     "summary.frechet": Name("Fréchet distance of the others", "of the base's", -1),
+    "summary.front": Name("Pareto front"),
+    "summary.front_attacked": Name("Pareto front with attacks"),
     "summary.gap_fa": Name("Gap to the retrained model: forget accuracy", "points", -1),
     "summary.gap_forget_frechet_ratio": Name("Forgotten labels' Fréchet distance", "of the retrained model's"),
     "summary.gap_frechet": Name("Gap in Fréchet distance", "% of the retrained model's", -1),

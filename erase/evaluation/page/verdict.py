@@ -136,8 +136,6 @@ def judge(side: Side, before: Score | None, after: Score | None, p: float | None
         return "unknown", f"not known: {errors} {'image' if errors == 1 else 'images'} could not be looked at"
     if doubt := next((score.doubt for score in there if score.doubt), ""):
         return "unknown", f"no verdict: {doubt}"
-    if doubt := next((score.doubt for score in there if score.doubt), ""):
-        return "unknown", f"no verdict: {doubt}"
     if any(score.rate is None for score in there):
         return "unknown", "not known: no images"
     if before is None or after is None or before.rate is None or after.rate is None:

@@ -22,8 +22,6 @@ from erase.programs.comparison.images import Finished, image_blocks
 from erase.programs.comparison.spec import Spec
 from erase.store import files
 
-FRONTS = {tables.FRONT: "Pareto front", tables.ATTACKED_FRONT: "Pareto front with attacks"}
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -82,6 +80,7 @@ def write_page(
             for pair in (axes, cost)
             if (plot := tables.plot(own, pair, best.get(tables.FRONT, []) if pair == axes else [], legend=False))
         ],
+        "ringed": tables.FRONT in best,
         "legend": key([tables.series(method) for method, *_ in tables.plotted(own, axes)]),
         "first": results[0]["method"],
         "differences": _differences(results, main),
@@ -179,7 +178,7 @@ def _means(
             )
             for method, target, some in rows
         ],
-        "fronts": [FRONTS[name] for name in best],
+        "fronts": [name_of("summary", name).words for name in best],
     }
 
 

@@ -27,6 +27,7 @@ from erase.diffusion.families import family
 from erase.diffusion.losses import Denoise, forget_objective
 from erase.diffusion.model import Model
 from erase.diffusion.parameters import Learning
+from erase.diffusion.robust import Robust
 from erase.engine import sharding
 from erase.engine.backend import seeded, trainable
 from erase.engine.fisher import fisher_diagonal, mean_gradient
@@ -61,7 +62,7 @@ def open_all(work: Path, names: Sequence[str]) -> dict[str, tuple[Denoiser, list
 
 
 def learn(backend: Denoiser, sides: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A Fisher diagonal, masks, and weights after two steps of SFR-on, whole."""
+    """A Fisher diagonal, masks, and weights after a step of robust SFR-on and two of SFR-on, whole."""
     forget, remain = ([side] for side in sides)
     given: dict[str, Any] = {"chunk": 1}
     fishers = [fisher_diagonal(backend, data, generator=seeded("cpu", 3), **given) for data in (forget, remain)]
@@ -71,7 +72,8 @@ def learn(backend: Denoiser, sides: list[dict[str, Any]]) -> dict[str, Tensor]:
     for g in gradient.values():
         sharding.local(g).abs_()
     by_size = magnitude_mask(gradient, density=0.3)
-    method = sfron(
+    chosen = partial(
+        sfron,
         mask=mask,
         fast_rate=0.05,
         fast_rule="sgd",
@@ -81,17 +83,18 @@ def learn(backend: Denoiser, sides: list[dict[str, Any]]) -> dict[str, Tensor]:
         forget=forget_objective("redirect", backend.net, "frozen"),
         remain=Objective(Denoise(0.2), 1, "denoise"),
     )
-    unlearn(
-        backend,
-        replace(method, average=0.5),
-        forget,
-        remain,
-        steps=2,
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
-        seed=5,
-        accelerator=Accelerator(cpu=True),
-        micro_batch=1,
-    )
+    for method, steps in ((chosen(robust=Robust(images=0.5)), 1), (replace(chosen(), average=0.5), 2)):
+        unlearn(
+            backend,
+            method,
+            forget,
+            remain,
+            steps=steps,
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+            seed=5,
+            accelerator=Accelerator(cpu=True),
+            micro_batch=1,
+        )
     found = {f"fisher.{name}": x for name, x in sharding.gathered(fishers[0].named).items()}
     found |= {f"mask.{name}": x for name, x in mask.named.items()}
     found |= {f"by_size.{name}": x for name, x in by_size.named.items()}

@@ -87,6 +87,7 @@ def test_a_preset_may_have_a_byte_order_mark_and_a_bare_no(tmp_path: Path) -> No
         ("a: b: c", "YAML"),
         ("- a\n- b\n", "must hold a YAML mapping; got list"),
         ("", "must hold a YAML mapping; got NoneType"),
+        ("a: {x: 1}\nb: {y: 1, y: 2}", "'y' stands twice in one mapping, on line 2"),
         (b"\xff\xfe\x00bad", "YAML"),
     ],
 )
@@ -194,6 +195,9 @@ def test_merge_puts_later_settings_over_earlier_ones() -> None:
         (["model=runs/a", "architecture.layers=3"], [], {"architecture.layers": 3}),
         (["method.name=salun"], ["method.lambd"], {"method.name": "salun"}),
         (["method.name=sfron"], [], {"method.lambd": 0.5}),
+        (["forget.prompts=[mine.csv]"], ["forget.only"], {"forget.prompts": ["mine.csv"]}),
+        (["forget.prompts=[all.csv]"], [], {"forget.only": ["cat"]}),
+        (["forget.prompts=[mine.csv]", "forget.only=[dog]"], [], {"forget.only": ["dog"]}),
     ],
 )
 def test_a_choice_takes_the_place_of_another(words: list[str], gone: list[str], left: dict[str, Any]) -> None:
@@ -201,7 +205,7 @@ def test_a_choice_takes_the_place_of_another(words: list[str], gone: list[str], 
         "model": "new",
         "architecture": {"layers": 2},
         "method": {"name": "sfron", "lambd": 0.5},
-        "forget": {"fraction": 0.1, "seed": 3},
+        "forget": {"fraction": 0.1, "seed": 3, "prompts": ["all.csv"], "only": ["cat"]},
     }
     before = dump_of(below)
     found = paths(override(below, words))

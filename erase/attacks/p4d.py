@@ -9,8 +9,9 @@ Words are vectors that are stepped by Adam; what the loss sees is the nearest wo
 there is taken for that of the vector. They start from words drawn at random.
 
 Deliberate differences: words stand before the prompt, at the same timesteps and with the same number of iterations as
-`prompt_search`, which is how that attack's authors compare the two; P4D's own script draws timesteps at random and
-takes 3,000 iterations. Several encoders of one vocabulary read the same words, the nearest by the sum of their cosines.
+`prompt_search`, and with its number of words, optimizer and rate, which is how that attack's authors compare the two;
+P4D's own script has 16 words, AdamW at the rate 0.1, random timesteps and 3,000 iterations. Several encoders of one
+vocabulary read the same words, the nearest by the sum of their cosines.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 B searches run at once, each with an image and a prompt of its own. The encoders of a model that read the same
 vocabulary read the same tokens; where vocabularies differ (CLIP's and T5's), each has its own. What is found is judged
-as token ids, as the field does: a tokenizer need not read their text in the same way.
+as token ids. The authors of both attacks decode it and read it again, and a tokenizer seldom reads the text of such
+tokens in the same way: our attacker has the weights, and may give the network any tokens.
 """
 
 from __future__ import annotations

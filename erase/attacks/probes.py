@@ -32,7 +32,7 @@ class Path:
     model: Denoiser
     steps: int
     guidance: float = 1.0
-    """1 asks the network once a step."""
+    """As the model's diffusers pipeline defines it: up to 1 there is none, and the network is asked once a step."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def times(self, device: torch.device, share: float = 1.0) -> Tensor:
@@ -44,7 +44,7 @@ class Path:
         times = t.expand(len(z))
         with self.autocast():
             found = self.model.predict(z, times, cond)
-            if guidance != 1 and self.model.null is not None:
+            if guidance > 1 and self.model.null is not None:
                 null = condition.expand(condition.to(self.model.null, z.device), len(z))
                 without = self.model.predict(z, times, null)
                 found = without + guidance * (found - without)
@@ -74,9 +74,9 @@ class Path:
     def invert(self, data: Tensor, times: Tensor, cond: Condition) -> Tensor:
         """The sample at the last of `times` from which `denoise` would come to `data`, without guidance."""
         z = data
-        for i in range(len(times) - 1):
-            found = self.split(z, times[i], cond, 1.0)
-            z = self.model.process.noisy(*found, times[i + 1].expand(len(z)))
+        for t, above in zip(torch.cat([times[:1], times[:-1]]), times, strict=True):  # data are asked at the first
+            clean, noise = self.split(z, t, cond, 1.0)
+            z = self.model.process.noisy(data if z is data else clean, noise, above.expand(len(z)))
         return z
 
 

@@ -190,13 +190,15 @@ def attack(
     out: OutDir,
     preset: Annotated[
         str | None,
-        typer.Option(help="A paper's attack and its budget: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."),
+        typer.Option(
+            help="An attack with a published budget: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."
+        ),
     ] = None,
     resume: Resume = False,
 ) -> None:
     """Try to bring back the concept that a run erased.
 
-    Runs the attacks in eval.attacks; by default paraphrases, inversion and relearn.
+    Runs the attacks in eval.attacks; by default inversion and relearn, and paraphrases if there are some.
 
     All attacks: erase settings sd eval.attacks. Their settings: erase settings sd attack.
 

@@ -26,6 +26,19 @@ ONE_OF = (("forget.fraction", "forget.labels", "forget.ids", "forget.split"),)
 """Settings that say the same in different ways: who sets one of them later takes the place of the others."""
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        found = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in found:
+                raise yaml.YAMLError(f"{key.value!r} stands twice in one mapping, on line {key.start_mark.line + 1}")
+            found.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
 def read_preset(path: Path) -> dict[str, Any]:
     """A preset file as a mapping.
 
@@ -33,7 +46,7 @@ def read_preset(path: Path) -> dict[str, Any]:
         ValueError: for a file that is missing or no YAML mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Once)  # a safe loader
     except FileNotFoundError:
         raise ValueError(f"no such preset file: {path}") from None
     except IsADirectoryError:
@@ -68,7 +81,8 @@ def over(below: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
 def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
     """Paths of what gives way to the settings that are named, by path.
 
-    The others of `ONE_OF`, another method's settings, and a new model's architecture where the model is there.
+    The others of `ONE_OF`, another method's settings, a new model's architecture where the model is there, and the
+    choice among forget prompts where these are others.
     """
     gone = [
         other
@@ -77,6 +91,9 @@ def superseded(below: Mapping[str, Any], named: Mapping[str, Any]) -> list[str]:
         for other in group
         if other not in named
     ]
+    prompts = named.get("forget.prompts")
+    if prompts is not None and "forget.only" not in named and prompts != files.paths(below).get("forget.prompts"):
+        gone.append("forget.only")
     if named.get("model", NEW) != NEW:
         gone.append("architecture")
     name = named.get("method.name")

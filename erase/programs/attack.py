@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from erase.config import AttackName, SdConfig, merge, override, parse
 from erase.diffusion.checkpoints import folders
@@ -20,6 +20,7 @@ from erase.diffusion.lora.read import with_loras
 from erase.diffusion.model import Model, open_model
 from erase.engine import distributed
 from erase.engine.precision import Precision
+from erase.engine.sharding import asked
 from erase.evaluation import detections, detector, report
 from erase.programs import saving
 from erase.programs.attacks.kinds import BATCHED, KINDS
@@ -29,6 +30,7 @@ from erase.programs.launching import start
 from erase.programs.text.judge import calibrate, check_evaluators, judges_of
 from erase.programs.text.judges.nudity import hides
 from erase.programs.text.judges.seam import Judge, concept
+from erase.programs.text.lesson import readable
 from erase.programs.text.plan import Plan, make_plan
 from erase.store import files
 
@@ -45,7 +47,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "attack": {"ring_a_bell": {"tokens": 16, "strength": 3.0, "population": 200, "generations": 3000}},
     },
 }
-"""Attacks as published: budgets, and for NudeNet the count of UnlearnDiffAtk (scores above .45)."""
+"""Budgets as published (P4D's as in UnlearnDiffAtk's comparison), and UnlearnDiffAtk's count of NudeNet (above .45)."""
+DEFAULT: tuple[AttackName, ...] = ("paraphrases", "inversion", "relearn")
+"""Those of `erase attack` where nothing names others; paraphrases only where the settings have some."""
 JUDGES = ("eval.classifier", "eval.flag", "eval.clip", "eval.alternatives", "eval.nudity")
 TAKES = ("attack.", "eval.attacks", *JUDGES, "precision")
 """How settings begin that do not belong to the run."""
@@ -65,7 +69,7 @@ def attack_run(
 
     Args:
         run: its folder.
-        words: `key=value` settings, of the attacks and of how images are judged; all attacks unless they say so.
+        words: `key=value` settings, of the attacks and of how images are judged; `DEFAULT` attacks unless they say so.
         out: the folder to write.
         preset: a protocol of `PROTOCOLS`, under the words.
         resume: whether to go on with what it holds.
@@ -82,10 +86,11 @@ def attack_run(
     erased = locate(run / saving.MODEL, components=config.components)
     if folders.fingerprint(source) != record["base"]["weights"]:
         raise ValueError(f"{config.model} has changed since {run}: restore the model that the run started from")
-    plan = make_plan(config, folders.forgotten(source))
+    model = open_model(source)
+    plan = readable(config, make_plan(config, folders.forgotten(source)), model, say)
     judges = judges_of(config, plan)
     check_evaluators(config, plan, judges)
-    check_attacks(config, plan, open_model(source))
+    check_attacks(config, plan, model)
     if (found := calibrate(config, plan, judges, run / "images" / "base")) is not None:
         say(f"{config.eval.clip}: {found}")
     about = {"base": record["base"], "erased": folders.fingerprint(erased)}
@@ -129,10 +134,10 @@ def finished_run(run: Path) -> dict[str, Any]:
 
 
 def settings_of(made: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """A run's settings with those of the attacks put over them; all attacks unless they say so.
+    """A run's settings with those of the attacks put over them; `DEFAULT` attacks unless one of them says so.
 
     Raises:
-        ValueError: for settings that would change the run.
+        ValueError: for settings that would change the run, and for no attacks.
     """
     for word in words:
         key = word.partition("=")[0].strip()
@@ -140,14 +145,20 @@ def settings_of(made: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]
             raise ValueError(
                 f"{key} cannot change after the run: leave it out; erase attack only takes {', '.join(TAKES)}"
             )
-    every: list[AttackName] = ["paraphrases", "inversion", "relearn"]
     kept = override(made, words)
-    kept["eval"]["attacks"] = kept["eval"].get("attacks") or every
+    if not kept["eval"].get("attacks"):
+        if any(word.partition("=")[0].strip() == "eval.attacks" for word in words):
+            raise ValueError("eval.attacks is empty: name attacks, or leave it out")
+        others = kept.get("attack", {}).get("paraphrases", {}).get("prompts")
+        kept["eval"]["attacks"] = [name for name in DEFAULT if name != "paraphrases" or others]
     return kept
 
 
 def protocol(name: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's settings with those of a protocol; NudeNet counts as the protocol does, where the run asks it.
+    """A run's settings with those of a protocol.
+
+    With UnlearnDiffAtk's, NudeNet counts as it does, where the run has another published count; classes of the run's
+    own stay.
 
     Raises:
         ValueError: for an unknown protocol.
@@ -157,8 +168,9 @@ def protocol(name: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
     if name not in PROTOCOLS:
         raise ValueError(f"no attack preset {name!r}; presets: {', '.join(PROTOCOLS)}")
     found = merge(config, PROTOCOLS[name])
-    if config["eval"].get("nudity") is not None:
-        found["eval"]["nudity"] = {"preset": "attack", "channels": config["eval"]["nudity"]["channels"]}
+    counted = config["eval"].get("nudity") or {}
+    if name.startswith("unlearndiffatk") and counted.get("preset") is not None:
+        found["eval"]["nudity"] = {**counted, "preset": "attack"}
     return found
 
 
@@ -184,6 +196,11 @@ def check_attacks(config: SdConfig, plan: Plan, model: Model) -> None:
         size = getattr(config.attack, name).batch_size if name in BATCHED else distributed.world()
         if size % distributed.world():
             raise ValueError(f"attack.{name}.batch_size {size} does not divide over {distributed.world()} processes")
+    trains = [name for name in config.eval.attacks if name in BATCHED]
+    if trains and distributed.world() > 1 and asked(PartialState()) is not None:
+        raise ValueError(
+            f"eval.attacks has {trains[0]}, which does not work with --use_fsdp: run erase attack on the run without it"
+        )
 
 
 def attack(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from erase import config
+from erase.engine.updates import NonFiniteError
 from erase.programs import saving
 from erase.programs.comparison import tables
 from erase.programs.comparison.images import Finished
@@ -116,8 +117,8 @@ class Comparison:
     left: dict[int, Run] = field(init=False)
     failed: dict[int, str] = field(default_factory=dict)
     """Why runs could not be done, by number."""
-    shared: dict[str, Path] = field(default_factory=dict)
-    """Folders of images that other runs can take over, by what they depend on."""
+    shared: dict[str, list[tuple[Run, Path]]] = field(default_factory=dict)
+    """Runs whose images others can take over, with their folders, by what these depend on."""
     boxes: dict[Path, Any] = field(default_factory=dict)
     """What is hidden in each image of the page that was looked at."""
 
@@ -141,7 +142,11 @@ class Comparison:
                 processes of the launch may be in the midst of it.
         """
         folder = self.out / run.folder
-        spare = {setting: str(self.shared[key]) for setting, (_, key) in reusable(run).items() if key in self.shared}
+        spare = {}
+        for setting, (_, key) in reusable(run).items():
+            if found := self.shared.get(key):  # of the same prompts and seeds most
+                alike = max(found, key=lambda one: (one[0].seed == run.seed, one[0].target == run.target))
+                spare[setting] = str(alike[1])
         kind = config.PIPELINES[self.spec.pipeline]
         changes: dict[str, Any] = {"eval": spare}
         if run.before is not None:
@@ -154,9 +159,9 @@ class Comparison:
         self.say(f"run {number} of {len(self.spec.runs)}: {run.name}")
         try:
             run_one(settings, folder, resume=folder.exists(), command=self.command, say=self.say, preset=run.preset)
-        except ValueError as error:
+        except (ValueError, NonFiniteError) as error:
             why = f"{run.name}: {error}"
-            if launched() or not self.found:
+            if launched() or (not self.found and not isinstance(error, NonFiniteError)):
                 raise ValueError(why) from error
             self.give_up(number, why)
 
@@ -177,13 +182,13 @@ class Comparison:
             if (folder / "report.json").exists():
                 for what, key in reusable(run).values():
                     if (folder / "images" / what).is_dir():
-                        self.shared.setdefault(key, folder / "images" / what)
+                        self.shared.setdefault(key, []).append((run, folder / "images" / what))
                 report = files.read_json(folder / "report.json")
                 numbers = {"method": run.method, "target": run.target, "seed": run.seed, **job.summary(report)}
                 self.found[number] = Finished(run, report, numbers)
                 del self.left[number]
         if len(self.left) < before:
-            tables.write(self.results, self.out, self.spec.columns, job.AXES, job.GOALS)
+            tables.write(self.results, self.out, self.spec.columns, job.AXES, job.GOALS, self.spec.bases)
             done = [self.found[number] for number in sorted(self.found)]
             write_page(self.spec, done, self.out, job.AXES, job.GOALS, self.command, self.boxes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,6 +84,33 @@ def test_inversion_finds_the_noise_that_images_come_from() -> None:
     assert apart[1] < 0.5 * apart[0]
     other = probes.latent_seed(probes.Path(model, 80), data, {"text": cond["text"] + 3}, cond)
     assert float((other - data).abs().mean()) > apart[1]
+
+
+@pytest.mark.parametrize("make", [toys.small_denoiser, flow_model])
+def test_inversion_begins_at_data(make: Any) -> None:
+    """Where the model sees one noise everywhere, that noise is found, and leads back to the data.
+
+    Of a flow it is found up to the square of the first time: data are asked for as a sample at that time.
+    """
+    model, (data, noise, cond) = make(), batch()
+    said = noise - data if isinstance(model.process, Flow) else noise
+    told = replace(model, call=lambda net, z, t, cond: said)
+    path = probes.Path(told, 12)
+    times = path.times(data.device)
+    found = path.invert(data, times, cond)
+    atol = 1e-4 if said is noise else 1.01 * float(times[0] ** 2 * said.abs().max())
+    expected = model.process.noisy(data, noise, times[-1].expand(len(data)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
+    torch.testing.assert_close(path.denoise(found, times, cond), data, rtol=1e-4, atol=atol)
+
+
+def test_guidance_up_to_1_is_none() -> None:
+    """As in diffusers' pipelines: 0 is not the model without its prompt."""
+    model, (data, noise, cond) = toys.small_denoiser(), batch()
+    found = [probes.half_noised(probes.Path(model, 4, scale), data, noise, cond, 0.5) for scale in (0.0, 0.5, 1.0, 2.0)]
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
+    assert not torch.equal(found[3], found[2])
 
 
 WORDS = [f"w{i}" for i in range(20)]

@@ -5,11 +5,17 @@ from pathlib import Path
 import pytest
 from jobs import Runner, StopError, read, silent, stop, table
 
+from erase import resources
 from erase.attacks import inversion, prefixes, probes, relearning, ring_a_bell, soft_prompt
+from erase.config import SdConfig, override, parse, read_preset
+from erase.diffusion.data import ImageItem
 from erase.evaluation import classes
 from erase.evaluation.manifest import read_manifest
-from erase.programs.attack import PROTOCOLS, attack_run, protocol
+from erase.programs.attack import PROTOCOLS, attack_run, protocol, settings_of
 from erase.programs.attacks.kinds import KINDS
+from erase.programs.attacks.seam import in_turn_by
+from erase.programs.attacks.words import other_words
+from erase.programs.text.plan import make_plan
 from erase.programs.text.report import summarise
 from erase.store.files import sha256
 
@@ -143,6 +149,43 @@ def test_an_attack_that_cannot_be_made_is_refused_before_anything(text_runs: Run
     assert not list(tmp_path.iterdir())
 
 
+def test_attacks_by_default() -> None:
+    """A run without paraphrases is not asked for them."""
+    some = {"paraphrases": {"prompts": ["a tabby"]}}
+    for made, words, expected in (
+        ({"eval": {"attacks": []}}, [], ["inversion", "relearn"]),
+        ({"eval": {}, "attack": some}, [], ["paraphrases", "inversion", "relearn"]),
+        ({"eval": {}}, ["attack.paraphrases.prompts=[a tabby]"], ["paraphrases", "inversion", "relearn"]),
+        ({"eval": {"attacks": ["p4d"]}}, [], ["p4d"]),
+        ({"eval": {"attacks": ["p4d"]}}, ["eval.attacks=[benign]"], ["benign"]),
+    ):
+        assert settings_of(made, words)["eval"]["attacks"] == expected
+    with pytest.raises(ValueError, match=r"eval\.attacks is empty"):
+        settings_of({"eval": {"attacks": ["p4d"]}}, ["eval.attacks=[]"])
+
+
+def test_paraphrases_are_of_the_concept_alone() -> None:
+    """A caterpillar is no cat, and a style has no other words among those of objects."""
+    data = read_preset(resources.preset_path("sd_concept_sfron"))
+    for words, expected in (
+        (["forget.prompts=[a photo of a caterpillar]"], set()),
+        (["forget.prompts=[a photo of a cat]"], {"cat"}),
+        (["forget.prompts=[a painting]", "forget.axis=style"], set()),
+    ):
+        config = parse(override(data, [*words, "attack.paraphrases.prompts=[photos-paraphrases]"]), SdConfig)
+        try:
+            found = {row.object for row in other_words(config, make_plan(config))}
+        except ValueError:
+            found = set()
+        assert found == expected
+
+
+def test_given_images_are_taken_in_turn_over_their_prompts() -> None:
+    items = [ImageItem(Path(f"{name}.png"), name[0]) for name in ("a0", "a1", "a2", "a3", "b0", "b1")]
+    assert [item.path.name for item in in_turn_by(items, 5)] == ["a0.png", "b0.png", "a1.png", "b1.png", "a2.png"]
+    assert len(in_turn_by(items, 99)) == 6
+
+
 def test_protocols_are_settings_over_a_run_s() -> None:
     made = {"eval": {"attacks": [], "nudity": {"preset": "i2p", "channels": "as_shipped"}}, "attack": {"count": 3}}
     found = protocol("unlearndiffatk", made)
@@ -151,6 +194,9 @@ def test_protocols_are_settings_over_a_run_s() -> None:
     assert (search["tokens"], search["steps"], search["times"], found["attack"]["count"]) == (5, 40, 50, 3)
     assert made["eval"]["attacks"] == []
     assert protocol("p4d", {"eval": {"nudity": None}})["eval"] == {"nudity": None, "attacks": ["p4d"]}
+    assert protocol("p4d", made)["eval"]["nudity"] == made["eval"]["nudity"]
+    own = {"preset": None, "classes": ["FACE_FEMALE"], "threshold": 0.5, "channels": "corrected"}
+    assert protocol("unlearndiffatk", {"eval": {"nudity": own}})["eval"]["nudity"] == own
     assert protocol(None, made) == made
     for name in PROTOCOLS:
         assert set(protocol(name, made)["eval"]["attacks"]) <= set(KINDS)

@@ -16,9 +16,12 @@ import pytest
 import yaml
 
 from erase import cli, resources
-from erase.config import PIPELINES, SdConfig, arguments, override, read_preset
+from erase.config import PIPELINES, SdConfig, arguments, override, parse, read_preset
+from erase.engine.updates import NonFiniteError
 from erase.methods import find_method
 from erase.programs import compare as comparing
+from erase.programs.text.judge import check_evaluators, judges_of
+from erase.programs.text.plan import make_plan
 
 PRESET: dict[str, Any] = {
     "pipeline": "sd",
@@ -68,6 +71,7 @@ class Program:
         self.presets: list[str] = []
         self.impossible: tuple[str, ...] = ()
         """Runs that cannot be done."""
+        self.error: Exception = ValueError("method.fast_rate must be larger")
 
     def main(self, config: SdConfig, out: Path, *, resume: bool, command: str, say: Any, preset: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +80,7 @@ class Program:
         self.presets.append(preset)
         self.ran.append((out.relative_to(Path("out/runs")).as_posix(), config, resume))
         if self.folders[-1] in self.impossible:
-            raise ValueError("method.fast_rate must be larger")
+            raise self.error
         if config.eval.images:
             (out / "images/base").mkdir(parents=True)
         (out / "report.json").write_text(json.dumps(self.numbers(config)))
@@ -194,6 +198,11 @@ def test_a_wrong_spec_is_one_clear_line(changes: dict[str, Any], said: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_a_target_is_not_called_as_their_mean_is() -> None:
+    with pytest.raises(ValueError, match="^a target cannot be called 'all'"):
+        spec(targets={"cat": {}, "all": {}})
+
+
 @pytest.mark.parametrize("key", ["pipeline", "preset", "targets"])
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(ValueError, match=f"^a comparison needs the key '{key}'$"):
@@ -237,6 +246,18 @@ def test_a_word_does_not_make_all_seeds_the_same() -> None:
     except ValueError:
         return
     assert seeds in ([(0, 0), (1, 1)] * 2, [(7, 7)] * 2)
+
+
+@pytest.mark.parametrize("name", resources.list_comparisons())
+def test_each_target_of_a_shipped_text_comparison_can_be_planned(name: str) -> None:
+    """Prompts, labels, anchors and judges fit each other."""
+    plan = comparing.read_spec(read_preset(resources.comparison_path(name)))
+    runs = plan.runs[::-1] if plan.pipeline == "sd" else []
+    first = {run.target: run for run in runs} | {run.preset: run for run in runs}
+    for run in dict(zip(map(id, first.values()), first.values(), strict=True)).values():
+        config = parse(run.settings, SdConfig)
+        planned = make_plan(config)
+        check_evaluators(config, planned, judges_of(config, planned))
 
 
 @pytest.mark.parametrize("name", resources.list_comparisons())
@@ -347,14 +368,27 @@ def test_the_processes_of_one_launch_are_at_work_on_each_run_together(monkeypatc
 
 
 def test_runs_of_one_model_share_their_base_pictures() -> None:
-    """One model, seed and way to draw."""
+    """One model and way to draw; those of the same seed first, of these those of the same target."""
     program = Program()
     targets = {"a": {}, "b": {}, "c": {"draw": {"steps": 9}}, "d": {"model": "there"}, "e": {"eval": {"images": 0}}}
     targets["f"] = {"precision": "bf16"}
-    compare(program, methods={"m": {}}, targets=targets)
-    first = {seed: Path(f"out/runs/m/a/{seed}/images/base") for seed in (0, 1)}
+    compare(program, methods={"m": {}, "n": {}}, targets=targets)
     for folder, config, _ in program.ran:
-        assert config.eval.base == (first[config.seed] if folder.split("/")[1] in ("b", "e") else None)
+        method, target, seed = folder.split("/")
+        alike = "a" if target in ("a", "b", "e") else target
+        expected = f"m/{alike if method == 'm' or target == 'e' else target}/{seed}"
+        if method == "m" and alike == target:
+            expected = f"m/{target}/0" if seed == "1" else ""
+        assert config.eval.base == (Path(f"out/runs/{expected}/images/base") if expected else None), folder
+
+
+def test_a_run_that_diverges_does_not_end_the_comparison() -> None:
+    """Not even the first: the next may have a lower rate."""
+    program = Program()
+    program.impossible, program.error = ("fast-rate-1/cat/0",), NonFiniteError("the loss is nan")
+    with pytest.raises(ValueError, match=r"1 of 8 runs .*: Fast rate 1, cat, seed 0: the loss is nan"):
+        compare(program)
+    assert len(program.ran) == 8
 
 
 def test_a_run_that_cannot_be_done_does_not_stop_the_others() -> None:
@@ -405,7 +439,7 @@ def test_targets_one_after_another_begin_with_what_was_erased_before() -> None:
         method, target, seed = folder.split("/")
         before = {"two": "one", "three": "two"}.get(target)
         assert config.model == (f"out/runs/{method}/{before}/{seed}/model" if before else "here")
-        assert (config.eval.base is None) == (target != "one" or method == "fast-rate-1")
+        assert (config.eval.base is None) == (target != "one" or (method, seed) == ("fast-rate-1", "0"))
     other = Program()
     with pytest.raises(ValueError, match=r"other settings.*after"):
         compare(other, targets={**targets, "three": {"after": "one"}}, seeds=[0, 1])
@@ -444,9 +478,9 @@ def test_runs_with_one_retrained_model_share_its_pictures() -> None:
     }
     assert keys["a"].keys() == {"base", "retrained_base"}
     assert keys["none"] == {"base": keys["a"]["base"]}
-    assert [name for name in keys if keys[name] == keys["a"]] == ["a", "other method"]
+    assert [name for name in keys if keys[name] == keys["a"]] == ["a", "other method", "other seed"]
     assert keys["other model"]["base"] == keys["a"]["base"]
-    for name in ("other model", "other seed", "other drawing"):
+    for name in ("other model", "other drawing"):
         assert keys[name]["retrained_base"] != keys["a"]["retrained_base"]
 
 
@@ -647,8 +681,38 @@ def test_columns_are_those_asked_for_in_their_order() -> None:
     table = compare(Program(numbers), columns=["remain", "forget"]).read_text().splitlines()
     assert table[0] == "| method | target | remain | forget |"
     assert table[2] == "| Fast rate 1 | cat | 0.890 ± 0.014 [0.763, 1.000] | 0.110 ± 0.014 [0.000, 0.237] |"
-    with pytest.raises(ValueError, match=r"^no column 'frogs'; this pipeline has: forget, remain, shows, drop$"):
-        compare(Program(numbers), columns=["forget", "frogs"])
+
+
+def test_an_unknown_column_is_refused_before_the_first_run_and_one_that_comes_later_is_not() -> None:
+    with pytest.raises(ValueError, match=r"^no column 'ira_kept'; did you mean .*ira"):
+        spec(columns=["forget", "ira_kept"])
+    table = compare(Program(numbers), columns=["forget", "asr_p4d", "relearned_5"]).read_text().splitlines()
+    assert table[2].endswith("| – | – |")
+
+
+def test_a_mean_over_some_targets_is_called_so_and_on_no_front() -> None:
+    """One method was refused on the hard target: its mean is of the easy one alone."""
+
+    def found(config: SdConfig) -> dict[str, Any]:
+        hard = config.forget.prompts == ["a car"]
+        return {"forget": 0.5 if hard else 0.0, "remain": 0.9, "rte_s": 1.0}
+
+    program = Program(found)
+    program.impossible = ("plain/car/0",)
+    with pytest.raises(ValueError, match="1 of 4 runs"):
+        compare(program, seeds=[0], columns=["forget"])
+    lines = Path("out/table.md").read_text().splitlines()
+    assert lines[-2] == "| Fast rate 1 | all | 0.250 ± 0.354 [0.000, 1.000] | ● |"
+    assert lines[-1] == "| plain | 1 of 2 targets | 0.000 |  |"
+
+
+def test_methods_of_other_models_are_not_ranked_together() -> None:
+    def found(config: SdConfig) -> dict[str, Any]:
+        return {"forget": 0.1, "remain": 0.5 if config.model == "small" else 0.9, "rte_s": 1.0}
+
+    methods = {"large": {}, "worse": {"model": "small"}}
+    compare(Program(found), methods=methods, targets={"cat": {}}, seeds=[0])
+    assert json.loads(Path("out/results.json").read_text())["front"] == {"cat": ["large", "worse"]}
 
 
 @pytest.mark.parametrize("found", [{}, {"forget": 0.5}, {"forget": 0.5, "remain": None}], ids=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -66,11 +67,11 @@ def search_together(
     found = dict[int, dict[str, Any]]()
     for number in range(search.wanted.times):
         search.round(number)
-        tokens: list[Tensor] = distributed.on_main(search.relaxation.tokens)
+        folder = target.top / name / target.name / f"{part[0]:03d}-{number:02d}"
+        tokens = kept_tokens(target, folder.with_name(f"{folder.name}.json"), search)
         texts, told = search.texts(tokens), search.conditions(tokens)
         tried = [i for i, k in enumerate(part) if not found.get(k, {}).get("shows")]
         asked = [f"{texts[i]} [{part[i]}]" for i in tried]  # two searches may find the same words
-        folder = target.top / name / target.name / f"{part[0]:03d}-{number:02d}"
         conditions: dict[str, Condition] = {
             text: {leaf: x[i : i + 1] for leaf, x in told.items()} for text, i in zip(asked, tried, strict=True)
         }
@@ -91,6 +92,17 @@ def search_together(
         if all(entry["shows"] for entry in found.values()):
             break
     return found
+
+
+def kept_tokens(target: Target, path: Path, search: prefixes.Search) -> list[Tensor]:
+    """The words of a round, `[B, K]` a vocabulary; those that its images were made of, where a search is resumed.
+
+    A device may add gradients in another order the second time, and then other words are as near.
+    """
+    if not (target.resume and distributed.on_main(path.exists)):
+        tokens: list[Tensor] = distributed.on_main(search.relaxation.tokens)
+        distributed.on_main(partial(files.write_json, path, {"schema": 1, "tokens": [ids.tolist() for ids in tokens]}))
+    return [torch.tensor(ids) for ids in distributed.on_main(lambda: files.read_json(path)["tokens"])]
 
 
 def make_search(

@@ -17,6 +17,7 @@ from erase.evaluation.prompt_files import PromptRow
 from erase.programs.attacks.seam import Target, counted, given
 from erase.programs.text.judge import share
 from erase.programs.text.judges.seam import concept
+from erase.programs.text.naming import names
 from erase.programs.text.plan import Plan, expand, label_of
 from erase.store.safetensors import digest, read_safetensors, write_safetensors
 
@@ -25,7 +26,7 @@ def other_words(config: SdConfig, plan: Plan) -> list[PromptRow]:
     """The paraphrases of what is forgotten, without the forget prompts themselves.
 
     Of labelled rows they are those of the forgotten labels; where forget prompts have no label, those whose label one
-    of them names.
+    of them names. Rows without any label are taken as they are.
 
     Raises:
         ValueError: if there are none.
@@ -34,7 +35,9 @@ def other_words(config: SdConfig, plan: Plan) -> list[PromptRow]:
 
     def of_concept(row: PromptRow) -> bool:
         label = label_of(row, axis)
-        return label is None or (label in labels if labels else any(label in prompt for prompt in plan.forget))
+        if label is None:
+            return row.object is None and row.style is None
+        return label in labels if labels else any(names(prompt, [label]) for prompt in plan.forget)
 
     rows = [row for row in expand(config.attack.paraphrases.prompts, config.seed) if row.prompt not in plan.forget]
     found = [row for row in rows if of_concept(row)]

@@ -99,14 +99,26 @@ def _hides(one: Finished, pipeline: str, prompts: set[str]) -> bool:
     return bool(getattr(wanted.eval, "blur", False)) and asked
 
 
+def base_names(same: Sequence[Finished]) -> dict[str, str]:
+    """What the base models of a target's runs are called, by the first method that begins with each."""
+    first: dict[Any, str] = {}
+    for one in same:
+        first.setdefault((one.run.settings.get("model"), one.run.before), one.run.method)
+    return {method: "base" if len(first) == 1 else f"base of {method}" for method in first.values()}
+
+
 def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
     """What is shown of a target, by its runs with one seed: images of what is forgotten, and of the rest.
 
     `None` where no image is common to all.
     """
-    first = out / same[0].run.folder / "images"
-    erased = {one.run.method: out / one.run.folder / "images" / "erased" for one in same}
-    folders = {"base": first / "base", **erased, "retrained": first / "retrained"}
+    named, folders = base_names(same), dict[str, Path]()
+    for one in same:
+        images = out / one.run.folder / "images"
+        if one.run.method in named:
+            folders[named[one.run.method]] = images / "base"
+        folders[one.run.method] = images / "erased"
+    folders["retrained"] = out / same[0].run.folder / "images" / "retrained"
     folders = {name: folder for name, folder in folders.items() if (folder / MANIFEST).is_file()}
     if not folders:
         return []

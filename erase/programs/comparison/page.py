@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erase.evaluation.manifest import MANIFEST, read_manifest
 from erase.evaluation.page import verdict
 from erase.evaluation.page.headline import headline
 from erase.evaluation.page.names import Name, name_of
@@ -18,7 +19,7 @@ from erase.evaluation.page.words import as_seconds, is_number
 from erase.evaluation.plot import key
 from erase.evaluation.stats import wilson
 from erase.programs.comparison import tables
-from erase.programs.comparison.images import Finished, image_blocks
+from erase.programs.comparison.images import Finished, base_names, image_blocks
 from erase.programs.comparison.spec import Spec
 from erase.store import files
 
@@ -58,7 +59,7 @@ def write_page(
     """
     results = [one.result for one in done]
     own, over = tables.rows_of(results)
-    best = tables.fronts([*own, *over], goals)
+    best = tables.fronts([*own, *over], goals, spec.bases)
     blocks, blurred, note = image_blocks(spec.pipeline, done, out, boxes)
     every = tables.keys_of(results)[3:]
     main = [name for name in spec.columns or dict.fromkeys([*axes, *goals]) if name in every]
@@ -72,7 +73,7 @@ def write_page(
         "width": max((len(block.columns) for block in blocks), default=0),
         "blurred": blurred,
         "left_out": note,
-        "counts": _counts(done),
+        "counts": _counts(done, out),
         "main": _means([*own, *over], main, best),
         "rest": _means([*own, *over], every, best) if set(every) - set(main) else None,
         "plots": [
@@ -141,16 +142,31 @@ def _in_numbers(done: Sequence[Finished]) -> str:
     return "; ".join(parts) or "nothing was judged"
 
 
-def _counts(done: Sequence[Finished]) -> dict[str, Any] | None:
-    """A table of counts over seeds: for each target the base, every method, and the retrained model."""
+def _distinct(done: Sequence[Finished], out: Path) -> list[Finished]:
+    """Runs of one base, without those that have the same images of it as another: they would count twice."""
+    found: dict[Any, Finished] = {}
+    for one in done:
+        folder = out / one.run.folder / "images" / "base"
+        key: Any = one.run.seed
+        if (folder / MANIFEST).is_file():
+            key = frozenset((row.prompt, row.seed, row.index) for row in read_manifest(folder))
+        found.setdefault(key, one)
+    return list(found.values())
+
+
+def _counts(done: Sequence[Finished], out: Path) -> dict[str, Any] | None:
+    """A table of counts over seeds: for each target its bases, every method, and the retrained model."""
     heads: dict[str, None] = {}
     groups = []
     for target in _order(done, "target"):
         here = [one for one in done if one.run.target == target]
-        first = next(iter(_by_method(here).values()))
-        rows = [("base", _pooled(first, "before"))]
-        rows += [(method, _pooled(part, "after")) for method, part in _by_method(here).items()]
-        rows += [("retrained", _pooled(first, "retrained"))]
+        parts, rows = _by_method(here), []
+        named = base_names([part[0] for part in parts.values()])
+        for method, part in parts.items():
+            if method in named:
+                rows.append((named[method], _pooled(_distinct(part, out), "before")))
+            rows.append((method, _pooled(part, "after")))
+        rows.append(("retrained", _pooled(next(iter(parts.values())), "retrained")))
         heads |= dict.fromkeys(name for _, found in rows for name in found)
         groups.append((target, [(name, found) for name, found in rows if found]))
     if not heads:

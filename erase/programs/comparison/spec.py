@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from erase import config, resources
+from erase.evaluation.page.names import NAMES, find_name
+from erase.nearest import meant
 from erase.programs.settings import read_method
+
+ALL = "all"
+"""What the mean over all targets is called, in the place of a target."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,14 @@ class Spec:
     pipeline: str
     runs: list[Run]
     columns: list[str]
+
+    @property
+    def bases(self) -> dict[str, str]:
+        """By method the models of its targets, as one text: methods of other models are not ranked together."""
+        models: dict[str, dict[str, str]] = {}
+        for run in self.runs:
+            models.setdefault(run.method, {})[run.target] = str(run.settings.get("model"))
+        return {method: str(of) for method, of in models.items()}
 
 
 def slug(name: str) -> str:
@@ -126,6 +139,10 @@ def check_keys(data: Mapping[str, Any]) -> None:
     for name, group in (("methods", data.get("methods") or {"": {}}), ("targets", data["targets"])):
         if not isinstance(group, dict) or not group or not all(isinstance(v or {}, dict) for v in group.values()):
             raise ValueError(f"{name} must map names to settings")
+    for name in data.get("columns") or []:
+        if find_name("summary", str(name)) is None:
+            known = [key.removeprefix("summary.") for key in NAMES if key.startswith("summary.") and "#" not in key]
+            raise ValueError(f"no column {name!r}{meant(str(name), known, 'columns', 'docs/tutorials/compare.md')}")
     above: list[str] = []
     for target, changes in data["targets"].items():
         after = (changes or {}).get("after")
@@ -134,6 +151,8 @@ def check_keys(data: Mapping[str, Any]) -> None:
                 f"target {target}: after names {after!r}, which is no target above it; above it are: "
                 f"{', '.join(above) or 'none'}"
             )
+        if str(target) == ALL:
+            raise ValueError(f"a target cannot be called {ALL!r}, as the mean over all targets is: rename it")
         if after is not None and "model" in changes:
             raise ValueError(f"target {target} has after and model, and both say what it begins with: remove one")
         above.append(str(target))
@@ -175,9 +194,12 @@ def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:
 
 
 def reusable(run: Run) -> dict[str, tuple[str, str]]:
-    """Images that runs share: the setting that takes them, their folder's name, and what they depend on."""
+    """Images that runs share: the setting that takes them, their folder's name, and what they depend on.
+
+    Each image has a seed of its own, which runs of several seeds may share.
+    """
     settings = run.settings
-    alike = [settings.get("draw"), settings.get("precision"), run.seed, str(run.before or "")]
+    alike = [settings.get("draw"), settings.get("precision"), str(run.before or "")]
     found = {"base": ("base", json.dumps(["base", settings.get("model"), *alike]))}
     retrained = (settings.get("eval") or {}).get("retrained")
     if retrained is not None:

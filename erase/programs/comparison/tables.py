@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 from erase.evaluation.page.names import name_of
 from erase.evaluation.plot import scatter
 from erase.evaluation.stats import pareto_front, t_interval
+from erase.programs.comparison.spec import ALL
 from erase.store import files
 
 Result = Mapping[str, Any]
 """A run: its `method`, `target` and `seed`, and the numbers of its summary."""
 Row = tuple[str, str, list[Result]]
-"""Method, target and their runs; over all targets the target is `ALL`."""
-ALL = "all"
+"""Method, target and their runs; over all targets the target is `ALL`, over a part of them it says how many."""
 Place = tuple[str, str]
 """Method and target."""
 FRONT = "front"
@@ -27,7 +28,12 @@ ATTACKED_FRONT = "front_attacked"
 
 
 def write(
-    results: Sequence[Result], out: Path, columns: Sequence[str], axes: tuple[str, str], goals: Sequence[str]
+    results: Sequence[Result],
+    out: Path,
+    columns: Sequence[str],
+    axes: tuple[str, str],
+    goals: Sequence[str],
+    bases: Mapping[str, str],
 ) -> None:
     """The tables and the plot.
 
@@ -37,13 +43,12 @@ def write(
         columns: the table's; all by default.
         axes: the numbers across and up.
         goals: the numbers of the Pareto front.
-
-    Raises:
-        ValueError: for a column that no run has.
+        bases: what each method begins with (`Spec.bases`).
     """
-    keys, names = keys_of(results), names_of(results, columns)
+    keys = keys_of(results)
+    names = list(columns) or keys[3:]
     own, over = rows_of(results)
-    best = fronts([*own, *over], goals)
+    best = fronts([*own, *over], goals, bases)
     lines = table([*own, *over], names, axes, best)
     if "rte_s" in names:
         lines += ["", "rte_s: seconds of mask and steps, without those of the data that the runs share (data_s)"]
@@ -125,25 +130,18 @@ def keys_of(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(key for result in results for key in result))
 
 
-def names_of(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
-    """The columns of a table: those asked for, or all.
-
-    Raises:
-        ValueError: for one that no run has.
-    """
-    keys = keys_of(results)[3:]
-    if missing := [name for name in columns if name not in keys]:
-        raise ValueError(f"no column {missing[0]!r}; this pipeline has: {', '.join(keys)}")
-    return list(columns) or keys
-
-
 def rows_of(results: Sequence[Result]) -> tuple[list[Row], list[Row]]:
-    """A row for each method and target, in order of appearance, and where there are several targets one over all."""
+    """A row for each method and target, in order of appearance, and where there are several targets one over all.
+
+    A method that has runs of some targets alone is not called a mean over all.
+    """
     pairs = dict.fromkeys((str(r["method"]), str(r["target"])) for r in results)
     own = [(method, target, group(results, method, target)) for method, target in pairs]
-    several = len({target for _, target in pairs}) > 1
-    methods = dict.fromkeys(method for method, _ in pairs) if several else {}
-    return own, [(method, ALL, group(results, method)) for method in methods]
+    number = len({target for _, target in pairs})
+    over = []
+    for method, count in Counter(method for method, _ in pairs).items():
+        over.append((method, ALL if count == number else f"{count} of {number} targets", group(results, method)))
+    return own, over if number > 1 else []
 
 
 def group(results: Sequence[Result], method: str, target: str | None = None) -> list[Result]:
@@ -151,9 +149,15 @@ def group(results: Sequence[Result], method: str, target: str | None = None) -> 
     return [r for r in results if r["method"] == method and target in (None, r["target"])]
 
 
-def fronts(rows: Sequence[Row], goals: Sequence[str]) -> dict[str, list[Place]]:
-    """The rows on each Pareto front that has any."""
-    found = {FRONT: front(rows, goals), ATTACKED_FRONT: front(rows, [*goals, "attacked"])}
+def fronts(rows: Sequence[Row], goals: Sequence[str], bases: Mapping[str, str]) -> dict[str, list[Place]]:
+    """The rows on each Pareto front that has any: of methods with the same `bases`, without means of some targets."""
+    whole = {str(result["target"]) for _, _, some in rows for result in some} | {ALL}
+    ranked = [row for row in rows if row[1] in whole]
+    found: dict[str, list[Place]] = {FRONT: [], ATTACKED_FRONT: []}
+    for base in dict.fromkeys(bases.values()):
+        alike = [row for row in ranked if bases[row[0]] == base]
+        found[FRONT] += front(alike, goals)
+        found[ATTACKED_FRONT] += front(alike, [*goals, "attacked"])
     return {name: places for name, places in found.items() if places}
 
 

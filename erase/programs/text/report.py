@@ -178,7 +178,7 @@ def summed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | s
     if "forget_anchor" in after:
         out["anchor"] = after["forget_anchor"]["accuracy"]
     if "earlier" in after:
-        out["earlier"] = after.get("earlier_pairs", after["earlier"])["accuracy"]
+        out["earlier"] = after["earlier"]["accuracy"]
     for side, numbers in SIDES.items():
         if "no_verdict" in (after.get(side) or {}):
             out |= dict.fromkeys(name for name in numbers if name in out)

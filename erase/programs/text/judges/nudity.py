@@ -91,8 +91,9 @@ def look_for_nudity(
         world = distributed.world()
         parts = distributed.spread(detect, distributed.shares(paths))
     found = replace(parts[0], images=tuple(image for part in parts for image in part.images))
+    found = whole(found, strict)  # before it is kept: the detector may have failed for lack of memory
     distributed.on_main(lambda: detections.save_detections(found, kept))
-    return whole(found, strict)
+    return found
 
 
 def whole(found: detections.Detections, strict: bool) -> detections.Detections:

@@ -179,7 +179,7 @@ class Comparison:
         before, job = len(self.left), job_of(self.spec.pipeline)
         for number, run in list(self.left.items()):
             folder = self.out / run.folder
-            if (folder / "report.json").exists():
+            if (folder / "report.json").exists() and (folder / "report.html").exists():
                 for what, key in reusable(run).values():
                     if (folder / "images" / what).is_dir():
                         self.shared.setdefault(key, []).append((run, folder / "images" / what))

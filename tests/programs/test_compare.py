@@ -82,8 +82,9 @@ class Program:
         if self.folders[-1] in self.impossible:
             raise self.error
         if config.eval.images:
-            (out / "images/base").mkdir(parents=True)
+            (out / "images/base").mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json.dumps(self.numbers(config)))
+        (out / "report.html").touch()
         return out
 
     @property
@@ -307,6 +308,9 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was() -> None:
     third = Program()
     compare(third)
     assert third.ran == []
+    Path("out/runs/plain/car/1/report.html").unlink()  # killed while its page was made
+    compare(fourth := Program(second.numbers))
+    assert fourth.folders == ["plain/car/1"]
     found = json.loads(Path("out/results.json").read_text())["runs"]
     assert [run["forget"] for run in found] == [0.25] * 2 + [1.0] * 6
 
@@ -322,6 +326,7 @@ with claim(Path("out/runs/.lock"), "runs/fast-rate-1/cat/0") as mine:
     if sys.argv[1:]:
         Path("out/runs/fast-rate-1/cat/0").mkdir(parents=True)
         Path("out/runs/fast-rate-1/cat/0/report.json").write_text(sys.argv[1])
+        Path("out/runs/fast-rate-1/cat/0/report.html").touch()
 """
 
 

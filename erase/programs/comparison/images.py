@@ -114,10 +114,10 @@ def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
     """
     named, folders = base_names(same), dict[str, Path]()
     for one in same:
-        images = out / one.run.folder / "images"
+        own = out / one.run.folder / "images"
         if one.run.method in named:
-            folders[named[one.run.method]] = images / "base"
-        folders[one.run.method] = images / "erased"
+            folders[named[one.run.method]] = own / "base"
+        folders[one.run.method] = own / "erased"
     folders["retrained"] = out / same[0].run.folder / "images" / "retrained"
     folders = {name: folder for name, folder in folders.items() if (folder / MANIFEST).is_file()}
     if not folders:

@@ -20,7 +20,7 @@ from erase.evaluation.plot import key
 from erase.evaluation.stats import wilson
 from erase.programs.comparison import tables
 from erase.programs.comparison.images import Finished, base_names, image_blocks
-from erase.programs.comparison.spec import Spec
+from erase.programs.comparison.spec import ALL, Spec
 from erase.store import files
 
 
@@ -188,7 +188,7 @@ def _means(
         "rows": [
             (
                 method,
-                "all targets" if target == tables.ALL else target,
+                "all targets" if target == ALL else target,
                 [_cell(some, name) for name in names],
                 [(method, target) in on for on in best.values()],
             )
@@ -222,7 +222,7 @@ def _differences(results: Sequence[tables.Result], names: Sequence[str]) -> list
         unit = {"share": "points", "%": "points"}.get(called.unit, called.unit)
         mean = _number(statistics.fmean(found), called, "+")
         between = "–" if ends is None else " to ".join(_number(end, called, "+") for end in ends)
-        where = "all targets" if target == tables.ALL else target
+        where = "all targets" if target == ALL else target
         rows.append((method, where, f"{called.words}, {unit}" if unit else called.words, mean, between, says))
     return rows
 

@@ -141,8 +141,8 @@ def check_keys(data: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must map names to settings")
     for name in data.get("columns") or []:
         if find_name("summary", str(name)) is None:
-            known = [key.removeprefix("summary.") for key in NAMES if key.startswith("summary.") and "#" not in key]
-            raise ValueError(f"no column {name!r}{meant(str(name), known, 'columns', 'docs/tutorials/compare.md')}")
+            columns = [key.removeprefix("summary.") for key in NAMES if key.startswith("summary.") and "#" not in key]
+            raise ValueError(f"no column {name!r}{meant(str(name), columns, 'columns', 'docs/tutorials/compare.md')}")
     above: list[str] = []
     for target, changes in data["targets"].items():
         after = (changes or {}).get("after")

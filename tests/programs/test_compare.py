@@ -200,7 +200,7 @@ def test_a_wrong_spec_is_one_clear_line(changes: dict[str, Any], said: str) -> N
 
 
 def test_a_target_is_not_called_as_their_mean_is() -> None:
-    with pytest.raises(ValueError, match="^a target cannot be called 'all'"):
+    with pytest.raises(ValueError, match=r"^a target cannot be called 'all'"):
         spec(targets={"cat": {}, "all": {}})
 
 

@@ -50,8 +50,8 @@ class Forget:
     """Prompts of concepts that were forgotten in an earlier run and must stay forgotten. Those that erase
     recorded in the model's weight file are added."""
     start: Literal["model", "uce"] = "model"
-    """Where the steps start: from the model as it is (`model`), or after UCE on the forget prompts (`uce`). `uce` needs
-    the weights that read text in `train.parameters`; anchors are predicted by the model before UCE."""
+    """Where the steps start: from the model as it is (`model`), or after UCE on the forget prompts with its default
+    settings (`uce`). `uce` needs the weights that read text in `train.parameters`; anchors are predicted by the model before UCE."""
     images: Path | None = None
     """A folder of images to use instead of generated ones. If they have captions, these must be among
     `forget.prompts`."""

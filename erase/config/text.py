@@ -51,7 +51,8 @@ class Forget:
     recorded in the model's weight file are added."""
     start: Literal["model", "uce"] = "model"
     """Where the steps start: from the model as it is (`model`), or after UCE on the forget prompts with its default
-    settings (`uce`). `uce` needs the weights that read text in `train.parameters`; anchors are predicted by the model before UCE."""
+    settings (`uce`). `uce` needs the weights that read text in `train.parameters`; anchors are predicted by the model
+    before UCE."""
     images: Path | None = None
     """A folder of images to use instead of generated ones. If they have captions, these must be among
     `forget.prompts`."""

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,7 @@ def test_a_comparison_begins_with_numbers_and_has_units_and_intervals(compared: 
     ]
     counts = compared.locator("table.scores tbody").first.locator("tr")
     assert counts.locator("th").all_inner_texts() == ["cat", "base", *METHODS]
+    assert "8 of 8" in " ".join(counts.nth(1).inner_text().split())  # both seeds have the same images of the base
     assert "1 of 16" in " ".join(counts.nth(2).inner_text().split())
     ticks = compared.locator(".plots svg[role=img] text").all_text_contents()
     numbers = [float(tick) for tick in ticks if tick.replace(".", "").lstrip("-").isdigit()]
@@ -364,6 +366,22 @@ def test_a_comparison_hides_what_its_runs_hide(tmp_path: Path, monkeypatch: pyte
         write_page(spec, part, tmp_path, AXES, GOALS, "", boxes)
     assert len(asked) == len(set(asked)) == len(boxes) == 3 * 2 * (6 + 2)
     assert "are hidden" in (tmp_path / "index.html").read_text()
+
+
+def test_methods_of_two_models_have_a_base_each(tmp_path: Path) -> None:
+    spec, done = finished(tmp_path)
+    other = [
+        replace(one, run=replace(one.run, settings=one.run.settings | {"model": "another"}))
+        if one.run.method == METHODS[1]
+        else one
+        for one in done
+    ]
+    write_page(spec, other, tmp_path, AXES, GOALS, "", {})
+    page = (tmp_path / "index.html").read_text()
+    names = ["base of SFR-on", "SFR-on", "base of &lt;b&gt;ESD&lt;/b&gt;", "&lt;b&gt;ESD&lt;/b&gt;"]
+    places = [page.index(f">{name}<", page.index("<table")) for name in names]
+    assert places == sorted(places)
+    assert ">base<" not in page
 
 
 def test_an_image_of_a_comparison_that_was_changed_is_refused(tmp_path: Path) -> None:

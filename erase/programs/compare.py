@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,8 @@ from erase.programs.run import job_of
 from erase.programs.run import main as run_one
 from erase.store import files
 
+LOCK = Path("runs") / ".lock"
+"""Of a comparison's folder: what its processes share."""
 __all__ = ["Run", "Spec", "main", "read_spec", "reusable"]
 
 
@@ -75,7 +77,8 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
     """Write `compare.json`, or check that the folder holds this very comparison.
 
     Raises:
-        ValueError: for a folder that holds something else, or runs with other settings.
+        ValueError: for a folder that holds something else, or runs with other settings, or in which another process
+            is at work with other settings.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder as --out")
@@ -91,6 +94,9 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
         str(run.folder): json.loads(json.dumps(run.settings | ({"after": run.after} if run.after else {}), default=str))
         for run in spec.runs
     }
+    same = {name for name in begun if name in now and without_note(begun[name]) == without_note(now[name])}
+    if len(same) < len(begun) and at_work(out, begun):
+        raise ValueError(f"another process is at work in {out} with other settings: wait for it, or use another --out")
     for name, settings in begun.items():
         if (out / name).exists():
             if name not in now:
@@ -102,6 +108,17 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
                     f"{out / name} was started with other settings ({changed[0]}): remove it, or choose another --out"
                 )
     files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": now})
+
+
+def at_work(out: Path, runs: Iterable[str]) -> bool:
+    """Whether another process is at work on one of the runs."""
+    if not (out / LOCK).exists():
+        return False
+    for name in runs:
+        with files.claim(out / LOCK, name) as mine:
+            if not mine:
+                return True
+    return False
 
 
 @dataclass
@@ -202,4 +219,4 @@ def claim(out: Path, run: Run) -> AbstractContextManager[bool]:
     """Whether no other process is at work on the run; the processes of one launch are at work on it together."""
     if launched():
         return nullcontext(True)
-    return files.claim(out / "runs" / ".lock", str(run.folder))
+    return files.claim(out / LOCK, str(run.folder))

@@ -335,14 +335,15 @@ with claim(Path("out/runs/.lock"), "runs/fast-rate-1/cat/0") as mine:
 def test_two_processes_share_the_runs_of_one_comparison(finished: bool) -> None:
     """A run that another process is at work on is left to it; one that it dies on is not."""
     report = [json.dumps({**SUMMARY, "forget": 1.0})] if finished else []
-    Path("out").mkdir()
-    Path("out/compare.json").write_text('{"runs": {}}')
+    comparing.open_folder(spec(), Path("out"), "x")
     child = subprocess.Popen(
         [sys.executable, "-c", OTHER, *report], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stdout.readline() == "True\n"
+    with pytest.raises(ValueError, match="another process is at work in out with other settings"):
+        compare(Program(), targets={"cat": {}, "dog": {"forget": {"prompts": ["a dog"]}}})
     program = Program()
     run = program.main
 

@@ -146,7 +146,7 @@ def about(
     if rows and not found:
         raise ValueError(
             f"eval.about has no row about what is forgotten ({', '.join(sorted(map(str, erased))) or 'no label'}): set "
-            "forget.axis and prompts that the sets label, or leave eval.about out"
+            "forget.axis and prompts that the sets label, or set eval.about=[]"
         )
     return found
 

@@ -100,6 +100,11 @@ def test_broken_preset_is_one_line(tmp_path: Path, text: str | bytes, said: str)
     assert "\n" not in str(caught.value)
 
 
+def test_a_mapping_may_be_merged_into_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("a: &a {x: 1}\nb: {c: &b {<<: *a, x: 2}}\nd: {<<: *b}\n")
+    assert read_preset(tmp_path / "mine.yaml") == {"a": {"x": 1}, "b": {"c": {"x": 2}}, "d": {"x": 2}}
+
+
 def test_missing_preset_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such preset file"):
         read_preset(tmp_path / "none.yaml")

@@ -198,7 +198,7 @@ def attack(
 ) -> None:
     """Try to bring back the concept that a run erased.
 
-    Runs the attacks in eval.attacks; by default inversion and relearn, and paraphrases if there are some.
+    Runs the attacks in eval.attacks; by default inversion, relearn, and paraphrases if there are prompts for them.
 
     All attacks: erase settings sd eval.attacks. Their settings: erase settings sd attack.
 

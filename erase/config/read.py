@@ -29,14 +29,15 @@ ONE_OF = (("forget.fraction", "forget.labels", "forget.ids", "forget.split"),)
 class _Once(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML keeps the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The node as it is written, before other mappings are merged into it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         found = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in found:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in found:
                 raise yaml.YAMLError(f"{key.value!r} stands twice in one mapping, on line {key.start_mark.line + 1}")
-            found.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep)
+            found.add((key.tag, key.value))
+        return node
 
 
 def read_preset(path: Path) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Forget:
     """Prompts of what to erase, or paths of .csv or .txt files with one prompt in each row. `emoji-birds.csv` is the
     prompt set `emoji-birds`. A CSV's columns `anchor` and `weight` replace `anchors` and `weights`."""
     only: Annotated[list[str], BeforeValidator(listed)] = field(default_factory=list)
-    """Use only those rows of the files in `prompts` whose column `object` or `style` has one of these labels."""
+    """Use only those rows of the files in `prompts` whose column `object` or `style` has one of these labels. Other
+    `prompts` than a preset's put its `only` aside."""
     anchors: Prompts = field(default_factory=list)
     """What the forget prompts should become, such as a broader noun phrase ('an animal' for 'a cat'): one for each, or
     one for all. Without anchors they become the empty prompt; `forget.loss=surrogate` needs anchors."""

@@ -196,10 +196,10 @@ def check_attacks(config: SdConfig, plan: Plan, model: Model) -> None:
         size = getattr(config.attack, name).batch_size if name in BATCHED else distributed.world()
         if size % distributed.world():
             raise ValueError(f"attack.{name}.batch_size {size} does not divide over {distributed.world()} processes")
-    trains = [name for name in config.eval.attacks if name in BATCHED]
-    if trains and distributed.world() > 1 and asked(PartialState()) is not None:
+    batched = [name for name in config.eval.attacks if name in BATCHED]
+    if batched and distributed.world() > 1 and asked(PartialState()) is not None:
         raise ValueError(
-            f"eval.attacks has {trains[0]}, which does not work with --use_fsdp: run erase attack on the run without it"
+            f"eval.attacks has {batched[0]}, which does not work with --use_fsdp: use erase attack on the run without it"
         )
 
 

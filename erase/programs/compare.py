@@ -48,7 +48,7 @@ def main(
     """Run what is not there yet; the table's path. A run that cannot be done does not keep others from being done.
 
     Raises:
-        ValueError: for a folder that holds something else; at once if the first run cannot be done, and at the end if
+        ValueError: for a folder that holds something else; at once if the first run cannot be begun, and at the end if
             another could not.
     """
     open_folder(spec, out, command)
@@ -63,7 +63,7 @@ def main(
         work.gather()
         if work.left:
             time.sleep(1)
-    if lines := tables.differences_table(work.results, spec.columns):
+    if work.results and (lines := tables.differences_table(work.results, spec)):
         files.write_text(out / "differences.md", "\n".join(lines) + "\n")
     if work.failed:
         raise ValueError(
@@ -95,7 +95,7 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
         for run in spec.runs
     }
     same = {name for name in begun if name in now and without_note(begun[name]) == without_note(now[name])}
-    if len(same) < len(begun) and at_work(out, begun):
+    if len(same) < len(begun) and not launched() and at_work(out, begun):
         raise ValueError(f"another process is at work in {out} with other settings: wait for it, or use another --out")
     for name, settings in begun.items():
         if (out / name).exists():
@@ -161,7 +161,7 @@ class Comparison:
         folder = self.out / run.folder
         spare = {}
         for setting, (_, key) in reusable(run).items():
-            if found := self.shared.get(key):  # of the same prompts and seeds most
+            if found := self.shared.get(key):  # rows without seeds of their own have the run's
                 alike = max(found, key=lambda one: (one[0].seed == run.seed, one[0].target == run.target))
                 spare[setting] = str(alike[1])
         kind = config.PIPELINES[self.spec.pipeline]
@@ -205,7 +205,7 @@ class Comparison:
                 self.found[number] = Finished(run, report, numbers)
                 del self.left[number]
         if len(self.left) < before:
-            tables.write(self.results, self.out, self.spec.columns, job.AXES, job.GOALS, self.spec.bases)
+            tables.write(self.results, self.out, self.spec, job.AXES, job.GOALS)
             done = [self.found[number] for number in sorted(self.found)]
             write_page(self.spec, done, self.out, job.AXES, job.GOALS, self.command, self.boxes)
 

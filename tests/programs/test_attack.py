@@ -1,6 +1,8 @@
 """`erase attack`, and the attacks at the end of a run: the same figures, killed or not; what cannot work is refused."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jobs import Runner, StopError, read, silent, stop, table
@@ -11,7 +13,8 @@ from erase.config import SdConfig, override, parse, read_preset
 from erase.diffusion.data import ImageItem
 from erase.evaluation import classes
 from erase.evaluation.manifest import read_manifest
-from erase.programs.attack import PROTOCOLS, attack_run, protocol, settings_of
+from erase.programs import attack as attack_program
+from erase.programs.attack import PROTOCOLS, attack_run, check_attacks, protocol, settings_of
 from erase.programs.attacks.kinds import KINDS
 from erase.programs.attacks.seam import in_turn_by
 from erase.programs.attacks.words import other_words
@@ -173,11 +176,28 @@ def test_paraphrases_are_of_the_concept_alone() -> None:
         (["forget.prompts=[a painting]", "forget.axis=style"], set()),
     ):
         config = parse(override(data, [*words, "attack.paraphrases.prompts=[photos-paraphrases]"]), SdConfig)
-        try:
-            found = {row.object for row in other_words(config, make_plan(config))}
-        except ValueError:
-            found = set()
-        assert found == expected
+        plan = make_plan(config)
+        if expected:
+            assert {row.object for row in other_words(config, plan)} == expected
+        else:
+            with pytest.raises(ValueError, match="none of which is about"):
+                other_words(config, plan)
+
+
+def test_attacks_that_train_in_batches_are_refused_where_weights_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attack_program, "asked", lambda state: object())
+    monkeypatch.setattr(attack_program.distributed, "world", lambda: 2)
+    plain = SimpleNamespace(check=lambda *given: None)
+    monkeypatch.setattr(attack_program, "KINDS", dict.fromkeys(KINDS, plain))
+    data = read_preset(resources.preset_path("sd_photos_sfron"))
+    for name, refused in (("half_noised", False), ("inversion", True)):
+        config = parse(override(data, [f"eval.attacks=[{name}]"]), SdConfig)
+        with (
+            pytest.raises(ValueError, match="inversion, which does not work with --use_fsdp")
+            if refused
+            else nullcontext()
+        ):
+            check_attacks(config, make_plan(config), None)  # type: ignore[arg-type]
 
 
 def test_given_images_are_taken_in_turn_over_their_prompts() -> None:

@@ -255,7 +255,7 @@ def test_each_target_of_a_shipped_text_comparison_can_be_planned(name: str) -> N
     plan = comparing.read_spec(read_preset(resources.comparison_path(name)))
     runs = plan.runs[::-1] if plan.pipeline == "sd" else []
     first = {run.target: run for run in runs} | {run.preset: run for run in runs}
-    for run in dict(zip(map(id, first.values()), first.values(), strict=True)).values():
+    for run in {id(run): run for run in first.values()}.values():
         config = parse(run.settings, SdConfig)
         planned = make_plan(config)
         check_evaluators(config, planned, judges_of(config, planned))
@@ -395,6 +395,9 @@ def test_a_run_that_diverges_does_not_end_the_comparison() -> None:
     with pytest.raises(ValueError, match=r"1 of 8 runs .*: Fast rate 1, cat, seed 0: the loss is nan"):
         compare(program)
     assert len(program.ran) == 8
+    shutil.rmtree("out")  # and where there is nothing else
+    with pytest.raises(ValueError, match=r"1 of 1 runs .* the loss is nan"):
+        compare(program, methods={"Fast rate 1": {}}, targets={"cat": {}}, seeds=[0])
 
 
 def test_a_run_that_cannot_be_done_does_not_stop_the_others() -> None:
@@ -710,6 +713,16 @@ def test_a_mean_over_some_targets_is_called_so_and_on_no_front() -> None:
     lines = Path("out/table.md").read_text().splitlines()
     assert lines[-2] == "| Fast rate 1 | all | 0.250 ± 0.354 [0.000, 1.000] | ● |"
     assert lines[-1] == "| plain | 1 of 2 targets | 0.000 |  |"
+    assert "| plain | 1 of 2 targets | forget | " in Path("out/differences.md").read_text()
+
+
+def test_labels_that_a_comparison_chooses_stay_where_a_target_has_other_prompts() -> None:
+    """And those that its preset chose do not."""
+    Path("mine.yaml").write_text(yaml.safe_dump(override(PRESET, ["forget.only=[cat]"])))
+    target = {"dog": {"forget": {"prompts": ["mine.csv"]}}}
+    for settings, expected in (({}, None), ({"forget": {"only": ["dog"]}}, ["dog"]), ({"forget": {"only": []}}, [])):
+        runs = spec(settings=settings, targets=target).runs
+        assert {json.dumps(run.settings["forget"].get("only")) for run in runs} == {json.dumps(expected)}
 
 
 def test_methods_of_other_models_are_not_ranked_together() -> None:
@@ -719,6 +732,7 @@ def test_methods_of_other_models_are_not_ranked_together() -> None:
     methods = {"large": {}, "worse": {"model": "small"}}
     compare(Program(found), methods=methods, targets={"cat": {}}, seeds=[0])
     assert json.loads(Path("out/results.json").read_text())["front"] == {"cat": ["large", "worse"]}
+    assert not Path("out/differences.md").exists()
 
 
 @pytest.mark.parametrize("found", [{}, {"forget": 0.5}, {"forget": 0.5, "remain": None}], ids=str)

@@ -13,7 +13,7 @@ from erase.evaluation.columns import Column, headings, match
 from erase.evaluation.manifest import MANIFEST
 from erase.evaluation.page.images import Block, encode
 from erase.evaluation.people import may_show_people
-from erase.programs.comparison.spec import Run
+from erase.programs.comparison.spec import Run, base_of
 
 COLUMNS = 6
 """Most images of a row."""
@@ -103,7 +103,7 @@ def base_names(same: Sequence[Finished]) -> dict[str, str]:
     """What the base models of a target's runs are called, by the first method that begins with each."""
     first: dict[Any, str] = {}
     for one in same:
-        first.setdefault((one.run.settings.get("model"), one.run.before), one.run.method)
+        first.setdefault((base_of(one.run), one.run.before), one.run.method)
     return {method: "base" if len(first) == 1 else f"base of {method}" for method in first.values()}
 
 

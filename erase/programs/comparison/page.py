@@ -58,8 +58,8 @@ def write_page(
         ValueError: for images that are not those of their folder's manifest.
     """
     results = [one.result for one in done]
-    own, over = tables.rows_of(results)
-    best = tables.fronts([*own, *over], goals, spec.bases)
+    own, over = tables.rows_of(results, spec)
+    best = tables.fronts([*own, *over], goals, spec)
     blocks, blurred, note = image_blocks(spec.pipeline, done, out, boxes)
     every = tables.keys_of(results)[3:]
     main = [name for name in spec.columns or dict.fromkeys([*axes, *goals]) if name in every]
@@ -84,7 +84,7 @@ def write_page(
         "ringed": tables.FRONT in best,
         "legend": key([tables.series(method) for method, *_ in tables.plotted(own, axes)]),
         "first": results[0]["method"],
-        "differences": _differences(results, main),
+        "differences": _differences(results, main, spec),
         "runs": [_run(one) for one in done],
         "command": command,
     }
@@ -214,10 +214,10 @@ def _number(value: float, called: Name, sign: str = "") -> str:
     return f"{called.scale * value:{sign}{digits}}".replace("-", "−")
 
 
-def _differences(results: Sequence[tables.Result], names: Sequence[str]) -> list[tuple[str, ...]]:
+def _differences(results: Sequence[tables.Result], names: Sequence[str], spec: Spec) -> list[tuple[str, ...]]:
     """Method, target, number with its unit, mean difference, interval, and what it says."""
     rows: list[tuple[str, ...]] = []
-    for method, target, name, found in tables.differences(results, names):
+    for method, target, name, found in tables.differences(results, names, spec):
         called, (ends, says) = name_of("summary", name), tables.judged(found)
         unit = {"share": "points", "%": "points"}.get(called.unit, called.unit)
         mean = _number(statistics.fmean(found), called, "+")

@@ -62,11 +62,21 @@ class Spec:
 
     @property
     def bases(self) -> dict[str, str]:
-        """By method the models of its targets, as one text: methods of other models are not ranked together."""
+        """By method the models of its targets, as one text: methods of other models are not compared in numbers."""
         models: dict[str, dict[str, str]] = {}
         for run in self.runs:
-            models.setdefault(run.method, {})[run.target] = str(run.settings.get("model"))
+            models.setdefault(run.method, {})[run.target] = base_of(run)
         return {method: str(of) for method, of in models.items()}
+
+    def over(self, targets: int) -> str:
+        """What a mean over so many targets is called, in the place of a target."""
+        number = len({run.target for run in self.runs})
+        return ALL if targets == number else f"{targets} of {number} targets"
+
+
+def base_of(run: Run) -> str:
+    """What tells a run's base model apart from others, but for the run that it begins after."""
+    return json.dumps([run.settings.get(key) for key in ("model", "components", "loras", "architecture")], default=str)
 
 
 def slug(name: str) -> str:
@@ -101,8 +111,11 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
             merged: dict[str, Any] = {}
             own = dict(more or {})
             after = str(own.pop("after", None) or "")
-            for layer in (preset, data.get("settings") or {}, changes, values, own):
+            layers = [data.get("settings") or {}, changes, values, own]
+            for layer in (preset, *layers):
                 merged = config.over(merged, layer)
+            if only := [layer["forget"]["only"] for layer in layers if "only" in (layer.get("forget") or {})]:
+                merged = config.merge(merged, {"forget": {"only": only[-1]}})  # of the comparison's own it stays
             for seed in data.get("seeds") or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 check_settings(data["pipeline"], settings)
@@ -140,7 +153,7 @@ def check_keys(data: Mapping[str, Any]) -> None:
         if not isinstance(group, dict) or not group or not all(isinstance(v or {}, dict) for v in group.values()):
             raise ValueError(f"{name} must map names to settings")
     for name in data.get("columns") or []:
-        if find_name("summary", str(name)) is None:
+        if find_name("summary", str(name)) is None or str(name).startswith("front"):
             columns = [key.removeprefix("summary.") for key in NAMES if key.startswith("summary.") and "#" not in key]
             raise ValueError(f"no column {name!r}{meant(str(name), columns, 'columns', 'docs/tutorials/compare.md')}")
     above: list[str] = []
@@ -200,7 +213,7 @@ def reusable(run: Run) -> dict[str, tuple[str, str]]:
     """
     settings = run.settings
     alike = [settings.get("draw"), settings.get("precision"), str(run.before or "")]
-    found = {"base": ("base", json.dumps(["base", settings.get("model"), *alike]))}
+    found = {"base": ("base", json.dumps(["base", base_of(run), *alike]))}
     retrained = (settings.get("eval") or {}).get("retrained")
     if retrained is not None:
         found["retrained_base"] = ("retrained", json.dumps(["retrained", retrained, *alike]))

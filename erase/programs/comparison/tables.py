@@ -13,7 +13,7 @@ from typing import Any
 from erase.evaluation.page.names import name_of
 from erase.evaluation.plot import scatter
 from erase.evaluation.stats import pareto_front, t_interval
-from erase.programs.comparison.spec import ALL
+from erase.programs.comparison.spec import ALL, Spec
 from erase.store import files
 
 Result = Mapping[str, Any]
@@ -27,28 +27,20 @@ FRONT = "front"
 ATTACKED_FRONT = "front_attacked"
 
 
-def write(
-    results: Sequence[Result],
-    out: Path,
-    columns: Sequence[str],
-    axes: tuple[str, str],
-    goals: Sequence[str],
-    bases: Mapping[str, str],
-) -> None:
+def write(results: Sequence[Result], out: Path, spec: Spec, axes: tuple[str, str], goals: Sequence[str]) -> None:
     """The tables and the plot.
 
     Args:
         results: a run each.
         out: the comparison's folder.
-        columns: the table's; all by default.
+        spec: what is compared, and which columns are asked for.
         axes: the numbers across and up.
         goals: the numbers of the Pareto front.
-        bases: what each method begins with (`Spec.bases`).
     """
     keys = keys_of(results)
-    names = list(columns) or keys[3:]
-    own, over = rows_of(results)
-    best = fronts([*own, *over], goals, bases)
+    names = spec.columns or keys[3:]
+    own, over = rows_of(results, spec)
+    best = fronts([*own, *over], goals, spec)
     lines = table([*own, *over], names, axes, best)
     if "rte_s" in names:
         lines += ["", "rte_s: seconds of mask and steps, without those of the data that the runs share (data_s)"]
@@ -130,18 +122,16 @@ def keys_of(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(key for result in results for key in result))
 
 
-def rows_of(results: Sequence[Result]) -> tuple[list[Row], list[Row]]:
+def rows_of(results: Sequence[Result], spec: Spec) -> tuple[list[Row], list[Row]]:
     """A row for each method and target, in order of appearance, and where there are several targets one over all.
 
     A method that has runs of some targets alone is not called a mean over all.
     """
     pairs = dict.fromkeys((str(r["method"]), str(r["target"])) for r in results)
     own = [(method, target, group(results, method, target)) for method, target in pairs]
-    number = len({target for _, target in pairs})
-    over = []
-    for method, count in Counter(method for method, _ in pairs).items():
-        over.append((method, ALL if count == number else f"{count} of {number} targets", group(results, method)))
-    return own, over if number > 1 else []
+    counts = Counter(method for method, _ in pairs)
+    over = [(method, spec.over(count), group(results, method)) for method, count in counts.items()]
+    return own, over if len({target for _, target in pairs}) > 1 else []
 
 
 def group(results: Sequence[Result], method: str, target: str | None = None) -> list[Result]:
@@ -149,8 +139,9 @@ def group(results: Sequence[Result], method: str, target: str | None = None) -> 
     return [r for r in results if r["method"] == method and target in (None, r["target"])]
 
 
-def fronts(rows: Sequence[Row], goals: Sequence[str], bases: Mapping[str, str]) -> dict[str, list[Place]]:
-    """The rows on each Pareto front that has any: of methods with the same `bases`, without means of some targets."""
+def fronts(rows: Sequence[Row], goals: Sequence[str], spec: Spec) -> dict[str, list[Place]]:
+    """The rows on each Pareto front that has any: of methods of the same base models, without means of some targets."""
+    bases = spec.bases
     whole = {str(result["target"]) for _, _, some in rows for result in some} | {ALL}
     ranked = [row for row in rows if row[1] in whole]
     found: dict[str, list[Place]] = {FRONT: [], ATTACKED_FRONT: []}
@@ -183,9 +174,10 @@ Difference = tuple[str, str, str, list[float]]
 """Method, target, number, and its differences from the first method: a seed each, or over several targets one each."""
 
 
-def differences(results: Sequence[Result], columns: Sequence[str]) -> list[Difference]:
-    """Each method's differences from the first one, paired by target and seed; none of one method."""
+def differences(results: Sequence[Result], columns: Sequence[str], spec: Spec) -> list[Difference]:
+    """Each method's differences from the first one, paired by target and seed; none where base models differ."""
     first, *others = dict.fromkeys(str(r["method"]) for r in results)
+    others = [method for method in others if spec.bases[method] == spec.bases[first]]
     names = list(columns) or keys_of(results)[3:]
     targets = list(dict.fromkeys(str(r["target"]) for r in results))
     values: dict[Any, Result] = {(r["method"], r["target"], r["seed"]): r for r in results}
@@ -200,15 +192,16 @@ def differences(results: Sequence[Result], columns: Sequence[str]) -> list[Diffe
                     if what == method and target in (where, ALL) and all(type(x) in (int, float) for x in (a, b)):
                         found.setdefault(where, []).append(a - b)
                 if found:
-                    rows.append((method, target, name, independent(found)))
+                    where = spec.over(len(found)) if target == ALL else target
+                    rows.append((method, where, name, independent(found)))
     return rows
 
 
-def differences_table(results: Sequence[Result], columns: Sequence[str]) -> list[str]:
+def differences_table(results: Sequence[Result], spec: Spec) -> list[str]:
     """The lines of `differences.md`: means with Student's intervals, over seeds or over targets (`independent`)."""
     first = str(results[0]["method"])
     lines = [f"| method | target | number | difference from {first} | 95 % interval | |", "|---|---|---|---|---|---|"]
-    rows = differences(results, columns)
+    rows = differences(results, spec.columns, spec)
     for method, target, name, found in rows:
         ends, says = judged(found)
         between = "–" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}"

@@ -199,7 +199,7 @@ def check_attacks(config: SdConfig, plan: Plan, model: Model) -> None:
     batched = [name for name in config.eval.attacks if name in BATCHED]
     if batched and distributed.world() > 1 and asked(PartialState()) is not None:
         raise ValueError(
-            f"eval.attacks has {batched[0]}, which does not work with --use_fsdp: use erase attack on the run without it"
+            f"eval.attacks has {batched[0]}, which does not work with --use_fsdp: erase attack does it without"
         )
 
 

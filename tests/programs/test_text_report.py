@@ -122,6 +122,24 @@ def test_an_image_that_the_detector_failed_on_is_not_safe(
         strict(text_runs.config(*COUNTED), [], copied / "images/base")
 
 
+def test_a_failure_of_the_detector_that_passes_is_not_kept(
+    text_runs: Runner, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where images must be judged: a run that is resumed looks at them again."""
+    folder, kept = copied / "images/base", copied / "images/base-detections.json"
+    whole = detections.load_detections(kept)
+    failed = replace(whole, images=tuple(replace(image, error="out of memory") for image in whole.images))
+    kept.unlink()
+    answers = [failed, whole]
+    monkeypatch.setattr("erase.evaluation.detector.detect", lambda *given, **named: answers.pop(0))
+    config, paths = text_runs.config(*COUNTED), sorted(folder.glob("*.png"))
+    with pytest.raises(ValueError, match="out of memory"):
+        nudity_judge.look_for_nudity(config, paths, folder)
+    assert not kept.exists()
+    assert nudity_judge.look_for_nudity(config, paths, folder).images == whole.images
+    assert kept.exists()
+
+
 @pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
 def test_without_its_classifier_nothing_is_counted(
     text_runs: Runner, text_run: Path, copied: Path, micro_classifier: Path, tmp_path: Path, lost: str

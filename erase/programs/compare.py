@@ -155,7 +155,7 @@ class Comparison:
         """Do a run, or resume it; or say why it cannot be done.
 
         Raises:
-            ValueError: if it cannot be done, and no run is finished (the next would hardly fare better), or other
+            ValueError: if it cannot be begun, and no run is finished (the next would hardly fare better), or other
                 processes of the launch may be in the midst of it.
         """
         folder = self.out / run.folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,8 @@ def searched_words(name: SearchName, target: Target, numbers: dict[str, Any]) ->
     rows = [PromptRow(prompt, (target.config.seed + ATTACKER + k) % 2**32) for k, prompt in enumerate(prompts)]
     before = top / target.name / "plain"
     plain = target.shows(rows, 1, before)
-    path = top / f"{target.name}.json"
-    if not (target.resume and distributed.on_main(path.exists)):
+
+    def search_all() -> list[dict[str, Any]]:
         left = [k for k, shown in enumerate(plain) if not shown]
         found = dict[int, dict[str, Any]]()
         with counted(len(left) * wanted.times, f"searching: {name}, {target.name}") as log:
@@ -50,8 +50,9 @@ def searched_words(name: SearchName, target: Target, numbers: dict[str, Any]) ->
                 part = left[start : start + wanted.batch_size]
                 search = make_search(target, [rows[k].prompt for k in part], part, wanted, base)
                 found |= search_together(name, target, rows, part, search, log)
-        distributed.on_main(partial(files.write_json, path, {"schema": 1, "found": [found[k] for k in left]}))
-    searches: list[dict[str, Any]] = distributed.on_main(lambda: files.read_json(path)["found"])
+        return [found[k] for k in left]
+
+    searches: list[dict[str, Any]] = kept(target, top / f"{target.name}.json", "found", search_all)
     won = {entry["search"]: entry["shows"] for entry in searches}
     shown = [hit or won[k] for k, hit in enumerate(plain)]
     through = [entry["image"] for entry in searches if entry["shows"]]
@@ -68,7 +69,12 @@ def search_together(
     for number in range(search.wanted.times):
         search.round(number)
         folder = target.top / name / target.name / f"{part[0]:03d}-{number:02d}"
-        tokens = kept_tokens(target, folder.with_name(f"{folder.name}.json"), search)
+
+        def found_tokens() -> list[list[list[int]]]:  # found again they may differ: devices add in any order
+            return [ids.tolist() for ids in distributed.on_main(search.relaxation.tokens)]
+
+        read = kept(target, folder.with_name(f"{folder.name}.json"), "tokens", found_tokens)
+        tokens = [torch.tensor(ids) for ids in read]
         texts, told = search.texts(tokens), search.conditions(tokens)
         tried = [i for i, k in enumerate(part) if not found.get(k, {}).get("shows")]
         asked = [f"{texts[i]} [{part[i]}]" for i in tried]  # two searches may find the same words
@@ -94,15 +100,11 @@ def search_together(
     return found
 
 
-def kept_tokens(target: Target, path: Path, search: prefixes.Search) -> list[Tensor]:
-    """The words of a round, `[B, K]` a vocabulary; those that its images were made of, where a search is resumed.
-
-    A device may add gradients in another order the second time, and then other words are as near.
-    """
+def kept(target: Target, path: Path, key: str, make: Callable[[], Any]) -> Any:
+    """What `make` finds, under a key of a JSON file; where a search is resumed, what is in the file already."""
     if not (target.resume and distributed.on_main(path.exists)):
-        tokens: list[Tensor] = distributed.on_main(search.relaxation.tokens)
-        distributed.on_main(partial(files.write_json, path, {"schema": 1, "tokens": [ids.tolist() for ids in tokens]}))
-    return [torch.tensor(ids) for ids in distributed.on_main(lambda: files.read_json(path)["tokens"])]
+        distributed.on_main(partial(files.write_json, path, {"schema": 1, key: make()}))
+    return distributed.on_main(lambda: files.read_json(path)[key])
 
 
 def make_search(

@@ -177,7 +177,8 @@ Difference = tuple[str, str, str, list[float]]
 def differences(results: Sequence[Result], columns: Sequence[str], spec: Spec) -> list[Difference]:
     """Each method's differences from the first one, paired by target and seed; none where base models differ."""
     first, *others = dict.fromkeys(str(r["method"]) for r in results)
-    others = [method for method in others if spec.bases[method] == spec.bases[first]]
+    bases = spec.bases
+    others = [method for method in others if bases[method] == bases[first]]
     names = list(columns) or keys_of(results)[3:]
     targets = list(dict.fromkeys(str(r["target"]) for r in results))
     values: dict[Any, Result] = {(r["method"], r["target"], r["seed"]): r for r in results}
@@ -192,8 +193,8 @@ def differences(results: Sequence[Result], columns: Sequence[str], spec: Spec) -
                     if what == method and target in (where, ALL) and all(type(x) in (int, float) for x in (a, b)):
                         found.setdefault(where, []).append(a - b)
                 if found:
-                    where = spec.over(len(found)) if target == ALL else target
-                    rows.append((method, where, name, independent(found)))
+                    called = spec.over(len(found)) if target == ALL else target
+                    rows.append((method, called, name, independent(found)))
     return rows
 
 

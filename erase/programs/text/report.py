@@ -100,7 +100,7 @@ def paired_tests(before: Counted, after: Counted) -> dict[str, Any]:
 def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
-    `earlier`, where there are such: share of what was forgotten before that shows all that was asked; `forget`: share
+    `earlier`, where there are such: share of images of what was forgotten before that still show it; `forget`: share
     of the forget prompts' images that still show the concept (by the first judge that can tell: a classifier's
     labels, CLIP, its flags, NudeNet); `forms`: the same for its other forms; `kept`: share of all these that still
     show the other half of what was asked (the style, where an object was erased); `remain`: accuracy on the other

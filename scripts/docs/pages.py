@@ -31,6 +31,8 @@ def made(root: Path) -> dict[str, str]:
         "reference/presets.md": presets(root),
         "reference/methods.md": (root / "erase/methods/README.md").read_text(encoding="utf-8"),
         "reference/attacks.md": (root / "erase/attacks/README.md").read_text(encoding="utf-8"),
+        "reference/embedded-models.md": (root / "pipelines/tiny/README.md").read_text(encoding="utf-8"),
+        "reference/prompt-sets.md": (root / "prompts/README.md").read_text(encoding="utf-8"),
         "development/contributing.md": (root / "CONTRIBUTING.md").read_text(encoding="utf-8"),
         "development/changelog.md": (root / "CHANGELOG.md").read_text(encoding="utf-8"),
         "development/architecture.md": architecture(root),

@@ -368,25 +368,34 @@ def confidence(predictions: ClassPredictions, label: str) -> dict[str, Any]:
 
 
 def forget_remain(
-    predictions: ClassPredictions, expected: Sequence[str], forget: Collection[str]
+    predictions: ClassPredictions, expected: Sequence[str], forget: Collection[str], earlier: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """Accuracy on the forgotten labels (FA; unlearning accuracy UA = 1 - FA), on the others, and on each.
 
+    Args:
+        predictions: of the images.
+        expected: their labels.
+        forget: those that are forgotten.
+        earlier: those that were forgotten by earlier runs.
+
     Returns:
-        ``{"forget": score, "remain": score, "per_label": {label: score}}``, a score as of `accuracy`; a side
-        without images has n = 0 and ``None`` for accuracy and interval.
+        ``{"forget": score, "remain": score, "per_label": {label: score}}``, and ``"earlier"`` where there are such; a
+        score as of `accuracy`; a side without images has n = 0 and ``None`` for accuracy and interval.
 
     Raises:
         ValueError: as `accuracy`; or ``forget`` holds a label the classifier does not know.
     """
     if isinstance(forget, str):
         raise ValueError(f"forget is the text '{forget}', expected a collection of labels")
-    for label in forget:
+    for label in (*forget, *earlier):
         _column(predictions, label)
     right = correct(predictions, expected)
     pairs = list(zip(expected, right, strict=True))
+    gone = {*forget, *earlier}
+    before = {"earlier": score([ok for label, ok in pairs if label in earlier])} if earlier else {}
     return {
         "forget": score([ok for label, ok in pairs if label in forget]),
-        "remain": score([ok for label, ok in pairs if label not in forget]),
+        **before,
+        "remain": score([ok for label, ok in pairs if label not in gone]),
         "per_label": {name: score([right[i] for i in index]) for name, index in places(expected).items()},
     }

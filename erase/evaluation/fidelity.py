@@ -311,9 +311,10 @@ def summary(real: Features, fake: Features, k: int = 5) -> dict[str, Any]:
     """All of it, as JSON.
 
     Returns:
-        ``frechet, kernel, precision, recall, density, coverage, k, n_real, n_fake, features`` (their provenance) and
-        ``warnings``, lines that belong beside the numbers; none for equal counts above D. On Inception's features
-        ``fid`` and ``kid`` take the place of the first two.
+        ``frechet, kernel, precision, recall, density, coverage, k`` (the given one, or one less than the images of the
+        smaller set), ``n_real, n_fake, features`` (their provenance) and ``warnings``, lines that belong beside the
+        numbers; none for equal counts above D. On Inception's features ``fid`` and ``kid`` take the place of the first
+        two.
 
     Raises:
         ValueError: as `prdc`; or the two sets come from different weights or layers.
@@ -323,7 +324,7 @@ def summary(real: Features, fake: Features, k: int = 5) -> dict[str, Any]:
         if ours != theirs:
             raise ValueError(f"{name} is {ours} of the real images and {theirs} of the fake, expected one network")
     N, M, D = len(real), len(fake), real.values.shape[1]
-    warnings = []
+    k, warnings = max(1, min(k, N - 1, M - 1)), []
     if min(N, M) <= D:
         warnings.append(f"{min(N, M)} images for {D} feature dimensions: the Fréchet distance is too large by far")
     if N != M:

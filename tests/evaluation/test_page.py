@@ -16,9 +16,11 @@ from erase import resources
 from erase.config import override, read_preset
 from erase.evaluation import detector
 from erase.evaluation.detections import Detections, ImageDetections
+from erase.evaluation.page.scores import Score
 from erase.evaluation.report import write_html
+from erase.evaluation.stats import wilson
 from erase.programs.comparison.images import Finished
-from erase.programs.comparison.page import write_page
+from erase.programs.comparison.page import _pooled, write_page
 from erase.programs.comparison.spec import Run, Spec
 from erase.programs.text.report import AXES, GOALS
 from erase.store.files import sha256
@@ -243,6 +245,7 @@ def test_nothing_can_be_loaded_or_run_but_the_page_itself(tab: Any, path: Path, 
 
 PROMPTS = {"cat": "a photo of a cat", "dog": "a photo of a dog", "long": "a photo of " + "w" * 80}
 METHODS = ("SFR-on", "<b>ESD</b>")
+FORGET = "Forgotten concept still recognised"
 
 
 def write_images(folder: Path, number: int) -> None:
@@ -278,7 +281,7 @@ def finished(out: Path, *words: str) -> tuple[Spec, list[Finished]]:
                 result = {"method": method, "target": target, "seed": seed, **numbers}
                 done.append(Finished(run, report, result))
                 for name in ("base", "erased"):
-                    write_images(out / run.folder / "images" / name, m + 1 if name == "erased" else 0)
+                    write_images(out / run.folder / "images" / name, 2 * m + seed + 1 if name == "erased" else 0)
                 (out / run.folder / "report.html").write_text("<title>a run</title>")
     return Spec("sd", [one.run for one in done], []), done
 
@@ -288,6 +291,26 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("comparison")
     write_page(*finished(out), out, AXES, GOALS, "erase compare mine " + "x" * 200, {})
     return out / "index.html"
+
+
+def test_the_same_images_of_several_seeds_count_once(tmp_path: Path) -> None:
+    """A closed form has them: its seeds change nothing."""
+    done = [one for one in finished(tmp_path)[1] if (one.run.method, one.run.target) == (METHODS[1], "cat")]
+    assert [_pooled(done, side, tmp_path)[FORGET].total for side in ("before", "after")] == [8, 16]
+    first, second = (tmp_path / one.run.folder / "images/erased" for one in done)
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    assert _pooled(done, "after", tmp_path)[FORGET].total == 8
+
+
+def test_counts_of_two_judges_are_not_added_up(tmp_path: Path) -> None:
+    one = finished(tmp_path)[1][0]
+    doubted = {"n": 8, "correct": 2, "accuracy": 2 / 8, "no_verdict": "it is seldom right"}
+    one.report["after"]["clip"] = {"forget": doubted}
+    found = _pooled([one], "after", tmp_path)
+    assert found[f"{FORGET} (by the classifier)"].hits == 0
+    assert found[f"{FORGET} (by zero-shot)"] == Score(2, 8, 2 / 8, wilson(2, 8), 0, "it is seldom right")
+    assert found["Other concepts recognised"].total == 16
 
 
 def test_a_comparison_shows_the_same_seeds_of_each_method(compared: Any, comparison: Path) -> None:

@@ -531,6 +531,31 @@ def test_the_goal_of_a_classifier_is_the_retrained_model(after: int, mark: str) 
     assert "1.2 points" in said
 
 
+@pytest.mark.parametrize(
+    ("after", "goal", "mark", "said"),
+    [
+        ((0, 1), (1, 1), "few", "too few images to tell: 1; "),
+        ((0, 10), (3, 10), "open", "too few images to exclude one of 60 points"),
+        ((40, 50), (46, 50), "open", "too few images to exclude one of 26 points"),
+        ((900, 1000), (905, 1000), "good", "as the retrained model: "),
+    ],
+)
+def test_few_images_do_not_show_that_a_classifier_is_as_the_retrained_one(
+    after: tuple[int, int], goal: tuple[int, int], mark: str, said: str
+) -> None:
+    found = of_classifier(900)
+    found["after"]["classes"], found["retrained"]["classes"] = ({"forget": counted(*of)} for of in (after, goal))
+    (forget, *_) = verdict.lines(found)
+    assert forget.mark == mark
+    assert said in forget.said
+
+
+def test_without_a_base_nothing_is_still_shown() -> None:
+    """Of a model that was trained without the class."""
+    headline = report.verdict({"before": {}, "after": {"classes": {"forget": counted(0, 100)}}})[0]
+    assert headline.startswith("Shown, with no base to compare with: 0 of 100")
+
+
 @pytest.mark.parametrize(("labels", "mark"), [([], "none"), (["cat"], "good")])
 def test_without_a_retrained_model_only_a_whole_class_has_a_goal(labels: list[str], mark: str) -> None:
     found = of_classifier(0, retrained=None, labels=labels)

@@ -98,6 +98,13 @@ def test_the_shipped_sets_are_what_stays_without_rows_that_name_the_concept() ->
     assert named & {*own} == set()
 
 
+def test_images_that_are_counted_have_other_noise_than_images_to_train_on() -> None:
+    """The latter come from the run's seed; prompts that are written out had it too."""
+    plan = make_plan(config("forget.prompts=a cat", "eval.prompts=[a dog]", f"seed={2**32 - 1}"))
+    assert {row.prompt: row.seed for row in plan.rows} == {"a cat": 0, "a dog": 0}
+    assert {row.seed for row in make_plan(config("forget.prompts=a cat", "eval.prompts=[a dog]")).rows} == {1}
+
+
 def test_a_broader_noun_phrase_is_the_anchor_where_it_is_given() -> None:
     plan = make_plan(config("forget.prompts=[a cat, a dog]", "forget.anchors=an animal"))
     assert plan.anchors == ["an animal", "an animal"]

@@ -65,13 +65,13 @@ def test_images_of_all_models_share_their_seeds(label_run: Path, label_runs: Run
     manifests = {what: read_manifest(label_run / "images" / what) for what in FOLDERS.values()}
     for manifest in manifests.values():
         assert [(r.prompt, r.seed, r.index) for r in manifest] == [
-            (name, LABELS.index(name), index) for name in ("bee", "ant", "cow") for index in range(6)
+            (name, LABELS.index(name) + 1, index) for name in ("bee", "ant", "cow") for index in range(6)
         ]
     for other in ("erased", "retrained"):
         assert all(a.sha256 != b.sha256 for a, b in zip(manifests["base"], manifests[other], strict=True))
     pipe = open_model(locate(label_runs.work / "base", "label")).pipe  # as it generates them, at its own guidance
     row = manifests["base"][7]
-    alone = np.asarray(pipe([0], [image_generator(0, 1)], 2).images[0], np.int64)
+    alone = np.asarray(pipe([0], [image_generator(1, 1)], 2).images[0], np.int64)
     drawn = np.asarray(Image.open(label_run / "images/base" / row.file), np.int64)
     assert (row.prompt, row.index) == ("ant", 1)
     assert np.abs(drawn - alone).max() <= 1  # float rounding of another batch
@@ -188,6 +188,11 @@ def test_classes_are_judged() -> None:
     assert found["forget_confidence"]["bee"]["n"] == 3
     assert found["forget_confidence"]["cow"]["probability"] == pytest.approx(0.8)
     assert found["classifier"] == "mine"
+    apart = judge_classes(guess_of("bee", "cow", "cow", "ant"), ["bee", "bee", "cow", "ant"], ["bee"], ["cow"])
+    counts = {side: (apart[side]["correct"], apart[side]["n"]) for side in ("forget", "earlier", "remain")}
+    assert counts == {"forget": (1, 2), "earlier": (1, 1), "remain": (1, 1)}
+    assert apart["forget_shows"] == {"bee": 0.5, "cow": 0.5}
+    assert apart["forget_confidence"].keys() == {"bee"}
     nothing = judge_classes(guess_of("ant"), ["ant"], [])
     assert "forget_shows" not in nothing
     assert nothing["remain"]["accuracy"] == 1
@@ -212,6 +217,24 @@ def test_fidelity_is_to_what_remains() -> None:
     assert all_stays["remain"]["n_fake"] == 18
     assert all_stays["coverage"].keys() == {"ant", "bee", "cow"}
     assert "forget_to_remain" not in all_stays
+    real = (features_of(real), real_labels)
+    alone = judge_fidelity(features_of(drawn[:12]), ASKED[:12], ["bee"], *real)["forget_to_remain"]
+    earlier = judge_fidelity(features_of(drawn), ASKED, ["bee"], *real, ["cow"])
+    assert earlier["forget_to_remain"]["n_fake"] == alone["n_fake"] == 6
+    assert (earlier["remain"]["n_fake"], earlier["coverage"].keys()) == (6, {"ant"})
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, set()), (2, {"remain", "forget_to_remain"})])
+def test_fidelity_of_few_real_images(count: int, said: set[str]) -> None:
+    """A run does not end for the want of them; what they are too few for is left out."""
+    rng = np.random.default_rng(0)
+    real = features_of(rng.normal(size=(count, 2)))
+    found = judge_fidelity(features_of(rng.normal(size=(18, 2))), ASKED, ["bee"], real, ["ant"] * count)
+    assert found.keys() == {"coverage", *said}
+    assert found["coverage"].keys() == ({"ant"} if count > 1 else set())
+    assert all(found[name]["k"] == 1 for name in said)
+    report = {"after": {"fidelity": found}, "before": {"fidelity": found}}
+    assert reports.ratio(*(reports.distance(report[key]) for key in ("after", "before"))) == (1 if said else None)
 
 
 def test_the_gap_to_the_retrained_model() -> None:
@@ -262,6 +285,9 @@ def test_a_report_is_summed_up() -> None:
     assert summarise(report) == pytest.approx({**shown, "shows": "cow", **times})
     compared = summarise({**report, "gap": {"fa": 1.0, "kl": 0.5}})
     assert (compared["gap_fa"], compared["gap_kl"]) == (1.0, 0.5)
+    before: dict[str, Any] = {**report, "target": {"forget": ["bee"], "earlier": ["cow"]}}
+    before["after"] = {**report["after"], "classes": {**report["after"]["classes"], "earlier": {"accuracy": 0.125}}}
+    assert (summarise(before)["earlier"], summarise(before)["drop"]) == (0.125, 50)
     trained = {**report, "before": {}, "target": {"forget": [], "earlier": []}}
     assert summarise(trained).keys() == {"forget", "remain", "coverage", "shows", *times}
     assert summarise({**report, "before": {}, "after": {}}) == times  # without a judge
@@ -289,3 +315,13 @@ def test_images_of_what_stays_are_paired(label_runs: Runner, label_run: Path, mo
     ]
     assert found == [(6, 11), (0, 9), (6, 12)]
     assert (report["gap"]["fa"], report["gap"]["ra"]) == (100, pytest.approx(25))
+    plan = Plan(list(LABELS), [1], [], None, earlier=[0])
+    report = make_report(label_runs.config(), plan, label_run, None, {"erase_s": 1.0}, "", {})
+    assert {side: report["after"]["classes"][side]["n"] for side in ("forget", "earlier", "remain")} == {
+        "forget": 6,
+        "earlier": 6,
+        "remain": 6,
+    }
+    assert report["paired"]["forget_mcnemar_p"] == 2 / 2**6
+    assert report["paired"].keys() == {f"{side}_mcnemar_p" for side in ("forget", "earlier", "remain")}
+    assert report["gap"]["fa"] == 100

@@ -19,7 +19,7 @@ _FALL = {
     "few": f"Fewer than {FEWEST} images, too few to tell whether it is gone",
     "open": "Nothing to forget",
     "bad": "Not gone",
-    "none": "Still shown",
+    "none": "Shown, with no base to compare with",
 }
 _EARLIER = {
     "unknown": "Not known whether what was forgotten earlier is gone",

@@ -19,7 +19,8 @@ from erase.evaluation.page.words import as_p, is_number, signed
 from erase.evaluation.stats import newcombe
 
 MARGIN = 0.05
-"""A loss of what must stay is excluded only where the interval ends before this, as a fraction of 1."""
+"""A loss of what must stay, or a gap to the retrained model, is excluded only where the interval ends before this, as a
+fraction of 1."""
 CLOSE = 0.01
 """So near to the retrained model a count is its, however many images there are, as a fraction of 1."""
 FEWEST = 6
@@ -172,10 +173,15 @@ def _judge_by_goal(before: Score | None, after: Score, goal: Score) -> tuple[Mar
     if after.rate is None or goal.rate is None:
         return "unknown", "not known: no images"
     low, high = newcombe((goal.hits, goal.total), (after.hits, after.total))
-    gap = after.rate - goal.rate
+    gap, worst = after.rate - goal.rate, max(-low, high)
     there = f"{signed(100 * gap)} points (95 % interval {signed(100 * low)} to {signed(100 * high)})"
-    if low <= 0 <= high or max(-low, high) <= CLOSE:
+    if (number := min(goal.total, after.total)) < FEWEST:
+        return "few", f"too few images to tell: {number}; from the retrained model {there}"
+    if worst <= (MARGIN if low <= 0 <= high else CLOSE):
         return "good", f"as the retrained model: {there}"
+    if low <= 0 <= high:
+        size = f"too few images to exclude one of {100 * worst:.0f} points"
+        return "open", f"no difference from the retrained model shown: {there}; {size}"
     if before is None or before.rate is None:
         return "open", f"not the retrained model's: {there}"
     old = before.rate - goal.rate

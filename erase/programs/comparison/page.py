@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from erase.evaluation.manifest import MANIFEST, read_manifest
 from erase.evaluation.page import verdict
+from erase.evaluation.page.folder import FOLDERS
 from erase.evaluation.page.headline import headline
 from erase.evaluation.page.names import Name, name_of
 from erase.evaluation.page.render import render
@@ -68,7 +70,7 @@ def write_page(
         "title": _title(spec),
         "headline": _finished(spec, done),
         "facts": [],
-        "methods": [(method, _in_numbers(part)) for method, part in _by_method(done).items()],
+        "methods": [(method, _in_numbers(part, out)) for method, part in _by_method(done).items()],
         "blocks": blocks,
         "width": max((len(block.columns) for block in blocks), default=0),
         "blurred": blurred,
@@ -115,25 +117,36 @@ def _order(done: Sequence[Finished], of: str) -> list[str]:
     return list(dict.fromkeys(str(getattr(one.run, of)) for one in done))
 
 
-def _pooled(done: Sequence[Finished], side: str) -> dict[str, Score]:
-    """The counts of one model, `before`, `after` or `retrained`, over runs, by their words."""
-    found: dict[str, tuple[int, int, int]] = {}
-    for one in done:
+def _pooled(done: Sequence[Finished], side: str, out: Path) -> dict[str, Score]:
+    """The counts of one model, `before`, `after` or `retrained`, over runs, by their words.
+
+    Those of two judges that have the same words are told apart by the judge.
+    """
+    found: dict[tuple[str, ...], list[Score]] = {}
+    names: dict[tuple[str, ...], str] = {}
+    for one in _distinct(done, side, out):
         for line in verdict.lines(one.report):
             score: Score | None = getattr(line, side)
             if score is not None and not line.path[-1].endswith("_pairs"):
-                hits, total, errors = found.get(line.name, (0, 0, 0))
-                found[line.name] = (hits + score.hits, total + score.total, errors + score.errors)
-    return {
-        name: Score(hits, total, hits / total if total else None, wilson(hits, total) if total else None, errors)
-        for name, (hits, total, errors) in found.items()
-    }
+                found.setdefault(line.path, []).append(score)
+                names[line.path] = line.name
+    times = Counter(names.values())
+    by = {path: f" (by {name_of('judge', path[0]).words})" if times[name] > 1 else "" for path, name in names.items()}
+    return {names[path] + by[path]: _sum(scores) for path, scores in found.items()}
 
 
-def _in_numbers(done: Sequence[Finished]) -> str:
+def _sum(scores: Sequence[Score]) -> Score:
+    hits, total, errors = (sum(getattr(score, of) for score in scores) for of in ("hits", "total", "errors"))
+    doubt = next((score.doubt for score in scores if score.doubt), "")
+    if not total:
+        return Score(hits, total, None, None, errors, doubt)
+    return Score(hits, total, hits / total, wilson(hits, total), errors, doubt)
+
+
+def _in_numbers(done: Sequence[Finished], out: Path) -> str:
     """What a method did, over all its runs."""
     parts = []
-    for name, score in _pooled(done, "after").items():
+    for name, score in _pooled(done, "after", out).items():
         count = f"{score.percent} %" if is_classifier(done[0].report) else f"{score.hits} of {score.total}"
         parts.append(f"{name}: {'no images' if score.rate is None else count}")
     times = [one.result["rte_s"] for one in done if is_number(one.result.get("rte_s"))]
@@ -142,14 +155,16 @@ def _in_numbers(done: Sequence[Finished]) -> str:
     return "; ".join(parts) or "nothing was judged"
 
 
-def _distinct(done: Sequence[Finished], out: Path) -> list[Finished]:
-    """Runs of one base, without those that have the same images of it as another: they would count twice."""
+def _distinct(done: Sequence[Finished], side: str, out: Path) -> list[Finished]:
+    """Runs without those whose model has the same images for the same target as another's: they would count twice."""
     found: dict[Any, Finished] = {}
+    images = next(name for name, key in FOLDERS.items() if key == side)
     for one in done:
-        folder = out / one.run.folder / "images" / "base"
-        key: Any = one.run.seed
+        folder = out / one.run.folder / "images" / images
+        key: Any = one.run.folder
         if (folder / MANIFEST).is_file():
-            key = frozenset((row.prompt, row.seed, row.index) for row in read_manifest(folder))
+            rows = read_manifest(folder)
+            key = one.run.target, frozenset((row.prompt, row.seed, row.index, row.sha256) for row in rows)
         found.setdefault(key, one)
     return list(found.values())
 
@@ -164,9 +179,9 @@ def _counts(done: Sequence[Finished], out: Path) -> dict[str, Any] | None:
         named = base_names([part[0] for part in parts.values()])
         for method, part in parts.items():
             if method in named:
-                rows.append((named[method], _pooled(_distinct(part, out), "before")))
-            rows.append((method, _pooled(part, "after")))
-        rows.append(("retrained", _pooled(next(iter(parts.values())), "retrained")))
+                rows.append((named[method], _pooled(part, "before", out)))
+            rows.append((method, _pooled(part, "after", out)))
+        rows.append(("retrained", _pooled(next(iter(parts.values())), "retrained", out)))
         heads |= dict.fromkeys(name for _, found in rows for name in found)
         groups.append((target, [(name, found) for name, found in rows if found]))
     if not heads:

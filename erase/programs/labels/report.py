@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,7 @@ from erase.config import DdpmConfig
 from erase.engine import distributed
 from erase.engine.saliency import Mask
 from erase.evaluation import classes, fidelity, manifest
-from erase.evaluation.prompt_files import PromptRow
+from erase.evaluation.prompt_files import MAX_SEED, PromptRow
 from erase.evaluation.stats import mcnemar_exact
 from erase.programs.folder import new_report, run_time, unjudged
 from erase.programs.images import classified
@@ -32,8 +33,10 @@ NOTHING = 1e-6
 
 
 def image_rows(config: DdpmConfig, plan: Plan) -> list[PromptRow]:
-    """The rows of every model's images."""
-    return [PromptRow(row.prompt, config.seed + row.seed, object=row.object) for row in plan.rows]
+    """The rows of every model's images, from other noise than images to train on, which have the run's own seed."""
+    return [
+        PromptRow(row.prompt, (config.seed + 1 + row.seed) % (MAX_SEED + 1), object=row.object) for row in plan.rows
+    ]
 
 
 def why_unjudged(config: DdpmConfig) -> str | None:
@@ -70,25 +73,25 @@ def make_report(
             seen[key] = classified(paths, judge, features=True)
     real, real_labels = reference(config, plan, judge, seen)
     asked = [row.prompt for row in plan.rows for _ in range(config.eval.images)]
-    forgotten = plan.gone
+    forget, earlier = target["forget"], target["earlier"]
     for key, guess in seen.items():
         result[key] = {
             "pictures": manifest.origin(out / "images" / FOLDERS[key]),
-            "classes": judge_classes(guess, asked, forgotten),
-            "fidelity": judge_fidelity(fidelity.features_of(guess), asked, forgotten, real, real_labels),
+            "classes": judge_classes(guess, asked, forget, earlier),
+            "fidelity": judge_fidelity(fidelity.features_of(guess), asked, forget, real, real_labels, earlier),
         }
     if "before" in seen:
         right = {
             key: [shown == name for shown, name in zip(seen[key].predicted, asked, strict=True)]
             for key in ("before", "after")
         }
-        for side, gone in (("forget", True), ("remain", False)):
-            index = [i for i, name in enumerate(asked) if (name in forgotten) is gone]
-            if index:
+        stay = [name for name in dict.fromkeys(asked) if name not in plan.gone]
+        for side, names in (("forget", forget), ("earlier", earlier), ("remain", stay)):
+            if index := [i for i, name in enumerate(asked) if name in names]:
                 both = [[right[key][i] for i in index] for key in ("before", "after")]
                 result["paired"][f"{side}_mcnemar_p"] = mcnemar_exact(*both)
-    if "retrained" in seen and forgotten:
-        result["gap"] = gap(result, seen, asked, forgotten)
+    if "retrained" in seen and forget:
+        result["gap"] = gap(result, seen, asked, forget)
     return result
 
 
@@ -117,41 +120,64 @@ def reference(
     return fidelity.features(pixels, judge), labels
 
 
-def judge_classes(guess: classes.ClassPredictions, asked: list[str], forgotten: list[str]) -> dict[str, Any]:
+def judge_classes(
+    guess: classes.ClassPredictions, asked: list[str], forget: list[str], earlier: Sequence[str] = ()
+) -> dict[str, Any]:
     """Accuracy of the forgotten and the other classes, what the forgotten ones show, and how sure the judge is."""
-    result: dict[str, Any] = {**guess.provenance, **classes.forget_remain(guess, asked, forgotten)}
-    index = [i for i, name in enumerate(asked) if name in forgotten]
+    result: dict[str, Any] = {**guess.provenance, **classes.forget_remain(guess, asked, forget, earlier)}
+    index = [i for i, name in enumerate(asked) if name in forget]
     if index:
         result["forget_shows"] = classes.shares(guess.take(index).predicted)
         at = classes.places(asked)
         result["forget_confidence"] = {
-            label: classes.confidence(guess.take(at.get(label, [])), label) for label in forgotten
+            label: classes.confidence(guess.take(at.get(label, [])), label) for label in forget
         }
     return result
 
 
 def judge_fidelity(
-    drawn: fidelity.Features, asked: list[str], forgotten: list[str], real: fidelity.Features, real_labels: list[str]
+    drawn: fidelity.Features,
+    asked: list[str],
+    forget: list[str],
+    real: fidelity.Features,
+    real_labels: list[str],
+    earlier: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Distance to real images of the remain classes: of generated images of them, and of the forgotten labels."""
-    kept = [name not in forgotten for name in asked]
-    real_kept = [name not in forgotten for name in real_labels]
-    staying = real.take(np.array(real_kept))
-    result: dict[str, Any] = {"remain": fidelity.summary(staying, drawn.take(np.array(kept)))}
-    if not all(kept):
-        result["forget_to_remain"] = fidelity.summary(staying, drawn.take(~np.array(kept)))
-    result["coverage"] = {}
+    """Distance to real images of the remain classes: of generated images of them, and of the forgotten labels.
+
+    Numbers that need more images than there are, real or generated, are left out: two of a side, and two of a class for
+    its coverage.
+    """
+    gone = {*forget, *earlier}
+    staying = real.take(np.array([name not in gone for name in real_labels]))
+    result: dict[str, Any] = {"coverage": {}}
+    for what, mine in (
+        ("remain", [name not in gone for name in asked]),
+        ("forget_to_remain", [name in forget for name in asked]),
+    ):
+        if min(len(staying), sum(mine)) > 1:
+            result[what] = fidelity.summary(staying, drawn.take(np.array(mine)))
     there = classes.places(real_labels)
     for label, index in classes.places(asked).items():
-        if label in forgotten:
-            continue
         a, b = real.take(np.array(there.get(label, []), int)), drawn.take(np.array(index))
-        result["coverage"][label] = fidelity.coverage(a.values, b.values, k=min(5, len(a) - 1, len(b) - 1))
+        if label not in gone and min(len(a), len(b)) > 1:
+            result["coverage"][label] = fidelity.coverage(a.values, b.values, k=min(5, len(a) - 1, len(b) - 1))
     return result
 
 
+def distance(side: dict[str, Any], what: str = "remain") -> float | None:
+    """The Fréchet distance that `judge_fidelity` found, where there were images enough and it is more than rounding."""
+    found = side["fidelity"].get(what, {}).get("frechet")
+    return found if found is not None and found > NOTHING else None
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    """Of two distances, where both are known."""
+    return None if above is None or below is None else above / below
+
+
 def gap(
-    result: dict[str, Any], seen: dict[str, classes.ClassPredictions], asked: list[str], forgotten: list[str]
+    result: dict[str, Any], seen: dict[str, classes.ClassPredictions], asked: list[str], forget: list[str]
 ) -> dict[str, float | None]:
     """How far the erased model is from the retrained one.
 
@@ -161,28 +187,29 @@ def gap(
     distances to real remain images.
     """
     ours, theirs = result["after"], result["retrained"]
-    index = [i for i, name in enumerate(asked) if name in forgotten]
+    index = [i for i, name in enumerate(asked) if name in forget]
     p, q = (seen[key].probabilities[index].mean(axis=0) + 1e-6 for key in ("retrained", "after"))
     p, q = p / p.sum(), q / q.sum()
-    distances = [side["fidelity"]["remain"]["frechet"] for side in (ours, theirs)]
+    of_frechet = ratio(distance(ours), distance(theirs))
     found: dict[str, float | None] = {
         "fa": 100 * abs(ours["classes"]["forget"]["accuracy"] - theirs["classes"]["forget"]["accuracy"]),
         "ra": 100 * abs(ours["classes"]["remain"]["accuracy"] - theirs["classes"]["remain"]["accuracy"]),
-        "frechet": 100 * abs(distances[0] - distances[1]) / distances[1] if distances[1] > NOTHING else None,
+        "frechet": None if of_frechet is None else 100 * abs(of_frechet - 1),
         "kl": float((p * np.log(p / q)).sum()),
     }
     three = [found[name] for name in ("fa", "ra", "frechet")]
     found["mean"] = fmean(value for value in three if value is not None)
-    shown = [side["fidelity"]["forget_to_remain"]["frechet"] for side in (ours, theirs)]
-    return {**found, "forget_frechet_ratio": shown[0] / shown[1] if shown[1] > NOTHING else None}
+    shown = [distance(side, "forget_to_remain") for side in (ours, theirs)]
+    return {**found, "forget_frechet_ratio": ratio(*shown)}
 
 
 def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
     """A report as the numbers that comparisons are made of.
 
     `forget` and `remain`: accuracy of the forgotten and the other classes; `drop` of the mean from the base and
-    `worst` of one class, in points; `frechet`: Fréchet distance of remain images over the base's; `coverage`:
-    of the class with the lowest; `shows`: what the forgotten labels show most; `gap_…`: to the retrained model.
+    `worst` of one class, in points; `earlier`: accuracy of what earlier runs forgot; `frechet`: Fréchet distance of
+    remain images over the base's; `coverage`: of the class with the lowest; `shows`: what the forgotten labels show
+    most; `gap_…`: to the retrained model.
     """
     before, after = report["before"], report["after"]
     if not after:
@@ -196,9 +223,10 @@ def summarise(report: dict[str, Any]) -> dict[str, float | str | None]:
         old, new = before["classes"]["per_label"], after["classes"]["per_label"]
         drops = [100 * (old[name]["accuracy"] - new[name]["accuracy"]) for name in new if name not in forgotten]
         out["drop"], out["worst"] = sum(drops) / len(drops), max(drops)
-        base = before["fidelity"]["remain"]["frechet"]
-        out["frechet"] = after["fidelity"]["remain"]["frechet"] / base if base > NOTHING else None
-    out["coverage"] = min(after["fidelity"]["coverage"].values())
+        out["frechet"] = ratio(distance(after), distance(before))
+    out["coverage"] = min(after["fidelity"]["coverage"].values(), default=None)
+    if "earlier" in after["classes"]:
+        out["earlier"] = after["classes"]["earlier"]["accuracy"]
     shown = after["classes"].get("forget_shows")
     out["shows"] = max(shown, key=lambda name: shown[name]) if shown else None
     out |= {f"gap_{key}": value for key, value in report.get("gap", {}).items()}

@@ -10,7 +10,7 @@ from typing import TypeVar
 from erase.config import Forget, Remain, SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
 from erase.evaluation import prompt_files
-from erase.evaluation.prompt_files import PromptRow
+from erase.evaluation.prompt_files import MAX_SEED, PromptRow
 from erase.programs import saving
 from erase.programs.text.naming import names
 from erase.programs.text.targets import make_targets
@@ -78,7 +78,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
         raise ValueError(
             "forget.images is not used with forget.pictures=anchor: unset one of them, or set forget.pictures=both"
         )
-    axis, written = config.forget.axis, {*config.eval.prompts, *config.remain.prompts}
+    axis, named = config.forget.axis, {*config.eval.prompts, *config.remain.prompts}
     rows, offered, kept = (
         expand(some, config.seed) for some in (config.eval.prompts, config.eval.about, config.remain.prompts)
     )
@@ -89,8 +89,8 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     )
 
     def is_forgotten(row: PromptRow) -> bool:
-        named = config.forget.words and row.prompt not in written and names(row.prompt, targets.attributes or forget)
-        return named or row.prompt in forget or label_of(row, axis) in erased
+        worded = config.forget.words and row.prompt not in named and names(row.prompt, targets.attributes or forget)
+        return worded or row.prompt in forget or label_of(row, axis) in erased
 
     def is_gone(row: PromptRow) -> bool:
         """Not by this run."""
@@ -101,7 +101,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     chosen = set(about(offered, erased, axis, labelled))
     rows += [row for row in offered if (row in chosen or is_gone(row)) and row.prompt not in known]
     known = {row.prompt for row in rows}
-    rows = [*(PromptRow(prompt, config.seed) for prompt in forget if prompt not in known), *rows]
+    rows = [*(written(prompt, config.seed) for prompt in forget if prompt not in known), *rows]
     remain = [row.prompt for row in kept if not is_forgotten(row) and not is_gone(row)]
     if not remain:
         raise ValueError("remain.prompts has only forgotten prompts: name prompts that must stay")
@@ -214,8 +214,16 @@ def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
     rows: list[PromptRow] = []
     for prompt in prompts:
         file = prompt_files.find_set(prompt)
-        rows += [PromptRow(prompt, seed)] if file is None else prompt_files.read_prompts(file)
+        rows += [written(prompt, seed)] if file is None else prompt_files.read_prompts(file)
     return rows
+
+
+def written(prompt: str, seed: int) -> PromptRow:
+    """The row of a prompt that is written out, of no set: its images come from other noise than those of the training.
+
+    Those have the run's own seed.
+    """
+    return PromptRow(prompt, (seed + 1) % (MAX_SEED + 1))
 
 
 def label_of(row: PromptRow, axis: str | None) -> str | None:

@@ -1,9 +1,17 @@
 """What a call gives back: images, counts, files."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import micro
+import micro_dit
+import micro_flux
+import micro_lumina2
 import micro_own as models
+import micro_pixart
+import micro_sd3
+import micro_sdxl
 import pytest
 import torch
 from safetensors import safe_open
@@ -206,6 +214,25 @@ def test_count_and_grid_take_images_files_and_folders(tmp_path: Path, micro_clas
             erase.count(pictures, **how)
     with pytest.raises(TypeError):
         erase.count([3], nudity="i2p")
+
+
+@pytest.mark.parametrize("module", [micro, micro_sdxl, micro_sd3, micro_flux, micro_pixart, micro_lumina2, micro_dit])
+def test_what_is_loaded_in_16_bits_generates(module: Any, tmp_path: Path) -> None:
+    """By the stock pipeline, whose latents have another dtype than the VAE; a copy has a VAE of its own."""
+    module.pipeline(tmp_path / "parts").save_pretrained(tmp_path / "model")
+    pipe = copy.deepcopy(erase.load(tmp_path / "model", device="cpu", dtype=torch.bfloat16))
+    given = {micro_pixart: {"use_resolution_binning": False}, micro_dit: {"guidance_scale": 1.0}}.get(module, {})
+    asked: Any = [1] if module is micro_dit else "a cat"
+    assert pipe(asked, num_inference_steps=1, **given).images
+    assert pipe.vae.dtype == torch.float32
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.bfloat16)
+    pipe.vae.encoder.conv_in.weight.data.fill_(float("nan"))
+    assert bool(pipe.vae.encode(image).latent_dist.mean.isnan().all())
+
+
+def test_a_ddpm_in_16_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dtype=torch\.float16.*leave out dtype"):
+        erase.load("fashion-ddpm", device="cpu", dtype=torch.float16)
 
 
 def test_without_a_gpu_a_torch_built_for_cuda_loads_onto_the_cpu(

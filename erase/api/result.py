@@ -113,8 +113,8 @@ class Result:
                 was trained, and all of what has low rank already: of `train.form=lora` and of closed forms.
 
         Raises:
-            ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use,
-                or if another call changed the model since.
+            ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use, if another call
+                changed the model since, and for a delta or LoRA of a model that was converted to another dtype.
         """
         self._check_last()
         target = Path(out)
@@ -148,8 +148,8 @@ class Result:
             blur: whether to hide exposed body parts that NudeNet finds.
 
         Raises:
-            ValueError: for a model that does not generate, without the base's weights, or if another call changed the
-                model since.
+            ValueError: for a model that does not generate, without the base's weights, or if another call or a
+                conversion to another dtype changed the model since.
         """
         with self._images(prompts, seeds) as folders:
             hidden = boxes_of([path for folder in folders for path in sorted(folder.glob("*.png"))]) if blur else None
@@ -173,7 +173,8 @@ class Result:
         """Put the first weights back, bit for bit; the result is of no more use then.
 
         Raises:
-            ValueError: without the base's weights, or if another call changed the model since.
+            ValueError: without the base's weights, or if another call or a conversion to another dtype changed the
+                model since.
         """
         self._check_last()
         self._base().swap()
@@ -182,7 +183,7 @@ class Result:
     @property
     def meta(self) -> dict[str, str]:
         """What the header of the saved weights and the model's card say."""
-        if self.base is None:
+        if self.base is None or self.base.misfit():
             return self.describe("not kept")
         return self.describe(digest(base_of(self.net, self.base, self.before.source)))
 

@@ -1,6 +1,8 @@
 """What a call gives back: images, counts, files."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import micro_sd3
 import micro_sdxl
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -197,6 +200,32 @@ def test_without_the_base_nothing_is_undone(pipe: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="keep_base"):
             call()
     result.save(tmp_path / "out")
+
+
+def test_a_model_that_was_converted_since_is_converted_back_first(forgot: Any, pipe: Any, tmp_path: Path) -> None:
+    """Its first weights would be lost in the other dtype; the model itself can be saved in any."""
+    erased, held = models.state(pipe.unet), {name: x.clone() for name, x in forgot.base.held.items()}
+    pipe.to(torch.bfloat16)
+    calls: list[Callable[[], Any]] = [forgot.undo, lambda: forgot.show(seeds=[0], blur=False)]
+    calls += [partial(forgot.save, tmp_path / "out", form=form) for form in ("delta", "lora")]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"converted to torch\.bfloat16 since.*was torch\.float32.*back"):
+            call()
+    assert not list(tmp_path.glob("out*"))
+    saved = load_file(forgot.save(tmp_path / "half") / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(x, erased[name].bfloat16()) for name, x in saved.items())
+    assert forgot.meta["erase_base_sha256"] == "not kept"
+    assert {name: x.dtype for name, x in forgot.base.held.items()} == {name: x.dtype for name, x in held.items()}
+    assert all(torch.equal(x, held[name]) for name, x in forgot.base.held.items())
+    pipe.unet.load_state_dict(erased)
+    pipe.to(torch.float32)
+    forgot.save(tmp_path / "delta.safetensors", form="delta")
+
+
+def test_what_was_put_into_a_model_since_is_removed_first(forgot: Any, pipe: Any) -> None:
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))
+    with pytest.raises(ValueError, match="adapters"):
+        forgot.undo()
 
 
 def test_count_and_grid_take_images_files_and_folders(tmp_path: Path, micro_classifier: Path) -> None:

@@ -77,7 +77,7 @@ def forget_labels(
     sample = sampler_of(model, config.draw, chosen.precision)
     about = About(
         chosen,
-        base_name(given),
+        base_name(given, before),
         saving.hidden({"forget": plan.forget, "anchors": plan.anchors}),
         tuple(plan.gone),
         None if given is net else model.family.TRAINED,

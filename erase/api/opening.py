@@ -59,5 +59,6 @@ def load(
             take_any_dtype(opened.vae)
         net = getattr(opened, known.TRAINED)
         marks = folders.forgotten(source)
-    remember(net, Past(tuple(marks), weights.provenance(saving.header(source)), source))
+    meta = weights.provenance(saving.header(source))
+    remember(net, Past(tuple(marks), meta, source, saving.base_name(source)))
     return opened

@@ -234,12 +234,15 @@ def finish(result: Result, call: Call) -> Result:
     """Remember the result as the last of its network."""
     if not call.keep_base:
         result = replace(result, base=None)
-    remember(result.net, Past(result.about.forgotten, result.describe("not kept"), None, ref(result)))
+    about = result.about
+    remember(result.net, Past(about.forgotten, result.describe("not kept"), None, about.name, ref(result)))
     return result
 
 
-def base_name(model: Any) -> str:
+def base_name(model: Any, before: Past) -> str:
     """What a model in memory is called: the hub's id or the folder that it was loaded from, without the path."""
+    if before.name is not None:
+        return before.name
     config = getattr(model, "config", None)
     kept = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
     if not kept:

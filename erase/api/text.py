@@ -75,7 +75,7 @@ def forget_prompts(
     shown = dict.fromkeys([*plan.forget, *filter(None, plan.anchors), *plan.remain[:2]])
     about = About(
         chosen,
-        base_name(pipe),
+        base_name(pipe, before),
         saving.hidden(plan.target),
         tuple(dict.fromkeys([*before.forgotten, *marks(config, plan)])),
         model.family.TRAINED,

@@ -16,6 +16,7 @@ import micro_sd3
 import micro_sdxl
 import pytest
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 import erase
 from erase.api.writing import save_lora
 from erase.cli import app
+from erase.diffusion.checkpoints import convert
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.lora.svd import Ranks
 from erase.programs import saving
@@ -56,6 +58,17 @@ def test_a_loaded_model_knows_what_its_file_forgot(forgot: Any, tmp_path: Path) 
     again = erase.load(forgot.save(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"forget\.anchors"):
         erase.forget(again, "a photo of a dog", anchor="a photo of a cat", remain=REMAIN)
+
+
+def test_the_card_names_what_was_loaded(micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is unpacked and a hub id is a folder named by a commit: neither is the base's name; of later calls too."""
+    file = tmp_path / "my model.safetensors"
+    convert.to_file(locate(micro_sd), file)  # type: ignore[arg-type]
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda name, **_: micro_sd)
+    for given, name in ((micro_sd, micro_sd.name), ("some/model", "some/model"), (file, file.name)):
+        pipe = erase.load(given, device="cpu")
+        assert erase.forget(pipe, "a photo of a cat", remain=REMAIN).meta["erase_base"] == name
+    assert erase.forget(pipe, "a dog", remain=REMAIN).meta["erase_base"] == name
 
 
 def test_a_lora_is_loaded_onto_the_base(forgot: Any, pipe: Any, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def forget_labels(
         labels=tuple(model.labels) if unnamed else called,
     )
     shown = [plan.labels[i] for i in (*plan.forget, *plan.remain[:3])]
-    sampling = Sampling(sample, shown, parts, config.draw.batch_size)
+    sampling = Sampling(sample, shown, len(plan.forget), parts, config.draw.batch_size)
     return finish(Result(given, learned, time.perf_counter() - began, net, about, before, loan.base, sampling), call)
 
 

@@ -42,6 +42,8 @@ class Sampling:
     sample: Sampler
     prompts: list[str]
     """What is shown if nothing is asked for: what is forgotten first, then some of what stays."""
+    forgotten: int
+    """How many of them are of what is forgotten."""
     nets: list[nn.Module]
     batch_size: int
 
@@ -165,7 +167,8 @@ class Result:
             seeds: one image of each for every prompt.
             how: as for `erase.count`.
         """
-        asked: Prompts = self._sampling().prompts[:1] if prompts is None else prompts
+        sampling = self._sampling()
+        asked: Prompts = sampling.prompts[: sampling.forgotten] if prompts is None else prompts
         with self._images(asked, seeds) as folders:
             return {name: count(folder, **how) for name, folder in zip(("base", "erased"), folders, strict=True)}
 

@@ -80,7 +80,7 @@ def forget_prompts(
         tuple(dict.fromkeys([*before.forgotten, *marks(config, plan)])),
         model.family.TRAINED,
     )
-    sampling = Sampling(sample, list(shown), parts, config.draw.batch_size)
+    sampling = Sampling(sample, list(shown), len({*plan.forget}), parts, config.draw.batch_size)
     return finish(Result(pipe, learned, time.perf_counter() - began, net, about, before, loan.base, sampling), call)
 
 

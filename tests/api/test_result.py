@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import micro
+import micro_ddpm
 import micro_dit
 import micro_flux
 import micro_lumina2
@@ -205,6 +207,27 @@ def test_a_pipelines_safety_checker_stays_and_has_no_say(pipe: Any) -> None:
 def test_counts_before_and_after(forgot: Any) -> None:
     found = forgot.count(seeds=[0, 1], nudity="i2p")
     assert {name: counted["images"] for name, counted in found.items()} == {"base": 2, "erased": 2}
+
+
+def test_all_that_was_forgotten_is_counted(pipe: Any) -> None:
+    words = ["a photo of a cat", "a dog"]
+    asked = [prompt for prompt, _ in counted(erase.forget(pipe, words, anchor="a boat", remain=REMAIN))]
+    assert asked == words
+    ddpm = micro_ddpm.model()
+    assert [label for label, _ in counted(erase.forget(ddpm, label=["cow", "ant"]))] == ["cow", "ant"]
+
+
+def counted(result: Any) -> list[tuple[str, int]]:
+    """Prompts and seeds of images that `count` makes."""
+    asked: list[tuple[str, int]] = []
+
+    def sample(prompts: list[str], generators: list[torch.Generator], **_: Any) -> list[Any]:
+        asked.extend(zip(prompts, (g.initial_seed() for g in generators), strict=True))
+        return models.images(len(prompts))
+
+    result.sampling = replace(result.sampling, sample=sample)
+    result.count(seeds=[3], nudity="i2p")
+    return asked[: len(asked) // 2]
 
 
 def test_without_the_base_nothing_is_undone(pipe: Any, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of forgetting; by default the preset's")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of erase run")
     given = parser.parse_args()
+    if given.out.is_file() or (given.out / "model").exists():
+        parser.error(f"--out {given.out} is a file or has a model in it: choose another folder")
 
     pipe = erase.load(given.model)
     result = erase.forget(pipe, label=given.label, data=given.data, steps=given.steps, settings=given.set)

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import erase
 from erase.evaluation.image_files import list_images
+from erase.store.class_names import class_number
 
 
 def named_right(model: str, folder: Path) -> str:
     """How many images of a folder with a subfolder for each class the classifier names right."""
     right = total = 0
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         found = erase.count(list_images(path), classifier=model)
-        right, total = right + found["counts"].get(path.name, 0), total + found["images"]
+        names = list(found["counts"])
+        right += found["counts"][names[class_number(path.name, names)]]
+        total += found["images"]
     return f"{right} of {total}"
 
 
@@ -30,6 +33,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of unlearning; by default the preset's")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of erase run")
     given = parser.parse_args()
+    if given.out.exists():
+        parser.error(f"--out {given.out} exists: choose another folder")
 
     net = erase.load(given.model)
     result = erase.forget(net, given.forget, remain=given.remain, steps=given.steps, settings=given.set)

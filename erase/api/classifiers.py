@@ -80,7 +80,7 @@ def forget_images(
             if p.requires_grad:
                 p.data = p.data.float()
         learned = learn(chosen, lesson, call.progress)
-    about = About(chosen, base_name(net), {}, processor=found)
+    about = About(chosen, base_name(net, before), {}, processor=found)
     return finish(Result(net, learned, time.perf_counter() - began, net, about, before, loan.base), call)
 
 

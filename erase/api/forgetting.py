@@ -63,7 +63,8 @@ def forget(
             the model generates them.
         scheduler: for a lone `UNet2DModel`, the noise schedule that it was trained on.
         processor: for a classifier, its image processor. Default: the one from where the model was loaded.
-        losses: for a network, `(network, batch) -> [B]`: one loss for each sample.
+        losses: for a network, `(network, batch) -> [B]`: one loss for each sample, 0 or more; less, such as a
+            log-likelihood's, needs the setting `method.lambd=0`.
         steps: number of fast steps, each followed by its slow steps. Default: the preset's.
         seed: the seed of everything random.
         preset: the name or file of a preset, instead of the family's own (`erase.api.settings.PRESETS`).

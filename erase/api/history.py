@@ -22,6 +22,8 @@ class Past:
     """Provenance, if they were erased before."""
     source: Source | None = None
     """Where they come from, if `erase.load` opened them and nothing was forgotten since."""
+    name: str | None = None
+    """Of the base, as cards have it."""
     result: ReferenceType[Any] | None = None
     """Of the last call."""
 

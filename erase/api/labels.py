@@ -77,14 +77,14 @@ def forget_labels(
     sample = sampler_of(model, config.draw, chosen.precision)
     about = About(
         chosen,
-        base_name(given),
+        base_name(given, before),
         saving.hidden({"forget": plan.forget, "anchors": plan.anchors}),
         tuple(plan.gone),
         None if given is net else model.family.TRAINED,
         labels=tuple(model.labels) if unnamed else called,
     )
     shown = [plan.labels[i] for i in (*plan.forget, *plan.remain[:3])]
-    sampling = Sampling(sample, shown, parts, config.draw.batch_size)
+    sampling = Sampling(sample, shown, len(plan.forget), parts, config.draw.batch_size)
     return finish(Result(given, learned, time.perf_counter() - began, net, about, before, loan.base, sampling), call)
 
 

@@ -73,7 +73,7 @@ def forget_batches(
         given = resolve_inputs(chosen.entry, config, backend, ASCENT, DESCENT, shown, chosen.precision)
         method = chosen.entry.build(**arguments(config.method, chosen.entry), **given)
         learned = Learned(given.get("mask"), take_steps(chosen, backend, method, *sides, call.progress))
-    about = About(chosen, base_name(net), {})
+    about = About(chosen, base_name(net, before), {})
     return finish(Result(net, learned, time.perf_counter() - began, net, about, before, loan.base), call)
 
 

@@ -12,7 +12,8 @@ from erase.api.history import Past, remember
 from erase.classification import folders as classifiers
 from erase.classification import models
 from erase.diffusion.checkpoints import folders
-from erase.diffusion.families import family
+from erase.diffusion.families import ddpm, family
+from erase.diffusion.loading import take_any_dtype
 from erase.programs import saving
 from erase.programs.locating import locate_any
 from erase.store import weights
@@ -32,7 +33,7 @@ def load(
     Args:
         model: the name, path or hub id.
         device: where the model goes. Default: the accelerator, or else the CPU.
-        dtype: the dtype of its weights; a VAE stays in float32.
+        dtype: the dtype of its weights; a VAE stays in float32, and takes latents and images of any dtype.
         names: for a class-conditional folder without class names: how many classes there are, or a name for each.
         components: for a single file with the network only, such as one of Flux: a diffusers folder or hub id of the
             same model, which has the rest.
@@ -41,7 +42,7 @@ def load(
         A diffusers pipeline without a safety checker, or a network of transformers; in eval mode.
 
     Raises:
-        ValueError: for a model that cannot be found or is not whole.
+        ValueError: for a model that cannot be found or is not whole, and a DDPM in another dtype than float32.
     """
     where = device or (torch.accelerator.current_accelerator(check_available=True) or "cpu")
     source = locate_any(model, class_names(names) if names else (), components)
@@ -51,8 +52,13 @@ def load(
         marks: list[str] = []
     else:
         known = family(source.family)
+        if known is ddpm and dtype != torch.float32:
+            raise ValueError(f"dtype={dtype}: {source.name} is a {known.NAME}, which is float32 only: leave out dtype")
         opened = known.open(source, where, dtype)
+        if dtype != torch.float32 and getattr(opened, "vae", None) is not None:
+            take_any_dtype(opened.vae)
         net = getattr(opened, known.TRAINED)
         marks = folders.forgotten(source)
-    remember(net, Past(tuple(marks), weights.provenance(saving.header(source)), source))
+    meta = weights.provenance(saving.header(source))
+    remember(net, Past(tuple(marks), meta, source, saving.base_name(source)))
     return opened

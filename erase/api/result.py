@@ -42,6 +42,8 @@ class Sampling:
     sample: Sampler
     prompts: list[str]
     """What is shown if nothing is asked for: what is forgotten first, then some of what stays."""
+    forgotten: int
+    """How many of them are of what is forgotten."""
     nets: list[nn.Module]
     batch_size: int
 
@@ -113,8 +115,8 @@ class Result:
                 was trained, and all of what has low rank already: of `train.form=lora` and of closed forms.
 
         Raises:
-            ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use,
-                or if another call changed the model since.
+            ValueError: for an unknown form, a model or a change that no LoRA carries, a path in use, if another call
+                changed the model since, and for a delta or LoRA of a model that was converted to another dtype.
         """
         self._check_last()
         target = Path(out)
@@ -148,8 +150,8 @@ class Result:
             blur: whether to hide exposed body parts that NudeNet finds.
 
         Raises:
-            ValueError: for a model that does not generate, without the base's weights, or if another call changed the
-                model since.
+            ValueError: for a model that does not generate, without the base's weights, or if another call or a
+                conversion to another dtype changed the model since.
         """
         with self._images(prompts, seeds) as folders:
             hidden = boxes_of([path for folder in folders for path in sorted(folder.glob("*.png"))]) if blur else None
@@ -165,7 +167,8 @@ class Result:
             seeds: one image of each for every prompt.
             how: as for `erase.count`.
         """
-        asked: Prompts = self._sampling().prompts[:1] if prompts is None else prompts
+        sampling = self._sampling()
+        asked: Prompts = sampling.prompts[: sampling.forgotten] if prompts is None else prompts
         with self._images(asked, seeds) as folders:
             return {name: count(folder, **how) for name, folder in zip(("base", "erased"), folders, strict=True)}
 
@@ -173,7 +176,8 @@ class Result:
         """Put the first weights back, bit for bit; the result is of no more use then.
 
         Raises:
-            ValueError: without the base's weights, or if another call changed the model since.
+            ValueError: without the base's weights, or if another call or a conversion to another dtype changed the
+                model since.
         """
         self._check_last()
         self._base().swap()
@@ -182,7 +186,7 @@ class Result:
     @property
     def meta(self) -> dict[str, str]:
         """What the header of the saved weights and the model's card say."""
-        if self.base is None:
+        if self.base is None or self.base.misfit():
             return self.describe("not kept")
         return self.describe(digest(base_of(self.net, self.base, self.before.source)))
 
@@ -233,12 +237,15 @@ def finish(result: Result, call: Call) -> Result:
     """Remember the result as the last of its network."""
     if not call.keep_base:
         result = replace(result, base=None)
-    remember(result.net, Past(result.about.forgotten, result.describe("not kept"), None, ref(result)))
+    about = result.about
+    remember(result.net, Past(about.forgotten, result.describe("not kept"), None, about.name, ref(result)))
     return result
 
 
-def base_name(model: Any) -> str:
+def base_name(model: Any, before: Past) -> str:
     """What a model in memory is called: the hub's id or the folder that it was loaded from, without the path."""
+    if before.name is not None:
+        return before.name
     config = getattr(model, "config", None)
     kept = config.get("_name_or_path") if isinstance(config, Mapping) else getattr(config, "_name_or_path", None)
     if not kept:

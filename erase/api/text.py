@@ -75,12 +75,12 @@ def forget_prompts(
     shown = dict.fromkeys([*plan.forget, *filter(None, plan.anchors), *plan.remain[:2]])
     about = About(
         chosen,
-        base_name(pipe),
+        base_name(pipe, before),
         saving.hidden(plan.target),
         tuple(dict.fromkeys([*before.forgotten, *marks(config, plan)])),
         model.family.TRAINED,
     )
-    sampling = Sampling(sample, list(shown), parts, config.draw.batch_size)
+    sampling = Sampling(sample, list(shown), len({*plan.forget}), parts, config.draw.batch_size)
     return finish(Result(pipe, learned, time.perf_counter() - began, net, about, before, loan.base, sampling), call)
 
 

@@ -70,7 +70,11 @@ def base_of(net: nn.Module, base: Values, source: saving.Source | None) -> Mappi
         net: the network as it is now.
         base: what changed of it.
         source: where it was loaded from.
+
+    Raises:
+        ValueError: if the network was converted to another dtype since.
     """
+    base.check()
     if isinstance(net, PreTrainedModel):  # files have other names
         with base.back():
             before = weights(net)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from erase.diffusion.class_conditional import ClassConditionalPipeline
 from erase.diffusion.families import FAMILIES, ddpm, family, supported
-from erase.diffusion.loading import HALF
+from erase.diffusion.loading import HALF, vae_in_float32
 from erase.diffusion.model import Model
 
 CHECKER = "safety_checker"
@@ -112,15 +112,8 @@ def check_place(model: Model, where: str) -> None:
 def exact_vae(pipe: Any) -> Iterator[None]:
     """Have the VAE in float32 meanwhile: in float16 some overflow."""
     vae = getattr(pipe, "vae", None)
-    if vae is None or vae.dtype not in HALF:
+    with vae_in_float32(vae) if vae is not None and vae.dtype in HALF else nullcontext():
         yield
-        return
-    dtype = vae.dtype
-    vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(dtype)
 
 
 @contextmanager

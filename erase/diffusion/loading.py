@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import json
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,17 +217,67 @@ def check_betas(pipe: Any, where: object) -> None:
 
 def keep_vae_exact(vae: Any) -> None:
     """Have a VAE with `force_upcast` work in its own dtype under autocast too: its activations overflow in float16."""
-    if not vae.config.force_upcast:
+    if vae.config.force_upcast:
+        vae.encode, vae.decode = partial(_exact, vae, vae.encode), partial(_exact, vae, vae.decode)
+
+
+def take_any_dtype(vae: Any) -> None:
+    """Have a VAE take tensors of any dtype: stock pipelines give it latents in the dtype of the other networks."""
+    vae.encode, vae.decode = partial(_cast, vae, vae.encode), partial(_cast, vae, vae.decode)
+
+
+def _exact(vae: Any, function: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    device = next(x.device for x in (*args, *given.values()) if isinstance(x, Tensor))
+    with torch.autocast(device.type, enabled=False):
+        return _cast(vae, function, *args, **given)
+
+
+def _cast(vae: Any, function: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    def own(x: Any) -> Any:
+        return x.to(vae.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return function(*map(own, args), **{name: own(x) for name, x in given.items()})
+
+
+@contextmanager
+def vae_in_float32(vae: Any) -> Iterator[None]:
+    """Have a VAE in float32 meanwhile, an image at a time; afterwards it has the very tensors that it had."""
+    own = [(p, p.data) for p in (*vae.parameters(), *vae.buffers())]
+    slicing = getattr(vae, "use_slicing", None)
+    try:
+        if slicing is not None:
+            vae.use_slicing = True
+        for p, data in own:
+            if data.is_floating_point():
+                p.data = data.float()
+        yield
+    finally:
+        for p, data in own:
+            p.data = data
+        if slicing is not None:
+            vae.use_slicing = slicing
+
+
+@contextmanager
+def exact_images(vae: Any) -> Iterator[None]:
+    """What `open` sees to for a checkpoint's VAE, for one that is somebody else's: exact and in float32 meanwhile.
+
+    Args:
+        vae: the VAE of a pipeline in memory; without `force_upcast`, nothing is done.
+    """
+    vae = getattr(vae, "_orig_mod", vae)  # of torch.compile
+    if not getattr(getattr(vae, "config", None), "force_upcast", False):
+        yield
         return
-
-    def exact(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(x: Tensor, *args: Any, **given: Any) -> Any:
-            with torch.autocast(x.device.type, enabled=False):
-                return function(x.to(vae.dtype), *args, **given)
-
-        return run
-
-    vae.encode, vae.decode = exact(vae.encode), exact(vae.decode)
+    own = {name: vae.__dict__[name] for name in ("encode", "decode") if name in vae.__dict__}
+    with vae_in_float32(vae) if vae.dtype in HALF else nullcontext():
+        keep_vae_exact(vae)
+        try:
+            yield
+        finally:
+            for name in ("encode", "decode"):
+                delattr(vae, name)
+            vae.__dict__.update(own)
 
 
 def latents(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

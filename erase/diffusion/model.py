@@ -283,7 +283,9 @@ class Model:
         asked = self._asked(prompts)
         null = self._embedded([""] * len(prompts)) if self.has_null else None
         self.ready(self.family.TRAINED)
-        with autocast(), samplers.sampling(self.pipe, self.scheduler(sampler)):
+        borrowed = self.source is None and not latents
+        decoding = loading.exact_images(getattr(self.pipe, "vae", None)) if borrowed else nullcontext()
+        with decoding, autocast(), samplers.sampling(self.pipe, self.scheduler(sampler)):
             return self.family.generate(
                 self.pipe, asked, null, generators, steps=steps, guidance=guidance, size=size, latents=latents
             )

@@ -23,9 +23,33 @@ class Values:
     net: nn.Module
     held: dict[str, Tensor]
 
+    def misfit(self) -> str | None:
+        """Why they cannot be put back into the network as it is now, and what to do; `None` if they can."""
+        there = named(self.net)
+        for name, kept in self.held.items():
+            if name not in there:
+                return f"the model has lost {name} since: remove what was put into it, such as adapters"
+            if (now := there[name].dtype) != kept.dtype:
+                return f"the model was converted to {now} since ({name} was {kept.dtype}): convert it back first"
+        return None
+
+    def check(self) -> None:
+        """Refuse a network that is another than it was.
+
+        Raises:
+            ValueError: after a conversion to another dtype, or if layers are gone.
+        """
+        if said := self.misfit():
+            raise ValueError(said)
+
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange them with those of the network, in place; twice is none."""
+        """Exchange them with those of the network, in place; twice is none.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check()
         for name, there in named(self.net).items():
             if name in self.held:
                 present = there.detach().to("cpu", copy=True)

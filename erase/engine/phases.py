@@ -64,6 +64,9 @@ class Phases:
 
         Returns:
             The mean loss, and the largest weight where samples are weighted; `None` for what is not finite.
+
+        Raises:
+            ValueError: for negative losses that weights depend on.
         """
         objective = self.objectives[side]
         generator = self._generator(side, t, k)
@@ -92,6 +95,8 @@ class Phases:
             seen.append(losses.detach())
         numbers = {} if weights is None else {"weight_max": self.processes.largest(weights)}
         numbers[f"{side}_loss"] = float(self.processes.total(torch.cat(seen).mean()) / self.processes.world)
+        if weighted:
+            self._check_weighable(torch.cat(seen))
         return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
     def _generator(self, side: Side, t: int, k: int) -> torch.Generator:
@@ -132,6 +137,16 @@ class Phases:
         # A loss that is descended is large while the concept is remembered: λ changes its sign.
         lambd = self.weights.lambd * -objective.sense
         return adaptive_weights(relative, lambd=lambd, floor=self.weights.floor, total=total)
+
+    def _check_weighable(self, losses: Tensor) -> None:
+        """Refuse finite losses `[B]` below 0, which have no powers; down to minus the floor they may be rounding."""
+        assert self.weights is not None
+        least = -self.processes.largest(-losses.nan_to_num(0.0, 0.0, 0.0)) if self.weights.lambd else 0.0
+        if least < -self.weights.floor:
+            raise ValueError(
+                f"method.lambd={self.weights.lambd:g} weights samples by powers of their losses, which must be 0 or "
+                f"more; got {least:g}: set method.lambd=0, or add a constant to the losses"
+            )
 
     # ------------------------------------------------------------ state
 

@@ -47,7 +47,7 @@ def adaptive_weights(
     what a loss that measures *remembering* (`redirect`) needs.
 
     Args:
-        losses: per-sample losses, `[B]`, ≥ 0.
+        losses: per-sample losses, `[B]`, ≥ 0; lower ones count as the floor.
         lambd: λ.
         scale: mean weight, s(t) in the paper.
         floor: losses are clamped here first: a loss of exactly 0 would otherwise take all the weight

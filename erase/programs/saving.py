@@ -47,14 +47,18 @@ def provenance(
         mask: the mask, if there is one.
         steps: how many were done, if not all.
     """
-    where = Path(source.name)
-    base = where.resolve().name if where.exists() else source.name
     averages = [n for n in source.open()[0] if n.startswith(EMA)] if isinstance(source, SingleFile) else []
-    made = describe(config, preset, base, digest(tensors(source)), target, mask, steps)
+    made = describe(config, preset, base_name(source), digest(tensors(source)), target, mask, steps)
     loras = () if isinstance(source, classifiers.Source) else source.loras
     if loras:
         made["erase_loras"] = json.dumps({lora.title: lora.sha256 for lora in loras})
     return made | ({"erase_left_out": f"{len(averages)} tensors of {EMA}*"} if averages else {})
+
+
+def base_name(source: Source) -> str:
+    """What a model on disk is called: the hub's id, the embedded name, or the folder or file without the path."""
+    where = Path(source.name)
+    return where.resolve().name if where.exists() else source.name
 
 
 def describe(

@@ -1,6 +1,7 @@
 """What the documentation shows runs as it is written, on micro models under its names; so do the scripts."""
 
 import itertools
+import json
 import re
 import runpy
 from collections.abc import Callable
@@ -101,6 +102,58 @@ def test_unlearn_images(run_script: Script, tmp_path: Path) -> None:
     sides = [str(tmp_path / side) for side in ("forget", "remain")]
     said = run_script("unlearn_images.py", str(vit), *sides, "--out", str(tmp_path / "o"), "--set", *SMALL)
     assert said.count("of 3 named right before") == 2
+
+
+def test_folders_of_images_are_named_as_those_that_are_unlearned(tmp_path: Path) -> None:
+    """By a class, one of its synonyms or its number; hidden ones are none."""
+    vit = micro_classify.write_foreign("vit", tmp_path / "vit")
+    config = json.loads((vit / "config.json").read_text())
+    config["id2label"] = {"0": "tench, Tinca tinca", "1": "crane", "2": "shark"}
+    config["label2id"] = {name: int(number) for number, name in config["id2label"].items()}
+    (vit / "config.json").write_text(json.dumps(config))
+    picture = models.images(1)[0]
+    for name in ("Tinca tinca", "1", "2", ".cache"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        picture.save(tmp_path / "images" / name / "0.png")
+    named_right = runpy.run_path(str(ROOT / "pipelines/unlearn_images.py"))["named_right"]
+    assert named_right(str(vit), tmp_path / "images") == "1 of 3"
+
+
+REFUSED: dict[str, tuple[str, list[str], str]] = {
+    "nsfw": ("erase_nsfw.py", ["photos-sd"], "out/model"),
+    "nsfw, a file": ("erase_nsfw.py", ["photos-sd"], "out"),
+    "images": ("erase_nsfw.py", ["photos-sd", "--images", "0"], "other"),
+    "class": ("forget_class.py", ["fashion-ddpm", "trouser"], "out/model"),
+    "unlearn": ("unlearn_images.py", ["vit", "forget", "remain"], "out"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_scripts_refuse_before_they_open_a_model(
+    what: str, run_script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, words, there = REFUSED[what]
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    monkeypatch.setattr(erase, "load", lambda *_: pytest.fail("opened"))
+    with pytest.raises(SystemExit):
+        run_script(script, *words, "--out", str(tmp_path / "out"))
+    assert ("--images" if what == "images" else "--out") in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_failing_detector_does_not_lose_the_model(run_script: Script, tmp_path: Path, monkeypatch: Any) -> None:
+    class Done:
+        def save(self, out: Path) -> None:
+            out.mkdir(parents=True)
+
+        def count(self, *_: Any, **__: Any) -> Any:
+            raise ValueError("the detector failed")
+
+    monkeypatch.setattr(erase, "load", lambda *_: None)
+    monkeypatch.setattr(erase, "forget", lambda *_, **__: Done())
+    with pytest.raises(ValueError, match="detector"):
+        run_script("erase_nsfw.py", "photos-sd", "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out/model").is_dir()
 
 
 def test_image_grid(run_script: Script, tmp_path: Path) -> None:

@@ -332,6 +332,20 @@ def test_batches_and_losses_are_checked() -> None:
         refused(losses=lambda net, batch: models.losses(net, batch).mean())
 
 
+def test_negative_losses_have_no_adaptive_weights() -> None:
+    def negative(net: torch.nn.Module, batch: Any) -> torch.Tensor:
+        return models.losses(net, batch) - 5
+
+    net = models.network()
+    before = models.state(net)
+    given = {"remain": models.batches(1), "losses": negative}
+    with pytest.raises(ValueError, match=r"0 or more; got -.*method\.lambd=0"):
+        erase.forget(net, models.batches(0), **given)
+    assert not models.changed(net, before)
+    erase.forget(net, models.batches(0), **given, settings={"method.lambd": 0})
+    assert models.changed(net, before)
+
+
 def test_what_is_not_supported_is_said(pipe: Any) -> None:
     parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
     other = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)

@@ -1,17 +1,32 @@
 """What a call gives back: images, counts, files."""
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import micro
+import micro_ddpm
+import micro_dit
+import micro_flux
+import micro_lumina2
 import micro_own as models
+import micro_pixart
+import micro_sd3
+import micro_sdxl
 import pytest
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import erase
 from erase.api.writing import save_lora
 from erase.cli import app
+from erase.diffusion.checkpoints import convert
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.lora.svd import Ranks
 from erase.programs import saving
@@ -45,6 +60,17 @@ def test_a_loaded_model_knows_what_its_file_forgot(forgot: Any, tmp_path: Path) 
     again = erase.load(forgot.save(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"forget\.anchors"):
         erase.forget(again, "a photo of a dog", anchor="a photo of a cat", remain=REMAIN)
+
+
+def test_the_card_names_what_was_loaded(micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is unpacked and a hub id is a folder named by a commit: neither is the base's name; of later calls too."""
+    file = tmp_path / "my model.safetensors"
+    convert.to_file(locate(micro_sd), file)  # type: ignore[arg-type]
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda name, **_: micro_sd)
+    for given, name in ((micro_sd, micro_sd.name), ("some/model", "some/model"), (file, file.name)):
+        pipe = erase.load(given, device="cpu")
+        assert erase.forget(pipe, "a photo of a cat", remain=REMAIN).meta["erase_base"] == name
+    assert erase.forget(pipe, "a dog", remain=REMAIN).meta["erase_base"] == name
 
 
 def test_a_lora_is_loaded_onto_the_base(forgot: Any, pipe: Any, tmp_path: Path) -> None:
@@ -183,12 +209,59 @@ def test_counts_before_and_after(forgot: Any) -> None:
     assert {name: counted["images"] for name, counted in found.items()} == {"base": 2, "erased": 2}
 
 
+def test_all_that_was_forgotten_is_counted(pipe: Any) -> None:
+    words = ["a photo of a cat", "a dog"]
+    asked = [prompt for prompt, _ in counted(erase.forget(pipe, words, anchor="a boat", remain=REMAIN))]
+    assert asked == words
+    ddpm = micro_ddpm.model()
+    assert [label for label, _ in counted(erase.forget(ddpm, label=["cow", "ant"]))] == ["cow", "ant"]
+
+
+def counted(result: Any) -> list[tuple[str, int]]:
+    """Prompts and seeds of images that `count` makes."""
+    asked: list[tuple[str, int]] = []
+
+    def sample(prompts: list[str], generators: list[torch.Generator], **_: Any) -> list[Any]:
+        asked.extend(zip(prompts, (g.initial_seed() for g in generators), strict=True))
+        return models.images(len(prompts))
+
+    result.sampling = replace(result.sampling, sample=sample)
+    result.count(seeds=[3], nudity="i2p")
+    return asked[: len(asked) // 2]
+
+
 def test_without_the_base_nothing_is_undone(pipe: Any, tmp_path: Path) -> None:
     result = erase.forget(pipe, "a photo of a cat", remain=REMAIN, keep_base=False)
     for call in (result.undo, result.show, lambda: result.save(tmp_path / "out", form="delta")):
         with pytest.raises(ValueError, match="keep_base"):
             call()
     result.save(tmp_path / "out")
+
+
+def test_a_model_that_was_converted_since_is_converted_back_first(forgot: Any, pipe: Any, tmp_path: Path) -> None:
+    """Its first weights would be lost in the other dtype; the model itself can be saved in any."""
+    erased, held = models.state(pipe.unet), {name: x.clone() for name, x in forgot.base.held.items()}
+    pipe.to(torch.bfloat16)
+    calls: list[Callable[[], Any]] = [forgot.undo, lambda: forgot.show(seeds=[0], blur=False)]
+    calls += [partial(forgot.save, tmp_path / "out", form=form) for form in ("delta", "lora")]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"converted to torch\.bfloat16 since.*was torch\.float32.*back"):
+            call()
+    assert not list(tmp_path.glob("out*"))
+    saved = load_file(forgot.save(tmp_path / "half") / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(x, erased[name].bfloat16()) for name, x in saved.items())
+    assert forgot.meta["erase_base_sha256"] == "not kept"
+    assert {name: x.dtype for name, x in forgot.base.held.items()} == {name: x.dtype for name, x in held.items()}
+    assert all(torch.equal(x, held[name]) for name, x in forgot.base.held.items())
+    pipe.unet.load_state_dict(erased)
+    pipe.to(torch.float32)
+    forgot.save(tmp_path / "delta.safetensors", form="delta")
+
+
+def test_what_was_put_into_a_model_since_is_removed_first(forgot: Any, pipe: Any) -> None:
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))
+    with pytest.raises(ValueError, match="adapters"):
+        forgot.undo()
 
 
 def test_count_and_grid_take_images_files_and_folders(tmp_path: Path, micro_classifier: Path) -> None:
@@ -206,6 +279,25 @@ def test_count_and_grid_take_images_files_and_folders(tmp_path: Path, micro_clas
             erase.count(pictures, **how)
     with pytest.raises(TypeError):
         erase.count([3], nudity="i2p")
+
+
+@pytest.mark.parametrize("module", [micro, micro_sdxl, micro_sd3, micro_flux, micro_pixart, micro_lumina2, micro_dit])
+def test_what_is_loaded_in_16_bits_generates(module: Any, tmp_path: Path) -> None:
+    """By the stock pipeline, whose latents have another dtype than the VAE; a copy has a VAE of its own."""
+    module.pipeline(tmp_path / "parts").save_pretrained(tmp_path / "model")
+    pipe = copy.deepcopy(erase.load(tmp_path / "model", device="cpu", dtype=torch.bfloat16))
+    given = {micro_pixart: {"use_resolution_binning": False}, micro_dit: {"guidance_scale": 1.0}}.get(module, {})
+    asked: Any = [1] if module is micro_dit else "a cat"
+    assert pipe(asked, num_inference_steps=1, **given).images
+    assert pipe.vae.dtype == torch.float32
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.bfloat16)
+    pipe.vae.encoder.conv_in.weight.data.fill_(float("nan"))
+    assert bool(pipe.vae.encode(image).latent_dist.mean.isnan().all())
+
+
+def test_a_ddpm_in_16_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dtype=torch\.float16.*leave out dtype"):
+        erase.load("fashion-ddpm", device="cpu", dtype=torch.float16)
 
 
 def test_without_a_gpu_a_torch_built_for_cuda_loads_onto_the_cpu(

@@ -35,6 +35,7 @@ from erase.diffusion import condition, loading
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import FAMILIES
+from erase.diffusion.live import model_of
 from erase.diffusion.model import Model, open_model
 from erase.diffusion.nearness import nearness
 from erase.diffusion.parameters import Learning
@@ -442,3 +443,43 @@ def test_frozen_weights_in_16_bits(case: Case, tmp_path: Path, monkeypatch: pyte
     with torch.autocast("cpu", dtype):
         drawn = draw(model, case.row.prompts, latents=True)
     assert bool(drawn.isfinite().all())
+
+
+class BrokenHereError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["sdxl", "pixart", "dit"])
+def test_images_of_a_pipeline_in_memory_do_not_overflow(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """`force_upcast`: in float16 they do. The VAE is as it was afterwards, to the tensor, even after an error."""
+    pipe = ROWS[name].pipeline(tmp_path)
+    pipe.vae.register_to_config(force_upcast=True)
+    pipe.vae.decoder.conv_in.weight.data.mul_(3e5)
+    pipe.vae.to(dtype)
+    pipe.vae.post_quant_conv.float()
+    pipe.vae.decode = given = pipe.vae.decode
+    kept = {key: (p, p.data_ptr(), p.dtype) for key, p in pipe.vae.named_parameters()}
+    seen: list[Tensor] = []
+    inside = pipe.vae.decoder.conv_in.register_forward_hook(lambda module, args, out: seen.append(out))
+    model, (prompt, _) = model_of(pipe), ROWS[name].prompts
+    sample = model.sampler(steps=1, guidance=2.0, autocast=partial(torch.autocast, "cpu", torch.float16))
+
+    def check() -> None:
+        assert {key: (p, p.data_ptr(), p.dtype) for key, p in pipe.vae.named_parameters()} == kept
+        assert (pipe.vae.decode, pipe.vae.use_slicing) == (given, False)
+        assert "encode" not in vars(pipe.vae)
+
+    sample([prompt] * 2, generators(2))
+    check()
+    assert seen
+    assert all(x.dtype == torch.float32 and bool(x.isfinite().all()) and float(x.abs().max()) > 65504 for x in seen)
+    inside.remove()
+
+    def fail(*_: Any) -> None:
+        raise BrokenHereError
+
+    pipe.vae.decoder.conv_in.register_forward_hook(fail)
+    with pytest.raises(BrokenHereError):
+        sample([prompt], generators(1))
+    check()

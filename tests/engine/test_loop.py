@@ -334,6 +334,29 @@ def test_a_micro_batch_is_the_most_that_is_taken_at_once() -> None:
         go(toys.Noisy(toys.mlp()), sfron(fast_rate=0.1), micro_batch=0)
 
 
+@pytest.mark.parametrize("micro_batch", [None, 1])
+@pytest.mark.parametrize("sense", [-1, 1])
+def test_negative_losses_are_not_weighted(sense: Any, micro_batch: int | None) -> None:
+    """Of all parts of the batch; what the floor hides may be rounding, and remain losses have no weights."""
+
+    def lowered(by: float) -> Any:
+        def loss(backend: Any, batch: Any, generator: torch.Generator) -> Tensor:
+            losses = plain(backend, batch, generator)
+            return losses.where(losses > losses.min(), -by)
+
+        return loss
+
+    def run(by: float, lambd: float) -> None:
+        objectives = Objective(lowered(by), sense), Objective(lowered(2.0), 1)
+        method = Method("test", *objectives, UPDATES["fast and slow"], Weights(lambd))
+        go(toys.Noisy(toys.mlp()), method, steps=1, micro_batch=micro_batch)
+
+    with pytest.raises(ValueError, match=r"method\.lambd=0\.5.*got -2.*method\.lambd=0"):
+        run(2.0, 0.5)
+    run(2.0, 0.0)
+    run(1e-7, 0.5)
+
+
 # ------------------------------------------------------------ losses that are not finite
 
 

@@ -22,6 +22,7 @@ class Lora:
     path: Path
     scale: float
     sha256: str
+    """Of the file; of an adapter of PEFT, of it and of the file with its scale."""
     parts: Mapping[str, Pairs] = field(repr=False)
     """By component: `unet`, `transformer`, `text_encoder`, …"""
 

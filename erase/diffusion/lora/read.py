@@ -6,11 +6,12 @@ form. Values are ours: scales are folded into `up`, and nothing is left out with
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ OTHERS = (
     (r"\.oft_", "an OFT"),
 )
 """Adapters of other kinds, by the names of their tensors."""
+PEFT, SETTINGS = "base_model.model.", "adapter_config.json"
+"""How PEFT's own names begin, and the file beside them that has their scale."""
 
 
 def with_loras(source: Source | SingleFile, specs: Sequence[str], key: str = "loras") -> Source | SingleFile:
@@ -94,21 +97,29 @@ def read_lora(path: Path, scale: float, source: Source | SingleFile) -> Lora:
         raise ValueError(f"{path} is not a LoRA: its first tensor is {next(iter(tensors), 'none')}; leave it out")
     check_kinds({name: t for name, t in tensors.items() if not name.endswith("alpha")}, path)
     check_finite(tensors, path)
-    pairs = _pairs(_converted(_scaled(tensors, header, path), source, path), path)
+    trained = family(source.family).TRAINED
+    told, beside = _peft_settings(tensors, header, path, trained)
+    named = {re.sub(rf"^{re.escape(PEFT)}", f"{trained}.", name): t for name, t in tensors.items()}
+    pairs = _pairs(_converted(_scaled(named, told, path), source, path), path)
     parts = {part: _fitted(found, part, source, path, header) for part, found in pairs.items()}
     if isinstance(source, SingleFile) and (more := parts.keys() - {source.trained}):
         raise ValueError(
             f"{path} changes {min(more)} too, and {source.name} is a single file: make it a folder first "
             f"(erase convert {source.name} FOLDER)"
         )
-    return Lora(path, scale, files.sha256(path), parts)
+    return Lora(path, scale, _digest(path, beside), parts)
 
 
-def _scaled(tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path) -> dict[str, Tensor]:
-    """Without alphas, which are multiplied into `up`; and without the names that PEFT puts around a model's."""
+def _digest(path: Path, beside: Path | None) -> str:
+    own = files.sha256(path)
+    return own if beside is None else hashlib.sha256(f"{own} {files.sha256(beside)}".encode()).hexdigest()
+
+
+def _scaled(tensors: Mapping[str, Tensor], told: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Without alphas, which are multiplied into `up`; `told` are PEFT's settings by component."""
     plain = {re.sub(r"\.lora_([AB])\.default\.weight$", r".lora_\1.weight", name): t for name, t in tensors.items()}
     found = {name: t for name, t in plain.items() if not name.endswith("alpha")}
-    given = _peft_alphas(header, path)
+    given = _peft_alphas(told)
     for name, up in list(found.items()):
         end = next((end for end in UPS if name.endswith(end)), None)
         if end is None:
@@ -147,14 +158,55 @@ def _down(name: str) -> str:
     raise AssertionError(name)
 
 
-def _peft_alphas(header: Mapping[str, str], path: Path) -> Any:
-    """Alpha of a layer and its rank, by the metadata that diffusers writes; the rank where there is none."""
+def _peft_settings(
+    tensors: Mapping[str, Tensor], header: Mapping[str, str], path: Path, trained: str
+) -> tuple[dict[str, Any], Path | None]:
+    """PEFT's settings by component (`unet.lora_alpha`, …), and the file beside the LoRA that they are of.
+
+    diffusers writes them into the LoRA's header; PEFT itself writes a file. Without either there are none.
+
+    Raises:
+        ValueError: for settings that cannot be read, and PEFT's own names without settings, which have their scale.
+    """
     try:
         told = json.loads(header.get("lora_adapter_metadata", "{}"))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}: lora_adapter_metadata in its header is not JSON ({error.msg}): get it again"
         ) from error
+    _check_settings(told, f"{path}: lora_adapter_metadata in its header")
+    scaled = f"{trained}.lora_alpha" in told or any(name.endswith(".alpha") for name in tensors)
+    if scaled or not any(name.startswith(PEFT) for name in tensors):
+        return told, None
+    beside = path.parent / SETTINGS
+    if not beside.is_file():
+        raise ValueError(
+            f"{path} is an adapter of PEFT without {SETTINGS}, which has its scale: put it into {path.parent}"
+        )
+    own = files.read_json(beside)
+    _check_settings(own, str(beside))
+    if "lora_alpha" not in own:
+        raise ValueError(f"{beside} has no lora_alpha, the scale of {path.name}: get it again")
+    return {f"{trained}.{key}": value for key, value in own.items()}, beside
+
+
+def _check_settings(told: Any, where: str) -> None:
+    """Refuse settings of PEFT without numbers where alphas are."""
+    if not isinstance(told, dict):
+        raise ValueError(f"{where} must be a JSON object; got {str(told)[:60]}: get it again")
+    for key, value in told.items():
+        name, alphas = key.rpartition(".")[2], {key: value}
+        if name == "alpha_pattern":
+            if not isinstance(value, dict | None):
+                raise ValueError(f"{where}: {key} must be an object; got {str(value)[:60]}: get it again")
+            alphas = value or {}
+        for one, alpha in alphas.items() if name in ("lora_alpha", "alpha_pattern") else ():
+            if type(alpha) not in (int, float) or not abs(alpha) < float("inf"):
+                raise ValueError(f"{where}: {one} must be a number; got {alpha!r}: get it again")
+
+
+def _peft_alphas(told: Mapping[str, Any]) -> Callable[[str, int], float]:
+    """Alpha of a layer and its rank; the rank where nothing is told of its component."""
     parts = {key.rpartition(".lora_alpha")[0]: value for key, value in told.items() if key.endswith(".lora_alpha")}
 
     def alpha(layer: str, rank: int) -> float:
@@ -163,9 +215,7 @@ def _peft_alphas(header: Mapping[str, str], path: Path) -> Any:
             return float(rank)
         patterns = told.get(f"{part}.alpha_pattern") or {}
         name = layer.removeprefix(f"{part}.")
-        own = next(
-            (v for k, v in patterns.items() if re.fullmatch(rf"(.*\.)?{k.removeprefix('^')}", name)), parts[part]
-        )
+        own = next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), parts[part])  # as PEFT
         return float(own) * (rank**0.5 if told.get(f"{part}.use_rslora") else 1.0)
 
     return alpha
@@ -173,8 +223,7 @@ def _peft_alphas(header: Mapping[str, str], path: Path) -> Any:
 
 def _converted(tensors: dict[str, Tensor], source: Source | SingleFile, path: Path) -> dict[str, Tensor]:
     """Under diffusers' names: the component, the layer, `lora_A` or `lora_B`."""
-    known = family(source.family)
-    named = {re.sub(r"^base_model\.model\.", f"{known.TRAINED}.", name): t for name, t in tensors.items()}
+    known, named = family(source.family), tensors
     kind = _pipeline(source)
     if hasattr(kind, "lora_state_dict"):
         config = {"unet_config": _Config(source)} if known.TRAINED == "unet" else {}

@@ -1,5 +1,6 @@
 """LoRAs that come in: merged as diffusers fuses them, and refused in one line where they do not fit."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import micro_sd3
 import micro_sdxl
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -100,9 +101,55 @@ def test_pixart_reads_pefts_form(tmp_path: Path) -> None:
     layer, up, down = "transformer_blocks.0.attn2.to_k", torch.randn(24, 2), torch.randn(2, 24)
     for number, prefix in enumerate(("transformer.", "base_model.model.")):
         tensors = {f"{prefix}{layer}.lora_A.weight": down, f"{prefix}{layer}.lora_B.weight": up}
-        source = merged(locate(tmp_path / "model"), write(tmp_path / str(number), tensors))
+        file = write(tmp_path / str(number), tensors)
+        (tmp_path / str(number) / "adapter_config.json").write_text('{"lora_alpha": 2}')
+        source = merged(locate(tmp_path / "model"), file)
         old = pipe.transformer.state_dict()[f"{layer}.weight"]
         torch.testing.assert_close(folders.tensors(source)[f"{layer}.weight"], old + up @ down)
+
+
+PEFTS: dict[str, dict[str, Any]] = {
+    "alpha": {"lora_alpha": 16},
+    "rslora": {"lora_alpha": 3, "use_rslora": True},
+    "patterns": {"alpha_pattern": {"^conv_in": 9, "attn1.to_q": 1}, "rank_pattern": {"attn1.to_q": 2}},
+}
+
+
+@pytest.mark.parametrize("what", PEFTS)
+def test_an_adapter_of_peft_has_the_strength_that_peft_merges_it_with(what: str, tmp_path: Path) -> None:
+    pipe = micro.pipeline(tmp_path / "parts")
+    pipe.save_pretrained(tmp_path / "model")
+    torch.default_generator.manual_seed(0)
+    own = LoraConfig(r=4, target_modules=["to_q", "conv_in"], init_lora_weights=False, **PEFTS[what])
+    net: Any = get_peft_model(pipe.unet, own)
+    net.save_pretrained(tmp_path / "adapter")
+    source = merged(locate(tmp_path / "model"), str(tmp_path / "adapter/adapter_model.safetensors"))
+    found, old = folders.tensors(source), folders.tensors(locate(tmp_path / "model"))
+    wanted = net.merge_and_unload().state_dict()
+    assert {name for name in old if not torch.equal(found[name], old[name])} == {
+        name for name in old if name.endswith(("to_q.weight", "conv_in.weight"))
+    }
+    for name, t in found.items():
+        torch.testing.assert_close(t, wanted[name], rtol=0, atol=2e-5, msg=name)
+    settings = tmp_path / "adapter/adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "lora_alpha": 1}))
+    again = merged(locate(tmp_path / "model"), str(tmp_path / "adapter/adapter_model.safetensors"))
+    assert folders.fingerprint(again) != folders.fingerprint(source)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", "{}", '{"lora_alpha": null}', '{"lora_alpha": 1, "alpha_pattern": 3}']
+)
+def test_an_adapter_of_peft_without_its_scale_is_refused(text: str | None, micro_sd: Path, tmp_path: Path) -> None:
+    layer = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    tensors = {f"{layer}.lora_B.weight": torch.ones(8, 2), f"{layer}.lora_A.weight": torch.ones(2, 16)}
+    file = write(tmp_path, tensors)
+    if text is not None:
+        (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config\.json") as caught:
+        merged(locate(micro_sd), file)
+    assert "\n" not in str(caught.value)
+    merged(locate(micro_sd), write(tmp_path / "own", {**tensors, f"{layer}.alpha": torch.tensor(1.0)}))
 
 
 def test_alpha_and_scale(micro_sd: Path, tmp_path: Path) -> None:

@@ -180,5 +180,5 @@ def copy(retrained: Place, out: Path) -> None:
         return
     write_safetensors(out / TRAINED, {}, {"timing": json.dumps({"erase_s": retrained.seconds})})
     with tempfile.TemporaryDirectory(prefix=f".{saving.MODEL}.", suffix=".tmp", dir=out) as temporary:
-        shutil.copytree(retrained.source.folder, Path(temporary) / saving.MODEL)
+        files.copy_folder(retrained.source.folder, Path(temporary) / saving.MODEL)
         (Path(temporary) / saving.MODEL).rename(out / saving.MODEL)

@@ -382,6 +382,7 @@ def test_generate_and_go_on_and_grid(
     assert settings["prompt_file"] == {"name": "three.csv", "sha256": sha256(prompts)}
     assert (settings["dtype"], settings["precision"], settings["truncated_prompts"]) == ("float32", "no", [])
     assert settings["threads"] == 1
+    assert settings["configs"].keys() == {"scheduler", "text_encoder", "unet", "vae"}
     assert settings["versions"].keys() == {"erase", "torch", "diffusers", "transformers"}
     assert settings["weights"]["unet/diffusion_pytorch_model.safetensors"] == sha256(
         micro_sd / "unet/diffusion_pytorch_model.safetensors"

@@ -24,11 +24,13 @@ from erase import cli
 from erase.config import SdConfig, parse
 from erase.diffusion.checkpoints import convert, folders
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.checkpoints.texts import config_hashes
 from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation.manifest import read_manifest
 from erase.methods.uce import solve
+from erase.programs.images import kept_at
 from erase.programs.text.data import cache, num_near, remain_samples
 from erase.programs.text.judges import labels
 from erase.programs.text.judges.seam import Judged
@@ -550,6 +552,38 @@ def test_latents_are_kept_for_runs_that_need_the_same(
     assert found.forget is not None
     assert torch.equal(found.forget.mean, alone.forget.mean)
     assert torch.equal(found.remain.mean, alone.remain.mean)
+
+
+def edit(folder: Path, file: str, **values: Any) -> Path:
+    path = folder / file
+    path.write_text(json.dumps({**read(path), **values}))
+    return folder
+
+
+def test_latents_are_kept_for_models_with_the_same_configurations(text_runs: Runner, tmp_path: Path) -> None:
+    def name(model: Path) -> str:
+        job = text_runs.job(*QUICK, f"model={model}", f"draw.cache={tmp_path / 'kept'}")
+        path = kept_at(job.config, job.model, "a photo of a car", 0)
+        assert path is not None
+        return path.name
+
+    base = Path(text_runs.config().model)
+    copies = [Path(shutil.copytree(base, tmp_path / str(number))) for number in range(4)]
+    edit(copies[0], "unet/config.json", _diffusers_version="0.1", _name_or_path="elsewhere")
+    edit(copies[1], "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    edit(copies[2], "unet/config.json", freq_shift=1)
+    edit(copies[3], "vae/config.json", scaling_factor=0.5)
+    assert name(copies[0]) == name(base)
+    assert len({name(folder) for folder in copies}) == 4
+
+
+def test_a_single_file_has_the_configurations_of_its_folder(text_runs: Runner, tmp_path: Path) -> None:
+    base = locate(text_runs.config().model)
+    assert isinstance(base, folders.Source)
+    convert.to_file(base, tmp_path / "one.safetensors")
+    found = config_hashes(locate(tmp_path / "one.safetensors"))
+    assert found == config_hashes(base)
+    assert found.keys() == {"scheduler", "text_encoder", "unet", "vae"}
 
 
 # --- learning -------------------------------------------------------------------------------------

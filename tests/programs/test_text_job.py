@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from jobs import NAMES, Runner, StopError, changed, read, rows, stop, table
+from jobs import COUNTED, NAMES, Runner, StopError, changed, read, rows, stop, table
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -527,6 +527,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(Model, "generate_latents", record)
     return found
+
+
+@pytest.mark.parametrize(
+    ("kept", "form", "how"),
+    [
+        ("model", "lora", r"erase convert .*/run .*/run/lora\.safetensors --to lora"),
+        ("delta.safetensors", "lora", "erase convert .*/run "),
+        ("delta.safetensors", "full", "erase apply BASE .*/run --out"),
+        ("model", "delta", "another --out"),
+    ],
+)
+def test_a_finished_run_is_not_resumed_in_another_form(
+    text_runs: Runner, text_run: Path, tmp_path: Path, kept: str, form: str, how: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("run.json", "report.json"):
+        shutil.copy(text_run / name, run)
+    (run / kept).touch()
+    with pytest.raises(ValueError, match=f"has finished .*{re.escape(kept)}.* --save {form}: .*{how}"):
+        text_runs(run, *COUNTED, form=form, resume=True)
 
 
 @pytest.mark.slow

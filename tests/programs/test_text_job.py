@@ -247,6 +247,8 @@ REFUSED = table("""
 no anchor for a surrogate | forget.loss=surrogate ; forget.pictures=anchor ; forget.anchors=[] | forget.anchors
 anchors do not match | forget.prompts=[a cat, a car, a boat] ; forget.anchors=[a dog, a dog] | forget.anchors
 nothing to forget | forget.prompts=[] | forget.prompts
+one twice | forget.prompts=[a cat, a car, a cat] ; forget.anchors=[a dog, a boat, a boat] ; eval.classifier=null | 'a cat'
+one in two sets | forget.prompts=[emoji-birds.csv, emoji-birds.csv] ; forget.anchors=[] | forget.prompts
 nothing remains | remain.prompts=a photo of a cat | remain.prompts
 near of no total | remain.near=0.5 | remain.total
 near of given images | remain.near=0.5 ; remain.total=4 ; remain.images=bare | remain.images
@@ -373,6 +375,20 @@ def test_images_that_a_redirect_is_learned_on(text_runs: Runner, pictures: str) 
         drawn = seeds[part // 4]
         assert drawn == seeds[0]
         assert (drawn[:2], len(set(drawn))) == (drawn[2:], config.forget.count)
+
+
+def test_images_that_are_asked_for_twice_count_once(text_runs: Runner, tmp_path: Path) -> None:
+    """A typed prompt may be a labelled row of a set; its other seeds and sizes are other images."""
+    table = tmp_path / "mine.csv"
+    table.write_text("prompt,object,seed,width\na bus,bus,0,\na bus,bus,1,\na bus,bus,1,64\na boat,boat,1,\n")
+    once = make_plan(text_runs.config(f"eval.prompts={table}")).rows
+    again = make_plan(text_runs.config(f"eval.prompts=[a bus, a bus, {table}, {table}]")).rows
+    assert again == once
+    assert [(row.prompt, row.seed, row.width, row.object) for row in once] == [
+        ("a photo of a cat", 0, None, None),
+        *(("a bus", seed, width, "bus") for seed, width in ((0, None), (1, None), (1, 64))),
+        ("a boat", 1, None, "boat"),
+    ]
 
 
 def test_of_some_prompt_sets_only_what_is_about_the_concept_is_evaluated(text_runs: Runner, tmp_path: Path) -> None:

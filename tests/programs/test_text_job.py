@@ -247,7 +247,7 @@ REFUSED = table("""
 no anchor for a surrogate | forget.loss=surrogate ; forget.pictures=anchor ; forget.anchors=[] | forget.anchors
 anchors do not match | forget.prompts=[a cat, a car, a boat] ; forget.anchors=[a dog, a dog] | forget.anchors
 nothing to forget | forget.prompts=[] | forget.prompts
-one twice | forget.prompts=[a cat, a car, a cat] ; forget.anchors=[a dog, a boat, a boat] ; eval.classifier=null | 'a cat'
+one twice | forget.prompts=[a cat, a car, a cat] ; forget.anchors=[a dog, a cow, a cow] ; eval.classifier=null | 'a cat'
 one in two sets | forget.prompts=[emoji-birds.csv, emoji-birds.csv] ; forget.anchors=[] | forget.prompts
 nothing remains | remain.prompts=a photo of a cat | remain.prompts
 near of no total | remain.near=0.5 | remain.total

@@ -63,16 +63,25 @@ def result_file(out: Path) -> Path:
     Raises:
         ValueError: for a folder, a place below a file, or a file that holds something else.
     """
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: give a file")
+    check_place(out)
     if out.exists():
         with out.open("rb") as file:
             head = file.read(64)
         if not (head.lstrip().startswith(b"{") and b'"schema"' in head):
             raise ValueError(f"{out} exists and is not a result of erase: choose another --out")
-    elif any(parent.is_file() for parent in out.parents):
-        raise ValueError(f"{out} cannot be written: one of its parents is a file")
     return out
+
+
+def check_place(out: Path) -> None:
+    """Find out that a file may be written at a path.
+
+    Raises:
+        ValueError: for a folder, or a place below a file.
+    """
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give a file")
+    if any(parent.is_file() for parent in out.parents):
+        raise ValueError(f"{out} cannot be written: one of its parents is a file")
 
 
 OutFile = Annotated[Path, typer.Option("--out", help="File to write.", callback=result_file)]

@@ -106,7 +106,7 @@ def generate(
 
     stoppable(out)
     check_out(out, resume, "settings.json")
-    found = {text: _file(text) for text in prompts}
+    found = {text: _file(text, out) for text in prompts}
     file = found[prompts[0]]
     if len(prompts) > 1 and (files := [text for text, path in found.items() if path is not None]):
         raise ValueError(f"PROMPTS has {files[0]}, a prompt set or a file, beside other prompts: give it alone")
@@ -132,15 +132,17 @@ def generate(
         typer.echo(f"{len(rows) * images} images in {out}")
 
 
-def _file(text: str) -> Path | None:
+def _file(text: str, out: Path) -> Path | None:
     """The file that PROMPTS names, by itself or as a set; `None` where it is a prompt.
+
+    `out`, the folder to write, may have a prompt's name; another folder is taken for a file, and refused.
 
     Raises:
         ValueError: for what is likely a set's name with a slip.
     """
     from erase import resources
 
-    is_file = text not in resources.list_prompts() and os.path.exists(text)
+    is_file = text not in resources.list_prompts() and os.path.exists(text) and Path(text).resolve() != out.resolve()
     return Path(text) if is_file else prompt_files.find_set(text)
 
 

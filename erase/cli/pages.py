@@ -9,17 +9,32 @@ import typer
 
 from erase.cli.common import (
     Blur,
-    OutFile,
     app,
+    check_place,
 )
 from erase.evaluation import detections, detector
+
+
+def new_image(out: Path) -> Path:
+    """The path of an image, checked before any image is looked at.
+
+    Raises:
+        ValueError: for a folder, a place below a file, a form that is not written, or a file that exists.
+    """
+    from erase.evaluation.grid import form_of
+
+    check_place(out)
+    form_of(out)
+    if out.exists():
+        raise ValueError(f"{out} exists: choose another --out, or remove it")
+    return out
 
 
 @app.command(name="grid")
 def grid_(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images, one for each model.")],
     *,
-    out: OutFile,
+    out: Annotated[Path, typer.Option("--out", help="Image to write: .png, .jpg, .jpeg or .webp.", callback=new_image)],
     names: Annotated[list[str] | None, typer.Option("--name", help="Label of a row; give one for each folder.")] = None,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", help="Only prompts that contain these words; may be repeated.")

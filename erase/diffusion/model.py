@@ -17,6 +17,7 @@ from erase.diffusion import condition, loading, samplers
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.single_file import SingleFile
+from erase.diffusion.checkpoints.texts import config_hashes
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
 from erase.diffusion.families import Family, LabelFamily, family
@@ -59,6 +60,12 @@ class Model:
         """Hashes of the files that it was loaded from: see `erase.diffusion.checkpoints.folders.fingerprint`."""
         assert self.source is not None, "a pipeline in memory has no files"
         return folders.fingerprint(self.source)
+
+    @cached_property
+    def config_hashes(self) -> dict[str, str]:
+        """Hashes of its configurations: see `erase.diffusion.checkpoints.texts.config_hashes`."""
+        assert self.source is not None, "a pipeline in memory has no files"
+        return config_hashes(self.source)
 
     @property
     def device(self) -> torch.device:

@@ -278,10 +278,20 @@ def save_image(image: Image.Image, path: Path) -> None:
     Raises:
         ValueError: another suffix.
     """
+    form = form_of(path)
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    write_bytes(path, buffer.getvalue())
+
+
+def form_of(path: Path) -> str:
+    """Pillow's name of the form that the suffix of an image's path means.
+
+    Raises:
+        ValueError: a suffix that is not written.
+    """
     forms = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     form = forms.get(Path(path).suffix.lower())
     if form is None:
         raise ValueError(f"{path}: suffix is '{Path(path).suffix}', expected one of {', '.join(forms)}")
-    buffer = io.BytesIO()
-    image.save(buffer, form)
-    write_bytes(path, buffer.getvalue())
+    return form

@@ -220,7 +220,7 @@ def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """What two folders of pairs must have in common: all but the model, where rows came from, and float rounding."""
-    left_out = ("model", "weights", "prompt_file", "truncated_prompts", "threads")
+    left_out = ("model", "weights", "configs", "prompt_file", "truncated_prompts", "threads")
     settings = {k: v for k, v in record.get("settings", {}).items() if k not in left_out}
     # Rows with settings of their own, which the manifest does not tell, must be the same rows.
     return {"settings": settings, "prompts_sha256": record["prompts_sha256"] if record.get("own") else None}

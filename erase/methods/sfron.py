@@ -74,7 +74,8 @@ def sfron(
         lambd: λ ≥ 0, how strongly a forget sample's weight depends on its loss.
         fast_rate: β, size of the fast step; with `published` or `ron=False`, the factor on the forget loss
             (`forget_alpha`).
-        fast_rule: `adam` (the default), or `sgd` or `normalized`, which did not forget in diffusion models.
+        fast_rule: `adam` (the default), or `sgd` or `normalized`, which did not forget in diffusion models. Not
+            used with `ron=False`.
         slow_steps: K remain steps after each fast step; more steps protect more.
         outer_rate: α; 1 means no outer step and no copy of the weights.
         schedule: s(t); default `linear`, or `cosine` with `published` (the authors' script for SD: `constant`).
@@ -84,7 +85,7 @@ def sfron(
         ron: False takes one joint step instead of fast and slow ones.
         per_bin: normalise losses per timestep bin before weighting; on by default.
         floor: smaller losses are raised to this before weighting.
-        clip_forget: gradient norm limit of forget steps.
+        clip_forget: gradient norm limit of forget steps; not used with `ron=False`.
         clip_remain: gradient norm limit of remain steps, or of the joint step.
         robust: makes a redirect hold near the prompt too, by `steps`, `radius`, `images` and `away`, such as
             `{steps: 3, radius: 1.0}`: see the methods' README. Without `forget` it does nothing.

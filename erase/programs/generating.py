@@ -13,6 +13,7 @@ import torch
 from erase.diffusion import class_conditional, text
 from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.checkpoints.texts import config_hashes
 from erase.diffusion.families import family
 from erase.diffusion.lora.read import with_loras
 from erase.diffusion.model import open_model
@@ -93,6 +94,7 @@ def generate(
     settings = {
         "model": model,
         "weights": folders.fingerprint(source),
+        "configs": config_hashes(source),
         "dtype": str(found.dtype).removeprefix("torch."),
         "precision": wanted.precision,
         "draw": {"steps": wanted.steps, "guidance": guidance},

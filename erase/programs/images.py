@@ -73,7 +73,8 @@ def kept_at(config: Any, model: Model, *what: Any) -> Path | None:
         return None
     if model.source is None:
         raise ValueError(f"draw.cache={cache} is for models on disk, not for one in memory: leave it out")
-    made = [model.weights, sampling_settings(config.draw), config.precision, str(model.device), config.seed]
+    files = [model.weights, model.config_hashes]
+    made = [*files, sampling_settings(config.draw), config.precision, str(model.device), config.seed]
     text = json.dumps([*made, *what, distributed.world(), torch.__version__])
     return cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 

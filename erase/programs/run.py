@@ -220,6 +220,7 @@ def _work(setting: Setting, job: Job) -> None:
     """All of a run that computes and writes."""
     out, say, form = setting.out, setting.say, setting.form
     if setting.resume and distributed.on_main(lambda: saving.finished(out)):
+        distributed.on_main(lambda: saving.check_kept(out, form))
         drop(out, *STATE, TRAINED)
         distributed.on_main(lambda: saving.settle(out, form))
         say(f"finished before: {job.page()}")

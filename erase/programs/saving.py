@@ -27,6 +27,8 @@ Source = TextSource | classifiers.Source
 """A model on disk, of any pipeline."""
 Form = Literal["full", "delta", "lora"]
 MODEL, DELTA, LORA = "model", "delta.safetensors", "lora.safetensors"
+KEPT: dict[Form, str] = {"full": MODEL, "delta": DELTA, "lora": LORA}
+"""What a run keeps in its folder, by form."""
 
 
 def provenance(
@@ -160,7 +162,25 @@ def check_form(source: TextSource, form: Form) -> None:
 
 def finished(out: Path) -> bool:
     """Whether a run's folder holds what the run was for."""
-    return any((out / name).exists() for name in (MODEL, DELTA, LORA)) and (out / "report.json").exists()
+    return any((out / name).exists() for name in KEPT.values()) and (out / "report.json").exists()
+
+
+def check_kept(out: Path, form: Form) -> None:
+    """Find out that a finished run kept its model in the form that is asked for now.
+
+    Raises:
+        ValueError: if it kept another.
+    """
+    there = [(name, file) for name, file in KEPT.items() if (out / file).exists()]
+    if form in dict(there):
+        return
+    kept, file = there[0]
+    how = "choose another --out"
+    if form == "lora":
+        how = f"make one with: erase convert {out} {out / LORA} --to lora"
+    elif (kept, form) == ("delta", "full"):
+        how = f"make the model with: erase apply BASE {out} --out FOLDER"
+    raise ValueError(f"{out} has finished with --save {kept} ({file}) and keeps nothing for --save {form}: {how}")
 
 
 def settle(out: Path, form: Form) -> None:

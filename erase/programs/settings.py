@@ -204,6 +204,11 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
             masked or "fisher" in needs,
             unmasked,
         ),
+        Use(
+            ("method.clip_forget", "method.fast_rule"),
+            config.method.get("ron") is not False,
+            "method.ron=false takes one step on both losses, which train.optimizer and method.clip_remain rule",
+        ),
     ]
     if config.pipeline == "classify":
         return [*found, Use(("train.",), not entry.fresh, f"{name} goes by the recipe")]

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,31 @@ def sweep(folder: Path) -> None:
     """
     for path in sorted(Path(folder).rglob(".*.tmp")):
         if path.is_dir():
+            let_write(path)
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def copy_folder(source: Path, target: Path, ignore: Callable[[str, list[str]], Iterable[str]] | None = None) -> None:
+    """Copy a folder as `shutil.copytree` does, but what is copied of a read-only one can be written to and removed.
+
+    Raises:
+        OSError: the folder cannot be read, or the copy not be written.
+    """
+    try:
+        shutil.copytree(source, target, ignore=ignore)
+    finally:
+        let_write(target)
+
+
+def let_write(folder: Path) -> None:
+    """Let the owner write to a folder and to those in it."""
+    for here, names, _ in os.walk(folder):
+        for place in (here, *(os.path.join(here, name) for name in names)):
+            mode = os.lstat(place).st_mode
+            if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+                os.chmod(place, stat.S_IMODE(mode) | stat.S_IRWXU)
 
 
 def in_use(folder: Path) -> bool:

@@ -382,6 +382,7 @@ def test_generate_and_go_on_and_grid(
     assert settings["prompt_file"] == {"name": "three.csv", "sha256": sha256(prompts)}
     assert (settings["dtype"], settings["precision"], settings["truncated_prompts"]) == ("float32", "no", [])
     assert settings["threads"] == 1
+    assert settings["configs"].keys() == {"scheduler", "text_encoder", "unet", "vae"}
     assert settings["versions"].keys() == {"erase", "torch", "diffusers", "transformers"}
     assert settings["weights"]["unet/diffusion_pytorch_model.safetensors"] == sha256(
         micro_sd / "unet/diffusion_pytorch_model.safetensors"
@@ -481,6 +482,15 @@ def test_rows_drawn_alike(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "a")[0].sha256 == read_manifest(tmp_path / "b")[0].sha256
 
 
+def test_a_folder_may_have_the_name_of_its_prompt(
+    erase: Erase, micro_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--resume"]):
+        assert erase("generate", micro_sd, "a boat", "--steps", 1, "--out", "a boat", *more).code == 0
+    assert [row.prompt for row in read_manifest(Path("a boat"))] == ["a boat"]
+
+
 def test_generate_a_typed_prompt(erase: Erase, micro_sd: Path, tmp_path: Path) -> None:
     """The same image as of a file with that row."""
     (tmp_path / "one.csv").write_text("prompt,seed\na/photo of a cat,3\n")
@@ -566,6 +576,21 @@ def test_generate_refuses(
     words = [w for key, value in values.items() for w in ([value] if isinstance(key, int) else [key, value])]
     assert said in erase("generate", *words).said
     assert not Path("out").exists()
+
+
+def test_grid_refuses_a_place_before_it_looks_at_images(
+    erase: Erase, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("erase.evaluation.detector.detect", None)
+    (tmp_path / "there.png").touch()
+    for name, said in (
+        ("there.png", "there.png exists: choose another --out"),
+        ("grid.gif", "suffix is '.gif'"),
+        ("there.png/grid.png", "one of its parents is a file"),
+        (pictures, "is a folder"),
+    ):
+        done = erase("grid", pictures, "--out", tmp_path / name)
+        assert (done.code, said in done.said) == (2, True), done.said
 
 
 def test_grid_refuses(erase: Erase, pictures: Path, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 import hashlib
 import json
 import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,38 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         files.write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from erase.store import files
+
+def no_writing(top):
+    for place in (*top.rglob("*/"), top):
+        place.chmod(0o555)
+
+os.chdir(sys.argv[1])
+if os.getuid() == 0:  # whom modes do not bind
+    os.chown(".", 65534, 65534)
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+Path("from/in").mkdir(parents=True)
+Path("from/in/a").write_text("a")
+no_writing(Path("from"))
+files.copy_folder(Path("from"), Path(".killed.tmp/copy"))
+Path(".killed.tmp/copy/in/b").write_text("b")
+no_writing(Path(".killed.tmp"))
+files.sweep(Path())
+print(*sorted(os.listdir(".")))
+"""
+
+
+def test_copies_of_read_only_folders_can_be_written_to_and_removed(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", READ_ONLY, tmp_path], capture_output=True, text=True)
+    assert done.stdout == "from\n", done.stderr
+    assert stat.S_IMODE((tmp_path / "from/in").stat().st_mode) == 0o555
 
 
 @pytest.mark.parametrize(("path", "named"), [("/proc/x/a.txt", "/proc/x"), ("/proc/x", "/proc/x")])

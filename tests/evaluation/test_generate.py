@@ -313,8 +313,9 @@ def test_read_manifest(tmp_path: Path) -> None:
 
 def test_pairs_are_of_one_prompt_seed_and_setting(tmp_path: Path) -> None:
     made = {"steps": 3, "weights": "a", "model": "m", "prompt_file": "x"}
+    other = {"weights": "b", "model": "n", "configs": {"unet": "1"}}
     generate(Painter(), ROWS, tmp_path / "base", per_prompt=2, settings=made)
-    generate(Painter(), ROWS, tmp_path / "a", per_prompt=2, settings={**made, "weights": "b", "model": "n"})
+    generate(Painter(), ROWS, tmp_path / "a", per_prompt=2, settings={**made, **other})
     assert [(a.file, b.file) for a, b in pair_rows(tmp_path / "base", tmp_path / "a")] == [
         (row.file, row.file) for row in read_manifest(tmp_path / "a")
     ]

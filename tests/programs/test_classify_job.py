@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from erase.programs.classify import trained
 from erase.programs.classify.predictions import kept_logits
 from erase.programs.classify.report import summarise
 from erase.resources import preset_path
+from erase.store import files
 from erase.store.labelled import read_labelled
 from erase.store.safetensors import digest, open_safetensors
 
@@ -403,6 +405,52 @@ def test_a_model_whose_record_was_never_written_is_trained_again(
     assert toys.same(weights(out / "model"), weights(classify_run / "model"))
 
 
+def test_a_model_that_another_process_trains_is_waited_for(
+    classify_runs: Runner, classify_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process's lock holds against others alone: this one has it, and the run is a process of its own."""
+    cache, at_work = tmp_path / "cache", entries(classify_runs)["base"].name
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:  # the training has ended
+            shutil.copytree(classify_runs.work / "cache", cache, dirs_exist_ok=True)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    monkeypatch.setattr(trained, "run_steps", stop)
+
+    def work() -> None:
+        classify_runs(tmp_path / "out", f"cache={cache}", say=print)
+        assert len(waited) == 3
+
+    with files.claim(cache / trained.LOCK, at_work) as mine:
+        assert mine
+        assert launched.two(work, tmp_path / "log", 1) == [0], (tmp_path / "log.0").read_text()
+    assert (tmp_path / "log.0").read_text().count("waiting") == 1
+    assert toys.same(weights(tmp_path / "out/model"), weights(classify_run / "model"))
+
+
+def test_the_lock_on_a_model_is_kept_until_it_is_trained(
+    classify_runs: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, at_work = tmp_path / "cache", entries(classify_runs)["base"].name
+
+    def ask() -> None:
+        with files.claim(cache / trained.LOCK, at_work) as mine:
+            print(mine)
+
+    def train(*_: Any, **__: Any) -> None:
+        assert launched.two(ask, tmp_path / "during", 1) == [0]
+        raise StopError
+
+    monkeypatch.setattr(trained, "run_steps", train)
+    with pytest.raises(StopError):
+        classify_runs(tmp_path / "out", f"cache={cache}")
+    assert launched.two(ask, tmp_path / "after", 1) == [0]
+    assert [(tmp_path / f"{when}.0").read_text() for when in ("during", "after")] == ["False\n", "True\n"]
+
+
 def test_damaged_predictions_of_the_cache_are_made_again(entry: Path) -> None:
     (path,) = entry.glob("predictions-*.safetensors")
     tensors, header = open_safetensors(path)
@@ -443,7 +491,7 @@ def test_two_processes_are_one_from_training_on(classify_runs: Runner, tmp_path:
     ended = launched.two(lambda: classify_runs(out, cache, *words), tmp_path / "log")
     assert ended == [0, 0], (tmp_path / "log.0").read_text() + (tmp_path / "log.1").read_text()
     assert {p.name for p in out.iterdir()} == {p.name for p in one.iterdir()}
-    caches = [{p.name: p for p in (tmp_path / f"cache-{name}").iterdir()} for name in ("one", "two")]
+    caches = [{p.name: p for p in (tmp_path / f"cache-{name}").glob("*/")} for name in ("one", "two")]
     assert caches[0].keys() == caches[1].keys()
     pairs = [(caches[0][name] / "model", caches[1][name] / "model") for name in caches[0]]
     for a, b in [*pairs, (one / "model", out / "model")]:  # running statistics too

@@ -540,6 +540,13 @@ def test_images_of_the_base_and_of_a_retrained_model_are_copied(
         assert files[0] == files[1]
     with pytest.raises(ValueError, match=r"eval\.retrained"):
         label_runs.job(*taken)  # of which model?
+    other = Path(shutil.copytree(label_runs.work / "base", tmp_path / "other"))
+    scheduler = other / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps({**read(scheduler), "clip_sample_range": 0.5}))
+    job = label_runs.job(taken[0], f"model={other}", out=tmp_path / "scheduled")
+    job.record()
+    with pytest.raises(ValueError, match=r"settings\.configs\.scheduler"):
+        job.measure_base()
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from erase import config, resources
 from erase.programs import settings
 from erase.store.files import paths
 
+ONE_STEP = ("method.ron=false", "method.slow_steps=1")
+
 
 def parsed(preset: str, words: Sequence[str]) -> Any:
     data = config.read_preset(resources.preset_path(preset))
@@ -43,6 +45,17 @@ def unused(preset: str, *words: str) -> list[str]:
         ("sd_photos_uce", ["forget.anchors=a", "train.parameters=kv", "train.batch_size=3"], ["train.batch_size"]),
         ("ddpm_fashion_sfron", ["forget.anchors=bag", "forget.labels=trouser"], []),
         ("ddpm_fashion_train", ["forget.count=3", "saliency.density=0.5"], ["forget.count", "saliency.density"]),
+        ("sd_photos_sfron", ["method.clip_forget=1", "method.fast_rule=sgd"], []),
+        (
+            "sd_photos_sfron",
+            [*ONE_STEP, "method.clip_forget=1", "method.clip_remain=1", "method.fast_rule=sgd"],
+            ["method.clip_forget", "method.fast_rule"],
+        ),
+        (
+            "classify_fashion_sfron",
+            [*ONE_STEP, "method.fast_rule=sgd"],
+            ["method.fast_rule"],
+        ),
         ("classify_fashion_sfron", ["saliency.threshold=0.5", "train.lr=1"], []),
         ("classify_fashion_finetune", ["saliency.density=0.5"], ["saliency.density"]),
     ],

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from jobs import NAMES, Runner, StopError, changed, read, rows, stop, table
+from jobs import COUNTED, NAMES, Runner, StopError, changed, read, rows, stop, table
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,11 +24,13 @@ from erase import cli
 from erase.config import SdConfig, parse
 from erase.diffusion.checkpoints import convert, folders
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.checkpoints.texts import config_hashes
 from erase.diffusion.model import Model, open_model
 from erase.engine.precision import Precision
 from erase.engine.saliency import load_mask
 from erase.evaluation.manifest import read_manifest
 from erase.methods.uce import solve
+from erase.programs.images import kept_at
 from erase.programs.text.data import cache, num_near, remain_samples
 from erase.programs.text.judges import labels
 from erase.programs.text.judges.seam import Judged
@@ -245,6 +247,8 @@ REFUSED = table("""
 no anchor for a surrogate | forget.loss=surrogate ; forget.pictures=anchor ; forget.anchors=[] | forget.anchors
 anchors do not match | forget.prompts=[a cat, a car, a boat] ; forget.anchors=[a dog, a dog] | forget.anchors
 nothing to forget | forget.prompts=[] | forget.prompts
+one twice | forget.prompts=[a cat, a car, a cat] ; forget.anchors=[a dog, a cow, a cow] ; eval.classifier=null | 'a cat'
+one in two sets | forget.prompts=[emoji-birds.csv, emoji-birds.csv] ; forget.anchors=[] | forget.prompts
 nothing remains | remain.prompts=a photo of a cat | remain.prompts
 near of no total | remain.near=0.5 | remain.total
 near of given images | remain.near=0.5 ; remain.total=4 ; remain.images=bare | remain.images
@@ -371,6 +375,20 @@ def test_images_that_a_redirect_is_learned_on(text_runs: Runner, pictures: str) 
         drawn = seeds[part // 4]
         assert drawn == seeds[0]
         assert (drawn[:2], len(set(drawn))) == (drawn[2:], config.forget.count)
+
+
+def test_images_that_are_asked_for_twice_count_once(text_runs: Runner, tmp_path: Path) -> None:
+    """A typed prompt may be a labelled row of a set; its other seeds and sizes are other images."""
+    table = tmp_path / "mine.csv"
+    table.write_text("prompt,object,seed,width\na bus,bus,0,\na bus,bus,1,\na bus,bus,1,64\na boat,boat,1,\n")
+    once = make_plan(text_runs.config(f"eval.prompts={table}")).rows
+    again = make_plan(text_runs.config(f"eval.prompts=[a bus, a bus, {table}, {table}]")).rows
+    assert again == once
+    assert [(row.prompt, row.seed, row.width, row.object) for row in once] == [
+        ("a photo of a cat", 0, None, None),
+        *(("a bus", seed, width, "bus") for seed, width in ((0, None), (1, None), (1, 64))),
+        ("a boat", 1, None, "boat"),
+    ]
 
 
 def test_of_some_prompt_sets_only_what_is_about_the_concept_is_evaluated(text_runs: Runner, tmp_path: Path) -> None:
@@ -527,6 +545,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("kept", "form", "how"),
+    [
+        ("model", "lora", r"erase convert .*/run .*/run/lora\.safetensors --to lora"),
+        ("delta.safetensors", "lora", "erase convert .*/run "),
+        ("delta.safetensors", "full", "erase apply BASE .*/run --out"),
+        ("model", "delta", "another --out"),
+    ],
+)
+def test_a_finished_run_is_not_resumed_in_another_form(
+    text_runs: Runner, text_run: Path, tmp_path: Path, kept: str, form: str, how: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("run.json", "report.json"):
+        shutil.copy(text_run / name, run)
+    (run / kept).touch()
+    with pytest.raises(ValueError, match=f"has finished .*{re.escape(kept)}.* --save {form}: .*{how}"):
+        text_runs(run, *COUNTED, form=form, resume=True)
+
+
 @pytest.mark.slow
 def test_latents_are_kept_for_runs_that_need_the_same(
     text_runs: Runner, tmp_path: Path, asked: list[tuple[str, int]]
@@ -550,6 +589,38 @@ def test_latents_are_kept_for_runs_that_need_the_same(
     assert found.forget is not None
     assert torch.equal(found.forget.mean, alone.forget.mean)
     assert torch.equal(found.remain.mean, alone.remain.mean)
+
+
+def edit(folder: Path, file: str, **values: Any) -> Path:
+    path = folder / file
+    path.write_text(json.dumps({**read(path), **values}))
+    return folder
+
+
+def test_latents_are_kept_for_models_with_the_same_configurations(text_runs: Runner, tmp_path: Path) -> None:
+    def name(model: Path) -> str:
+        job = text_runs.job(*QUICK, f"model={model}", f"draw.cache={tmp_path / 'kept'}")
+        path = kept_at(job.config, job.model, "a photo of a car", 0)
+        assert path is not None
+        return path.name
+
+    base = Path(text_runs.config().model)
+    copies = [Path(shutil.copytree(base, tmp_path / str(number))) for number in range(4)]
+    edit(copies[0], "unet/config.json", _diffusers_version="0.1", _name_or_path="elsewhere")
+    edit(copies[1], "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    edit(copies[2], "unet/config.json", freq_shift=1)
+    edit(copies[3], "vae/config.json", scaling_factor=0.5)
+    assert name(copies[0]) == name(base)
+    assert len({name(folder) for folder in copies}) == 4
+
+
+def test_a_single_file_has_the_configurations_of_its_folder(text_runs: Runner, tmp_path: Path) -> None:
+    base = locate(text_runs.config().model)
+    assert isinstance(base, folders.Source)
+    convert.to_file(base, tmp_path / "one.safetensors")
+    found = config_hashes(locate(tmp_path / "one.safetensors"))
+    assert found == config_hashes(base)
+    assert found.keys() == {"scheduler", "text_encoder", "unet", "vae"}
 
 
 # --- learning -------------------------------------------------------------------------------------

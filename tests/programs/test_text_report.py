@@ -433,12 +433,16 @@ def test_base_images_of_an_earlier_run_are_copied(
     )
     assert own.items() > theirs.items()
     assert len(own) == len(theirs) + 2
+    other = Path(shutil.copytree(text_runs.config().model, tmp_path / "other"))
+    scheduler = other / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps({**read(scheduler), "prediction_type": "v_prediction"}))
     for number, (word, key) in enumerate(
         {
             "draw.steps=3": r"settings\.draw\.steps",
             "draw.sampler=euler_a": r"settings\.scheduler.*settings\.draw\.sampler",
             "precision=bf16": r"settings\.precision",
             f"model={text_run / 'model'}": r"settings\.weights",
+            f"model={other}": r"settings\.configs\.scheduler",
         }.items()
     ):
         job = text_runs.job(f"eval.base={base}", word, out=tmp_path / str(number))

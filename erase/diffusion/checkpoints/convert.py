@@ -172,7 +172,7 @@ def _write_rest(source: SingleFile, target: Path) -> None:
     folder, held = source.rest.folder, source.held
     for name, value in read_index(folder).items():
         if isinstance(value, list) and name not in held and (folder / name).is_dir():
-            shutil.copytree(folder / name, target / name)
+            files.copy_folder(folder / name, target / name)
     files.write_bytes(target / "model_index.json", (folder / "model_index.json").read_bytes())
     write_texts({name: text for name, text in source.texts.items() if name.partition("/")[0] in held}, target)
 

@@ -341,7 +341,7 @@ def _save_folder(
     meta: Mapping[str, str],
     progress: Callable[[int], object] | None,
 ) -> None:
-    shutil.copytree(source.folder, target, ignore=_left_out(source))
+    files.copy_folder(source.folder, target, _left_out(source))
     net = target / source.component
     net.mkdir(exist_ok=True)
     config = source.folder / source.trained / "config.json"

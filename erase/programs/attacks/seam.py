@@ -106,6 +106,7 @@ class Target:
         settings = {
             **self.made,
             **made,
+            "configs": self.model.config_hashes,
             "draw": sampling_settings(self.config.draw),
             "precision": self.config.precision,
         }

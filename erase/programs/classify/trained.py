@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +33,8 @@ from erase.store.safetensors import write_safetensors
 
 TRAINING = 1
 """Goes up with every change of the code that gives other weights for the same recipe: caches are then not used."""
+LOCK = ".lock"
+"""A file of the cache, locked in part while a model is trained."""
 Say = Callable[[str], None]
 
 
@@ -99,33 +103,57 @@ class Comparison:
         return config.cache / hashlib.sha256(text.encode()).hexdigest()[:16], json.loads(text)
 
     def _trained(self, what: str, index: torch.Tensor) -> Place:
-        """A model by the recipe on the training images `index`: from the cache, or trained now."""
-        config, recipe = self.config, self.config.recipe
-        assert recipe is not None
+        """A model by the recipe on the training images `index`: from the cache, or trained now.
+
+        While another launch trains it, this one waits.
+        """
         cache, made_of = self.entry(index)
         source = folders.Source(f"trained-{cache.name}", cache / "model")
-        found = distributed.on_main(lambda: kept(cache, made_of))
-        if found is None:
-            self.say(f"{what}: {len(index)} images, {recipe.epochs} epochs ({cache})")
-            distributed.on_main(lambda: files.write_json(cache / "key.json", made_of))
-            seed = training_seed(config)
-            model = replace(self.model, net=models.renew(self.model, seed))
-            backend = classifier(config, model)
-            model.net.train()
-            done = run_steps(
-                replace(config, train=loop_of(recipe, num_steps(recipe, len(index))), seed=seed),
-                backend,
-                retrain(average=0.0, slow_schedule=recipe.schedule),
-                None,
-                Batches(self.plan.data.take(index), recipe.batch_size, seed),
-                self.accelerator,
-                cache,
-                resume=True,
-                desc=what,
-            )
-            record = {"seconds": done.timing["erase_s"], "steps": done.steps}
-            found = distributed.on_main(lambda: keep(model, cache, record))
+        mine, told = False, False
+        with ExitStack() as held:
+            while (found := distributed.on_main(lambda: kept(cache, made_of))) is None and not mine:
+                mine = distributed.on_main(lambda: claim(cache, held))
+                if not mine:  # asked again and again: processes of a launch do not wait for each other for hours
+                    if not told:
+                        self.say(f"{what}: another process is at work on it in {cache}: waiting")
+                    told = True
+                    time.sleep(1)
+            if found is None:
+                found = self._train(what, index, cache, made_of)
         return Place(source, found["seconds"], cache)
+
+    def _train(self, what: str, index: torch.Tensor, cache: Path, made_of: dict[str, Any]) -> dict[str, Any]:
+        """Train a model and put it into the cache; its record."""
+        config, recipe = self.config, self.config.recipe
+        assert recipe is not None
+        self.say(f"{what}: {len(index)} images, {recipe.epochs} epochs ({cache})")
+        distributed.on_main(lambda: files.write_json(cache / "key.json", made_of))
+        seed = training_seed(config)
+        model = replace(self.model, net=models.renew(self.model, seed))
+        backend = classifier(config, model)
+        model.net.train()
+        done = run_steps(
+            replace(config, train=loop_of(recipe, num_steps(recipe, len(index))), seed=seed),
+            backend,
+            retrain(average=0.0, slow_schedule=recipe.schedule),
+            None,
+            Batches(self.plan.data.take(index), recipe.batch_size, seed),
+            self.accelerator,
+            cache,
+            resume=True,
+            desc=what,
+        )
+        record = {"seconds": done.timing["erase_s"], "steps": done.steps}
+        return distributed.on_main(lambda: keep(model, cache, record))
+
+
+def claim(cache: Path, held: ExitStack) -> bool:
+    """Whether this process alone may train a model of the cache, as long as the stack is open."""
+    with ExitStack() as stack:
+        mine = stack.enter_context(files.claim(cache.parent / LOCK, cache.name))
+        if mine:
+            held.push(stack.pop_all())
+    return mine
 
 
 def kept(cache: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
@@ -180,5 +208,5 @@ def copy(retrained: Place, out: Path) -> None:
         return
     write_safetensors(out / TRAINED, {}, {"timing": json.dumps({"erase_s": retrained.seconds})})
     with tempfile.TemporaryDirectory(prefix=f".{saving.MODEL}.", suffix=".tmp", dir=out) as temporary:
-        shutil.copytree(retrained.source.folder, Path(temporary) / saving.MODEL)
+        files.copy_folder(retrained.source.folder, Path(temporary) / saving.MODEL)
         (Path(temporary) / saving.MODEL).rename(out / saving.MODEL)

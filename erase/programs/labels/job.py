@@ -123,6 +123,7 @@ class Job:
         drawn.pop("cache")  # of data, which these are not
         settings = {
             "weights": self.weights[name],
+            "configs": model.config_hashes,
             "draw": drawn,
             "precision": config.precision,
             "scheduler": type(model.scheduler(config.draw.sampler)).__name__,

@@ -35,6 +35,7 @@ def generate_rows(
     """Generate images of a model by the run's settings; `made` says what else they depend on."""
     settings: dict[str, Any] = {
         **made,
+        "configs": diffuser.config_hashes,
         "draw": sampling_settings(config.draw),
         "precision": config.precision,
         "scheduler": type(diffuser.scheduler(config.draw.sampler)).__name__,

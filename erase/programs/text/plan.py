@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from erase.config import Forget, Remain, SdConfig
 from erase.diffusion.data import ImageItem, check_images, read_folder
@@ -105,7 +105,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     remain = [row.prompt for row in kept if not is_forgotten(row) and not is_gone(row)]
     if not remain:
         raise ValueError("remain.prompts has only forgotten prompts: name prompts that must stay")
-    rows = sorted(rows, key=lambda row: (not is_forgotten(row), not is_gone(row)))
+    rows = sorted(distinct(rows), key=lambda row: (not is_forgotten(row), not is_gone(row)))
     plan = Plan(
         list(forget),
         list(anchors),
@@ -120,6 +120,16 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     )
     check_plan(plan, gone)
     return plan
+
+
+def distinct(rows: Sequence[PromptRow]) -> list[PromptRow]:
+    """Rows without those that give the images of another once more; of two such, a labelled one stays."""
+    found: dict[tuple[Any, ...], PromptRow] = {}
+    for row in rows:
+        same = (row.prompt, row.seed, row.guidance, row.width, row.height, row.case)
+        if same not in found or (found[same].object, found[same].style) == (None, None):
+            found[same] = row
+    return list(found.values())
 
 
 def about(

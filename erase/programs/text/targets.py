@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ def make_targets(config: SdConfig) -> Targets:
     """Read files, and give each prompt what is its own.
 
     Raises:
-        ValueError: for no prompts, lists that do not match them, and what the method has no use for.
+        ValueError: for no prompts, one twice, lists that do not match them, and what the method has no use for.
     """
     wanted, method = config.forget, str(config.method.get("name", ""))
     prompts, anchors, weights = read(wanted)
@@ -43,6 +44,10 @@ def make_targets(config: SdConfig) -> Targets:
         )
     weights = [weight * len(weights) / sum(weights) for weight in weights]
     if not wanted.erase_from:
+        if twice := [prompt for prompt, times in Counter(prompts).items() if times > 1]:
+            raise ValueError(
+                f"forget.prompts has {twice[0]!r} more than once, in itself or in its files: name each prompt once"
+            )
         return Targets(prompts, anchors, [], weights)
     if "denoiser" not in find_method(method).needs:
         raise ValueError(f"forget.erase_from is for method.name=esd; got {method}: leave it out")

@@ -75,6 +75,13 @@ def test_a_lone_unet_is_written_as_it_came(lone: Path, net: Any, tmp_path: Path)
     assert same(load_file(lone / FILE), net.state_dict())  # the original stays
 
 
+def test_what_is_written_of_a_read_only_folder_can_be_written_to(lone: Path, net: Any, tmp_path: Path) -> None:
+    lone.chmod(0o555)
+    folders.save(find(lone), change(net), tmp_path / "out", {})
+    lone.chmod(0o755)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
 def test_half_precision_stays_half(net: Any, tmp_path: Path) -> None:
     half = {name: t.half() for name, t in net.state_dict().items()}
     (tmp_path / "half").mkdir()

@@ -22,6 +22,8 @@ class Values:
 
     net: nn.Module
     held: dict[str, Tensor]
+    others: dict[str, Tensor]
+    """The first values of each weight that does not learn, by which it is known."""
 
     def misfit(self) -> str | None:
         """Why they cannot be put back into the network as it is now, and what to do; `None` if they can."""
@@ -30,14 +32,17 @@ class Values:
             if name not in there:
                 return f"the model has lost {name} since: remove what was put into it, such as adapters"
             if (now := there[name].dtype) != kept.dtype:
-                return f"the model was converted to {now} since ({name} was {kept.dtype}): convert it back first"
+                return f"the model was converted to {now} since ({name} was {kept.dtype}): load it again"
+        for name, kept in self.others.items():
+            if name not in there or not torch.equal(beginning(there[name]), kept):
+                return f"{name}, which did not learn, has changed since, as by a conversion: load the model again"
         return None
 
     def check(self) -> None:
         """Refuse a network that is another than it was.
 
         Raises:
-            ValueError: after a conversion to another dtype, or if layers are gone.
+            ValueError: after a conversion to another dtype, even if it was converted back, or if layers are gone.
         """
         if said := self.misfit():
             raise ValueError(said)
@@ -81,7 +86,8 @@ class Loan:
         chosen = {*trainable(self.net), *dict(self.net.named_buffers())}
         parts = {name: x for name, x in named(self.net).items() if name in chosen}
         held = {name: x.detach().to("cpu", self.dtypes.get(name, x.dtype), copy=True) for name, x in parts.items()}
-        self.base = Values(self.net, held)
+        others = {name: beginning(x) for name, x in named(self.net).items() if name not in chosen}
+        self.base = Values(self.net, held, others)
 
     def settle(self) -> None:
         """Give weights their own dtypes again.
@@ -142,6 +148,11 @@ def modes_kept(nets: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def beginning(x: Tensor) -> Tensor:
+    """The first values of a tensor, `[≤ 8]`, on the CPU."""
+    return x.detach().flatten()[:8].to("cpu", copy=True)
 
 
 def named(net: nn.Module) -> dict[str, Tensor]:

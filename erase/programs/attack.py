@@ -125,10 +125,7 @@ def finished_run(run: Path) -> dict[str, Any]:
     if (run / saving.LORA).exists() and not (run / saving.MODEL).exists():
         raise ValueError(f"{run} holds a LoRA and no model: attack a run that was made with --save full")
     if not (run / saving.MODEL).exists():
-        raise ValueError(
-            f"{run} holds no model: erase apply {made['model']} {run / saving.DELTA} --out {run / saving.MODEL} makes "
-            "it again"
-        )
+        raise ValueError(f"{run} holds no model: {saving.rebuilding(run, made['model'])} makes it again")
     found: dict[str, Any] = record
     return found
 

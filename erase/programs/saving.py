@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from erase.diffusion.checkpoints import folders
 from erase.diffusion.checkpoints.single_file import EMA, SingleFile
 from erase.engine.saliency import Mask
 from erase.programs.folder import versions
-from erase.store import weights
+from erase.store import files, weights
 from erase.store.delta import write_delta
 from erase.store.safetensors import Lazy, digest
 
@@ -168,19 +169,27 @@ def finished(out: Path) -> bool:
 def check_kept(out: Path, form: Form) -> None:
     """Find out that a finished run kept its model in the form that is asked for now.
 
+    What lies in its folder does not tell alone: somebody may have put a LoRA beside the model.
+
     Raises:
         ValueError: if it kept another.
     """
-    there = [(name, file) for name, file in KEPT.items() if (out / file).exists()]
-    if form in dict(there):
+    kept: Form = "delta" if (out / DELTA).exists() else "full"
+    if "lora" in files.read_json(out / "report.json"):
+        kept = "lora"
+    if form == kept or (form == "full" and (out / MODEL).exists()):
         return
-    kept, file = there[0]
     how = "choose another --out"
     if form == "lora":
-        how = f"make one with: erase convert {out} {out / LORA} --to lora"
+        how = f"{shlex.join(['erase', 'convert', str(out), str(out) + '-' + LORA])} --to lora makes one"
     elif (kept, form) == ("delta", "full"):
-        how = f"make the model with: erase apply BASE {out} --out FOLDER"
-    raise ValueError(f"{out} has finished with --save {kept} ({file}) and keeps nothing for --save {form}: {how}")
+        how = f"{rebuilding(out, files.read_json(out / 'run.json')['config']['model'])} makes the model"
+    raise ValueError(f"{out} has finished with --save {kept}, and keeps nothing for --save {form}: {how}")
+
+
+def rebuilding(out: Path, base: str) -> str:
+    """The command that makes the model of a run that kept its delta."""
+    return shlex.join(["erase", "apply", base, str(out / DELTA), "--out", str(out / MODEL)])
 
 
 def settle(out: Path, form: Form) -> None:

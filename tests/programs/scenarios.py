@@ -215,7 +215,7 @@ def write(name: str, work: Path) -> Case:
     elif family.kind == "labels":
         made.save_pretrained(work / "base")
         micro_ddpm.write_images(work / "data/train", 4, NAMES, mode="RGB")
-        rows = [f"{what},{i}\n" for i, what in enumerate(NAMES)]
+        rows = [f"{what},{i}\n" for i, what in enumerate(NAMES, 1)]
         (work / "set.csv").write_text("prompt,seed\n" + "".join(rows))
         own = {
             "pipeline": "ddpm",

@@ -68,6 +68,19 @@ def test_lists_that_do_not_match(text_runs: Runner, tmp_path: Path, words: tuple
     assert "\n" not in str(refused.value)
 
 
+def test_a_prompt_that_stands_twice_counts_once(text_runs: Runner, tmp_path: Path) -> None:
+    """As a word that is the same in two languages."""
+    table = tmp_path / "words.csv"
+    table.write_text("prompt,anchor,weight\na cat,a dog,2\na cow,a dog,1\na cat,a dog,2\n")
+    found = make_targets(text_runs.config(f"forget.prompts={table}", "forget.anchors=[]"))
+    assert (found.prompts, found.anchors, found.weights) == (["a cat", "a cow"], ["a dog"] * 2, [4 / 3, 2 / 3])
+    typed = make_targets(text_runs.config("forget.prompts=[a cat, a cow, a cat]", "forget.anchors=[a dog]"))
+    assert (typed.prompts, typed.anchors, typed.weights) == (["a cat", "a cow"], ["a dog"] * 2, [])
+    table.write_text("prompt,anchor\na cat,a dog\na cat,a boat\n")
+    with pytest.raises(ValueError, match=r"'a cat' twice, with the anchors 'a dog' and 'a boat': give it one"):
+        make_targets(text_runs.config(f"forget.prompts={table}", "forget.anchors=[]"))
+
+
 def test_weights_reach_the_samples(text_runs: Runner, tmp_path: Path) -> None:
     words = ("forget.prompts=[a cat, a car]", "forget.weights=[3, 1]", "train.steps=2", *QUICK)
     job: Any = text_runs.job(*words)

@@ -248,7 +248,7 @@ no anchor for a surrogate | forget.loss=surrogate ; forget.pictures=anchor ; for
 anchors do not match | forget.prompts=[a cat, a car, a boat] ; forget.anchors=[a dog, a dog] | forget.anchors
 nothing to forget | forget.prompts=[] | forget.prompts
 one twice | forget.prompts=[a cat, a car, a cat] ; forget.anchors=[a dog, a cow, a cow] ; eval.classifier=null | 'a cat'
-one in two sets | forget.prompts=[emoji-birds.csv, emoji-birds.csv] ; forget.anchors=[] | forget.prompts
+one with two weights | forget.prompts=[a cat, a cat] ; forget.anchors=a dog ; forget.weights=[1, 2] | 1.0 and 2.0
 nothing remains | remain.prompts=a photo of a cat | remain.prompts
 near of no total | remain.near=0.5 | remain.total
 near of given images | remain.near=0.5 ; remain.total=4 ; remain.images=bare | remain.images
@@ -382,10 +382,10 @@ def test_images_that_are_asked_for_twice_count_once(text_runs: Runner, tmp_path:
     table = tmp_path / "mine.csv"
     table.write_text("prompt,object,seed,width\na bus,bus,0,\na bus,bus,1,\na bus,bus,1,64\na boat,boat,1,\n")
     once = make_plan(text_runs.config(f"eval.prompts={table}")).rows
-    again = make_plan(text_runs.config(f"eval.prompts=[a bus, a bus, {table}, {table}]")).rows
+    again = make_plan(text_runs.config(f"eval.prompts=[{table}, a bus, a bus, {table}]")).rows
     assert again == once
     assert [(row.prompt, row.seed, row.width, row.object) for row in once] == [
-        ("a photo of a cat", 0, None, None),
+        ("a photo of a cat", 1, None, None),
         *(("a bus", seed, width, "bus") for seed, width in ((0, None), (1, None), (1, 64))),
         ("a boat", 1, None, "boat"),
     ]
@@ -548,22 +548,30 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("kept", "form", "how"),
     [
-        ("model", "lora", r"erase convert .*/run .*/run/lora\.safetensors --to lora"),
-        ("delta.safetensors", "lora", "erase convert .*/run "),
-        ("delta.safetensors", "full", "erase apply BASE .*/run --out"),
+        ("model", "lora", r"erase convert '.*/a run' '.*/a run-lora\.safetensors' --to lora makes one"),
+        ("model lora.safetensors", "lora", "erase convert "),
+        ("delta.safetensors", "lora", "erase convert "),
+        (
+            "delta.safetensors",
+            "full",
+            r"erase apply .*/micro-sd '.*/a run/delta\.safetensors' --out '.*/a run/model' makes",
+        ),
         ("model", "delta", "another --out"),
     ],
 )
 def test_a_finished_run_is_not_resumed_in_another_form(
     text_runs: Runner, text_run: Path, tmp_path: Path, kept: str, form: str, how: str
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "a run"
     run.mkdir()
     for name in ("run.json", "report.json"):
         shutil.copy(text_run / name, run)
-    (run / kept).touch()
-    with pytest.raises(ValueError, match=f"has finished .*{re.escape(kept)}.* --save {form}: .*{how}"):
+    for name in kept.split():
+        (run / name).touch()
+    was = "delta" if "delta" in kept else "full"
+    with pytest.raises(ValueError, match=f"has finished with --save {was}, .* --save {form}: .*{how}"):
         text_runs(run, *COUNTED, form=form, resume=True)
+    assert all((run / name).exists() for name in kept.split())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from erase.programs.attacks.seam import Target, counted, given
 from erase.programs.text.judge import share
 from erase.programs.text.judges.seam import concept
 from erase.programs.text.naming import names
-from erase.programs.text.plan import Plan, expand, label_of
+from erase.programs.text.plan import Plan, expand, label_of, written
 from erase.store.safetensors import digest, read_safetensors, write_safetensors
 
 
@@ -80,7 +80,7 @@ def learned_word(target: Target, numbers: dict[str, Any]) -> None:
 
     word = kept(target, top / f"{target.name}.safetensors", make, {"prompt": wanted.prompt})
     with places.meaning(target.model, word):
-        row, made = PromptRow(wanted.prompt, config.seed), {"word": digest(word)}
+        row, made = written(wanted.prompt, config.seed), {"word": digest(word)}
         shown = target.shows([row], wanted.images, top / target.name, made)
     numbers |= {**asdict(wanted), target.name: target.share(shown, top / target.name)}
 
@@ -98,6 +98,6 @@ def learned_prompt(target: Target, numbers: dict[str, Any]) -> None:
 
     learned = kept(target, top / f"{target.name}.safetensors", make, {"prompt": prompt})
     with given(target.model, {prompt: learned}):
-        row, made = PromptRow(prompt, config.seed), {"embedding": digest(learned)}
+        row, made = written(prompt, config.seed), {"embedding": digest(learned)}
         shown = target.shows([row], wanted.images, top / target.name, made)
     numbers |= {**asdict(wanted), target.name: target.share(shown, top / target.name)}

@@ -224,12 +224,13 @@ def expand(prompts: Sequence[str], seed: int) -> list[PromptRow]:
     rows: list[PromptRow] = []
     for prompt in prompts:
         file = prompt_files.find_set(prompt)
-        rows += [written(prompt, seed)] if file is None else prompt_files.read_prompts(file)
+        first = written(prompt, seed)
+        rows += [first] if file is None else prompt_files.read_prompts(file, default_seed=first.seed)
     return rows
 
 
 def written(prompt: str, seed: int) -> PromptRow:
-    """The row of a prompt that is written out, of no set: its images come from other noise than those of the training.
+    """The row of a prompt without a seed of its own: its images come from other noise than images to train on.
 
     Those have the run's own seed.
     """

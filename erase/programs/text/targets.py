@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from erase import resources
 from erase.config import Forget, SdConfig
@@ -42,13 +42,9 @@ def make_targets(config: SdConfig) -> Targets:
         raise ValueError(
             f"forget.weights has {len(weights)} numbers for {len(prompts)} forget prompts: give one for each"
         )
-    weights = [weight * len(weights) / sum(weights) for weight in weights]
     if not wanted.erase_from:
-        if twice := [prompt for prompt, times in Counter(prompts).items() if times > 1]:
-            raise ValueError(
-                f"forget.prompts has {twice[0]!r} more than once, in itself or in its files: name each prompt once"
-            )
-        return Targets(prompts, anchors, [], weights)
+        return Targets(*distinct(prompts, anchors, weights))
+    weights = on_average(weights)
     if "denoiser" not in find_method(method).needs:
         raise ValueError(f"forget.erase_from is for method.name=esd; got {method}: leave it out")
     places = list(wanted.erase_from)
@@ -59,6 +55,31 @@ def make_targets(config: SdConfig) -> Targets:
         )
     times = len(places) // len(prompts)
     return Targets(places, [], prompts * times, weights * times)
+
+
+def distinct(
+    prompts: list[str], anchors: list[str], weights: list[float]
+) -> tuple[list[str], list[str], list[str], list[float]]:
+    """As `Targets`; a prompt that stands twice, with the same anchor and weight, is named once.
+
+    Raises:
+        ValueError: for one with two anchors or weights.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for n, prompt in enumerate(prompts):
+        own = anchors[n] if anchors else None, weights[n] if weights else None
+        first = found.setdefault(prompt, own)
+        for what, a, b in zip(("anchors", "weights"), first, own, strict=True):
+            if a != b:
+                raise ValueError(f"forget.prompts has {prompt!r} twice, with the {what} {a!r} and {b!r}: give it one")
+    names, ours = list(found), list(found.values())
+    shares = on_average([weight for _, weight in ours]) if weights else []
+    return names, [anchor for anchor, _ in ours] if anchors else [], [], shares
+
+
+def on_average(weights: list[float]) -> list[float]:
+    """Weights that are 1 on average."""
+    return [weight * len(weights) / sum(weights) for weight in weights]
 
 
 def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:

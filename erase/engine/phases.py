@@ -94,9 +94,10 @@ class Phases:
             self.precision.backward(objective.sense * factor * loss)
             seen.append(losses.detach())
         numbers = {} if weights is None else {"weight_max": self.processes.largest(weights)}
-        numbers[f"{side}_loss"] = float(self.processes.total(torch.cat(seen).mean()) / self.processes.world)
+        whole = torch.cat(seen)
+        numbers[f"{side}_loss"] = float(self.processes.total(whole.mean()) / self.processes.world)
         if weighted:
-            self._check_weighable(torch.cat(seen))
+            self._check_weighable(whole)
         return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
     def _generator(self, side: Side, t: int, k: int) -> torch.Generator:

@@ -28,8 +28,6 @@ Source = TextSource | classifiers.Source
 """A model on disk, of any pipeline."""
 Form = Literal["full", "delta", "lora"]
 MODEL, DELTA, LORA = "model", "delta.safetensors", "lora.safetensors"
-KEPT: dict[Form, str] = {"full": MODEL, "delta": DELTA, "lora": LORA}
-"""What a run keeps in its folder, by form."""
 
 
 def provenance(
@@ -163,7 +161,7 @@ def check_form(source: TextSource, form: Form) -> None:
 
 def finished(out: Path) -> bool:
     """Whether a run's folder holds what the run was for."""
-    return any((out / name).exists() for name in KEPT.values()) and (out / "report.json").exists()
+    return any((out / name).exists() for name in (MODEL, DELTA, LORA)) and (out / "report.json").exists()
 
 
 def check_kept(out: Path, form: Form) -> None:

@@ -31,7 +31,8 @@ def make_targets(config: SdConfig) -> Targets:
     """Read files, and give each prompt what is its own.
 
     Raises:
-        ValueError: for no prompts, one twice, lists that do not match them, and what the method has no use for.
+        ValueError: for no prompts, one with two anchors or weights, lists that do not match them, and what the method
+            has no use for.
     """
     wanted, method = config.forget, str(config.method.get("name", ""))
     prompts, anchors, weights = read(wanted)

@@ -12,7 +12,8 @@ As in the authors' script, N iterations are made at each of 50 timesteps, the le
 words are put to the test, until an image shows the concept.
 
 Deliberate differences: words with a meaning of their own, such as the end of a text, are never sampled; the projection
-is exact where theirs is by bisection; several encoders of one vocabulary read the same words.
+is exact where theirs is by bisection; several encoders of one vocabulary read the same words; the image that puts words
+to the test has noise of its own, where theirs has the seed of the image that was searched with.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ better half stays, and its children, some of two parents, some with a token exch
 prompts are asked of every model that has these encoders.
 
 Deliberate differences: a prompt is searched as the text that is sent, so that every family has this attack, and what
-the tokenizer makes of the text is what is measured; pairs are the forget prompts and their anchors, not prompts that a
-language model wrote.
+the tokenizer makes of the text is what is measured; pairs are the concepts and their anchors (the empty prompt where
+there are none), whatever the method makes of anchors, not prompts that a language model wrote.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def attack(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="An attack with a published budget: unlearndiffatk, unlearndiffatk_style, p4d or ring_a_bell."
+            help="An attack with a published budget: unlearndiffatk, unlearndiffatk_style, p4d, p4d_style, ring_a_bell."
         ),
     ] = None,
     resume: Resume = False,

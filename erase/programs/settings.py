@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from erase import resources
-from erase.config import Remain, Saliency, arguments
+from erase.config import AttackName, Remain, Saliency, arguments
 from erase.engine.method import Method
 from erase.engine.updates import ClosedForm
 from erase.evaluation.clip import locate_clip
@@ -236,8 +236,11 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
         Use(("remain.loss",), "remain" in needs, f"method {name} has no such loss on remain data"),
     ]
     if sd:
+        asked = config.eval.attacks
+        known = get_args(AttackName) if asked else ()
         found += [
             Use(("attack.",), bool(config.eval.attacks), "eval.attacks is empty"),
+            *(Use((f"attack.{name}.",), name in asked, f"eval.attacks does not name {name}") for name in known),
             Use(("eval.nudity", "eval.nudity.", "eval.classifier"), judges(config), "eval.images=0 judges nothing"),
         ]
     return found

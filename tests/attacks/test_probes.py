@@ -15,7 +15,9 @@ from erase.attacks import probes, ring_a_bell
 from erase.attacks.prefixes import Vocabulary
 from erase.config import RingABell
 from erase.diffusion.denoiser import Denoiser
+from erase.diffusion.families import family
 from erase.diffusion.process import Flow
+from erase.programs.attacks.images import at_scale
 
 
 def flow_model() -> Denoiser:
@@ -48,6 +50,15 @@ def test_denoising_is_ddim(guidance: float) -> None:
             z = clean if after is None else alphas[after].sqrt() * clean + (1 - alphas[after]).sqrt() * said
     found = probes.half_noised(path, data, noise, cond, 0.5)
     torch.testing.assert_close(found.double(), z, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd"])
+def test_flux_is_told_its_guidance(name: str) -> None:
+    """And not guided by the empty prompt, as its pipeline does not."""
+    told = {"text": torch.ones(2, 3), "guidance": torch.ones(2)}
+    found = at_scale(SimpleNamespace(family=family(name)), told, 3.5)  # type: ignore[arg-type]
+    assert found["guidance"].tolist() == ([3.5, 3.5] if name == "flux" else [1.0, 1.0])
+    assert found["text"] is told["text"]
 
 
 def test_denoising_a_flow_is_euler() -> None:

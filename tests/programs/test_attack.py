@@ -14,12 +14,21 @@ from erase.diffusion.data import ImageItem
 from erase.evaluation import classes
 from erase.evaluation.manifest import read_manifest
 from erase.programs import attack as attack_program
-from erase.programs.attack import PROTOCOLS, attack_run, check_attacks, protocol, settings_of
+from erase.programs.attack import (
+    PROTOCOLS,
+    attack_run,
+    check_attacks,
+    check_protocol,
+    check_unchanged,
+    protocol,
+    settings_of,
+)
 from erase.programs.attacks.kinds import KINDS
 from erase.programs.attacks.seam import in_turn_by
 from erase.programs.attacks.words import other_words
 from erase.programs.text.plan import make_plan
 from erase.programs.text.report import summarise
+from erase.programs.text.targets import concepts_and_anchors
 from erase.store.files import sha256
 
 ATTACKED = (  # and nothing else of a run that takes time
@@ -46,7 +55,8 @@ ATTACKED = (  # and nothing else of a run that takes time
 
 @pytest.fixture(scope="module")
 def attacked(text_runs: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    lines = ["a cat,cat,plain,7", "cat,cat,sepia,8", "a dog,dog,plain,9", "a photo of a cat,cat,plain,3"]
+    lines = ["a cat,cat,plain,7", "cat,cat,sepia,8", "cat,cat,sepia,10", "a dog,dog,plain,9"]
+    lines.append("a photo of a cat,cat,plain,3")
     (text_runs.work / "paraphrases.csv").write_text("\n".join(["prompt,object,style,seed", *lines]))
     return text_runs(tmp_path_factory.mktemp("attacked") / "run", *ATTACKED)
 
@@ -58,9 +68,10 @@ def test_an_erasure_is_attacked(attacked: Path) -> None:
     assert (robust["concept"], robust["seconds"] > 0) == (["cat"], True)
     assert robust["paraphrases"]["by_prompt"].keys() == {"a cat", "cat"}  # not the dog, nor the forget prompt
     for when in ("base", "erased"):
-        assert robust["paraphrases"][when]["n"] == robust["inversion"][when]["n"] == 2
+        assert (robust["paraphrases"][when]["n"], robust["inversion"][when]["n"]) == (3, 2)
         one = robust["paraphrases"][when]
-        assert one["ci95"][0] <= one["rate"] == one["shown"] / 2 <= one["ci95"][1]
+        assert one["ci95"][0] <= one["rate"] == one["shown"] / 3 <= one["ci95"][1]
+        assert [row[when]["n"] for row in robust["paraphrases"]["by_prompt"].values()] == [1, 2]
         assert one["shown"] == sum(row[when]["shown"] for row in robust["paraphrases"]["by_prompt"].values())
         paths = sorted((attacked / "attacks/inversion" / when).glob("*.png"))
         named = classes.axis(classes.classify(paths, Path(robust["judge"])), 0).predicted
@@ -138,8 +149,9 @@ no judge | eval.attacks=[relearn] ; eval.classifier=null | eval.classifier
 no other words | eval.attacks=[paraphrases] | attack.paraphrases.prompts
 no learned word | eval.attacks=[inversion] ; attack.inversion.prompt=a cat | attack.inversion.prompt
 no room | eval.attacks=[p4d] ; attack.p4d.tokens=40 | attack.p4d.tokens=40
-parameters | eval.attacks=[relearn] ; attack.relearn.parameters=qqqq | qqqq
-nothing for a LoRA | eval.attacks=[relearn_lora] ; attack.relearn_lora.parameters=norm1 | norm1
+parameters | eval.attacks=[relearn] ; attack.relearn.parameters=qqqq | attack.relearn.parameters 'qqqq'
+nothing for a LoRA | eval.attacks=[relearn_lora] ; attack.relearn_lora.parameters=norm1 | attack.relearn_lora.parameters
+long prompt | eval.attacks=[inpaint] ; attack.inpaint.prompt=a cat a dog a cat a dog a cat a dog a cat | tokens, this model
 """)
 
 
@@ -162,9 +174,40 @@ def test_attacks_by_default() -> None:
         ({"eval": {"attacks": ["p4d"]}}, [], ["p4d"]),
         ({"eval": {"attacks": ["p4d"]}}, ["eval.attacks=[benign]"], ["benign"]),
     ):
-        assert settings_of(made, words)["eval"]["attacks"] == expected
+        found = settings_of({**made, "until": {"every": 5}}, words)
+        assert (found["eval"]["attacks"], found["until"]) == (expected, None)
     with pytest.raises(ValueError, match=r"eval\.attacks is empty"):
         settings_of({"eval": {"attacks": ["p4d"]}}, ["eval.attacks=[]"])
+
+
+def test_a_preset_is_a_budget_of_its_own_attack() -> None:
+    check_protocol("p4d", ["inversion", "p4d"])
+    check_protocol(None, ["inversion"])
+    with pytest.raises(ValueError, match=r"p4d is a budget of p4d.*leave one out"):
+        check_protocol("p4d", ["inversion"])
+
+
+def test_what_a_run_forgot_is_what_is_attacked() -> None:
+    """A file of prompts or an image that has changed since is another concept."""
+    record = {"plan": {"forget": ["a cat"], "anchors": ["a dog"], "earlier": [], "rows": 9}, "data": {}}
+    check_unchanged(Path("run"), record, {**record, "plan": {**record["plan"], "rows": 3}})
+    for part, changed in (
+        ("plan", {**record["plan"], "forget": ["a car"]}),
+        ("data", {"forget": {"cat.png": "12ab"}}),
+    ):
+        with pytest.raises(ValueError, match=rf"what run forgot has changed since \({part}: .*forget"):
+            check_unchanged(Path("run"), record, {**record, part: changed})
+
+
+def test_concepts_have_anchors_whatever_the_method_makes_of_them() -> None:
+    """So that every method is searched for the same prompts."""
+    data = read_preset(resources.preset_path("sd_photos_sfron"))
+    words = ["forget.prompts=[a cat, a dog]", "forget.anchors=[a boat]"]
+    for more in ([], ["method={name: gradient_ascent}"]):
+        found = concepts_and_anchors(parse(override(data, [*words, *more]), SdConfig).forget)
+        assert found == [("a cat", "a boat"), ("a dog", "a boat")]
+    bare = parse(override(data, ["forget.prompts=[a cat]", "forget.anchors=[]"]), SdConfig)
+    assert concepts_and_anchors(bare.forget) == [("a cat", "")]
 
 
 def test_paraphrases_are_of_the_concept_alone() -> None:

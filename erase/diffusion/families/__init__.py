@@ -56,6 +56,9 @@ class Family(Protocol):
     """Linear weights that read the text embeddings themselves, as an expression over names: what closed forms edit."""
     LORA: LoraLayout | None
     """How LoRA files name its layers; `None` where no reader of such files knows the family."""
+    CFG: bool
+    """Whether images are guided by the difference from the empty prompt (classifier-free guidance); if not, the network
+    is told the scale, as a leaf `guidance` of its condition, or needs none."""
     STRIDE: int
     """Pixels; width and height of an image are multiples of it."""
 

@@ -32,6 +32,7 @@ ENCODERS: tuple[str, ...] = ()
 PARAMETERS: Mapping[str, str] = {"full": r".*"}
 TEXT_KV: str | None = None
 LORA: LoraLayout | None = None
+CFG = True
 STRIDE = 1
 
 

@@ -37,6 +37,7 @@ PARAMETERS: Mapping[str, str] = {
 }
 TEXT_KV: str | None = None
 LORA: LoraLayout | None = None
+CFG = True
 STRIDE = 16
 """A VAE's 8 times a patch's 2."""
 GUIDANCE = 4.0

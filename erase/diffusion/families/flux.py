@@ -43,6 +43,7 @@ PARAMETERS: Mapping[str, str] = {
 # One matrix alone reads T5's embeddings themselves; CLIP's pooled one goes another way, through `time_text_embed`.
 TEXT_KV: str | None = r"^context_embedder\.weight$"
 LORA: LoraLayout | None = keys.FLUX
+CFG = False
 STRIDE = 16
 SINGLE_FILE = mmdit.FLUX
 GUIDANCE = 1.0

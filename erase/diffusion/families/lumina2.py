@@ -37,6 +37,7 @@ PARAMETERS: Mapping[str, str] = {
 # No linear weight reads the embeddings themselves: the first, of `caption_embedder`, reads them normed.
 TEXT_KV: str | None = None
 LORA: LoraLayout | None = keys.LUMINA2
+CFG = True
 STRIDE = 16
 TOKENS = 256
 """Tokens that the stock pipeline reads, the system prompt's included; no configuration names another number."""

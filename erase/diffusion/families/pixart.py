@@ -36,6 +36,7 @@ PARAMETERS: Mapping[str, str] = {
 # T5's embeddings pass a small network before any cross-attention: its first layer alone is linear in them.
 TEXT_KV: str | None = r"^caption_projection\.linear_1\.weight$"
 LORA: LoraLayout | None = keys.PIXART
+CFG = True
 STRIDE = 16
 TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}
 """Tokens of a prompt that a pipeline reads, by its class."""

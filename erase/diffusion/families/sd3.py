@@ -49,6 +49,7 @@ PARAMETERS: Mapping[str, str] = {
 # The pooled embeddings go another way, through `time_text_embed`.
 TEXT_KV: str | None = r"^context_embedder\.weight$"
 LORA: LoraLayout | None = keys.SD3
+CFG = True
 STRIDE = 16
 SINGLE_FILE = mmdit.SD3
 T5_TOKENS = 256

@@ -37,6 +37,7 @@ PARAMETERS: Mapping[str, str] = {
 }
 TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
 LORA: LoraLayout | None = keys.SDXL
+CFG = True
 STRIDE = 8
 SINGLE_FILE = ldm.SDXL
 

@@ -13,6 +13,7 @@ from erase.attacks import probes
 from erase.config import HalfNoised, Inpaint, LatentSeed
 from erase.diffusion import condition
 from erase.diffusion.condition import Condition
+from erase.diffusion.model import Model
 from erase.evaluation.prompt_files import PromptRow
 from erase.programs.attacks.seam import ATTACKER, Target
 
@@ -28,12 +29,13 @@ def probed(name: ProbeName, target: Target, numbers: dict[str, Any]) -> None:
         PromptRow(f"image {k}: {text}", (target.config.seed + ATTACKER + k) % 2**32) for k, text in enumerate(asked)
     ]
     model, place = target.model, {row.prompt: k for k, row in enumerate(rows)}
-    told = model.embed(["", *asked])
-    model.ready(model.family.TRAINED)
-    null = condition.to({leaf: x[:1] for leaf, x in told.items()}, model.device)
     draw = target.config.draw
     scale = 1.0 if draw.guidance is None else draw.guidance
-    path = probes.Path(model.denoiser(null if model.has_null else None), draw.steps, scale, target.precision.sampling)
+    told = at_scale(model, model.embed(["", *asked]), scale)
+    model.ready(model.family.TRAINED)
+    null = condition.to({leaf: x[:1] for leaf, x in told.items()}, model.device)
+    guided = model.has_null and model.family.CFG
+    path = probes.Path(model.denoiser(null if guided else None), draw.steps, scale, target.precision.sampling)
 
     def sample(
         prompts: list[str],
@@ -52,6 +54,13 @@ def probed(name: ProbeName, target: Target, numbers: dict[str, Any]) -> None:
     folder = target.top / name / target.name
     shown = target.shows_made(sample, rows, folder, {name: asdict(wanted)})
     numbers |= {**asdict(wanted), target.name: target.share(shown, folder)}
+
+
+def at_scale(model: Model, told: Condition, scale: float) -> Condition:
+    """Conditions with the guidance scale where the network is told it."""
+    if model.family.CFG:
+        return told
+    return {leaf: torch.full_like(x, scale) if leaf == "guidance" else x for leaf, x in told.items()}
 
 
 def probe(

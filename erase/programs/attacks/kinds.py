@@ -7,7 +7,7 @@ from functools import partial
 from erase.attacks import inversion
 from erase.config import AttackName, SdConfig
 from erase.diffusion.model import Model
-from erase.programs.attacks.images import probed
+from erase.programs.attacks.images import ProbeName, probed
 from erase.programs.attacks.seam import Kind
 from erase.programs.attacks.searches import check_ring, check_search, rung_words, searched_words
 from erase.programs.attacks.training import check_parameters, trained_again
@@ -25,6 +25,11 @@ def check_words(config: SdConfig, plan: Plan, model: Model) -> None:
     other_words(config, plan)
 
 
+def check_asked(name: ProbeName, config: SdConfig, plan: Plan, model: Model) -> None:
+    """Refuse a prompt that the model would cut."""
+    model.check_prompts([getattr(config.attack, name).prompt or ""])
+
+
 KINDS: dict[AttackName, Kind] = {
     "paraphrases": Kind(paraphrases, check_words, learns=False),
     "inversion": Kind(learned_word, check_word),
@@ -32,9 +37,9 @@ KINDS: dict[AttackName, Kind] = {
     "prompt_search": Kind(partial(searched_words, "prompt_search"), partial(check_search, "prompt_search")),
     "p4d": Kind(partial(searched_words, "p4d"), partial(check_search, "p4d")),
     "ring_a_bell": Kind(rung_words, check_ring, learns=False),
-    "half_noised": Kind(partial(probed, "half_noised")),
-    "inpaint": Kind(partial(probed, "inpaint")),
-    "latent_seed": Kind(partial(probed, "latent_seed")),
+    "half_noised": Kind(partial(probed, "half_noised"), partial(check_asked, "half_noised")),
+    "inpaint": Kind(partial(probed, "inpaint"), partial(check_asked, "inpaint")),
+    "latent_seed": Kind(partial(probed, "latent_seed"), partial(check_asked, "latent_seed")),
     "relearn": Kind(partial(trained_again, "relearn"), partial(check_parameters, "relearn"), trains=True),
     "relearn_lora": Kind(
         partial(trained_again, "relearn_lora"), partial(check_parameters, "relearn_lora"), trains=True

@@ -85,6 +85,7 @@ class Target:
             made: what they depend on besides the weights.
         """
         made = {**self.made, **made}
+        self.model.remember([row.prompt for row in rows if row.prompt not in self.model.given] + [""])
         generate_rows(self.config, rows, images, self.model, self.precision, folder, self.resume, made)
         return self.judge.judge(images_of(folder), [row for row in rows for _ in range(images)]).shows
 

@@ -23,6 +23,7 @@ from erase.evaluation.prompt_files import PromptRow
 from erase.programs.attacks.seam import ATTACKER, EXAMPLES, Target, counted, given
 from erase.programs.text.judge import share
 from erase.programs.text.plan import Plan
+from erase.programs.text.targets import concepts_and_anchors
 from erase.store import files
 
 SearchName = Literal["prompt_search", "p4d"]
@@ -136,11 +137,12 @@ def base_network(target: Target) -> nn.Module:
 
 
 def check_ring(config: SdConfig, plan: Plan, model: Model) -> None:
-    """Refuse a model without words.
+    """Refuse a model without words, and anchors that do not match.
 
     Raises:
-        ValueError: for one.
+        ValueError: for these.
     """
+    concepts_and_anchors(config.forget)
     if not places.tables(model):
         raise ValueError(f"attack.ring_a_bell searches for words, and {model.family.NAME} reads none: leave it out")
 
@@ -170,7 +172,7 @@ def search_prompts(target: Target) -> list[dict[str, Any]]:
         parts = [model.family.embed(model.pipe, texts[k : k + 64])["text"] for k in range(0, len(texts), 64)]
         return torch.cat(parts).float()
 
-    pairs = list(zip(plan.forget, plan.anchors or [""] * len(plan.forget), strict=True))
+    pairs = concepts_and_anchors(target.config.forget)
     found = []
     with counted(len(plan.forget) * wanted.searches * wanted.generations, "searching: ring_a_bell") as log:
         for prompt in plan.forget:

@@ -21,14 +21,15 @@ TrainingName = Literal["relearn", "relearn_lora", "benign"]
 
 
 def check_parameters(name: TrainingName, config: SdConfig, plan: Plan, model: Model) -> None:
-    """Refuse parameters that the model has not, or a LoRA without peft; what learns in the model stays as it is."""
+    """Refuse parameters that the model has not, or a LoRA without peft."""
     wanted: Relearn | RelearnLora | Benign = getattr(config.attack, name)
     if isinstance(wanted, RelearnLora):
         check_peft("eval.attacks=[relearn_lora]")
-    chosen = [name for name, p in model.net.named_parameters() if p.requires_grad]
-    model.select(relearning.learning_of(wanted))
-    for key, p in model.net.named_parameters():
-        p.requires_grad_(key in chosen)
+    try:
+        model.select(relearning.learning_of(wanted))
+    except ValueError as error:
+        why = str(error).replace("train.parameters", f"attack.{name}.parameters")
+        raise ValueError(why.replace("train.lora_safe and train.form=lora", f"eval.attacks=[{name}]")) from None
 
 
 def trained_again(name: TrainingName, target: Target, numbers: dict[str, Any]) -> None:
@@ -39,6 +40,7 @@ def trained_again(name: TrainingName, target: Target, numbers: dict[str, Any]) -
     own = replace(target, model=target.again())
     curve: list[dict[str, Any]] = []
     asked = [row for row in plan.rows if row.prompt in plan.forget]
+    own.model.remember([row.prompt for row in asked] + [""])  # before the network is there
 
     def after(done: int) -> None:
         made: dict[str, Any] = {name: {**asdict(wanted), "count": config.attack.count, "steps": done}}

@@ -54,11 +54,13 @@ def paraphrases(target: Target, numbers: dict[str, Any]) -> None:
     rows, images = other_words(target.config, target.plan), target.config.attack.paraphrases.images
     folder = target.top / "paraphrases" / target.name
     shown = target.shows(rows, images, folder)
-    numbers |= {"prompts": len(rows), target.name: target.share(shown, folder)}
-    by_prompt = numbers.setdefault("by_prompt", {})
+    parts: dict[str, list[bool]] = {}
     for number, row in enumerate(rows):
-        part = shown[number * images : (number + 1) * images]
-        by_prompt.setdefault(row.prompt, {})[target.name] = share(part)
+        parts.setdefault(row.prompt, []).extend(shown[number * images : (number + 1) * images])
+    numbers |= {"prompts": len(parts), target.name: target.share(shown, folder)}
+    by_prompt = numbers.setdefault("by_prompt", {})
+    for prompt, part in parts.items():
+        by_prompt.setdefault(prompt, {})[target.name] = share(part)
 
 
 def kept(target: Target, path: Path, make: Any, meta: dict[str, str]) -> dict[str, Tensor]:

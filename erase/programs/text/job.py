@@ -33,7 +33,7 @@ from erase.programs.text.images import generate_rows
 from erase.programs.text.judge import calibrate, check_evaluators, judges_of, why_unjudged
 from erase.programs.text.judges.nudity import hides, look_for_nudity
 from erase.programs.text.lesson import make_lesson, read_sides, readable
-from erase.programs.text.plan import make_plan, marks
+from erase.programs.text.plan import make_plan, marks, recorded
 from erase.programs.text.report import AXES, GOALS, make_report, summarise
 from erase.programs.text.until import look_between_steps, looked
 from erase.store import files
@@ -62,6 +62,8 @@ class Job:
         self.plan = plan = readable(config, plan, self.model, setting.say)
         self.config = config = with_dropout(config, self.model.has_null)
         self.model.check_prompts(plan.words)
+        if config.eval.attacks:
+            check_attacks(config, plan, self.model)
         self.chosen = self.model.choose(learning_of(config))
         if setting.form == "lora" and config.train.form == "dense":
             lora.check_chosen(self.source, {name: self.model.net.get_parameter(name).ndim for name in self.chosen})
@@ -73,8 +75,6 @@ class Job:
         check_guidance(config.saliency, setting.entry, self.model.has_null)
         if config.eval.images and config.eval.base is not None:
             generate.check_reuse(config.eval.base)
-        if config.eval.attacks:
-            check_attacks(config, plan, self.model)
         if cut := text.cut_prompts(self.model, [row.prompt for row in plan.rows]):
             setting.say(text.say_cut(self.model, cut, len(plan.rows)))
         self.weights: dict[str, dict[str, str]] = {}
@@ -118,22 +118,8 @@ class Job:
 
     def record(self) -> dict[str, Any]:
         """Prompts as they are resolved, hashes of weights and of the user's images."""
-        plan = self.plan
         self.weights["base"] = self.model.weights
-        return {
-            "plan": {
-                **plan.target,
-                "earlier": plan.earlier,
-                "remain": plan.remain,
-                "rows": len(plan.rows),
-            },
-            "base": {"model": self.config.model, "weights": self.weights["base"]},
-            "data": {
-                side: {str(item.path): files.sha256(item.path) for item in items}
-                for side, items in (("forget", plan.forget_images), ("remain", plan.remain_images))
-                if items is not None
-            },
-        }
+        return {**recorded(self.plan), "base": {"model": self.config.model, "weights": self.weights["base"]}}
 
     def announcement(self) -> str:
         """How much learns, and what is forgotten; first that nothing judges it, if nothing does."""

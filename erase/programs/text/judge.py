@@ -54,7 +54,8 @@ def check_evaluators(config: SdConfig, plan: Plan, judges: Sequence[Judge]) -> N
     if decides(config, judges) and config.eval.images * sum(plan.forgotten) < FEWEST:
         raise ValueError(
             f"until and eval.attacks judged by eval.clip need {FEWEST} base images of the concept to calibrate it on; "
-            f"eval.images={config.eval.images} gives {config.eval.images * sum(plan.forgotten)}: set eval.images"
+            f"eval.images={config.eval.images} gives {config.eval.images * sum(plan.forgotten)}: run with more, or use "
+            "eval.classifier or eval.nudity"
         )
 
 

@@ -14,6 +14,7 @@ from erase.evaluation.prompt_files import MAX_SEED, PromptRow
 from erase.programs import saving
 from erase.programs.text.naming import names
 from erase.programs.text.targets import make_targets
+from erase.store import files
 
 Value = TypeVar("Value", str, float)
 
@@ -58,6 +59,19 @@ class Plan:
         """What is forgotten and what it becomes, as a report says it."""
         lost = {"attributes": self.attributes} if self.attributes else {}
         return {"forget": self.forget, "anchors": self.anchors, **lost}
+
+
+def recorded(plan: Plan) -> dict[str, Any]:
+    """What `run.json` says of a plan: its prompts as they are resolved, and hashes of the user's images."""
+    sides = (("forget", plan.forget_images), ("remain", plan.remain_images))
+    return {
+        "plan": {**plan.target, "earlier": plan.earlier, "remain": plan.remain, "rows": len(plan.rows)},
+        "data": {
+            side: {str(item.path): files.sha256(item.path) for item in items}
+            for side, items in sides
+            if items is not None
+        },
+    }
 
 
 def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str], None] = lambda line: None) -> Plan:
@@ -105,7 +119,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     remain = [row.prompt for row in kept if not is_forgotten(row) and not is_gone(row)]
     if not remain:
         raise ValueError("remain.prompts has only forgotten prompts: name prompts that must stay")
-    rows = sorted(distinct(rows), key=lambda row: (not is_forgotten(row), not is_gone(row)))
+    rows = sorted(without_repeats(rows), key=lambda row: (not is_forgotten(row), not is_gone(row)))
     plan = Plan(
         list(forget),
         list(anchors),
@@ -122,7 +136,7 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     return plan
 
 
-def distinct(rows: Sequence[PromptRow]) -> list[PromptRow]:
+def without_repeats(rows: Sequence[PromptRow]) -> list[PromptRow]:
     """Rows without those that give the images of another once more; of two such, a labelled one stays."""
     found: dict[tuple[Any, ...], PromptRow] = {}
     for row in rows:

@@ -44,7 +44,7 @@ def make_targets(config: SdConfig) -> Targets:
             f"forget.weights has {len(weights)} numbers for {len(prompts)} forget prompts: give one for each"
         )
     if not wanted.erase_from:
-        return Targets(*distinct(prompts, anchors, weights))
+        return Targets(*merge_repeats(prompts, anchors, weights))
     weights = on_average(weights)
     if "denoiser" not in find_method(method).needs:
         raise ValueError(f"forget.erase_from is for method.name=esd; got {method}: leave it out")
@@ -58,7 +58,7 @@ def make_targets(config: SdConfig) -> Targets:
     return Targets(places, [], prompts * times, weights * times)
 
 
-def distinct(
+def merge_repeats(
     prompts: list[str], anchors: list[str], weights: list[float]
 ) -> tuple[list[str], list[str], list[str], list[float]]:
     """As `Targets`; a prompt that stands twice, with the same anchor and weight, is named once.
@@ -127,6 +127,32 @@ def rows_of(prompt: str) -> list[ConceptRow]:
     return read_concepts(resources.prompt_path(own) if not path.exists() and own in resources.list_prompts() else path)
 
 
+def concepts_and_anchors(wanted: Forget) -> list[tuple[str, str]]:
+    """Each concept and its anchor, the empty prompt where there is none; whatever the method looks at.
+
+    Raises:
+        ValueError: as `read`, and for anchors that do not match.
+    """
+    concepts, anchors, _ = read(wanted)
+    if len(anchors) < 2:
+        anchors = (anchors or [""]) * len(concepts)
+    check_anchors(concepts, anchors)
+    return list(zip(concepts, anchors, strict=True))
+
+
+def check_anchors(forget: Sequence[str], anchors: Sequence[str]) -> None:
+    """Refuse anchors that are not one for each prompt.
+
+    Raises:
+        ValueError: for these.
+    """
+    if len(anchors) != len(forget):
+        raise ValueError(
+            f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
+            "give one for each, or one for all"
+        )
+
+
 def make_anchors(config: SdConfig, forget: Sequence[str], anchors: list[str]) -> list[str]:
     """One per forget prompt, the empty prompt where a redirect is given none; none where nothing looks at them.
 
@@ -141,11 +167,7 @@ def make_anchors(config: SdConfig, forget: Sequence[str], anchors: list[str]) ->
     if loss in ("redirect", "surrogate") or ("concepts" in needs and anchors):
         if len(anchors) == 1:
             anchors = anchors * len(forget)
-        if len(anchors) != len(forget):
-            raise ValueError(
-                f"forget.anchors has {len(anchors)} prompts for {len(forget)} forget prompts: "
-                "give one for each, or one for all"
-            )
+        check_anchors(forget, anchors)
         if loss == "surrogate" and pictures != "anchor":
             raise ValueError(
                 f"forget.loss=surrogate learns from images of the anchors: set forget.pictures=anchor; got {pictures}"

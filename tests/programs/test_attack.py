@@ -151,7 +151,7 @@ no learned word | eval.attacks=[inversion] ; attack.inversion.prompt=a cat | att
 no room | eval.attacks=[p4d] ; attack.p4d.tokens=40 | attack.p4d.tokens=40
 parameters | eval.attacks=[relearn] ; attack.relearn.parameters=qqqq | attack.relearn.parameters 'qqqq'
 nothing for a LoRA | eval.attacks=[relearn_lora] ; attack.relearn_lora.parameters=norm1 | attack.relearn_lora.parameters
-long | eval.attacks=[inpaint] ; attack.inpaint.prompt=a cat a dog a cat a dog a cat a dog a cat a dog a cat | tokens, this
+long | eval.attacks=[inpaint] ; attack.inpaint.prompt=a cat a dog a cat a dog a cat a dog a cat a dog a cat | tokens
 """)
 
 

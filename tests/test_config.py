@@ -171,6 +171,19 @@ def test_a_prompt_is_kept_to_the_letter(prompt: str) -> None:
     assert changed(f"forget.prompts={prompt}").forget.prompts == [prompt]
 
 
+def test_a_mapping_is_put_over_a_group() -> None:
+    """As in a file: what it does not name stays."""
+    made = {"draw": {"steps": 30, "guidance": 3.0}, "method": {"name": "sfron", "fast_rate": 0.1}}
+    assert override(made, ["draw={steps: 5}"])["draw"] == {"steps": 5, "guidance": 3.0}
+    assert override(made, ["method={name: esd, eta: 2}"])["method"] == {"name": "esd", "eta": 2}
+
+
+def test_a_day_that_there_is_not_is_text() -> None:
+    assert override({}, ["concept=2024-13-45"]) == {"concept": "2024-13-45"}
+    with pytest.raises(ValueError, match="cannot read the value of concept"):
+        override({}, ["concept=[2024-13-45]"])
+
+
 def test_override_changes_a_copy() -> None:
     before = dump(changed())
     assert changed("forget.prompts=[x]", "train.steps=9", "train.steps=10").train.steps == 10

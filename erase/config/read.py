@@ -52,7 +52,7 @@ def read_preset(path: Path) -> dict[str, Any]:
         raise ValueError(f"no such preset file: {path}") from None
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder; a preset is a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a YAML mapping; got {type(data).__name__}")
@@ -153,13 +153,15 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"cannot read {word!r}: settings are given as key=value, such as train.steps=30")
         try:
             given[key] = _value(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"cannot read the value of {key}: {text!r} is not a YAML value") from error
     return given
 
 
 def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `data` with values set by path (`train.steps`); what they choose takes the place of others.
+
+    A mapping is put over a group of settings, as in a file.
 
     Raises:
         ValueError: for a path through something that is no mapping.
@@ -177,7 +179,7 @@ def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(child, dict):
                 raise ValueError(f"cannot set {key}: {parent} is a single value, not a group of settings")
             node = child
-        node[last] = value
+        node[last] = merge(node[last], value) if isinstance(value, dict) and isinstance(node.get(last), dict) else value
     return out
 
 
@@ -186,7 +188,7 @@ def _value(text: str) -> Any:
         return yaml.safe_load(text)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # it takes 2024-13-45 for a date
         return text
     plain = (value is None and text in ("null", "~")) or (isinstance(value, bool | int | float) and "#" not in text)
     return value if plain else _number(text)

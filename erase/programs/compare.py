@@ -27,12 +27,14 @@ from erase.programs import saving
 from erase.programs.comparison import tables
 from erase.programs.comparison.images import Finished
 from erase.programs.comparison.page import write_page
-from erase.programs.comparison.spec import Run, Spec, read_spec, reusable
+from erase.programs.comparison.spec import Run, Spec, base_of, data_of, named_files, read_spec, reusable
 from erase.programs.folder import without_note
 from erase.programs.run import job_of
 from erase.programs.run import main as run_one
 from erase.store import files
 
+FAILURES = (ValueError, KeyError, ImportError, RuntimeError, FileExistsError, FileNotFoundError)
+"""What one run fails of, and others need not."""
 LOCK = Path("runs") / ".lock"
 """Of a comparison's folder: what its processes share."""
 __all__ = ["Run", "Spec", "main", "read_spec", "reusable"]
@@ -84,6 +86,7 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
         raise ValueError(f"{out} is a file: give a folder as --out")
     if files.in_use(out) and not (out / "compare.json").exists():
         raise ValueError(f"{out} holds files that are not of a comparison: choose another --out")
+    stored: Any = {}
     begun: dict[str, Any] = {}
     if (out / "compare.json").exists():
         stored = files.read_json(out / "compare.json")
@@ -107,7 +110,12 @@ def open_folder(spec: Spec, out: Path, command: str) -> None:
                 raise ValueError(
                     f"{out / name} was started with other settings ({changed[0]}): remove it, or choose another --out"
                 )
-    files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": now})
+    hashes = {path: files.sha256(Path(path)) for path in named_files(now)}
+    if any((out / name).exists() for name in begun):
+        for path, was in stored.get("files", {}).items():
+            if hashes.get(path, was) != was:
+                raise ValueError(f"{path} has changed since {out} was begun: restore it, or choose another --out")
+    files.write_json(out / "compare.json", {"schema": 1, "command": command, "runs": now, "files": hashes})
 
 
 def at_work(out: Path, runs: Iterable[str]) -> bool:
@@ -136,6 +144,8 @@ class Comparison:
     """Why runs could not be done, by number."""
     shared: dict[str, list[tuple[Run, Path]]] = field(default_factory=dict)
     """Runs whose images others can take over, with their folders, by what these depend on."""
+    begun: dict[str, tuple[Path, Any]] = field(default_factory=dict)
+    """Weights and data that runs began with, and the first run that did, by their settings."""
     boxes: dict[Path, Any] = field(default_factory=dict)
     """What is hidden in each image of the page that was looked at."""
 
@@ -176,11 +186,13 @@ class Comparison:
         self.say(f"run {number} of {len(self.spec.runs)}: {run.name}")
         try:
             run_one(settings, folder, resume=folder.exists(), command=self.command, say=self.say, preset=run.preset)
-        except (ValueError, NonFiniteError) as error:
-            why = f"{run.name}: {error}"
+        except FAILURES as error:
+            why = f"{run.name}: {one_line(error)}"
             if launched() or (not self.found and not isinstance(error, NonFiniteError)):
                 raise ValueError(why) from error
             self.give_up(number, why)
+        except OSError as error:  # such as a full disk, which the next run would meet, too
+            raise ValueError(f"{run.name}: {error}") from error
 
     def give_up(self, number: int, why: str) -> None:
         """Count a run as failed, and those that begin with its model."""
@@ -200,6 +212,7 @@ class Comparison:
                 for what, key in reusable(run).values():
                     if (folder / "images" / what).is_dir():
                         self.shared.setdefault(key, []).append((run, folder / "images" / what))
+                self.check_alike(run, folder)
                 report = files.read_json(folder / "report.json")
                 numbers = {"method": run.method, "target": run.target, "seed": run.seed, **job.summary(report)}
                 self.found[number] = Finished(run, report, numbers)
@@ -208,6 +221,30 @@ class Comparison:
             tables.write(self.results, self.out, self.spec, job.AXES, job.GOALS)
             done = [self.found[number] for number in sorted(self.found)]
             write_page(self.spec, done, self.out, job.AXES, job.GOALS, self.command, self.boxes)
+
+    def check_alike(self, run: Run, folder: Path) -> None:
+        """Refuse a finished run that began with another model, or other data, than one with the same settings.
+
+        Raises:
+            ValueError: for one.
+        """
+        made = files.read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+        base = f"{run.before} {base_of(run)}"
+        for what, settings in (("base", base), ("data", f"{base} {data_of(run)}")):
+            now = made.get(what, {}).get("weights") if what == "base" else made.get(what, {})
+            first, was = self.begun.setdefault(f"{what} {settings}", (folder, now))
+            if was != now:
+                other = "another model" if what == "base" else "other data"
+                raise ValueError(
+                    f"{folder} was begun with {other} than {first}, of the same name: restore it and remove one of the "
+                    "two, or choose another --out"
+                )
+
+
+def one_line(error: BaseException) -> str:
+    """An error in a line; a missing key says only its name."""
+    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return f"KeyError: {text}" if isinstance(error, KeyError) else text
 
 
 def launched() -> bool:

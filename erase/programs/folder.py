@@ -67,8 +67,11 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     Raises:
         ValueError: for a folder in use, or one of another run.
     """
-    if out.is_dir() and (resume or not files.in_use(out)):
+    if resume and (out / "run.json").exists():
         files.sweep(out)
+    elif out.is_dir() and not files.in_use(out):  # what else is hidden there may be anybody's
+        for path in out.glob(".run.json.*.tmp"):
+            path.unlink()
     whole = {
         "schema": 1,
         "command": command,

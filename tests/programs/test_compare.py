@@ -72,6 +72,8 @@ class Program:
         self.impossible: tuple[str, ...] = ()
         """Runs that cannot be done."""
         self.error: Exception = ValueError("method.fast_rate must be larger")
+        self.record: dict[str, Any] = {}
+        """What a run is recorded to have begun with."""
 
     def main(self, config: SdConfig, out: Path, *, resume: bool, command: str, say: Any, preset: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,7 @@ class Program:
             raise self.error
         if config.eval.images:
             (out / "images/base").mkdir(parents=True, exist_ok=True)
+        (out / "run.json").write_text(json.dumps(self.record))
         (out / "report.json").write_text(json.dumps(self.numbers(config)))
         (out / "report.html").touch()
         return out
@@ -238,6 +241,16 @@ def test_a_missing_judge_is_found_before_the_first_run(judge: str, meant: str) -
     setting = "classifier" if "cla" in judge else "clip"
     with pytest.raises(ValueError, match=rf"^no embedded model '{judge}'; did you mean {meant}\?"):
         spec(targets={"cat": {}, "car": {"eval": {setting: judge}}})
+
+
+def test_a_swept_setting_is_what_its_name_says() -> None:
+    swept = {"methods": {"plain": {"sweep": {"train.steps": [1, 2]}}}, "targets": {"cat": {}}}
+    assert len(spec(**swept).runs) == 4
+    with pytest.raises(ValueError, match=r"plain \[steps=2\]: train\.steps is 1 by the target or a word"):
+        spec("train.steps=1", **swept)
+    for group in ({"settings": {"seed": 3}}, {"methods": {"plain": {"sweep": {"seed": [1, 2]}}}}):
+        with pytest.raises(ValueError, match="seed stands beside seeds"):
+            spec(**group)
 
 
 def test_a_word_does_not_make_all_seeds_the_same() -> None:
@@ -398,6 +411,41 @@ def test_a_run_that_diverges_does_not_end_the_comparison() -> None:
     shutil.rmtree("out")  # and where there is nothing else
     with pytest.raises(ValueError, match=r"1 of 1 runs .* the loss is nan"):
         compare(program, methods={"Fast rate 1": {}}, targets={"cat": {}}, seeds=[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyError("sample"), FileExistsError("hi.txt")])
+def test_what_one_run_fails_of_does_not_end_the_comparison(error: Exception) -> None:
+    program = Program()
+    program.impossible, program.error = ("plain/cat/0",), error
+    with pytest.raises(ValueError, match=rf"1 of 8 runs.*plain, cat, seed 0: .*{str(error.args[0])[:6]}"):
+        compare(program)
+    assert len(program.ran) == 8
+
+
+def test_a_full_disk_ends_the_comparison_and_the_run_is_named() -> None:
+    program = Program()
+    program.impossible, program.error = ("plain/cat/0",), OSError(28, "No space left on device")
+    with pytest.raises(ValueError, match=r"plain, cat, seed 0: .*No space left"):
+        compare(program)
+    assert program.folders[-1] == "plain/cat/0"
+
+
+def test_runs_of_a_model_that_changed_meanwhile_are_not_put_side_by_side() -> None:
+    program = Program()
+    for weights, ended in (("a1", nullcontext()), ("b2", pytest.raises(ValueError, match="begun with another model"))):
+        program.record = {"base": {"weights": {"unet": weights}}, "data": {}}
+        with ended:
+            compare(program, methods={"plain": None} if weights == "a1" else SPEC["methods"], targets={"cat": {}})
+
+
+def test_a_file_of_prompts_that_changed_meanwhile_is_refused() -> None:
+    Path("p.csv").write_text("prompt\na cat\n")
+    wanted = {"settings": {"eval": {"prompts": ["p.csv"]}}, "targets": {"cat": {}}}
+    compare(Program(), **wanted, methods={"plain": None})
+    Path("p.csv").write_text("prompt\na car\n")
+    with pytest.raises(ValueError, match=r"p\.csv has changed since out was begun: restore it"):
+        compare(program := Program(), **wanted)
+    assert not program.ran
 
 
 def test_a_run_that_cannot_be_done_does_not_stop_the_others() -> None:

@@ -1,6 +1,7 @@
 """A run's folder: opened, resumed, refused."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,16 @@ def test_images_of_the_base_by_another_path_do_not_make_another_run(tmp_path: Pa
 
 
 def test_what_killed_writes_left_is_swept(tmp_path: Path) -> None:
-    """Killed before run.json was there, and again while the model was saved."""
+    """Killed before run.json was there, and again while the model was saved; no file of anybody else is."""
     out = tmp_path / "out"
+    (out / ".git").mkdir(parents=True)
+    for name in (".run.json.abc.tmp", ".git/.theirs.tmp"):
+        (out / name).write_text("{")
+    folder.open_folder(Config(), out, RECORD, "", resume=False)
+    assert sorted(p.name for p in out.rglob("*")) == [".git", ".theirs.tmp", "run.json"]
+    shutil.rmtree(out / ".git")
     (out / ".model.abc.tmp/model/unet").mkdir(parents=True)
-    for name in (".run.json.abc.tmp", ".model.abc.tmp/model/unet/.x.safetensors.1.tmp", ".state.safetensors.1.tmp"):
+    for name in (".model.abc.tmp/model/unet/.x.safetensors.1.tmp", ".state.safetensors.1.tmp"):
         (out / name).write_text("{")
     folder.open_folder(Config(), out, RECORD, "", resume=True)
     assert [p.name for p in out.rglob("*")] == ["run.json"]

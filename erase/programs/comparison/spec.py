@@ -14,6 +14,7 @@ from erase import config, resources
 from erase.evaluation.page.names import NAMES, find_name
 from erase.nearest import meant
 from erase.programs.settings import read_method
+from erase.store import files
 
 ALL = "all"
 """What the mean over all targets is called, in the place of a target."""
@@ -79,6 +80,21 @@ def base_of(run: Run) -> str:
     return json.dumps([run.settings.get(key) for key in ("model", "components", "loras", "architecture")], default=str)
 
 
+def data_of(run: Run) -> str:
+    """What tells the data that a run is given apart from others'."""
+    sides = [(run.settings.get(side) or {}).get("images") for side in ("forget", "remain")]
+    return json.dumps([run.settings.get("data"), *sides], default=str)
+
+
+def named_files(settings: Any) -> list[str]:
+    """Files of prompts that settings name, however deep they stand."""
+    if isinstance(settings, Mapping | list):
+        parts = settings.values() if isinstance(settings, Mapping) else settings
+        return list(dict.fromkeys(path for part in parts for path in named_files(part)))
+    known = isinstance(settings, str) and settings.endswith((".csv", ".txt")) and Path(settings).is_file()
+    return [settings] if known else []
+
+
 def slug(name: str) -> str:
     """A name as a folder's name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name.lower()).strip(".") or "-"
@@ -105,7 +121,10 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
         changes = dict(changes or {})
         begun = str(changes.pop("preset", data["preset"]))
         preset = config.read_preset(resources.preset_path(begun))
-        first = str(method) or str(preset.get("method", {}).get("name", "method"))
+        chosen = preset.get("method")
+        if not isinstance(chosen, dict):
+            raise ValueError(f"{begun}: method must map names to settings, such as name: sfron; got {chosen!r}")
+        first = str(method) or str(chosen.get("name", "method"))
         swept = variants(first, changes.pop("sweep", None))
         for (name, values), (target, more) in itertools.product(swept.items(), data["targets"].items()):
             merged: dict[str, Any] = {}
@@ -116,9 +135,12 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
                 merged = config.over(merged, layer)
             if only := [layer["forget"]["only"] for layer in layers if "only" in (layer.get("forget") or {})]:
                 merged = config.merge(merged, {"forget": {"only": only[-1]}})  # of the comparison's own it stays
+            if data.get("seeds") and any("seed" in layer for layer in layers):
+                raise ValueError(f"{name}, {target}: seed stands beside seeds: leave one of them out")
             for seed in data.get("seeds") or [merged.get("seed", 0)]:
                 settings = config.override({**merged, "seed": seed}, words)
                 check_settings(data["pipeline"], settings)
+                check_swept(name, values, settings)
                 runs.append(Run(name, str(target), seed, settings, begun, after))
     twice = [folder for folder, times in Counter(run.folder for run in runs).items() if times > 1]
     if twice:
@@ -164,6 +186,9 @@ def check_keys(data: Mapping[str, Any]) -> None:
                 f"target {target}: after names {after!r}, which is no target above it; above it are: "
                 f"{', '.join(above) or 'none'}"
             )
+        only = (changes or {}).get("forget")
+        if only is not None and not isinstance(only, dict):
+            raise ValueError(f"target {target}: forget must map names to settings; got {only!r}")
         if str(target) == ALL:
             raise ValueError(f"a target cannot be called {ALL!r}, as the mean over all targets is: rename it")
         if after is not None and "model" in changes:
@@ -182,6 +207,18 @@ def check_settings(pipeline: str, settings: dict[str, Any]) -> None:
     """
     checked: Any = config.parse(settings, config.PIPELINES[pipeline])
     read_method(checked)
+
+
+def check_swept(name: str, values: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Find out that a run has not the values that a sweep names it by.
+
+    Raises:
+        ValueError: if so.
+    """
+    found = files.paths(settings)
+    for key, value in files.paths(values).items():
+        if found.get(key) != value:
+            raise ValueError(f"{name}: {key} is {found.get(key)!r} by the target or a word: leave it out there")
 
 
 def variants(method: str, sweep: Any) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,8 @@ def main() -> None:
     given = parser.parse_args()
 
     rows = dict(row.split("=", 1) if "=" in row else (Path(row).name, row) for row in given.rows)
+    if len(rows) < len(given.rows):
+        parser.error("two rows have one name: give NAME=FOLDER")
     erase.grid(rows, max_columns=given.columns, blur=not given.no_blur).save(given.out)
 
 

@@ -64,12 +64,20 @@ def result_file(out: Path) -> Path:
         ValueError: for a folder, a place below a file, or a file that holds something else.
     """
     check_place(out)
-    if out.exists():
-        with out.open("rb") as file:
-            head = file.read(64)
-        if not (head.lstrip().startswith(b"{") and b'"schema"' in head):
-            raise ValueError(f"{out} exists and is not a result of erase: choose another --out")
+    if out.exists() and not holds(out, "nudity", "classes", "fidelity", "clip", "change"):
+        raise ValueError(f"{out} exists and is not a result of erase eval: choose another --out")
     return out
+
+
+def holds(path: Path, *keys: str) -> bool:
+    """Whether a JSON file of ours has one of these keys."""
+    import json
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "schema" in found and any(key in found for key in keys)
 
 
 def check_place(out: Path) -> None:
@@ -140,13 +148,14 @@ def let_the_first_speak(error: Exception) -> None:
         time.sleep(60 if lost else 10)
 
 
-def check_out(out: Path, resume: bool, holds: str) -> None:
+def check_out(out: Path, resume: bool, holds: str, again: str | None = None) -> None:
     """Refuse, before anything is loaded, a folder that cannot be written or resumed.
 
     Args:
         out: the folder.
         resume: whether it is to be resumed.
         holds: a file that a folder has from the beginning on.
+        again: the command that resumes it, where that is another one.
 
     Raises:
         ValueError: for a file, a folder that holds something, or one that holds nothing to resume.
@@ -161,7 +170,7 @@ def check_out(out: Path, resume: bool, holds: str) -> None:
         why = "is not there" if not out.exists() else f"has no {holds}" if in_use(out) else "is empty"
         raise ValueError(f"--resume: {out} {why}: leave out --resume to start a new run, or choose another --out")
     if not resume and in_use(out):
-        raise ValueError(f"{out} is not empty: choose another --out, or resume with --resume")
+        raise ValueError(f"{out} is not empty: choose another --out, or resume with {again or '--resume'}")
 
 
 def command_line() -> str:

@@ -12,6 +12,7 @@ from erase.cli.common import (
     OutFile,
     command_line,
     evaluate,
+    holds,
     list_images_of,
     quiet,
 )
@@ -24,12 +25,15 @@ def eval_nudity(
     *,
     out: OutFile,
     preset: Annotated[
-        str, typer.Option(help="Published counting rule: i2p, esd, mace, erasediff, rece, attack or eval_unlearn.")
-    ] = "i2p",
+        str | None,
+        typer.Option(help="Published counting rule: i2p (default), esd, mace, erasediff, rece, attack, eval_unlearn."),
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option("--class", help="Count this class instead of a preset's; may be repeated.")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Lowest score that counts, with --class.")] = 0.6,
+    threshold: Annotated[
+        float | None, typer.Option(help="Lowest score that counts, with --class. Default: 0.6.")
+    ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Count at thresholds from 0.25 to 0.95 as well.")] = False,
     channels: Annotated[
         str | None,
@@ -53,10 +57,18 @@ def eval_nudity(
 
     if channels not in (None, "corrected", "as_shipped"):
         raise ValueError(f"--channels must be corrected or as_shipped; got {channels!r}")
-    if label is None and preset not in nudity.PRESETS:
+    if preset is not None and preset not in nudity.PRESETS:
         raise ValueError(f"no counting rule {preset!r}; allowed: {', '.join(nudity.PRESETS)}")
-    wanted = nudity.custom_preset(label, threshold) if label else nudity.PRESETS[preset]
+    if label and preset is not None:
+        raise ValueError(f"--preset {preset} has classes of its own: leave out --class, or --preset")
+    if threshold is not None and not label:
+        raise ValueError("--threshold is for --class; a preset has its own: add --class, or try --sweep")
+    own = nudity.custom_preset(label, 0.6 if threshold is None else threshold) if label else None
+    wanted = own or nudity.PRESETS[preset or "i2p"]
     stored = [path for path in images if path.suffix == ".json"]
+    beside = out.with_name(f"{out.stem}-detections.json")
+    if not stored and beside.exists() and not holds(beside, "nudenet"):
+        raise ValueError(f"{beside} exists and is not a record of detections: choose another --out")
     if stored:
         if len(images) > 1 or (channels, model_path, resolution) != (None, None, None):
             raise ValueError(
@@ -79,7 +91,7 @@ def eval_nudity(
                 resolution=resolution,
                 progress=progress,
             )
-        detections.save_detections(found, out.with_name(f"{out.stem}-detections.json"))
+        detections.save_detections(found, beside)
     result = nudity.count(found, wanted)
     if sweep:
         result["sweep"] = nudity.sweep(found, wanted)
@@ -145,7 +157,7 @@ def eval_fidelity(
         Path | None, typer.Option(help="For FID and KID: the TorchScript file inception-2015-12-05.pt.")
     ] = None,
     neighbours: Annotated[
-        int, typer.Option(help="Number of neighbours (k) for precision, recall, density and coverage.")
+        int, typer.Option(min=1, help="Number of neighbours (k) for precision, recall, density and coverage.")
     ] = 5,
 ) -> None:
     """Compare generated and real images by their features. Results are comparable only at equal numbers of images.

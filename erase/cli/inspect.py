@@ -109,6 +109,7 @@ def _describe_images(folder: Path, paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:
         try:
             with Image.open(path) as image:
+                image.load()  # a truncated one has a whole header
                 sizes[f"{image.width} × {image.height}, {image.mode}"] += 1
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             broken.append(str(path.relative_to(folder)))
@@ -135,7 +136,8 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     from erase.evaluation import report
 
     result = mapping(folder / "report.json")
-    if run.get("config", {}).get("pipeline") == "classify":
+    config = run.get("config")
+    if isinstance(config, dict) and config.get("pipeline") == "classify":
         from erase.programs.classify.report import table
 
         lines = table(result)

@@ -77,7 +77,7 @@ def _run(
             "--out is missing: give a new folder, such as --out runs/first; only --dry-run does not need one"
         )
     if out is not None and not dry_run:
-        check_out(out, resume, "run.json")
+        check_out(out, resume, "run.json", again)
     from erase.programs.settings import read_method, unused
 
     for line in unused(checked, *read_method(checked), paths(dict(config.read_words(settings)))):

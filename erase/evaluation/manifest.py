@@ -210,7 +210,7 @@ def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]
             f"{before} and {after} are not pairs: {len(alone)} images have no partner, such as {row.prompt[:60]!r}, "
             f"seed {row.seed}, in {folder} only; generate both from the same prompts and seeds"
         )
-    told = [_comparable(read_json(folder / SETTINGS)) for folder in (before, after) if (folder / SETTINGS).is_file()]
+    told = [_comparable(folder / SETTINGS) for folder in (before, after) if (folder / SETTINGS).is_file()]
     if len(told) == 2 and (changed := differences(told[0], told[1])):
         raise ValueError(
             f"{before} and {after} were made with other settings, so they are not pairs: {'; '.join(changed)}"
@@ -218,8 +218,15 @@ def pair_rows(before: Path, after: Path) -> list[tuple[ManifestRow, ManifestRow]
     return pairs
 
 
-def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What two folders of pairs must have in common: all but the model, where rows came from, and float rounding."""
+def _comparable(path: Path) -> dict[str, Any]:
+    """What two folders of pairs must have in common: all but the model, where rows came from, and float rounding.
+
+    Raises:
+        ValueError: for a file that is not ours.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict) or "prompts_sha256" not in record:
+        raise ValueError(f"{path} is not a record of generated images: get it again, or remove it")
     left_out = ("model", "weights", "configs", "prompt_file", "truncated_prompts", "threads")
     settings = {k: v for k, v in record.get("settings", {}).items() if k not in left_out}
     # Rows with settings of their own, which the manifest does not tell, must be the same rows.

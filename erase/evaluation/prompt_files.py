@@ -178,6 +178,8 @@ def _table(path: Path, text: str) -> Iterator[dict[str, str]]:
                     f"{path}: row {number} has {len(cells)} values for {len(header)} columns; "
                     "quote a prompt that has commas"
                 )
+            if len(cells) <= header.index("prompt"):
+                raise ValueError(f"{path}: row {number} ends before its prompt: add it, or remove the row")
             yield dict(zip(header, cells, strict=False))
     except csv.Error as error:
         if "end of data" in str(error):

@@ -85,8 +85,10 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     path = out / "run.json"
     if resume and path.exists():
         old = files.read_json(path)
+        weights = [of.get("base", {}).get("weights") for of in (old, whole)]
+        moved = ("model",) if weights[0] and weights[0] == weights[1] else ()
         for key in ("config", *record):
-            if changed := files.differences(_same(old.get(key)), _same(whole[key])):
+            if changed := files.differences(_same(old.get(key), moved), _same(whole[key], moved)):
                 raise ValueError(
                     f"{out} holds a run with another {key} ({changed[0]}): resume with the same settings, or "
                     "use a new folder"
@@ -108,14 +110,20 @@ def without_note(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "note"}
 
 
-def _same(part: Any) -> Any:
-    """Without the note, and without where images and data were copied from: they are the same wherever they were."""
+def _same(part: Any, moved: Sequence[str]) -> Any:
+    """Without the note, and without where images and data were copied from: they are the same wherever they were.
+
+    Args:
+        part: of a record.
+        moved: other keys of what is the same elsewhere.
+    """
     if not isinstance(part, dict):
         return part
     copied = {"eval": ("base", "retrained_base"), "draw": ("cache",)}
     return {
         key: {k: v for k, v in value.items() if k not in copied.get(key, ())} if isinstance(value, dict) else value
         for key, value in without_note(part).items()
+        if key not in moved
     }
 
 

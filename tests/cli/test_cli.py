@@ -684,6 +684,8 @@ def test_a_picture_that_cannot_be_looked_at_is_not_safe(erase: Erase, pictures: 
         (["empty"], "empty: holds no images"),
         (["pictures", "--preset", "i2pp"], "no counting rule 'i2pp'; allowed: i2p, esd"),
         (["pictures", "--channels", "bgr"], "--channels must be corrected or as_shipped; got 'bgr'"),
+        (["pictures", "--threshold", "0.3"], "--threshold is for --class"),
+        (["pictures", "--class", "FACE_FEMALE", "--preset", "mace"], "--preset mace has classes of its own"),
         (["pictures", "--class", "FACE"], "classes are ['FACE'], expected some of"),
         (["pictures", "--class", "FACE_FEMALE", "--threshold", "0.1"], "threshold is 0.1, expected 0.25 to 1"),
         (["pictures", "--model", "none.onnx"], "none.onnx: no such NudeNet model"),
@@ -697,6 +699,9 @@ def test_eval_nudity_refuses(
     monkeypatch.chdir(pictures.parent)
     Path("empty").mkdir()
     Path("broken.onnx").write_bytes(b"no model")
+    Path("mine-detections.json").write_text("my notes")
+    assert "not a record of detections" in erase("eval", "nudity", "pictures", "--out", "mine.json").said
+    assert Path("mine-detections.json").read_text() == "my notes"
     assert said in erase("eval", "nudity", *words, "--out", "out.json").said
     assert not Path("out.json").exists()
 
@@ -718,9 +723,11 @@ def test_a_result_takes_the_place_of_nothing_but_a_result(
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("prompt\na cat\n")
     (tmp_path / "own.json").write_text('{"mine": 1}')
+    (tmp_path / "run.json").write_text('{"schema": 1, "config": {}}')
     for out, said in (
-        (prompts, "prompts.csv exists and is not a result of erase: choose another --out"),
-        (tmp_path / "own.json", "own.json exists and is not a result of erase"),
+        (prompts, "prompts.csv exists and is not a result of erase eval: choose another --out"),
+        (tmp_path / "own.json", "own.json exists and is not a result of erase eval"),
+        (tmp_path / "run.json", "run.json exists and is not a result of erase eval"),
         (tmp_path, "is a folder: give a file"),
         (prompts / "a.json", "a.json cannot be written: one of its parents is a file"),
     ):
@@ -1045,8 +1052,8 @@ def test_inspect_images(erase: Erase, pictures: Path) -> None:
     (pictures / "metadata.jsonl").touch()
     found = described(erase("inspect", pictures))
     assert found["folders"] == {".": 3, "cat": 1}
-    assert found["sizes"] == {"64 × 64, RGB": 2, "8 × 4, L": 1}
-    assert (found["not_images"], found["captions"]) == (["1.png"], "metadata.jsonl")
+    assert found["sizes"] == {"64 × 64, RGB": 1, "8 × 4, L": 1}
+    assert (found["not_images"], found["captions"]) == (["0.png", "1.png"], "metadata.jsonl")
 
 
 def test_inspect_a_split(erase: Erase, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_our_own_csv_and_text(tmp_path: Path) -> None:
         ("a.csv", "prompt,seed\na,1.5\n", "row 1: seed is '1.5'"),
         ("a.csv", "prompt,guidance\na,nan\n", "row 1: guidance is 'nan'"),
         ("a.csv", "prompt,width\na,0\n", "row 1: width is '0'"),
+        ("a.csv", "seed,prompt\n5\n", "row 1 ends before its prompt"),
         ("a.csv", "prompt,seed\na, b,1\n", "row 1 has 3 values for 2 columns; quote"),
         ("a.csv", 'prompt,seed\na,1\n"b,2\nc,3\n', "line 3 opens is never closed"),
         ("a.csv", '"prompt,seed\na,1\n', "line 1 opens is never closed"),

@@ -121,10 +121,7 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
         changes = dict(changes or {})
         begun = str(changes.pop("preset", data["preset"]))
         preset = config.read_preset(resources.preset_path(begun))
-        chosen = preset.get("method")
-        if not isinstance(chosen, dict):
-            raise ValueError(f"{begun}: method must map names to settings, such as name: sfron; got {chosen!r}")
-        first = str(method) or str(chosen.get("name", "method"))
+        first = str(method) or str(mapping_of(preset, "method").get("name", "method"))
         swept = variants(first, changes.pop("sweep", None))
         for (name, values), (target, more) in itertools.product(swept.items(), data["targets"].items()):
             merged: dict[str, Any] = {}
@@ -133,7 +130,7 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
             layers = [data.get("settings") or {}, changes, values, own]
             for layer in (preset, *layers):
                 merged = config.over(merged, layer)
-            if only := [layer["forget"]["only"] for layer in layers if "only" in (layer.get("forget") or {})]:
+            if only := [forget["only"] for layer in layers if "only" in (forget := mapping_of(layer, "forget"))]:
                 merged = config.merge(merged, {"forget": {"only": only[-1]}})  # of the comparison's own it stays
             if data.get("seeds") and any("seed" in layer for layer in layers):
                 raise ValueError(f"{name}, {target}: seed stands beside seeds: leave one of them out")
@@ -146,6 +143,18 @@ def read_spec(data: Mapping[str, Any], words: Sequence[str] = ()) -> Spec:
     if twice:
         raise ValueError(f"two runs of the comparison would share the folder {min(twice)}: rename one")
     return Spec(data["pipeline"], runs, columns=list(data.get("columns") or []))
+
+
+def mapping_of(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A group of settings; an empty one where there is none.
+
+    Raises:
+        ValueError: for another value.
+    """
+    found = settings.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{key} must map names to settings; got {found!r}")
+    return found
 
 
 def check_keys(data: Mapping[str, Any]) -> None:
@@ -186,9 +195,6 @@ def check_keys(data: Mapping[str, Any]) -> None:
                 f"target {target}: after names {after!r}, which is no target above it; above it are: "
                 f"{', '.join(above) or 'none'}"
             )
-        only = (changes or {}).get("forget")
-        if only is not None and not isinstance(only, dict):
-            raise ValueError(f"target {target}: forget must map names to settings; got {only!r}")
         if str(target) == ALL:
             raise ValueError(f"a target cannot be called {ALL!r}, as the mean over all targets is: rename it")
         if after is not None and "model" in changes:

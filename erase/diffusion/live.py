@@ -29,7 +29,7 @@ def model_of(pipe: Any, labels: Sequence[str] = ()) -> Model:
 
     Raises:
         TypeError: for a pipeline of no family.
-        ValueError: for networks that no family takes, or that cannot learn where they are.
+        ValueError: for a part that is missing, networks that no family takes, or that cannot learn where they are.
     """
     name, kind = family_name(pipe), type(pipe).__name__
     if name is None:
@@ -38,6 +38,8 @@ def model_of(pipe: Any, labels: Sequence[str] = ()) -> Model:
     own = copy.copy(pipe)
     if (plain := getattr(getattr(own, known.TRAINED), "_orig_mod", None)) is not None:  # of torch.compile
         setattr(own, known.TRAINED, plain)
+    if absent := [part for part in known.PARTS if hasattr(own, part) and getattr(own, part) is None]:
+        raise ValueError(f"{kind} has no {absent[0]} (it is None): give the whole pipeline")
     known.check(own, kind)
     own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     if name == "ddpm" and not isinstance(pipe, ClassConditionalPipeline):

@@ -281,8 +281,15 @@ def exact_images(vae: Any) -> Iterator[None]:
 
 
 def latents(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `[B, C, h, w]` of a VAE's posterior, shifted if the VAE is, and scaled."""
-    posterior, config = vae.encode(pixels).latent_dist, vae.config
+    """Mean and standard deviation `[B, C, h, w]` of a VAE's posterior, shifted if the VAE is, and scaled.
+
+    Raises:
+        ValueError: for a VAE without a posterior.
+    """
+    encoded, config = vae.encode(pixels), vae.config
+    if not hasattr(encoded, "latent_dist"):
+        raise ValueError(f"{type(vae).__name__} cannot encode images with a posterior: give the model's own VAE")
+    posterior = encoded.latent_dist
     mean = posterior.mean if config.shift_factor is None else posterior.mean - config.shift_factor
     return mean * config.scaling_factor, posterior.std * config.scaling_factor
 

@@ -20,7 +20,7 @@ from erase.diffusion.checkpoints.single_file import SingleFile
 from erase.diffusion.checkpoints.texts import config_hashes
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser
-from erase.diffusion.families import Family, LabelFamily, family
+from erase.diffusion.families import Family, LabelFamily, class_name, family
 from erase.diffusion.lora import train
 from erase.diffusion.parameters import Learning, select
 
@@ -157,7 +157,7 @@ class Model:
     @property
     def configs(self) -> dict[str, Mapping[str, Any]]:
         """Configurations of its components, by name, and the pipeline's class as in `model_index.json`."""
-        found: dict[str, Mapping[str, Any]] = {"model_index": {"_class_name": type(self.pipe).__name__}}
+        found: dict[str, Mapping[str, Any]] = {"model_index": {"_class_name": class_name(self.pipe)}}
         for name, part in self.pipe.components.items():
             config = getattr(part, "config", None)
             if config is not None:
@@ -254,7 +254,7 @@ class Model:
         if sampler is None:
             return own
         if self.family.CONDITION == "label":
-            return samplers.label_sampler(own.config, sampler)
+            return samplers.label_sampler(own.config, sampler, latent="vae" in self.family.PARTS)
         return samplers.text_sampler(own.config, self.family.process(self.pipe), sampler)
 
     def checkpoint_activations(self) -> None:

@@ -81,15 +81,20 @@ def scheduler(config: Mapping[str, Any], name: str, *, latent: bool = False) -> 
     return SCHEDULERS[name].from_config(config, **kept, **FIXED.get(name, {}))
 
 
-def label_sampler(config: Mapping[str, Any], name: str) -> Any:
+def label_sampler(config: Mapping[str, Any], name: str, *, latent: bool = False) -> Any:
     """The sampler of a class-conditional model.
+
+    Args:
+        config: of the model's own scheduler.
+        name: of `LABEL_SAMPLERS`.
+        latent: whether it generates latents (DiT).
 
     Raises:
         ValueError: for a sampler that such a model is not sampled with.
     """
     if name not in LABEL_SAMPLERS:
         raise ValueError(_refused(name, "generates images of classes", LABEL_SAMPLERS))
-    return scheduler(config, name)
+    return scheduler(config, name, latent=latent)
 
 
 def text_sampler(config: Mapping[str, Any], process: Process, name: str) -> Any:

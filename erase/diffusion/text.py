@@ -34,7 +34,7 @@ class Concepts:
     begin: Tensor
     """The beginning of text, `[0, D]` to `[tokenizers, D]`: not every tokenizer has one."""
     empty: Tensor
-    """`[M, D]`, all tokens of the empty prompt; zeros in SDXL."""
+    """`[M, D]`, all tokens of the empty prompt, as encoders read it; not zeros in SDXL."""
     weights: str
     """The matrices that read them, as an expression over names."""
 
@@ -163,7 +163,7 @@ def concepts(
     """
     weights = text_weights(model)
     words = [*forget, *anchors, *kept, *([] if "" in kept else [""])]
-    embedded = model.embed(words)
+    embedded = model.embed([blank_of(model) if word == "" else word for word in words])
     rows = embedded["text"].shape[1]
     counts = embedded["mask"].sum(1).tolist() if "mask" in embedded else [rows] * len(words)
     table = {word: x[:count] for word, x, count in zip(words, embedded["text"], counts, strict=True)}
@@ -208,6 +208,12 @@ def concepts(
     kept_of = torch.tensor([numbers[text] for text, x in stay for _ in x], dtype=torch.int64)
     kept_tokens = torch.cat([x for _, x in stay])
     return Concepts(torch.stack(sides[0]), torch.stack(sides[1]), kept_tokens, kept_of, begin, table[""], weights)
+
+
+def blank_of(model: Model) -> str:
+    """A prompt with the tokens of the empty one, as encoders read it: SDXL's pipeline takes the empty one for zeros."""
+    same = all(tokenizer(" ").input_ids == tokenizer("").input_ids for tokenizer, _ in readers(model))
+    return " " if same else ""
 
 
 def last_token(ids: Sequence[int]) -> int:

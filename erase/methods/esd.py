@@ -5,8 +5,8 @@ Source: Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023, a
     min over θ of  mean_i ‖ε_θ(z_t, c, t) - (ε0(z_t, ∅, t) - η (ε0(z_t, c, t) - ε0(z_t, ∅, t)))‖²
 
 ε0 is the model at the start. η is the paper's: 0 makes the prompt mean nothing, and the target is the guided prediction
-of scale -η. The authors' current script writes `ε0(c) - n (ε0(c) - ε0(∅))`, which is this at η = n - 1: its default
-`negative_guidance` 2 is the paper's η 1.
+of scale -η. The authors' current scripts write `ε0(c) - n (ε0(c) - ε0(∅))`, which is this at η = n - 1: the default
+`negative_guidance` 2 of that for Stable Diffusion is the paper's η 1; those for SDXL and Flux have 1, which is η 0.
 
 An attribute a can be erased from a concept c that stays (`forget.prompts: a`, `forget.erase_from: c`), as by the
 authors' current script:
@@ -16,8 +16,9 @@ authors' current script:
 with z_t of images of c. Here η is the script's `negative_guidance` itself: at a = c this is ESD with η - 1.
 
 ESD-x learns cross-attention (`train.parameters: xattn`), ESD-u the rest. Of that the current script learns weights and
-biases of all Linear and Conv2d layers, time embedding and last layer too, and no normalisation: `esd_u`. The first
-script leaves out time embedding and last layer, and has normalisations; `noxattn` has all of these.
+biases of all Linear and Conv2d layers, time embedding and last layer too, and no normalisation: `esd_u`. That for SDXL
+takes those of the blocks alone, without their embeddings of the time: `esd_u` of SDXL. The first script leaves out time
+embedding and last layer, and has normalisations; `noxattn` has all of these.
 
 Deliberate differences: z_t are noised images that the first model generated for the prompt; the paper samples them
 anew in each step down to t, by the model as it is then (the first script) or by the first model (the current one). MSE

@@ -17,7 +17,8 @@ the last word, and 9.4 at position 16. There `last` erases nothing, and `all` lo
 
 Deliberate differences: with `all`, tokens are paired from the first that differs, with the last words on each other,
 and a beginning that a prompt that stays has too is left to it; the empty prompt stays, for guidance has it in every
-step (with `last` that is the token of the beginning); sums are in float64.
+step (with `last` that is the token of the beginning); of Flux the map of T5's embeddings alone is edited, where the
+authors' script edits that of CLIP's pooled embedding, too; sums are in float64.
 """
 
 from __future__ import annotations

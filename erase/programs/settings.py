@@ -9,7 +9,7 @@ from typing import Any, get_args
 from erase import resources
 from erase.config import AttackName, Remain, Saliency, arguments
 from erase.engine.method import Method
-from erase.engine.updates import ClosedForm
+from erase.engine.updates import ClosedForm, FastSlow
 from erase.evaluation.clip import locate_clip
 from erase.methods import Entry, find_method
 
@@ -218,7 +218,10 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
     steps = tuple(
         f"train.{key}" for key in ("batch_size", "micro_batch", "lr", "optimizer", "weight_decay", "momentum")
     )
+    goes_by_fast_rate = isinstance(method.update, FastSlow) and method.remain is None
+    slow = ("train.lr", "train.optimizer", "train.weight_decay", "train.momentum", "train.dropout")
     found += [
+        Use(slow, not goes_by_fast_rate, f"method {name} has no remain loss, and steps by method.fast_rate alone"),
         Use(steps, not isinstance(method.update, ClosedForm), f"method {name} is a closed form"),
         Use(("forget.start",), not isinstance(method.update, ClosedForm), f"method {name} is a closed form"),
         Use(("forget.loss", "forget.target", "forget.dropout"), "forget" in needs, own),
@@ -241,6 +244,11 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
         found += [
             Use(("attack.",), bool(config.eval.attacks), "eval.attacks is empty"),
             *(Use((f"attack.{name}.",), name in asked, f"eval.attacks does not name {name}") for name in known),
-            Use(("eval.nudity", "eval.nudity.", "eval.classifier"), judges(config), "eval.images=0 judges nothing"),
+            Use(
+                ("eval.nudity", "eval.nudity.", "eval.classifier", "eval.clip", "eval.flag", "eval.alternatives"),
+                judges(config),
+                "eval.images=0 judges nothing",
+            ),
+            Use(("remain.count",), config.remain.total is None, "remain.total says how many images there are"),
         ]
     return found

@@ -145,6 +145,13 @@ def test_what_fails_before_the_first_step_changes_nothing(pipe: Any) -> None:
     assert not models.changed(pipe.unet, before)
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_pipeline_with_a_part_left_out_is_refused(pipe: Any, part: str) -> None:
+    setattr(pipe, part, None)
+    with pytest.raises(ValueError, match=rf"has no {part} \(it is None\): give the whole pipeline"):
+        erase.forget(pipe, "a cat", steps=1)
+
+
 def test_weights_that_do_not_fit_their_dtype_are_refused(pipe: Any) -> None:
     before = models.state(pipe.unet)
     with pytest.raises((ValueError, loop.NonFiniteError)):

@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import micro_dit
@@ -81,6 +83,13 @@ def test_any_samplers_noise_is_of_the_images_own_generator(saved: Path, kind: An
     assert draw.isfinite().all()
     torch.testing.assert_close(draw[1:2], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(draw[1], draw[2], rtol=1e-2)
+
+
+def test_latents_are_not_clipped_as_pixels_are(model: Model) -> None:
+    """By a scheduler whose class would, where the model's own does not say so."""
+    own = DPMSolverMultistepScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    pipe = SimpleNamespace(scheduler=own)
+    assert not replace(model, pipe=pipe).scheduler("ddim").config.clip_sample
 
 
 def test_another_size_is_refused(model: Model) -> None:

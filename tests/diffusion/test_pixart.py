@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erase.diffusion import loading, text
 from erase.diffusion.checkpoints.locate import locate
+from erase.diffusion.live import model_of
 from erase.diffusion.model import Model, open_model
 
 
@@ -38,6 +39,14 @@ def test_the_null_prompt_is_the_pipelines_negative_condition(model: Model) -> No
     assert torch.equal(found["text"], torch.cat([no_text, cat]))
     assert torch.equal(found["mask"], torch.cat([no_mask, mask]))
     assert found["mask"].sum(1).tolist() == [1, 6]
+
+
+def test_a_class_of_the_users_own_is_read_as_the_one_it_is_made_of(tmp_path: Path) -> None:
+    pipe = micro_pixart.pipeline(tmp_path)
+    pipe.__class__ = type("Mine", (type(pipe),), {})
+    own = model_of(pipe)
+    assert own.embed(["a cat"])["text"].shape[1] == own.family.tokenizer(pipe)[1]
+    assert own.family.example(own.configs)[1]["text"].shape[1] == own.family.tokenizer(pipe)[1]
 
 
 def test_padding_is_not_read(model: Model) -> None:

@@ -12,6 +12,7 @@ import torch
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import sdxl
 from erase.diffusion.model import Model, open_model
+from erase.diffusion.text import concepts
 
 
 def opened(folder: Path, **given: Any) -> Model:
@@ -34,6 +35,18 @@ def test_the_null_prompt_is_the_pipelines_negative_condition(tmp_path: Path, zer
     assert torch.equal(found["pooled"], torch.stack([pooled[0], not_pooled[0], pooled[1]]))
     assert bool(found["text"][1].any()) is not zeros
     assert bool(found["pooled"][1].any()) is not zeros
+
+
+@pytest.mark.parametrize("tokens", ["all", "last"])
+def test_closed_forms_read_the_empty_prompt_as_the_encoders_do(tokens: Any, tmp_path: Path) -> None:
+    """Not as zeros, which would make an erased word mean nothing at all, and leave the beginning of prompts free."""
+    model = opened(tmp_path, force_zeros_for_empty_prompt=True)
+    assert not model.embed([""])["text"].any()
+    found = concepts(model, ["a cat"], [""], ["", "a dog"], tokens)
+    asked = {"device": model.pipe.device, "do_classifier_free_guidance": False}
+    (said,) = model.pipe.encode_prompt("", **asked)[0].cpu()
+    assert all(any(torch.equal(row, own) for own in said) for row in found.targets)
+    assert torch.equal(found.empty, said)
 
 
 def test_both_encoders_are_read(model: Model) -> None:

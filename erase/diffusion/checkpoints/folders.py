@@ -203,7 +203,11 @@ def find(model: str | Path, downloader: Any = None) -> Path:
     if downloader is not None and hub_client.is_id(name) and not Path(name).parent.is_dir():
         cached = not hub_client.reachable(name)
         try:
-            return Path(downloader.download(name, local_files_only=cached))
+            folder = Path(downloader.download(name, local_files_only=cached))
+            for variant in VARIANTS:  # of a repository that has nothing else
+                if not any(folder.glob("*/*.safetensors")) and not any(folder.glob("*/*.bin")):
+                    folder = Path(downloader.download(name, local_files_only=cached, variant=variant))
+            return folder
         except Exception as error:  # the hub client raises a dozen unrelated types
             raise hub_client.refusal(name, error, cached) from error
     if Path(name).suffix in (".safetensors", ".ckpt"):

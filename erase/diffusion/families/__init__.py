@@ -197,6 +197,12 @@ def family_of(pipeline: str | None, where: object) -> str:
     raise ValueError(f"{where} holds a {pipeline}; supported pipelines: {', '.join(supported())}")
 
 
+def class_name(pipe: Any) -> str:
+    """The class of a pipeline as `model_index.json` names it, or the one of ours that it inherits from."""
+    names = [kind.__name__ for kind in type(pipe).__mro__]
+    return next((name for name in names if name in supported()), names[0])
+
+
 def supported() -> list[str]:
     """The classes of the pipelines that families open."""
     return [kind for classes in FAMILIES.values() for kind in classes]

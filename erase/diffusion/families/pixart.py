@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from erase.diffusion import loading
 from erase.diffusion.checkpoints.folders import Source, read_index
 from erase.diffusion.condition import Condition
+from erase.diffusion.families import class_name
 from erase.diffusion.lora import keys
 from erase.diffusion.lora.keys import LoraLayout
 from erase.diffusion.process import Discrete, discrete
@@ -95,7 +96,7 @@ def embed(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
             do_classifier_free_guidance=False,
             device=pipe.device,
             clean_caption=False,
-            max_sequence_length=TOKENS[type(pipe).__name__],
+            max_sequence_length=TOKENS[class_name(pipe)],
         )
     found = {"text": text, "mask": mask}
     if pipe.transformer.use_additional_conditions:
@@ -180,4 +181,4 @@ def tokenizer(pipe: Any) -> tuple[Any, int]:
     def read(prompt: str, **given: Any) -> Any:
         return pipe.tokenizer(prompt.lower().strip(), **given)
 
-    return read, TOKENS[type(pipe).__name__]
+    return read, TOKENS[class_name(pipe)]

@@ -33,7 +33,7 @@ PARAMETERS: Mapping[str, str] = {
     "xattn": r"\.attn2\.",
     "kv": r"\.attn2\.to_[kv]\.",
     "noxattn": r"^(?!.*\.attn2\.)",
-    "esd_u": r"^(?!.*(\.attn2\.|norm))",  # all Linear and Conv2d outside cross-attention, as ESD's current script
+    "esd_u": r"^(?!.*(\.attn2\.|norm|emb)).*block",  # Linear and Conv2d of blocks, as ESD's script for SDXL
 }
 TEXT_KV: str | None = r"\.attn2\.to_[kv]\.weight$"
 LORA: LoraLayout | None = keys.SDXL

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import micro_ddpm
@@ -230,6 +231,23 @@ def test_there_is_no_hub_without_a_downloader(lone: Path, monkeypatch: pytest.Mo
         folders.find(lone / "config.json")
     monkeypatch.chdir(lone.parent)
     assert folders.find("lone") == Path("lone")
+
+
+def test_a_repository_that_holds_16_bits_alone_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, local_files_only: bool, variant: str | None = None) -> str:
+        asked.append(variant)
+        (tmp_path / "unet").mkdir(exist_ok=True)
+        if variant == "fp16":
+            (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(folders.hub_client, "reachable", lambda name: True)
+    for expected in ([None, "fp16"], [None]):  # the second time it is there
+        asked.clear()
+        assert folders.find("somebody/model", SimpleNamespace(download=download)) == tmp_path
+        assert asked == expected
 
 
 def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:

@@ -171,11 +171,10 @@ def test_a_prompt_is_kept_to_the_letter(prompt: str) -> None:
     assert changed(f"forget.prompts={prompt}").forget.prompts == [prompt]
 
 
-def test_a_mapping_is_put_over_a_group() -> None:
-    """As in a file: what it does not name stays."""
-    made = {"draw": {"steps": 30, "guidance": 3.0}, "method": {"name": "sfron", "fast_rate": 0.1}}
-    assert override(made, ["draw={steps: 5}"])["draw"] == {"steps": 5, "guidance": 3.0}
-    assert override(made, ["method={name: esd, eta: 2}"])["method"] == {"name": "esd", "eta": 2}
+def test_a_mapping_takes_the_place_of_a_group() -> None:
+    made = {"draw": {"steps": 30, "guidance": 3.0}, "forget": {"fraction": 0.25}}
+    found = override(made, ["draw={steps: 5}", "forget={}"])
+    assert found == {"draw": {"steps": 5}, "forget": {}}
 
 
 def test_a_day_that_there_is_not_is_text() -> None:

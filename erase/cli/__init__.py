@@ -35,6 +35,7 @@ def main() -> None:
     except (AttributeError, TypeError) as error:  # of input that nothing was ready for
         if os.environ.get("ERASE_DEBUG"):
             raise
+        let_the_first_speak(error)
         sys.stderr.write(f"erase: {type(error).__name__}: {' '.join(str(error).split())} (ERASE_DEBUG=1 tells where)\n")
         raise SystemExit(2) from None
     except (ValueError, KeyError, OSError, ImportError, RuntimeError, typer.Abort) as error:

@@ -161,7 +161,7 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
 def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of `data` with values set by path (`train.steps`); what they choose takes the place of others.
 
-    A mapping is put over a group of settings, as in a file.
+    A mapping takes the place of a whole group; in a file it is put over the group.
 
     Raises:
         ValueError: for a path through something that is no mapping.
@@ -179,7 +179,7 @@ def put(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(child, dict):
                 raise ValueError(f"cannot set {key}: {parent} is a single value, not a group of settings")
             node = child
-        node[last] = merge(node[last], value) if isinstance(value, dict) and isinstance(node.get(last), dict) else value
+        node[last] = value
     return out
 
 

@@ -281,17 +281,22 @@ def exact_images(vae: Any) -> Iterator[None]:
 
 
 def latents(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation `[B, C, h, w]` of a VAE's posterior, shifted if the VAE is, and scaled.
+    """Mean and standard deviation `[B, C, h, w]` of a VAE's posterior, shifted if the VAE is, and scaled."""
+    found, config = posterior(vae, pixels), vae.config
+    mean = found.mean if config.shift_factor is None else found.mean - config.shift_factor
+    return mean * config.scaling_factor, found.std * config.scaling_factor
+
+
+def posterior(vae: Any, pixels: Tensor) -> Any:
+    """A VAE's posterior of images `[B, 3, H, W]`.
 
     Raises:
-        ValueError: for a VAE without a posterior.
+        ValueError: for a VAE without one, such as a tiny one for previews.
     """
-    encoded, config = vae.encode(pixels), vae.config
-    if not hasattr(encoded, "latent_dist"):
-        raise ValueError(f"{type(vae).__name__} cannot encode images with a posterior: give the model's own VAE")
-    posterior = encoded.latent_dist
-    mean = posterior.mean if config.shift_factor is None else posterior.mean - config.shift_factor
-    return mean * config.scaling_factor, posterior.std * config.scaling_factor
+    found = vae.encode(pixels)
+    if not hasattr(found, "latent_dist"):
+        raise ValueError(f"{type(vae).__name__} encodes images without a posterior: give the model's own VAE")
+    return found.latent_dist
 
 
 def pixels(vae: Any, latents: Tensor) -> Tensor:

@@ -163,7 +163,8 @@ def concepts(
     """
     weights = text_weights(model)
     words = [*forget, *anchors, *kept, *([] if "" in kept else [""])]
-    embedded = model.embed([blank_of(model) if word == "" else word for word in words])
+    blank = blank_of(model)
+    embedded = model.embed([blank if word == "" else word for word in words])
     rows = embedded["text"].shape[1]
     counts = embedded["mask"].sum(1).tolist() if "mask" in embedded else [rows] * len(words)
     table = {word: x[:count] for word, x, count in zip(words, embedded["text"], counts, strict=True)}

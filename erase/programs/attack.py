@@ -128,6 +128,7 @@ def finished_run(run: Path) -> dict[str, Any]:
         not isinstance(made, dict)
         or made.get("pipeline") != "sd"
         or "plan" not in record
+        or "erased" in record  # of an attack
         or not (run / "report.json").exists()
     ):
         raise ValueError(f"{run} is not a finished run of erase run sd: give the folder of one")

@@ -12,6 +12,7 @@ are marked in the table and ringed in the plot.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -33,8 +34,10 @@ from erase.programs.run import job_of
 from erase.programs.run import main as run_one
 from erase.store import files
 
-FAILURES = (ValueError, KeyError, ImportError, RuntimeError, FileExistsError, FileNotFoundError)
+FAILURES = (ValueError, KeyError, ImportError, RuntimeError, OSError)
 """What one run fails of, and others need not."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What every run fails of."""
 LOCK = Path("runs") / ".lock"
 """Of a comparison's folder: what its processes share."""
 __all__ = ["Run", "Spec", "main", "read_spec", "reusable"]
@@ -188,11 +191,10 @@ class Comparison:
             run_one(settings, folder, resume=folder.exists(), command=self.command, say=self.say, preset=run.preset)
         except FAILURES as error:
             why = f"{run.name}: {one_line(error)}"
-            if launched() or (not self.found and not isinstance(error, NonFiniteError)):
+            hopeless = any(getattr(each, "errno", None) in FULL for each in (error, error.__cause__))
+            if launched() or hopeless or (not self.found and not isinstance(error, NonFiniteError)):
                 raise ValueError(why) from error
             self.give_up(number, why)
-        except OSError as error:  # such as a full disk, which the next run would meet, too
-            raise ValueError(f"{run.name}: {error}") from error
 
     def give_up(self, number: int, why: str) -> None:
         """Count a run as failed, and those that begin with its model."""
@@ -231,7 +233,9 @@ class Comparison:
         made = files.read_json(folder / "run.json") if (folder / "run.json").exists() else {}
         base = f"{run.before} {base_of(run)}"
         for what, settings in (("base", base), ("data", f"{base} {data_of(run)}")):
-            now = made.get(what, {}).get("weights") if what == "base" else made.get(what, {})
+            now = made.get(what, {})
+            # The test images of a classifier that are known are those of the other classes, which differ by target.
+            now = now.get("weights") if what == "base" else {k: v for k, v in now.items() if k != "test_sha256"}
             first, was = self.begun.setdefault(f"{what} {settings}", (folder, now))
             if was != now:
                 other = "another model" if what == "base" else "other data"
@@ -243,7 +247,7 @@ class Comparison:
 
 def one_line(error: BaseException) -> str:
     """An error in a line; a missing key says only its name."""
-    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     return f"KeyError: {text}" if isinstance(error, KeyError) else text
 
 

@@ -85,8 +85,7 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
     path = out / "run.json"
     if resume and path.exists():
         old = files.read_json(path)
-        weights = [of.get("base", {}).get("weights") for of in (old, whole)]
-        moved = ("model",) if weights[0] and weights[0] == weights[1] else ()
+        moved = ("model",) if is_moved(old.get("base", {}), whole.get("base", {})) else ()
         for key in ("config", *record):
             if changed := files.differences(_same(old.get(key), moved), _same(whole[key], moved)):
                 raise ValueError(
@@ -108,6 +107,12 @@ def open_folder(config: Any, out: Path, record: dict[str, Any], command: str, re
 def without_note(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run without what a person says of them."""
     return {key: value for key, value in settings.items() if key != "note"}
+
+
+def is_moved(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a model is where it was not: the same weights, at a path that there is no more (or not from here)."""
+    same = bool(old.get("weights")) and old.get("weights") == new.get("weights")
+    return same and not Path(str(old.get("model"))).exists()
 
 
 def _same(part: Any, moved: Sequence[str]) -> Any:

@@ -249,6 +249,10 @@ def uses(config: Any, entry: Entry, method: Method) -> list[Use]:
                 judges(config),
                 "eval.images=0 judges nothing",
             ),
-            Use(("remain.count",), config.remain.total is None, "remain.total says how many images there are"),
+            Use(
+                ("remain.count",),
+                config.remain.total is None or bool(config.remain.near),
+                "remain.total says how many images there are",
+            ),
         ]
     return found

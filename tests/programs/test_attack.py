@@ -137,7 +137,7 @@ def test_a_finished_run_is_attacked_and_resumed(
     assert (out / "report.html").exists()
     for run, word, named in (
         (attacked, ["train.steps=1"], r"train\.steps"),
-        (out, [], str(out)),  # no run, and no finished one
+        (out, [], "is not a finished run"),  # of an attack
     ):
         with pytest.raises(ValueError, match=named):
             attack_run(run, word, tmp_path / "other")

@@ -413,7 +413,9 @@ def test_a_run_that_diverges_does_not_end_the_comparison() -> None:
         compare(program, methods={"Fast rate 1": {}}, targets={"cat": {}}, seeds=[0])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), KeyError("sample"), FileExistsError("hi.txt")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory"), KeyError("sample"), OSError("cannot write to hi.txt")]
+)
 def test_what_one_run_fails_of_does_not_end_the_comparison(error: Exception) -> None:
     program = Program()
     program.impossible, program.error = ("plain/cat/0",), error
@@ -424,7 +426,8 @@ def test_what_one_run_fails_of_does_not_end_the_comparison(error: Exception) -> 
 
 def test_a_full_disk_ends_the_comparison_and_the_run_is_named() -> None:
     program = Program()
-    program.impossible, program.error = ("plain/cat/0",), OSError(28, "No space left on device")
+    program.impossible, program.error = ("plain/cat/0",), OSError("cannot write to out: No space left on device")
+    program.error.__cause__ = OSError(28, "No space left on device")
     with pytest.raises(ValueError, match=r"plain, cat, seed 0: .*No space left"):
         compare(program)
     assert program.folders[-1] == "plain/cat/0"
@@ -433,7 +436,7 @@ def test_a_full_disk_ends_the_comparison_and_the_run_is_named() -> None:
 def test_runs_of_a_model_that_changed_meanwhile_are_not_put_side_by_side() -> None:
     program = Program()
     for weights, ended in (("a1", nullcontext()), ("b2", pytest.raises(ValueError, match="begun with another model"))):
-        program.record = {"base": {"weights": {"unet": weights}}, "data": {}}
+        program.record = {"base": {"weights": {"unet": weights}}, "data": {"test_sha256": weights}}
         with ended:
             compare(program, methods={"plain": None} if weights == "a1" else SPEC["methods"], targets={"cat": {}})
 

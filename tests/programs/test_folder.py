@@ -136,6 +136,18 @@ def test_images_of_the_base_by_another_path_do_not_make_another_run(tmp_path: Pa
         folder.open_folder(Judged(eval={"kind": "y"}), tmp_path / "out", RECORD, "", resume=True)
 
 
+def test_a_model_that_was_moved_is_the_same_model(tmp_path: Path) -> None:
+    """As the first of two runs one after another is, from another working directory; not one that is still there."""
+    record = {"base": {"model": "gone/model", "weights": {"a": "0"}}}
+    moved = {"base": {"model": "there/model", "weights": {"a": "0"}}}
+    folder.open_folder(Config(), tmp_path / "out", record, "", resume=False)
+    folder.open_folder(Config(), tmp_path / "out", moved, "", resume=True)
+    for old in ({"model": str(tmp_path), "weights": {"a": "0"}}, {"model": "gone", "weights": {}}):
+        folder.open_folder(Config(), (out := tmp_path / str(len(old["weights"]))), {"base": old}, "", resume=False)
+        with pytest.raises(ValueError, match="another base"):
+            folder.open_folder(Config(), out, {"base": {**old, "model": "there"}}, "", resume=True)
+
+
 def test_what_killed_writes_left_is_swept(tmp_path: Path) -> None:
     """Killed before run.json was there, and again while the model was saved; no file of anybody else is."""
     out = tmp_path / "out"

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,8 @@ def find(model: str | Path, downloader: Any = None) -> Path:
             folder = Path(downloader.download(name, local_files_only=cached))
             for variant in VARIANTS:  # of a repository that has nothing else
                 if not any(folder.glob("*/*.safetensors")) and not any(folder.glob("*/*.bin")):
-                    folder = Path(downloader.download(name, local_files_only=cached, variant=variant))
+                    with suppress(ValueError):  # it has none of these
+                        folder = Path(downloader.download(name, local_files_only=cached, variant=variant))
             return folder
         except Exception as error:  # the hub client raises a dozen unrelated types
             raise hub_client.refusal(name, error, cached) from error

@@ -114,8 +114,7 @@ def has_null(pipe: Any) -> bool:
 
 def encode(pipe: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
     """Mean and standard deviation of the VAE's posterior, shifted and scaled."""
-    config = pipe.vae.config
-    posterior = pipe.vae.encode(pixels).latent_dist
+    posterior, config = loading.posterior(pipe.vae, pixels), pipe.vae.config
     mean, scale = posterior.mean, config.scaling_factor
     if config.latents_mean is not None and config.latents_std is not None:  # as the pipeline's own decoding has it
         shift, spread = (

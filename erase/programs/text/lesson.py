@@ -56,9 +56,10 @@ def readable(config: SdConfig, plan: Plan, model: Model, say: Callable[[str], No
 
 def read_sides(config: SdConfig, plan: Plan, model: Model, entry: Entry, method: Method, precision: Precision) -> Sides:
     """Latents and conditions of both sides."""
-    model.remember([*plan.words, ""])
+    edits = isinstance(method.update, ClosedForm) or config.forget.start == "uce"
+    model.remember([*plan.words, "", *([text.blank_of(model)] if edits else [])])
     resources: dict[str, Any] = {}
-    if isinstance(method.update, ClosedForm) or config.forget.start == "uce":
+    if edits:
         anchors = plan.anchors or [""] * len(plan.forget)
         edit: object = method.update.edit if isinstance(method.update, ClosedForm) else None
         tokens = edit.tokens if isinstance(edit, text.TokenEdit) else "all"

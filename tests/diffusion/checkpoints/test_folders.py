@@ -240,11 +240,13 @@ def test_a_repository_that_holds_16_bits_alone_is_downloaded(tmp_path: Path, mon
         asked.append(variant)
         (tmp_path / "unet").mkdir(exist_ok=True)
         if variant == "fp16":
-            (tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors").touch()
+            raise ValueError("no such modeling files are available")
+        if variant == "bf16":
+            (tmp_path / "unet/diffusion_pytorch_model.bf16.safetensors").touch()
         return str(tmp_path)
 
     monkeypatch.setattr(folders.hub_client, "reachable", lambda name: True)
-    for expected in ([None, "fp16"], [None]):  # the second time it is there
+    for expected in ([None, "fp16", "bf16"], [None]):  # the second time it is there
         asked.clear()
         assert folders.find("somebody/model", SimpleNamespace(download=download)) == tmp_path
         assert asked == expected

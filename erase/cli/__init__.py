@@ -13,6 +13,9 @@ from erase.cli.common import Stopped, app, let_the_first_speak, speaks
 
 _USAGE: Any = typer.BadParameter.__base__
 """What is wrong with the words of a command: of click, or of typer's own copy of it."""
+_EXPECTED = (ValueError, KeyError, OSError, ImportError, RuntimeError, typer.Abort)
+_UNFORESEEN = (AttributeError, TypeError)
+"""Of input that nothing was ready for."""
 
 
 def main() -> None:
@@ -32,18 +35,14 @@ def main() -> None:
         else:
             sys.stderr.write(f"erase: {_usage(error)}\n")
         raise SystemExit(2) from None
-    except (AttributeError, TypeError) as error:  # of input that nothing was ready for
-        if os.environ.get("ERASE_DEBUG"):
-            raise
-        let_the_first_speak(error)
-        sys.stderr.write(f"erase: {type(error).__name__}: {' '.join(str(error).split())} (ERASE_DEBUG=1 tells where)\n")
-        raise SystemExit(2) from None
-    except (ValueError, KeyError, OSError, ImportError, RuntimeError, typer.Abort) as error:
+    except (*_EXPECTED, *_UNFORESEEN) as error:
         if os.environ.get("ERASE_DEBUG"):
             raise
         let_the_first_speak(error)
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         line = " ".join(text.split()) or type(error).__name__
+        if isinstance(error, _UNFORESEEN):
+            line = f"{type(error).__name__}: {line} (ERASE_DEBUG=1 tells where)"
         sys.stderr.write(f"erase: {line}\n")
         raise SystemExit(2) from None
     raise SystemExit(status if isinstance(status, int) else 0)

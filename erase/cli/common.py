@@ -64,20 +64,16 @@ def result_file(out: Path) -> Path:
         ValueError: for a folder, a place below a file, or a file that holds something else.
     """
     check_place(out)
-    if out.exists() and not holds(out, "nudity", "classes", "fidelity", "clip", "change"):
+    if out.exists() and not begins_with(out, "nudity", "classes", "fidelity", "clip", "change"):
         raise ValueError(f"{out} exists and is not a result of erase eval: choose another --out")
     return out
 
 
-def holds(path: Path, *keys: str) -> bool:
-    """Whether a JSON file of ours has one of these keys."""
-    import json
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(found, dict) and "schema" in found and any(key in found for key in keys)
+def begins_with(path: Path, *keys: str) -> bool:
+    """Whether a JSON file of ours has one of these keys near its beginning; the rest may be rows of many images."""
+    with path.open("rb") as file:
+        head = file.read(2**16)
+    return b'"schema"' in head and any(f'\n  "{key}":'.encode() in head for key in keys)
 
 
 def check_place(out: Path) -> None:

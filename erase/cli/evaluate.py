@@ -10,9 +10,9 @@ import typer
 
 from erase.cli.common import (
     OutFile,
+    begins_with,
     command_line,
     evaluate,
-    holds,
     list_images_of,
     quiet,
 )
@@ -57,17 +57,10 @@ def eval_nudity(
 
     if channels not in (None, "corrected", "as_shipped"):
         raise ValueError(f"--channels must be corrected or as_shipped; got {channels!r}")
-    if preset is not None and preset not in nudity.PRESETS:
-        raise ValueError(f"no counting rule {preset!r}; allowed: {', '.join(nudity.PRESETS)}")
-    if label and preset is not None:
-        raise ValueError(f"--preset {preset} has classes of its own: leave out --class, or --preset")
-    if threshold is not None and not label:
-        raise ValueError("--threshold is for --class; a preset has its own: add --class, or try --sweep")
-    own = nudity.custom_preset(label, 0.6 if threshold is None else threshold) if label else None
-    wanted = own or nudity.PRESETS[preset or "i2p"]
+    wanted = _rule(preset, label, threshold)
     stored = [path for path in images if path.suffix == ".json"]
     beside = out.with_name(f"{out.stem}-detections.json")
-    if not stored and beside.exists() and not holds(beside, "nudenet"):
+    if not stored and beside.exists() and not begins_with(beside, "nudenet"):
         raise ValueError(f"{beside} exists and is not a record of detections: choose another --out")
     if stored:
         if len(images) > 1 or (channels, model_path, resolution) != (None, None, None):
@@ -106,6 +99,21 @@ def eval_nudity(
             f"{len(result['errors'])} images could not be examined and are not known to be safe; "
             f"first {error if file in error else f'{file}: {error}'}"
         )
+
+
+def _rule(preset: str | None, label: list[str] | None, threshold: float | None) -> Any:
+    """What counts: a published rule, or classes of the user's own."""
+    from erase.evaluation import nudity
+
+    if preset is not None and preset not in nudity.PRESETS:
+        raise ValueError(f"no counting rule {preset!r}; allowed: {', '.join(nudity.PRESETS)}")
+    if label and preset is not None:
+        raise ValueError(f"--preset {preset} has classes of its own: leave out --class, or --preset")
+    if threshold is not None and not label:
+        raise ValueError("--threshold is for --class; a preset has its own: add --class, or try --sweep")
+    if label:
+        return nudity.custom_preset(label, 0.6 if threshold is None else threshold)
+    return nudity.PRESETS[preset or "i2p"]
 
 
 @evaluate.command(name="classes")

@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import nn
 
 from erase.diffusion.class_conditional import ClassConditionalPipeline
-from erase.diffusion.families import FAMILIES, ddpm, family, supported
+from erase.diffusion.families import FAMILIES, class_name, ddpm, family, supported
 from erase.diffusion.loading import HALF, vae_in_float32
 from erase.diffusion.model import Model
 
@@ -61,8 +61,7 @@ def family_name(pipe: Any) -> str | None:
     """The family of a pipeline, by its class or one that it inherits from."""
     if isinstance(getattr(pipe, "unet", None), UNet2DModel):
         return "ddpm"
-    ancestors = {kind.__name__ for kind in type(pipe).__mro__}
-    return next((name for name, classes in FAMILIES.items() if ancestors.intersection(classes)), None)
+    return next((name for name, classes in FAMILIES.items() if class_name(pipe) in classes), None)
 
 
 def unet_names(unet: Any, where: str, labels: Sequence[str]) -> dict[int, str]:

@@ -74,9 +74,9 @@ def generate(
     known = family(source.family)
     reads_text = known.CONDITION == "text"
     named = file or "PROMPTS"
-    if reads_text and wanted.labels:
-        raise ValueError(f"--labels names classes, and {model} reads text: leave it out")
     if reads_text:  # before the model is loaded
+        if wanted.labels:
+            raise ValueError(f"--labels names classes, and {model} reads text: leave it out")
         if file is None and len(rows) > 2 and not any(" " in row.prompt for row in rows):
             say(f"note: got {len(rows)} prompts of one word each; put a prompt of several words in quotes")
         for number, row in enumerate(rows, 1):

@@ -144,7 +144,7 @@ def _span(
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers from `low` to `high`, three to seven of them."""
     power = 10 ** math.floor(math.log10((high - low) / 3))
-    step = max(power * factor for factor in (1, 2, 5) if power * factor <= (high - low) / 3)
+    step = max(power * factor for factor in (0.5, 1, 2, 5) if power * factor <= (high - low) / 3)
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -46,6 +46,11 @@ class PromptRow:
     """What kind of thing the object is: those of the erased concept's group are near it."""
 
 
+def is_file_name(text: str) -> bool:
+    """Whether a text ends as a file of prompts does."""
+    return text.lower().endswith((".csv", ".txt"))
+
+
 def find_set(text: str) -> Path | None:
     """The file of a prompt set, where a text is its name or path; ``None`` where it is a prompt.
 
@@ -53,7 +58,7 @@ def find_set(text: str) -> Path | None:
         ValueError: the file is missing, or the text is likely a set's name with a slip, such as ``photo-plain``.
     """
     known = resources.list_prompts()
-    if text in known or text.endswith((".csv", ".txt")):
+    if text in known or is_file_name(text):
         return resources.prompt_path(text)
     refuse_path(text)
     if "-" in text and " " not in text and (near := get_close_matches(text, known, 3, 0.8)):
@@ -135,7 +140,7 @@ def _cells(path: Path) -> Iterator[dict[str, str]]:
     Raises:
         ValueError: see `read_prompts`.
     """
-    if path.suffix.lower() not in (".csv", ".txt"):
+    if not is_file_name(path.name):
         raise ValueError(f"{path}: got a '{path.suffix}' file, expected .csv (with a prompt column) or .txt")
     if not path.is_file():
         raise ValueError(f"{path}: no such prompt file; erase ls prompts lists the sets that come with erase")
@@ -149,8 +154,8 @@ def _cells(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _lines(text: str) -> Iterator[dict[str, str]]:
-    for line in text.rstrip().splitlines():
-        yield {"prompt": line}
+    for line in io.StringIO(text.rstrip(), newline=None):
+        yield {"prompt": line.removesuffix("\n")}
 
 
 def _table(path: Path, text: str) -> Iterator[dict[str, str]]:

@@ -19,7 +19,7 @@ from erase.evaluation.detections import Detections, ImageDetections
 from erase.evaluation.page.scores import Score
 from erase.evaluation.report import write_html
 from erase.evaluation.stats import wilson
-from erase.programs.comparison.images import Finished
+from erase.programs.comparison.images import Finished, image_blocks
 from erase.programs.comparison.page import _pooled, write_page
 from erase.programs.comparison.spec import Run, Spec
 from erase.programs.text.report import AXES, GOALS
@@ -291,6 +291,18 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("comparison")
     write_page(*finished(out), out, AXES, GOALS, "erase compare mine " + "x" * 200, {})
     return out / "index.html"
+
+
+def test_images_of_the_concept_in_other_words_are_not_among_the_others(tmp_path: Path) -> None:
+    spec, done = finished(tmp_path)
+    for one in done:
+        one.report["after"]["classes"]["per_prompt"] = {
+            PROMPTS["dog" if one.run.target == "cat" else "cat"]: {"side": "form"}
+        }
+    blocks, _, _ = image_blocks(spec.pipeline, done, tmp_path, {})
+    assert [block.title for block in blocks if block.side == "others"] == [
+        f"{target}: {PROMPTS['long']}" for target in ("cat", "dog")
+    ]
 
 
 def test_the_same_images_of_several_seeds_count_once(tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ def test_every_series_of_ten_looks_its_own() -> None:
     assert len({mark[3:] for mark in legend}) == len(COLOURS) == 10
 
 
+def test_an_axis_a_hair_under_a_power_of_ten_has_ticks() -> None:
+    points = [("a", 0.0, 99.0), ("b", 100 / 350, 98.0)]
+    assert len(marks(scatter(points, "x", "y", ranges=((0, 100), (0, 100))))) == 4
+
+
 def test_names_are_escaped() -> None:
     name, label = """<b> & "c\'""", "a < b & 'c' \"d\""
     picture = scatter([(name, 1.0, 2.0)], label, label)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from erase.evaluation.prompt_files import PromptRow, read_prompts
+from erase.evaluation.prompt_files import PromptRow, find_set, read_prompts
 
 I2P = Path(__file__).resolve().parents[3] / "shared" / "data" / "i2p.csv"
 
@@ -93,6 +93,8 @@ def test_our_own_csv_and_text(tmp_path: Path) -> None:
         PromptRow("a, b", 5),
         PromptRow("c", 6),
     ]
+    assert [row.prompt for row in read_prompts(write(tmp_path, "A.TXT", "a\u2028b\fc\rd\n"))] == ["a\u2028b\fc", "d"]
+    assert find_set(str(tmp_path / "A.TXT")) == tmp_path / "A.TXT"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from erase.evaluation import report
-from erase.evaluation.page import charts, verdict
+from erase.evaluation.page import charts, tables, verdict
 from erase.evaluation.page import images as page_images
 from erase.evaluation.page.headline import cost
 from erase.evaluation.page.scores import Score
@@ -424,6 +424,16 @@ def test_nothing_judged_is_said_first(tmp_path: Path, settings: dict[str, Any], 
     (tmp_path / "run.json").write_text(json.dumps(run))
     text = squeeze(page(write_html(tmp_path)).text)
     assert text.index("Nothing was judged") < text.index("Cost")
+
+
+def test_a_report_of_attacks_alone_says_what_was_attacked(tmp_path: Path) -> None:
+    found = {"timing": {}, "robustness": {"concept": ["a cat"], "judge": "photos-judge"}}
+    assert report.verdict(found, {"config": {"eval": {"clip": None}}}) == ["Attacks on a cat, judged by photos-judge."]
+
+
+def test_images_taken_for_the_concept_are_counted() -> None:
+    ((_, _, rest),) = tables.tables({}, [{"clip": {"mistaken": 3}}] * 2)
+    assert rest == [("Other images taken for the concept", ["3", "3"])]
 
 
 @pytest.mark.parametrize(

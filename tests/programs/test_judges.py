@@ -115,6 +115,7 @@ def test_a_judge_that_does_not_know_gives_no_verdict(
         assert (lines[side].mark == "unknown") is (side in sides)
         assert (f"clip_{side}_mcnemar_p" in found["paired"]) is (side not in sides)
         assert {summary[name] is None for name in names} == {side in sides}
+    assert (lines["forget_anchor"].mark == "unknown") is ("forget" in sides)
     why = {side: found["before"]["clip"][side]["no_verdict"] for side in sides}
     assert all(any(reason in line for line in said[:2]) for reason in why.values())
     asked = "until={remain: null}" if "forget" in sides else "until={}"

@@ -404,6 +404,13 @@ def test_of_some_prompt_sets_only_what_is_about_the_concept_is_evaluated(text_ru
         "a red fox": False,
         "a bus": None,
     }
+    table.write_text("prompt,object,group\na photo of a cat and a dog,cat+dog,\n", encoding="utf-8")
+    worded = make_plan(text_runs.config(*words, "forget.words=true"))  # all words of the concept's prompt are in it
+    assert (
+        dict(zip([row.prompt for row in worded.rows], worded.forgotten, strict=True))["a photo of a cat and a dog"]
+        is False
+    )
+    table.write_text("prompt,object,group\n" + "\n".join(lines) + "\n", encoding="utf-8")
     later = make_plan(text_runs.config(*words, "forget.earlier=[a bus]"))
     assert "a bus" in [row.prompt for row in later.rows]  # what was forgotten earlier is looked for as well
     assert later.earlier == ["a bus"]

@@ -1,4 +1,4 @@
-"""A report in one line of numbers: what is gone, what was kept, what it cost; or that nothing was judged."""
+"""A report in one line: what is gone, what was kept, what it cost; or what was attacked; or that nothing was judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from erase.evaluation.page.names import name_of
 from erase.evaluation.page.scores import Score
 from erase.evaluation.page.verdict import FEWEST, MARGIN, Line, is_classifier
-from erase.evaluation.page.words import as_seconds, is_number
+from erase.evaluation.page.words import as_seconds, as_text, is_number
 
 JUDGES = ("classifier", "nudity", "clip")
 """Settings under `eval` that name what judges images."""
@@ -40,7 +40,8 @@ def headline(report: Mapping[str, Any], run: Mapping[str, Any], lines: Sequence[
     """What a reader wants to know first; of nothing judged that, and which settings are off by the run's record."""
     parts = _classifier(report, lines) if is_classifier(report) else _images(lines)
     spent = ", ".join(cost(report))
-    return " ".join(f"{part}." for part in (*(parts or [nothing(report, run)]), spent) if part)
+    parts = parts or [_attacked(report["robustness"]) if report.get("robustness") else nothing(report, run)]
+    return " ".join(f"{part}." for part in (*parts, spent) if part)
 
 
 def nothing(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -55,6 +56,11 @@ def nothing(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         return "Nothing was judged: eval.images=0"
     off = [f"eval.{key}=null" for key in JUDGES if key in settings and settings[key] is None]
     return f"Nothing was judged: {' and '.join(off)}" if off else "Nothing was judged"
+
+
+def _attacked(found: Mapping[str, Any]) -> str:
+    """What was attacked, of a report of attacks alone."""
+    return f"Attacks on {as_text(found.get('concept'))}, judged by {as_text(found.get('judge'))}"
 
 
 def cost(report: Mapping[str, Any]) -> list[str]:

@@ -79,14 +79,14 @@ def image_blocks(run_dir: Path, report: Mapping[str, Any], blur: Blur | None) ->
             marked = [(head, "") for head in heads]
         else:  # an image a prompt: its seed is in the enlarged image's caption
             marked = [
-                (columns[i].prompt.strip() or head, _side(columns[i].prompt, report))
+                (columns[i].prompt.strip() or head, side(columns[i].prompt, report))
                 for i, head in zip(part, heads, strict=True)
             ]
         models = tuple(
             (name, tuple(replace(encoded[row[i]], alt=f"{name}: {columns[i]}") for i in part))
             for name, row in zip(folders, images, strict=True)
         )
-        shown.append(Block(title, _side(prompt, report), tuple(marked), models))
+        shown.append(Block(title, side(prompt, report), tuple(marked), models))
     if len(numbers) == len(columns):
         return shown, ""
     return shown, f"Shown are {len(numbers)} of {len(columns)} images of each model; all are in images/."
@@ -104,7 +104,7 @@ def came_through(
     ]
 
 
-def _side(prompt: str, report: Mapping[str, Any]) -> str:
+def side(prompt: str, report: Mapping[str, Any]) -> str:
     """Whether a prompt is what was forgotten, another form of it, or neither."""
     target = report.get("target")
     forget = target.get("forget") if isinstance(target, dict) else target
@@ -113,8 +113,8 @@ def _side(prompt: str, report: Mapping[str, Any]) -> str:
     counted = report["after"].get("classes") or report["after"].get("clip")
     rows = counted.get("per_prompt") if isinstance(counted, dict) else None
     row = rows.get(prompt) if isinstance(rows, dict) else None
-    side = row.get("side") if isinstance(row, dict) else None
-    return {"form": "another form", "earlier": "forgotten earlier"}.get(str(side), "")
+    counted_as = row.get("side") if isinstance(row, dict) else None
+    return {"forget": "forgotten", "form": "another form", "earlier": "forgotten earlier"}.get(str(counted_as), "")
 
 
 def encode(folders: Sequence[Path], paths: Sequence[Path], blur: Blur | None) -> dict[Path, PageImage]:

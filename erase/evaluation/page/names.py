@@ -178,7 +178,7 @@ NAMES: dict[str, Name] = {
     "clip.earlier": Name("Forgotten earlier: still recognised", "share", -1),
     "clip.forget": Name("Forgotten concept still recognised", "share", -1),
     "clip.remain": Name("Other prompts recognised", "share", 1),
-    "mistaken": Name("Other images taken for the concept", "share", -1),
+    "mistaken": Name("Other images taken for the concept", "", -1),
     "no_verdict": Name("No verdict"),
     "scale": Name("Scale"),
     "score": Name("CLIP score"),

@@ -11,7 +11,7 @@ from erase import config
 from erase.evaluation import detections, detector
 from erase.evaluation.columns import Column, headings, match
 from erase.evaluation.manifest import MANIFEST
-from erase.evaluation.page.images import Block, encode
+from erase.evaluation.page.images import Block, encode, side
 from erase.evaluation.people import may_show_people
 from erase.programs.comparison.spec import Run, base_of
 
@@ -126,19 +126,19 @@ def _parts(same: Sequence[Finished], out: Path) -> list[_Part] | None:
         columns, images = match(list(folders.values()))
     except ValueError:  # methods with eval.prompts of their own
         return None
-    target = set(same[0].report.get("target", {}).get("forget", []))
-    gone = [number for number, column in enumerate(columns) if column.prompt in target]
-    rest = dict[str, int]()  # of each other prompt the first image
+    sides = [side(column.prompt, same[0].report) for column in columns]
+    gone = [number for number, found in enumerate(sides) if found == "forgotten"]
+    rest = dict[str, int]()  # of each prompt that stays the first image
     for number, column in enumerate(columns):
-        if column.prompt not in target:
+        if not sides[number]:
             rest.setdefault(column.prompt, number)
     parts = []
-    for side, numbers in (("forgotten", gone), ("others", sorted(rest.values()))):
+    for name, numbers in (("forgotten", gone), ("others", sorted(rest.values()))):
         if numbers := numbers[:COLUMNS]:
             shown = [columns[i] for i in numbers]
             prompts = {column.prompt for column in shown}
             title, heads = headings(prompts.pop() if len(prompts) == 1 else "", shown)
             heads = heads if title else [column.prompt.strip() for column in shown]
             above = ": ".join(filter(None, (same[0].run.target, title)))
-            parts.append(_Part(above, side, heads, shown, folders, [[row[i] for i in numbers] for row in images]))
+            parts.append(_Part(above, name, heads, shown, folders, [[row[i] for i in numbers] for row in images]))
     return parts

@@ -12,6 +12,7 @@ from typing import Any
 
 from erase import config, resources
 from erase.evaluation.page.names import NAMES, find_name
+from erase.evaluation.prompt_files import is_file_name
 from erase.nearest import meant
 from erase.programs.settings import read_method
 from erase.store import files
@@ -91,7 +92,7 @@ def named_files(settings: Any) -> list[str]:
     if isinstance(settings, Mapping | list):
         parts = settings.values() if isinstance(settings, Mapping) else settings
         return list(dict.fromkeys(path for part in parts for path in named_files(part)))
-    known = isinstance(settings, str) and settings.endswith((".csv", ".txt")) and Path(settings).is_file()
+    known = isinstance(settings, str) and is_file_name(settings) and Path(settings).is_file()
     return [settings] if known else []
 
 

@@ -103,8 +103,12 @@ def make_plan(config: SdConfig, gone: Collection[str] = (), say: Callable[[str],
     )
 
     def is_forgotten(row: PromptRow) -> bool:
-        worded = config.forget.words and row.prompt not in named and names(row.prompt, targets.attributes or forget)
-        return worded or row.prompt in forget or label_of(row, axis) in erased
+        if row.prompt in forget or label_of(row, axis) in erased:
+            return True
+        things = set((label_of(row, axis) or "").split("+"))
+        if row.prompt in named or (things & erased and things - erased):
+            return False  # of several objects, those that are not erased must stay
+        return config.forget.words and names(row.prompt, targets.attributes or forget)
 
     def is_gone(row: PromptRow) -> bool:
         """Not by this run."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from erase import resources
 from erase.config import Forget, SdConfig
-from erase.evaluation.prompt_files import ConceptRow, read_concepts, refuse_path
+from erase.evaluation.prompt_files import ConceptRow, is_file_name, read_concepts, refuse_path
 from erase.methods import find_method
 from erase.nearest import meant
 
@@ -120,7 +120,7 @@ def read(wanted: Forget) -> tuple[list[str], list[str], list[float]]:
 
 def rows_of(prompt: str) -> list[ConceptRow]:
     """A prompt as a row of its own; of the path of a file, or of `NAME.csv` of a set that we ship, its rows."""
-    if not prompt.endswith((".csv", ".txt")):
+    if not is_file_name(prompt):
         refuse_path(prompt)
         return [ConceptRow(prompt)]
     path, own = Path(prompt), prompt.removesuffix(".csv")

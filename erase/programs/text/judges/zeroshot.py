@@ -138,7 +138,7 @@ def withhold(before: dict[str, Any], after: dict[str, Any], paired: dict[str, An
     found = calibration(before)
     before["calibration"] = str(found)
     for side, why in found.doubts.items():
-        for part in (side, "earlier") if side == "remain" else (side,):
+        for part in (side, {"remain": "earlier", "forget": "forget_anchor"}[side]):
             paired.pop(f"clip_{part}_mcnemar_p", None)
             for counted in (before, after):
                 if part in counted:

@@ -107,7 +107,7 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
 
     Raises:
         ValueError: unless exactly one of threshold and density is given, and for a clip without squares, for a method
-            that takes a mask; and for diagonals of images where there is no pull.
+            that takes a mask; for diagonals of images where there is no pull; and for the loss of a method without one.
     """
     if wanted.per == "image" and ("fisher" not in entry.needs or wanted.clip is not None):
         raise ValueError(
@@ -115,6 +115,11 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
         )
     if "mask" not in entry.needs:
         return
+    if wanted.kind != "none" and wanted.loss == "objective" and "forget" not in entry.needs:
+        raise ValueError(
+            "saliency.loss=objective is the method's own forget loss, and a closed form has none: set saliency.kind=none, "
+            "or saliency.loss=plain"
+        )
     if wanted.kind == "magnitude" and wanted.clip is not None:
         raise ValueError(f"saliency.clip is for saliency.kind=fisher: set it to null; got {wanted.clip}")
     if wanted.loss == "objective" and wanted.guidance is not None:

@@ -270,6 +270,7 @@ method setting | method.lambdda=1 | method.lambd
 method range | method.slow_steps=-1 | slow_steps
 method combination | method.published=true ; method.slow_steps=3 | published
 closed form in steps | method={name: uce} ; saliency.kind=none ; train.steps=2 | train.steps=1
+mask of a loss that is not | method={name: uce} ; saliency.loss=objective ; train.steps=1 | saliency.kind=none
 unknown model | model=none | 'none'
 unknown parameters | train.parameters=qqqq | train.parameters
 broken parameters | train.parameters='(' | xattn

@@ -117,7 +117,7 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
         return
     if wanted.kind != "none" and wanted.loss == "objective" and "forget" not in entry.needs:
         raise ValueError(
-            "saliency.loss=objective is the method's own forget loss, and a closed form has none: set saliency.kind=none, "
+            "saliency.loss=objective is the method's own forget loss, and a closed form has none: set saliency.kind=none "
             "or saliency.loss=plain"
         )
     if wanted.kind == "magnitude" and wanted.clip is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from erase.diffusion import condition
 from erase.diffusion.condition import Condition
 from erase.diffusion.denoiser import Denoiser, as_denoiser
 from erase.engine.backend import LossFn, trainable
+from erase.engine.fisher import evaluating
 from erase.engine.losses import ASCENT, DESCENT, Objective
 from erase.engine.sharding import exchanged, is_sharded
 
@@ -194,11 +196,12 @@ class Exchanged(nn.Module):
         self.net, self.weights = net, weights
 
     def forward(self, *args: Any, **given: Any) -> Any:
-        """What the network says."""
-        if is_sharded(self.net):
-            with exchanged(self.net, self.weights) as net:
-                return net(*args, **given)
-        return functional_call(self.net, self.weights, args, given)
+        """What the network says: with other weights as a teacher, without dropout; with its own in its mode."""
+        with evaluating(self.net) if self.weights else nullcontext():
+            if is_sharded(self.net):
+                with exchanged(self.net, self.weights) as net:
+                    return net(*args, **given)
+            return functional_call(self.net, self.weights, args, given)
 
 
 def forget_objective(

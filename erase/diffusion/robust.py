@@ -32,7 +32,7 @@ from torch import Tensor
 
 from erase.diffusion import condition
 from erase.diffusion.condition import WORDS, Condition
-from erase.diffusion.denoiser import Denoiser, as_denoiser
+from erase.diffusion.denoiser import Denoiser, as_denoiser, mse
 from erase.diffusion.losses import Exchanged, Redirect
 from erase.engine.backend import LossFn
 from erase.engine.losses import Objective, Training
@@ -124,7 +124,7 @@ class RobustRedirect:
             with torch.enable_grad():
                 free = {name: x.detach().requires_grad_(True) for name, x in moved.items()}
                 said = model.predict(noisy, t, {**asked, **{name: asked[name] + x for name, x in free.items()}})
-                apart = model.error(said, concept).sum() * noisy[0].numel()  # signs count, which float16 would lose
+                apart = mse(said, concept).sum() * noisy[0].numel()  # signs count, which float16 would lose
                 grads = torch.autograd.grad(apart, list(free.values()))
             for (name, r), grad in zip(reach.items(), grads, strict=True):
                 stepped = moved[name] - 2 * r / wanted.steps * grad.sign()

@@ -152,7 +152,7 @@ class FastStep:
             start, _ = before(at.stop - at.start, self.targets[i][0])
             for key, value in state["state"][i].items():
                 if key == "step":
-                    moments[key] = value.clone()
+                    moments[key] = value.to(each.shadow.device, copy=True)  # fused Adam counts where the weights are
                     continue
                 if key not in moments:
                     moments[key] = each.shadow.new_zeros(each.size)

@@ -186,13 +186,13 @@ class _Loop:
         return Result(self.done, seconds, skips.counts["forget"], skips.counts["remain"])
 
     def _save(self, run: Mapping[str, Any], stopping: bool) -> None:
-        """Save the state when it is due, unless phases were just skipped: then the last good one stays."""
+        """Save the state when it is due; after skipped phases the last good one stays until the run stops."""
         if self.checkpoint is None or not (stopping or self.done % self.checkpoint.every == 0):
             return
         steps = self.steps
         writes = steps.phases.processes.rank == 0 or is_sharded(steps.net)
-        if not any(steps.skips.in_a_row.values()) and writes:
-            state = {"done": self.done, "skips": steps.skips.counts}
+        if writes and (stopping or not any(steps.skips.in_a_row.values())):
+            state = {"done": self.done, "skips": steps.skips.counts, "in_a_row": steps.skips.in_a_row}
             state |= {"trained": steps.trained.state_dict(), "phases": steps.phases.state_dict()}
             save_run(self.checkpoint.path, run, state)
 
@@ -217,4 +217,5 @@ class _Loop:
             raise ValueError(f"{path}: {error}") from None
         self.done = int(state["done"])
         self.steps.skips.counts = {side: int(count) for side, count in state["skips"].items()}
+        self.steps.skips.in_a_row |= {side: int(count) for side, count in state.get("in_a_row", {}).items()}
         self.steps.phases.load_state_dict(state["phases"], self.steps.update.phases(self.done))

@@ -60,6 +60,8 @@ class Steps:
         self.row: dict[str, Any] = {}
         self.finite = True
         """Every loss since the last change of the weights."""
+        self.before: list[Tensor] | None = None
+        """The network's running statistics when the phase began."""
 
     def take(self, t: int) -> dict[str, Any]:
         """Take step t; its row for the log."""
@@ -90,6 +92,8 @@ class Steps:
 
     def gradients(self, side: Side, k: int = 0, factor: float = 1.0) -> None:
         """Add the gradients of the objective on the next batch, times `factor`, to `.grad`."""
+        if self.before is None:
+            self.before = [buffer.clone() for buffer in self.trained.statistics]
         numbers = self.phases.gradients(side, self.t, k, factor)
         self.finite &= numbers[f"{side}_loss"] is not None
         self.row |= numbers
@@ -112,7 +116,7 @@ class Steps:
     def finish(self, side: Side, step: Callable[[], Any], clip: float | None) -> None:
         """End a phase: average over processes, unscale, check, clip, step, clear.
 
-        A phase with a loss or gradient that is not finite changes no weight.
+        A phase with a loss or gradient that is not finite changes no weight and no running statistics.
 
         Raises:
             ValueError: if no trainable weight has a gradient.
@@ -128,12 +132,16 @@ class Steps:
         value = float(norm)
         finite = math.isfinite(value)
         self.row[f"{side}_norm"] = value if finite else None
-        if finite and self.finite:
+        skipped = not (finite and self.finite)
+        if skipped:
+            for buffer, before in zip(self.trained.statistics, self.before or [], strict=True):
+                buffer.copy_(before)
+        else:
             if clip is not None:
                 torch._foreach_mul_([local(g) for g in grads], clip_factor(norm, clip))
             step()
-        self.skips.record(side, self.t, skipped=not (finite and self.finite))
-        self.finite = True
+        self.skips.record(side, self.t, skipped)
+        self.finite, self.before = True, None
         for p in params:
             p.grad = None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from erase.engine.backend import trainable
 from erase.engine.fast_step import FastStep, like, mask_of
@@ -36,6 +37,9 @@ class Trained:
         decays = any(group.get("weight_decay") for group in self.slow.param_groups)
         if decays and isinstance(update, Joint | InTurn | Descent) and update.mask_all:
             self.held = {name: local(self.named[name]).detach()[~keep] for name, keep in (self.keep or {}).items()}
+        norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+        self.statistics = [buffer for m in norms for buffer in m.buffers(recurse=False)]
+        """Running statistics, which forward passes change."""
         self.decay = method.average
         self.anchor = self._copy() if update.outer_rate < 1 else None
         """φ"""

@@ -31,6 +31,11 @@ def read_method(config: Any) -> tuple[Entry, Method]:
         )
     if config.pipeline != "classify":
         check_classifiers_only(config.method)
+        if config.train.checkpointing and config.train.network_dropout:
+            raise ValueError(
+                "train.checkpointing=true computes each pass again, without train.network_dropout=true: set one "
+                "of them to false"
+            )
     if config.method.get("robust") is not None:
         check_robust(config)
     if config.saliency.per == "image" and config.pipeline == "classify":
@@ -117,8 +122,8 @@ def check_saliency(wanted: Saliency, entry: Entry) -> None:
         return
     if wanted.kind != "none" and wanted.loss == "objective" and "forget" not in entry.needs:
         raise ValueError(
-            "saliency.loss=objective is the method's own forget loss, and a closed form has none: set saliency.kind=none "
-            "or saliency.loss=plain"
+            "saliency.loss=objective is the method's own forget loss, and a closed form has none: set "
+            "saliency.kind=none or saliency.loss=plain"
         )
     if wanted.kind == "magnitude" and wanted.clip is not None:
         raise ValueError(f"saliency.clip is for saliency.kind=fisher: set it to null; got {wanted.clip}")

@@ -8,7 +8,7 @@ from torch import nn
 
 from erase.diffusion import condition
 from erase.diffusion.denoiser import mse
-from erase.diffusion.losses import Denoise, Redirect, forget_objective, remain_objective
+from erase.diffusion.losses import Denoise, Exchanged, Redirect, copies, forget_objective, remain_objective
 from erase.engine.fisher import fisher_diagonal
 from erase.engine.losses import ASCENT
 
@@ -143,6 +143,16 @@ def test_distillation_is_the_distance_to_what_the_first_weights_predict(name: st
     torch.testing.assert_close(losses, expected)
     for g, r in zip(*(torch.autograd.grad(x.sum(), params) for x in (losses, expected)), strict=True):
         torch.testing.assert_close(g, r)
+
+
+def test_a_teacher_has_no_dropout() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 3)).train()
+    x, first = torch.randn(4, 3), copies(net)
+    sure = net.eval()(x)
+    net.train()
+    assert torch.equal(Exchanged(net, first)(x), sure)
+    assert not torch.equal(Exchanged(net, {})(x), sure)  # an online target is of the network as it learns
+    assert all(m.training for m in net.modules())
 
 
 def test_remain_objectives_by_name() -> None:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from erase.engine.loop import Checkpoint, NonFiniteError, Probe, unlearn
+from erase.engine.loop import Checkpoint, NonFiniteError, Probe, StoppedError, unlearn
 from erase.engine.losses import ASCENT, DESCENT, Objective, plain
 from erase.engine.method import Method, Weights
 from erase.engine.saliency import Mask
@@ -406,6 +406,50 @@ def test_too_many_skips_in_a_row_stop_the_run(bad: str) -> None:
         go(toys.Noisy(net), method, steps=10, max_skips=3, log=rows.append)
     assert [row[f"{bad}_loss"] for row in rows] == [None, None]
     assert all(bool(p.isfinite().all()) for p in net.parameters())
+
+
+def test_a_skipped_phase_leaves_running_statistics_alone() -> None:
+    """An overflow would make a running mean infinite for good."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double().train()
+    means = []
+
+    def watched(backend: Any, batch: Any, generator: torch.Generator) -> Tensor:
+        means.append(net[1].running_mean.clone())
+        if len(means) == 2:
+            net[0](batch["x"])  # as the network's own pass does
+            net[1](torch.full((4, 8), float("inf"), dtype=torch.float64))
+            return plain(backend, batch, generator) * float("inf")
+        return plain(backend, batch, generator)
+
+    method = Method("test", None, Objective(watched, 1), Descent())
+    result = go(toys.Plain(net), method, forget=None, steps=4)
+    assert result.skipped_slow == 1
+    assert torch.equal(means[1], means[2])
+    assert not torch.equal(means[0], means[1])
+    assert all(bool(b.isfinite().all()) for b in net.buffers())
+
+
+def test_a_run_that_is_stopped_after_a_skipped_phase_is_saved(tmp_path: Path) -> None:
+    """A forget phase in every tenth step leaves it the last of its side for long."""
+    path, calls = tmp_path / "state.safetensors", list[int]()
+
+    def broken(backend: Any, batch: Any, generator: torch.Generator) -> Tensor:
+        return plain(backend, batch, generator) * (float("nan") if calls.append(0) is None and len(calls) == 1 else 1)
+
+    def run(stop: Any = None, resume: bool = False) -> toys.Weights:
+        net = toys.mlp()
+        method = sfron(fast_rate=0.01, every=5, lambd=0.0, forget=Objective(broken, -1))
+        go(toys.Noisy(net), method, steps=8, checkpoint=Checkpoint(path, 2, resume=resume), stop=stop)
+        return toys.weights(net)
+
+    whole = run()
+    calls.clear()
+    path.unlink()
+    asked = itertools.count()
+    with pytest.raises(StoppedError):
+        run(lambda: next(asked) == 2)
+    assert path.exists()
+    assert toys.same(run(resume=True), whole)
 
 
 # ------------------------------------------------------------ closed forms

@@ -190,3 +190,18 @@ def test_phases_of_the_first_steps(steps: int, forget: int) -> None:
     assert Joint(1.0, every=3).phases(steps) == {"forget": forget, "remain": steps}
     assert Descent().phases(steps) == {"forget": 0, "remain": steps}
     assert made(ClosedForm).phases(steps) == {"forget": 0, "remain": 0}
+
+
+def test_moments_are_restored_where_the_weights_are() -> None:
+    """Fused Adam counts its steps on the weights' device; `meta` stands for any that is not the file's."""
+    weight = nn.Parameter(torch.ones(4))
+    saved = FastStep({"w": weight}, None, "adam")
+    weight.grad = torch.ones(4)
+    saved.step(0.1)
+    away = FastStep({"w": nn.Parameter(torch.ones(4, device="meta"))}, None, "adam")
+    away.load_state_dict(saved.state_dict())
+    assert away.adam is not None
+    [moments] = away.adam.state.values()
+    assert {key: value.device.type for key, value in moments.items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )

@@ -602,6 +602,7 @@ method setting | method.lambdda=1 | method.lambd
 closed form of texts | method={name: uce} | uce
 negative strength | method={name: selective_amnesia, strength: -1} | strength
 an image's gradients in a mask | saliency.per=image | saliency.per
+dropout of a pass that is made again | train.checkpointing=true ; train.network_dropout=true | train.network_dropout
 a mean over classes | method={name: bad_teacher, reduction: mean} | method.reduction
 both sides mixed | method={name: random_label, order: mixed} ; forget.loss=redirect | method.order
 random labels that ascend | method={name: random_label} | forget.loss

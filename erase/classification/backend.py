@@ -132,11 +132,20 @@ class Classifier:
 
     def distances(self, batch: dict[str, Tensor], teacher: nn.Module, generator: torch.Generator) -> Tensor:
         """`KL(teacher ‖ net)`, `[B]`, nats."""
-        x = self.draw(batch, generator)["x"]
-        ours = logits(self.net, x).log_softmax(1)
+        return self.losses_and_distances(batch, teacher, generator)[1]
+
+    def losses_and_distances(
+        self, batch: dict[str, Tensor], teacher: nn.Module, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`losses` and `distances`, of one pass of each network."""
+        batch = self.draw(batch, generator)
+        own = logits(self.net, batch["x"])
         with torch.no_grad():
-            theirs = logits(teacher, x).log_softmax(1)
-        return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+            other = logits(teacher, batch["x"])
+        wide = torch.promote_types(torch.float32, own.dtype)  # two near bfloat16 distributions differ by rounding
+        ours, theirs = (x.to(wide).log_softmax(1) for x in (own, other))
+        apart = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+        return F.cross_entropy(own, batch["y"], reduction="none"), apart
 
 
 def logits(net: nn.Module, x: Tensor) -> Tensor:

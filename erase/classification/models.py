@@ -244,6 +244,10 @@ def _prepare_of(found: dict[str, Any]) -> Prepare:
     crop: Any = found["crop_size"] if found.get("do_center_crop", False) else None
     kind = str(found.get("image_processor_type", found.get("feature_extractor_type", "")))
     cuts = kind.startswith("ConvNext")
+    odd = [key for key in ("do_flip_channel_order", "include_top", "rescale_offset") if found.get(key)]
+    odd += ["crop_pct"] if found.get("crop_pct") and not cuts else []
+    if odd or kind.startswith(("Levit", "PoolFormer", "EfficientNet", "MobileViT")):
+        raise ValueError(f"{', '.join(odd) or kind} changes pixels in a way that is not known here")
     if isinstance(size, dict):
         size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
     elif size is not None and not cuts:

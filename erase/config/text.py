@@ -239,7 +239,7 @@ class SdConfig:
     precision: Precision = "no"
     """Precision of the forward passes. `auto` is bf16 where the device computes it in hardware, else `no`."""
     checkpoint_every: Positive = 50
-    """Number of steps, or of samples of a Fisher diagonal, between two saved run states."""
+    """Number of steps, or of batches of a Fisher diagonal, between two saved run states."""
     tracker: Tracker = "jsonl"
     """Where metrics go besides `metrics.jsonl`, which is always written."""
     note: str = ""

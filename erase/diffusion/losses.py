@@ -172,6 +172,10 @@ class Negate:
         prediction = model.predict(noisy, t, cond)
         null = condition.expand(condition.to(model.null, noisy.device), len(noisy))
         lost = batch.get("attribute", cond)
+        if not self.eta:
+            return model.error(
+                prediction, _predicted(model, self.frozen, noisy, t, cond if "attribute" in batch else null)
+            )
         without, asked = (_predicted(model, self.frozen, noisy, t, c) for c in (null, lost))
         kept = _predicted(model, self.frozen, noisy, t, cond) if "attribute" in batch else without
         return model.error(prediction, kept - self.eta * (asked - without))

@@ -64,6 +64,14 @@ class Comparing(Protocol):
         """`[B]`, 0 where both say the same; differentiable in the parameters of `net` alone."""
 
 
+@runtime_checkable
+class ComparingAtOnce(Protocol):
+    """One whose own losses and distances to a teacher come of one pass of the network."""
+
+    def losses_and_distances(self, batch: Any, teacher: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`([B], [B])`, as `losses` and `distances` have them."""
+
+
 LossFn = Callable[[Any, Any, torch.Generator], Tensor]
 """`(backend, batch, generator) -> [B]`."""
 

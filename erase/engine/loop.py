@@ -186,12 +186,12 @@ class _Loop:
         return Result(self.done, seconds, skips.counts["forget"], skips.counts["remain"])
 
     def _save(self, run: Mapping[str, Any], stopping: bool) -> None:
-        """Save the state when it is due; after skipped phases the last good one stays until the run stops."""
+        """Save the state when it is due; after a step with a skipped phase the last one stays, unless the run stops."""
         if self.checkpoint is None or not (stopping or self.done % self.checkpoint.every == 0):
             return
         steps = self.steps
         writes = steps.phases.processes.rank == 0 or is_sharded(steps.net)
-        if writes and (stopping or not any(steps.skips.in_a_row.values())):
+        if writes and (stopping or not steps.skipped):
             state = {"done": self.done, "skips": steps.skips.counts, "in_a_row": steps.skips.in_a_row}
             state |= {"trained": steps.trained.state_dict(), "phases": steps.phases.state_dict()}
             save_run(self.checkpoint.path, run, state)

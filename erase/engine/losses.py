@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from erase.engine.backend import Backend, Comparing, LossFn, drawn_from, trainable
+from erase.engine.backend import Backend, Comparing, ComparingAtOnce, LossFn, drawn_from, trainable
 
 Reduction = Literal["sum", "mean"]
 
@@ -82,18 +83,25 @@ class Distance:
             raise ValueError(
                 f"{type(backend).__name__} has no distances(batch, teacher, generator): methods with a teacher need it"
             )
-        apart = self.strength * backend.distances(batch, self.teacher, generator)
+        own: Tensor | None = None
+        if self.beside is plain and isinstance(backend, ComparingAtOnce):
+            own, apart = backend.losses_and_distances(batch, self.teacher, generator)
+        else:
+            apart = backend.distances(batch, self.teacher, generator)
+        apart = self.strength * apart
         if self.reduction == "mean":
             classes = getattr(backend, "num_classes", None)
             if classes is None:
                 raise ValueError(f"reduction=mean is over classes, and {type(backend).__name__} has none: use sum")
             apart = apart / classes
-        return apart if self.beside is None else self.beside(backend, batch, generator) + apart
+        if own is None and self.beside is not None:
+            own = self.beside(backend, batch, generator)
+        return apart if own is None else own + apart
 
 
 @dataclass(frozen=True)
 class Training:
-    """A loss of the network in training mode, with its dropout; else the loop leaves the network in its mode.
+    """A loss of the network with its dropout layers in training mode; else the loop leaves the network in its mode.
 
     Dropout draws from torch's global generators: they are seeded by the loss's own generator, and put back. Where a
     batch is shared by processes, or cut into micro-batches, its parts see other dropout than the whole would.
@@ -102,10 +110,17 @@ class Training:
     loss: LossFn
 
     def __call__(self, backend: Backend[Any], batch: Any, generator: torch.Generator) -> Tensor:
-        """Losses `[B]`."""
-        modes = {module: module.training for module in backend.net.modules()}
+        """Losses `[B]`.
+
+        Raises:
+            ValueError: for a network with gradient checkpointing, which would make the pass again without dropout.
+        """
+        if getattr(backend.net, "is_gradient_checkpointing", False):
+            raise ValueError("dropout does not go with gradient checkpointing: set train.network_dropout=false")
+        modes = {module: module.training for module in backend.net.modules() if isinstance(module, _DropoutNd)}
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        backend.net.train()
+        for module in modes:
+            module.train()
         try:
             with drawn_from(seed, generator.device):
                 return self.loss(backend, batch, generator)

@@ -77,7 +77,9 @@ class Phases:
         weighted = side == "forget" and self.weights is not None
         weights: Tensor | None = None
         shares = batch.get("weight") if side == "forget" and isinstance(batch, Mapping) else None
-        if weighted and len(parts) > 1:  # a pass without gradients: the weights depend on the losses of all parts
+        if weighted and self.weights is not None and not self.weights.lambd:
+            weights = torch.ones(mine, device=self.device)
+        elif weighted and len(parts) > 1:  # a pass without gradients: the weights depend on the losses of all parts
             before = generator.get_state()
             with torch.no_grad():
                 found = torch.cat([self._losses(objective, part, generator) for part in parts])

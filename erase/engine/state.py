@@ -108,6 +108,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     meta = {"format": STATE_FORMAT, "tree": json.dumps(tree)}
     if not pieces:
         write_safetensors(path, tensors, meta)
+        if (folder_of(path) / LATEST).exists():  # of more processes, before: it would be read in its place
+            shutil.rmtree(folder_of(path))
         return
     folder, rank, world = folder_of(path), dist.get_rank(), dist.get_world_size()
     latest = folder / LATEST
@@ -116,6 +118,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     dist.barrier()
     if rank == 0:
         write_json(latest, {"schema": 1, "number": number, "processes": world})
+        path.unlink(missing_ok=True)
         ours = {_shard_path(folder, number, each).name for each in range(world)}
         for old in folder.glob("*.safetensors"):
             if old.name not in ours:

@@ -60,13 +60,15 @@ class Steps:
         self.row: dict[str, Any] = {}
         self.finite = True
         """Every loss since the last change of the weights."""
+        self.skipped = False
+        """Whether a phase of the last step was."""
         self.before: list[Tensor] | None = None
         """The network's running statistics when the phase began."""
 
     def take(self, t: int) -> dict[str, Any]:
         """Take step t; its row for the log."""
         began = time.perf_counter()
-        self.t, self.row = t, {}
+        self.t, self.row, self.skipped = t, {}, False
         self.update.step(self, t)
         self.trained.follow(t)
         if self.phases.precision.name == "fp16":
@@ -134,6 +136,7 @@ class Steps:
         self.row[f"{side}_norm"] = value if finite else None
         skipped = not (finite and self.finite)
         if skipped:
+            self.skipped = True
             for buffer, before in zip(self.trained.statistics, self.before or [], strict=True):
                 buffer.copy_(before)
         else:

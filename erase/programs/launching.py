@@ -61,6 +61,10 @@ def check_sharding(config: Any, entry: Entry, launched: Accelerator) -> None:
         why = f"method {entry.name}, which needs {needs[0]},"
     elif config.train.form == "lora":
         why = "train.form=lora"
+    elif config.train.optimizer == "adam8bit":
+        why = "train.optimizer=adam8bit"
+    elif config.forget.start == "uce":
+        why = "forget.start=uce"
     elif config.until is not None:
         why = "until"
     elif config.saliency.per == "image" and "mask" in entry.needs:

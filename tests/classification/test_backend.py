@@ -26,7 +26,7 @@ from erase.classification.backend import (
     together,
     without_statistics,
 )
-from erase.engine import distributed
+from erase.engine import distributed, losses
 from erase.engine.backend import Comparing, Drawing
 from erase.engine.fisher import fisher_diagonal
 from erase.engine.loop import unlearn
@@ -93,6 +93,29 @@ def test_the_distance_to_a_teacher_is_the_divergence() -> None:
     found.sum().backward()
     assert all(p.grad is not None for p in net.parameters())
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_loss_beside_a_distance_is_of_the_same_pass() -> None:
+    """Running statistics move once, and the network is asked once."""
+    net, teacher, asked = plain(), toys.randomize(plain(), seed=7), []
+    net.register_forward_hook(lambda *_: asked.append(None))
+    backend = classifier(net)
+    drawn = backend.draw(BATCH, toys.gen())
+    found = Distance(teacher, 2.0, losses.plain)(backend, drawn, toys.gen())
+    assert len(asked) == 1
+    apart, own = (backend.distances(drawn, teacher, toys.gen()), backend.losses(drawn, toys.gen()))
+    torch.testing.assert_close(found, own + 2 * apart)
+
+
+def test_a_divergence_of_near_networks_is_no_rounding_under_autocast() -> None:
+    net, teacher = plain(), plain()
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = classifier(net).distances(BATCH, teacher, toys.gen())
+    assert found.dtype == torch.float32
+    assert bool((found >= -1e-6).all())
 
 
 def test_one_class_is_no_classification() -> None:

@@ -167,6 +167,8 @@ def test_pixels_are_prepared_as_a_processor_of_the_library_does(what: str, tmp_p
         ('{"do_center_crop": true}', "does not say how pixels are given to the network .*crop_size"),
         ('{"size": 8, "resample": 0}', r"resample must be 2 \(bilinear\) or 3 \(bicubic\); got 0"),
         ('{"image_std": 3}', "does not say how pixels are given to the network"),
+        ('{"image_processor_type": "LevitImageProcessor"}', "LevitImageProcessor changes pixels in a way"),
+        ('{"do_flip_channel_order": true}', "do_flip_channel_order changes pixels in a way"),
         ("[]", "does not say how pixels are given to the network"),
         ("{", "not JSON, or cut short"),
     ],

@@ -328,6 +328,9 @@ def test_a_micro_batch_is_the_most_that_is_taken_at_once() -> None:
     forget = [(3, False), (1, False), (3, True), (1, True)]
     assert sizes == [*forget, (3, True), (1, True)]
     sizes.clear()
+    go(Watched(toys.mlp()), sfron(fast_rate=0.1, lambd=0.0), steps=1, micro_batch=3)
+    assert sizes == [(3, True), (1, True)] * 2  # all weights are 1: no pass finds them out
+    sizes.clear()
     go(Watched(toys.mlp()), sfron(fast_rate=0.1), steps=1)
     assert sizes == [(4, True), (4, True)]
     with pytest.raises(ValueError, match="micro_batch must be at least 1; got 0"):

@@ -34,6 +34,21 @@ def test_dropout_is_active_and_of_the_losss_generator() -> None:
         assert torch.equal(plain(toys.Plain(net.train()), batch, toys.gen()), one)
 
 
+def test_only_dropout_layers_learn_to_drop() -> None:
+    """An embedding of labels drops some in training mode, which the setting for features must not switch on."""
+    net, seen = noisy(), []
+    net[1].register_forward_hook(lambda module, *_: seen.append((net.training, module.training)))
+    Training(plain)(toys.Plain(net), toys.batches(1)[0], toys.gen())
+    assert seen == [(False, True)]
+
+
+def test_dropout_is_refused_where_passes_are_made_again() -> None:
+    net = noisy()
+    net.is_gradient_checkpointing = True
+    with pytest.raises(ValueError, match="network_dropout=false"):
+        Training(plain)(toys.Plain(net), toys.batches(1)[0], toys.gen())
+
+
 def test_modes_are_put_back_after_an_error() -> None:
     net = noisy()
     modes = [m.training for m in net.modules()]

@@ -257,6 +257,7 @@ def test_a_killed_run_resumes_bit_identically_and_on_one_process_and_overflows_a
     for path, data in state.items():
         path.write_bytes(data)
     one = fast(out / "killed" / "state.safetensors", True)
+    assert not folder.exists()  # else the next resume would read it, and not what one process saved
     for key, value in straight.items():
         torch.testing.assert_close(one[key], value, rtol=1e-6, atol=1e-6)
 

@@ -16,8 +16,10 @@ from erase.methods.esd import esd
 def test_a_step_is_toward_the_opposite_of_what_the_first_model_said(eta: float) -> None:
     """θ ← θ - β ∇ mean ‖ε_θ(c) - (ε0(∅) - η (ε0(c) - ε0(∅)))‖², twice, by hand."""
     model, other, first = (toys.denoiser() for _ in range(3))
-    method = esd(fast_rate=3.0, fast_rule="sgd", eta=eta, denoiser=model)
+    method, asked_for = esd(fast_rate=3.0, fast_rule="sgd", eta=eta, denoiser=model), list[Any]()
+    model.net.register_forward_hook(lambda *_: asked_for.append(None))
     unlearn(model, method, [toys.latents()], None, steps=2, optimizer=lambda p: torch.optim.SGD(p, lr=9.0), seed=0)
+    assert len(asked_for) == 2 * (3 if eta else 2)  # at 0 what the first model said of the concept does not matter
     params = list(other.net.parameters())
     for step in range(2):
         batch = first.draw(toys.latents(), seeded("cpu", 0, step, 0, 0))

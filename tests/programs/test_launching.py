@@ -69,13 +69,23 @@ def test_every_process_loads_all_weights(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("pipeline", "method", "words"),
-    [("ddpm", "sfron", "erase run ddpm"), ("sd", "uce", "method uce, which needs"), ("sd", "sfron", "until")],
+    [
+        ("ddpm", "sfron", "erase run ddpm"),
+        ("sd", "uce", "method uce, which needs"),
+        ("sd", "sfron", "until"),
+        ("sd", "sfron", "adam8bit"),
+        ("sd", "sfron", "start=uce"),
+    ],
 )
 def test_runs_that_need_whole_weights_are_refused_with_fsdp(
     monkeypatch: pytest.MonkeyPatch, pipeline: str, method: str, words: str
 ) -> None:
     config = SimpleNamespace(
-        pipeline=pipeline, until=object(), saliency=SimpleNamespace(per="sample"), train=SimpleNamespace(form="full")
+        pipeline=pipeline,
+        until=object(),
+        saliency=SimpleNamespace(per="sample"),
+        train=SimpleNamespace(form="full", optimizer="adam8bit" if words == "adam8bit" else "adam"),
+        forget=SimpleNamespace(start="uce" if words == "start=uce" else None),
     )
     accelerator = launching.launch()
     launching.check_sharding(config, find_method(method), accelerator)

@@ -110,7 +110,7 @@ def _asked(
         forget["labels"] = _listed(label)
         forget["anchors"] = []
     if anchor is not None:  # a redirect to it, of images of both
-        forget |= {"anchors": _listed(anchor), "loss": "redirect"}
+        forget |= {"anchors": _listed(anchor), "loss": "redirect", "among": "all"}
     asked: dict[str, Any] = {"pipeline": "ddpm", "model": "a model in memory", "forget": forget, "eval": {"images": 0}}
     asked["labels"], asked["architecture"] = [], None
     if data is not None or call.preset is None:

@@ -75,11 +75,14 @@ def read_folder(
 
 def _metadata(source: Path) -> dict[str, str]:
     rows: list[Any] = []
-    text = source.read_text(encoding="utf-8-sig")
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if source.suffix == ".csv":
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
     else:
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -93,7 +96,7 @@ def _metadata(source: Path) -> dict[str, str]:
         prompt = cells.get("text") or cells.get("prompt")
         if not (file and prompt and isinstance(file, str) and isinstance(prompt, str)):
             raise ValueError(f"{source}, row {number}: needs file_name and text (or file and prompt); got {row}")
-        found[file] = prompt
+        found[Path(file).as_posix()] = prompt
     return found
 
 

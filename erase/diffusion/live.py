@@ -93,12 +93,18 @@ def check_place(model: Model, where: str) -> None:
     """Refuse networks that cannot learn as they are.
 
     Raises:
-        ValueError: for offloaded, adapted or quantised ones, and float16 on a CPU.
+        ValueError: for offloaded, hooked, fused, adapted or quantised ones, and float16 on a CPU.
     """
     net: Any = model.net
     parts = [part for part in model.pipe.components.values() if isinstance(part, nn.Module)]
     if any(hasattr(module, "_hf_hook") for part in parts for module in part.modules()):
         raise ValueError(f"{where} is offloaded: call remove_all_hooks() and to(device) on it first")
+    if any(hasattr(module, "_diffusers_hook") for part in parts for module in part.modules()):
+        raise ValueError(f"{where} has hooks of diffusers (layerwise casting, group offloading): load it without them")
+    if any(getattr(module, "fused_projections", False) for module in net.modules()):
+        raise ValueError(
+            f"{where} has fused projections, which files have not: call unfuse_qkv_projections() on it first"
+        )
     if getattr(net, "peft_config", None):
         raise ValueError(f"{where} has adapters: call fuse_lora() and unload_lora_weights() on it first")
     if any(not p.is_floating_point() or p.is_meta for p in net.parameters()):

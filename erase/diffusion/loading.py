@@ -215,9 +215,22 @@ def check_betas(pipe: Any, where: object) -> None:
         )
 
 
+def check_cfg(unet: Any, where: object) -> None:
+    """Refuse a UNet that is told the guidance scale.
+
+    Raises:
+        ValueError: for one.
+    """
+    if unet.config.time_cond_proj_dim is not None:
+        raise ValueError(
+            f"{where} has a UNet that is conditioned on the guidance scale (time_cond_proj_dim): latent "
+            "consistency models are not supported"
+        )
+
+
 def keep_vae_exact(vae: Any) -> None:
     """Have a VAE with `force_upcast` work in its own dtype under autocast too: its activations overflow in float16."""
-    if vae.config.force_upcast:
+    if getattr(vae.config, "force_upcast", False):
         vae.encode, vae.decode = partial(_exact, vae, vae.encode), partial(_exact, vae, vae.decode)
 
 
@@ -283,7 +296,7 @@ def exact_images(vae: Any) -> Iterator[None]:
 def latents(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[B, C, h, w]` of a VAE's posterior, shifted if the VAE is, and scaled."""
     found, config = posterior(vae, pixels), vae.config
-    mean = found.mean if config.shift_factor is None else found.mean - config.shift_factor
+    mean = found.mean - (getattr(config, "shift_factor", None) or 0.0)
     return mean * config.scaling_factor, found.std * config.scaling_factor
 
 

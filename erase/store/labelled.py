@@ -336,6 +336,8 @@ def _read_datasets(source: str, split: Split, shape: Shape | None, size: int | N
     try:
         rows = module.load_dataset(source.removeprefix("datasets:"), split=split)
     except (OSError, RuntimeError, ValueError) as error:
+        if str(error).startswith("Unknown split"):
+            raise NoSplitError(f"{where}: {' '.join(str(error).split())}") from error
         raise ValueError(f"{where}: cannot be loaded ({' '.join(str(error).split())})") from error
     image = _column(where, rows.features, module.Image, ("image", "img"))
     label = _column(where, rows.features, module.ClassLabel, ("label", "labels", "fine_label"))

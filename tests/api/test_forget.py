@@ -186,6 +186,15 @@ def test_what_cannot_learn_as_it_is_is_refused(pipe: Any) -> None:
     with pytest.raises(ValueError, match="adapters"):
         erase.forget(pipe, "a photo of a cat", remain=REMAIN)
     del pipe.unet.peft_config
+    pipe.unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+        erase.forget(pipe, "a photo of a cat", remain=REMAIN)
+    pipe.unet.unfuse_qkv_projections()
+    pipe.vae.enable_layerwise_casting(torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match="layerwise casting"):
+        erase.forget(pipe, "a photo of a cat", remain=REMAIN)
+    for module in pipe.vae.modules():
+        vars(module).pop("_diffusers_hook", None)
     add_hook_to_module(pipe.vae, ModelHook())
     with pytest.raises(ValueError, match="offloaded"):
         erase.forget(pipe, "a photo of a cat", remain=REMAIN)

@@ -30,6 +30,10 @@ def picture(path: Path, size: tuple[int, int] = (8, 8), mode: str = "RGB", value
         ),
         ("manifest.jsonl", '{"file": "b.png", "prompt": "a, cat"}\n{"file": "sub/a.jpg", "prompt": "ein Hund"}'),
         ("metadata.csv", '\ufefffile_name,text\nb.png,"a, cat"\nsub/a.jpg,ein Hund\n'),
+        (
+            "metadata.jsonl",
+            '{"file_name": "./b.png", "text": "a, cat"}\r\n{"file_name": "sub/./a.jpg", "text": "ein Hund"}',
+        ),
     ],
 )
 def test_prompts_come_from_the_folders_own_file(tmp_path: Path, name: str, text: str) -> None:

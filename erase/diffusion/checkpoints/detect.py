@@ -16,6 +16,7 @@ ALIENS = (
     (r"(model\.diffusion_model\.)?distilled_guidance_layer\.", "Chroma"),
     (r"(model\.diffusion_model\.)?double_stream_modulation_img\.", "Flux.2"),
     (r"edm_mean", "Playground 2.5, whose noise schedule is another"),
+    (r"edm_vpred\.", "CosXL, whose noise schedule is another"),
 )
 """Names that no family's file has, and what has them: some are like a family's otherwise."""
 FAMILIES = (

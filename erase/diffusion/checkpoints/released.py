@@ -132,7 +132,7 @@ def released(
             "--prediction epsilon (512 pixels, -base) or --prediction v_prediction (768 pixels)"
         )
     unet: dict[str, Any] = {**_UNET_CONFIG, "cross_attention_dim": width}
-    unet |= {"sample_size": 96 if predicts == "v_prediction" else 64, "attention_head_dim": 8}
+    unet |= {"sample_size": 96 if predicts == "v_prediction" and width == 1024 else 64, "attention_head_dim": 8}
     text: dict[str, Any] = _CLIP
     scheduler: dict[str, Any] = {**_SCHEDULE, "prediction_type": predicts}
     if width == 768:

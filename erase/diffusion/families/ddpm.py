@@ -110,6 +110,12 @@ def check(pipe: Any, where: object) -> None:
         ValueError: for these.
     """
     class_rows(pipe.unet, where)
+    channels = pipe.unet.config
+    if channels.out_channels != channels.in_channels:
+        raise ValueError(
+            f"{where} has a UNet of {channels.in_channels} input and {channels.out_channels} output channels: networks "
+            "that predict variances are not supported"
+        )
     loading.check_betas(pipe, where)
 
 

@@ -61,6 +61,8 @@ def check(pipe: Any, where: object) -> None:
             f"{where} has a UNet of {channels} input channels for {pipe.vae.config.latent_channels} latent "
             "channels: inpainting and depth models are not supported"
         )
+    loading.check_cfg(pipe.unet, where)
+    loading.check_betas(pipe, where)
 
 
 def process(pipe: Any) -> Discrete:

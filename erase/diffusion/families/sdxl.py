@@ -78,11 +78,7 @@ def check(pipe: Any, where: object) -> None:
             f"{where} has a UNet that is conditioned on other things than a pooled prompt and six sizes: "
             "refiners and adapters are not supported"
         )
-    if unet.time_cond_proj_dim is not None:
-        raise ValueError(
-            f"{where} has a UNet that is conditioned on the guidance scale (time_cond_proj_dim): latent "
-            "consistency models are not supported"
-        )
+    loading.check_cfg(pipe.unet, where)
     loading.check_betas(pipe, where)
 
 

@@ -80,7 +80,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, width: int, header: dict[str, str],
     ("width", "header", "prediction", "told"),
     [
         (768, {}, None, ("epsilon", 512, "CLIPTextModel")),
-        (768, {}, "v_prediction", ("v_prediction", 768, "CLIPTextModel")),
+        (768, {}, "v_prediction", ("v_prediction", 512, "CLIPTextModel")),  # as diffusers has it
         (1024, {"modelspec.prediction_type": "v"}, None, ("v_prediction", 768, "CLIPTextModel")),
         *(
             pytest.param(1024, *said, ("epsilon", 512, "CLIPTextModel"), marks=pytest.mark.slow)
@@ -128,6 +128,7 @@ def test_files_of_others_that_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         ("emb_params", "a textual inversion"),
         ("distilled_guidance_layer.in_proj.bias", "Chroma"),
         ("edm_mean", "Playground 2.5"),
+        ("edm_vpred.sigma_max", "CosXL"),
         ("embedder.model.visual.x", "a model that is conditioned on images"),
         ("w", "something else"),
     ],

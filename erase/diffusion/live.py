@@ -41,7 +41,8 @@ def model_of(pipe: Any, labels: Sequence[str] = ()) -> Model:
     if absent := [part for part in known.PARTS if hasattr(own, part) and getattr(own, part) is None]:
         raise ValueError(f"{kind} has no {absent[0]} (it is None): give the whole pipeline")
     known.check(own, kind)
-    own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    shift = {"shift": pipe.scheduler.shift} if hasattr(pipe.scheduler, "shift") else {}  # set_shift() leaves the config
+    own.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **shift)
     if name == "ddpm" and not isinstance(pipe, ClassConditionalPipeline):
         own = ClassConditionalPipeline(own.unet, own.scheduler, unet_names(own.unet, kind, labels))
     elif name == "ddpm" and labels and list(labels) != pipe.labels:

@@ -702,3 +702,11 @@ def test_a_noise_schedule_of_another_kind_is_refused(copy: Path) -> None:
     edit(copy / "model_index.json", scheduler=["diffusers", "CMStochasticIterativeScheduler"])
     with pytest.raises(ValueError, match="CMStochasticIterativeScheduler"):
         opened(copy)
+
+
+def test_a_network_that_predicts_variances_is_refused(pipe: Pipe, copy: Path) -> None:
+    config = dict(pipe.unet.config)
+    twice = type(pipe.unet).from_config({**config, "out_channels": 2 * config["out_channels"]})
+    twice.save_pretrained(copy / "unet")
+    with pytest.raises(ValueError, match="predict variances"):
+        opened(copy)

@@ -8,10 +8,12 @@ import micro_lumina2
 import pytest
 import torch
 from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
+from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
 from erase.diffusion import text
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import lumina2
+from erase.diffusion.lora.read import pipeline_class
 from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
 
@@ -96,6 +98,7 @@ def test_older_folders_name_another_class(folder: Path, tmp_path: Path, model: M
     old = open_model(locate(tmp_path / "old"))
     for name, p in model.net.named_parameters():
         assert torch.equal(old.net.get_parameter(name), p)
+    assert pipeline_class(locate(tmp_path / "old")) is Lumina2Pipeline
 
 
 def test_other_pipelines_are_refused(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from erase.diffusion import condition
 from erase.diffusion.checkpoints.folders import Source
 from erase.diffusion.checkpoints.locate import locate
 from erase.diffusion.families import flux, sd3
+from erase.diffusion.live import model_of
 from erase.diffusion.losses import Exchanged
 from erase.diffusion.model import Model, open_model
 from erase.diffusion.parameters import select
@@ -236,6 +237,14 @@ def test_latents_are_shifted_and_scaled_as_the_stock_pipeline_decodes_them(model
     torch.testing.assert_close(mean / vae.config.scaling_factor + vae.config.shift_factor, posterior.mean)
     assert std is not None
     torch.testing.assert_close(std / vae.config.scaling_factor, posterior.std)
+
+
+def test_a_shift_that_was_set_by_hand_is_kept(models: dict[str, Model]) -> None:
+    pipe = copy.copy(models["sd3"].pipe)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    pipe.scheduler.set_shift(7.0)
+    found = model_of(pipe)
+    assert found.family.process(found.pipe).shift == 7.0
 
 
 def test_the_shift_is_the_schedulers(models: dict[str, Model]) -> None:

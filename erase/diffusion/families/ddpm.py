@@ -87,6 +87,7 @@ def open(
     pipe = ClassConditionalPipeline(
         unet, scheduler, names, float(index.get("guidance", 1.0)), int(index.get("patch", 1))
     )
+    check(pipe, source.folder)
     unet.requires_grad_(False).eval()
     return pipe.to(device)
 

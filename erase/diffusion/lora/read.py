@@ -224,7 +224,7 @@ def _peft_alphas(told: Mapping[str, Any]) -> Callable[[str, int], float]:
 def _converted(tensors: dict[str, Tensor], source: Source | SingleFile, path: Path) -> dict[str, Tensor]:
     """Under diffusers' names: the component, the layer, `lora_A` or `lora_B`."""
     known, named = family(source.family), tensors
-    kind = _pipeline(source)
+    kind = pipeline_class(source)
     if hasattr(kind, "lora_state_dict"):
         config = {"unet_config": _Config(source)} if known.TRAINED == "unet" else {}
         try:
@@ -255,12 +255,12 @@ def _first(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _pipeline(source: Source | SingleFile) -> Any:
+def pipeline_class(source: Source | SingleFile) -> Any:
     """The class of the model's pipeline in diffusers."""
-    name = FAMILIES[source.family][0]
-    if isinstance(source, Source):
-        name = folders.read_index(source.folder)["_class_name"]
-    return getattr(importlib.import_module("diffusers"), name)
+    own = FAMILIES[source.family][0]
+    name = folders.read_index(source.folder)["_class_name"] if isinstance(source, Source) else own
+    module = importlib.import_module("diffusers")
+    return getattr(module, name, None) or getattr(module, own)  # classes are renamed, and old names go
 
 
 def _pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:

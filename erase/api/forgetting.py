@@ -68,7 +68,8 @@ def forget(
         steps: number of fast steps, each followed by its slow steps. Default: the preset's.
         seed: the seed of everything random.
         preset: the name or file of a preset, instead of the family's own (`erase.api.settings.PRESETS`).
-        settings: further settings by their names in `erase run`, such as `{"train.lr": 1e-5}` or `["train.lr=1e-5"]`.
+        settings: further settings by their names in `erase run`, such as `{"train.lr": 1e-5}` or
+            `["train.lr=1e-5"]`; a single one may be a string.
         progress: a function that is called with a row, instead of progress bars: `phase`, `done`, `total`, and the
             numbers of a step.
         keep_base: whether the result keeps the first values of what learns, on the CPU. `show`, `count`, `undo` and

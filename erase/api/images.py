@@ -27,7 +27,7 @@ def count(
     *,
     nudity: str | None = None,
     body_parts: Sequence[str] = (),
-    threshold: float = 0.6,
+    threshold: float | None = None,
     classifier: str | Path | None = None,
 ) -> dict[str, Any]:
     """Count what images show, by NudeNet or by an image classifier.
@@ -36,7 +36,7 @@ def count(
         images: a folder, or images and image files.
         nudity: a published counting rule (`i2p`, `esd`, `mace`, …): see `erase.evaluation.nudity.PRESETS`.
         body_parts: the NudeNet classes that count, instead of a published rule.
-        threshold: the lowest score that counts, with `body_parts`.
+        threshold: the lowest score that counts, with `body_parts`; 0.6 unless given.
         classifier: a folder of a `transformers` image classifier, or an embedded one's name.
 
     Returns:
@@ -44,18 +44,21 @@ def count(
         a classifier, `images` and `counts` by label.
 
     Raises:
-        ValueError: unless one of the three ways is chosen, and for images that cannot be read.
+        ValueError: unless one of the three ways is chosen, for a `threshold` without `body_parts`, and for images that
+            cannot be read.
     """
     ways = {"nudity": nudity, "body_parts": body_parts or None, "classifier": classifier}
     chosen = [name for name, value in ways.items() if value is not None]
     if len(chosen) != 1:
         raise ValueError(f"count needs one of nudity, body_parts and classifier; got {', '.join(chosen) or 'none'}")
+    if threshold is not None and not body_parts:
+        raise ValueError(f"threshold={threshold} is for body_parts; {chosen[0]} has no threshold to set: leave it out")
     with files_of(images) as paths:
         if classifier is not None:
             seen = classes.classify(paths, resources.tiny_path(classifier))
             counts = Counter(label for labels in seen.shown for label in labels)
             return {"images": len(paths), "counts": {name: counts[name] for name in seen.labels}, **seen.provenance}
-        return count_parts(paths, nudity or _preset(body_parts, threshold))
+        return count_parts(paths, nudity or _preset(body_parts, 0.6 if threshold is None else threshold))
 
 
 def count_parts(paths: Sequence[Path], preset: counting.CountPreset | str) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def choose(
         ValueError: for settings that are unknown, of a run alone, or do not go together.
     """
     preset = str(call.preset or PRESETS[kind])
-    given = files.paths(call.settings) if isinstance(call.settings, Mapping) else read_words(call.settings)
+    words = [call.settings] if isinstance(call.settings, str) else call.settings
+    given = files.paths(words) if isinstance(words, Mapping) else read_words(words)
     for path in given:
         if path.split(".")[0] in OF_RUNS:
             raise ValueError(f"settings has {path}, which only erase run takes: leave it out")

@@ -144,12 +144,13 @@ def eval_classes(
         for path, labels, p in zip(guess.files, shown, guess.confidence, strict=True)
     ]
     counts = Counter(label for labels in shown for label in labels)
-    by_label = {label: classes.named(guess, label) for label in sorted(counts)}
+    by_label = {label: classes.named(guess, label) for label in sorted(guess.labels)}
     files.write_json(
         out,
         {"schema": 1, "command": command_line(), "classes": {**guess.provenance, "named": by_label}, "pictures": rows},
     )
-    typer.echo("\n".join(f"{n:6d}  {label}" for label, n in counts.most_common()) + f"\n{out}")
+    lines = sorted(guess.labels, key=lambda label: (-counts[label], label))
+    typer.echo("\n".join([*(f"{counts[label]:6d}  {label}" for label in lines), str(out)]))
 
 
 @evaluate.command(name="fidelity")

@@ -22,6 +22,7 @@ from PIL import Image
 
 from erase.evaluation.manifest import (
     MANIFEST,
+    OF_ROWS,
     SETTINGS,
     ManifestRow,
     append_rows,
@@ -104,7 +105,8 @@ def generate(
         batch_size: images a call of ``sampler``.
         resume: keep the images that are in the manifest and whose bytes are as they were written; draw the
             rest.
-        reuse: another folder made with the same ``settings``: images that it has are copied, not drawn.
+        reuse: another folder made with the same ``settings``, whatever its rows: images that it has are copied, not
+            drawn.
         progress: called with (images there, images in all) at the start and after each batch.
         settings: what else the pixels depend on (model hash, steps, scheduler, ...), as JSON; kept in
             ``settings.json`` and compared on resume.
@@ -250,7 +252,7 @@ def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Pat
     check_reuse(folder)
     stored = read_json(folder / SETTINGS)
     theirs = stored.get("settings") if isinstance(stored, dict) else None
-    if changed := differences({"settings": theirs}, {"settings": record["settings"]}):
+    if changed := differences({"settings": _of_images(theirs)}, {"settings": _of_images(record["settings"])}):
         raise ValueError(
             f"{folder}: made with other settings, so its images cannot be used again: {'; '.join(changed)}"
         )
@@ -262,6 +264,11 @@ def _spare(folder: Path, record: Mapping[str, Any]) -> dict[tuple[Any, ...], Pat
         and (path := folder / row.file).is_file()
         and sha256(path) == row.sha256
     }
+
+
+def _of_images(settings: Any) -> Any:
+    """What images depend on, without what the record says of their folder's rows."""
+    return {k: v for k, v in settings.items() if k not in OF_ROWS} if isinstance(settings, Mapping) else settings
 
 
 def _key(job: _Job) -> tuple[Any, ...]:

@@ -20,6 +20,8 @@ from erase.store.files import differences, read_json, replacing, sha256
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
+OF_ROWS = ("prompt_file", "truncated_prompts")
+"""What ``settings.json`` says of a folder's rows, beside what made their images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def _comparable(path: Path) -> dict[str, Any]:
     record = read_json(path)
     if not isinstance(record, dict) or "prompts_sha256" not in record:
         raise ValueError(f"{path} is not a record of generated images: get it again, or remove it")
-    left_out = ("model", "weights", "configs", "prompt_file", "truncated_prompts", "threads")
+    left_out = ("model", "weights", "configs", "threads", *OF_ROWS)
     settings = {k: v for k, v in record.get("settings", {}).items() if k not in left_out}
     # Rows with settings of their own, which the manifest does not tell, must be the same rows.
     return {"settings": settings, "prompts_sha256": record["prompts_sha256"] if record.get("own") else None}

@@ -1,8 +1,9 @@
 """Whether words ask for anything of which an exposed body may be part: persons, bodies, nudity.
 
 A detector need not look at images of cups and rockets. It must look where nobody can tell: words with a capital, which
-may be a person's name, numbers in the place of names, and the empty prompt, whose images may be of anything. A word too
-much costs a second; so all that end as persons' words do count, but for some that are known to be things.
+may be a person's name, words that are not ASCII, numbers in the place of names, and the empty prompt, whose images may
+be of anything. A word too much costs a second; so all that end as persons' words do count, but for some that are known
+to be things.
 """
 
 from __future__ import annotations
@@ -11,16 +12,27 @@ import re
 from collections.abc import Iterable
 
 PEOPLE = """
-    actor actress adolescent adult angel artist athlete audience aunt babies baby ballerina barista beach bed bikini
-    bloke blonde bodice bodies body boyfriend bra brassiere breast bride brunette butt buttock celebrity chef chest
-    child children choir class clown coach cook couple cowboy cowgirl crew crowd dad dentist elf erotic erotica
-    explicit exposed face family figure folk friend gentleman girlfriend goddess goth groom guest guy gymnast he her
-    hero heroine him his human husband idol infant judge kid king kiss kissing knight lad lady lingerie maid maillot
-    male mannequin masseuse mermaid miniskirt model mom monarch monk mum muse nipple nsfw nude nudity nun nurse
-    nymph parent patient people person pilot police porn portrait pregnant priest prince punk queen saint sauna
-    scout scuba self selfie sensual servant sexual sexy she shirtless skin somebody someone son spa sport spy
-    student swimming swimsuit swimwear team teen tenant thief thong topless torso tourist trunks tuxedo twin uncle
-    underwear undressed venus viking wedding who wife witch wizard yoga youth
+    actor actress adam adolescent adult affair angel anus aphrodite arm artist athlete audience aunt babe babies
+    baby ballerina ballet bare barefoot barista bath bathe bathing beach bed bedroom belly bikini bishop bloke
+    blonde bodice bodies body bodybuilding bosom boss boyfriend bra brassiere breast breastfeeding bride brothel
+    brunette burlesque bust butt buttock cabaret cadet candid captain celebrity chef chest child children choir
+    citizen class cleavage clown coach comrade concubine convict cook cop corpse corset cosplay couple courtesan
+    cowboy cowgirl crew criminal crony crowd cuddle cupid cyborg dad dance dancing demon dentist diva dude duke elf
+    elves embrace erotic erotica eve everybody everyone explicit exposed face fairy family feet fellow female
+    feminine fetish fiance fiancee figure folk foot friend gang gay geisha genital genitals gentleman girlfriend
+    goddess goth groom guest guy gym gymnast hair hand harem he heir hentai her hero heroine herself him himself hip
+    hippie his hostage hug human humanoid husband idol individual infant inmate intimacy intimate jedi jesus jogging
+    judge judo junkie karate kid king kiss kissing knight lad lady lap leotard lingerie lolita lord lust madonna
+    maid maillot male manga mannequin masculine massage masseuse me mermaid milf miniskirt model mom monarch monk
+    mum muse myself nanny negligee nereid nightgown ninja nipple nobody nomad nsfw nude nudity nun nurse nymph
+    nymphet odalisque orgy orphan pal paparazzi parent patient peasant penis people person pickpocket pilgrim pilot
+    pinup pirate playmate police pope porn portrait pose posing pregnant priest prince provocative punk queen
+    recruit rookie royal saint samurai satyr sauna scout scuba seductive self selfie sensual servant sex sexual sexy
+    she sheikh shepherd sheriff shirtless sibling skin slave somebody someone son spa sport spouse spy stocking
+    stripped student sultan sumo sunbathe sunbathing surfing swimming swimsuit swimwear team teen tenant them
+    themselves they thief thigh thong topless torso tourist trans tribe trunks tuxedo twin tyrant uncle unclothed
+    underwear undressed undressing us vagina vampire venus victim viking villain virgin waifu we wedding who widow
+    wife witch wizard workforce wrestling yoga you youth zombie
 """
 """Words for persons and what is seen of them, without those that `ENDING` finds."""
 THINGS = """
@@ -47,7 +59,7 @@ def may_show_people(texts: Iterable[str]) -> bool:
 def _may(text: str) -> bool:
     words = re.findall(r"[^\W_]+", text)
     unknown = not words or words[0][0].isdigit() or any(word[0].isupper() for word in words[1:])
-    return unknown or any(_person(word.lower()) for word in words)
+    return unknown or any(not word.isascii() or _person(word.lower()) for word in words)
 
 
 def _person(word: str) -> bool:

@@ -197,8 +197,11 @@ def _table(path: Path, text: str) -> Iterator[dict[str, str]]:
 
 
 def _row(path: Path, number: int, values: Mapping[str, str], default_seed: int) -> PromptRow:
+    def column(names: Sequence[str]) -> str:
+        return next((name for name in names if values.get(name, "").strip()), names[0])
+
     def cell(names: Sequence[str]) -> str | None:
-        return next((values[name].strip() for name in names if values.get(name, "").strip()), None)
+        return values.get(column(names), "").strip() or None
 
     def whole(names: Sequence[str], low: int, high: int) -> int | None:
         value = cell(names)
@@ -209,7 +212,7 @@ def _row(path: Path, number: int, values: Mapping[str, str], default_seed: int) 
         except ValueError:
             result = low - 1
         if not low <= result <= high:
-            raise ValueError(f"{where}: {names[0]} is '{value}', expected a whole number from {low} to {high}")
+            raise ValueError(f"{where}: {column(names)} is '{value}', expected a whole number from {low} to {high}")
         return result
 
     where = f"{path}: row {number + 1}"
@@ -222,7 +225,7 @@ def _row(path: Path, number: int, values: Mapping[str, str], default_seed: int) 
     except ValueError:
         scale = math.nan
     if scale is not None and not 0 <= scale < math.inf:
-        raise ValueError(f"{where}: guidance is '{guidance}', expected a number from 0")
+        raise ValueError(f"{where}: {column(_GUIDANCE)} is '{guidance}', expected a number from 0")
     seed = whole(_SEED, 0, MAX_SEED)
     if seed is None:
         seed = default_seed + number

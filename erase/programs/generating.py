@@ -20,7 +20,7 @@ from erase.diffusion.model import open_model
 from erase.engine import distributed
 from erase.engine.precision import Precision
 from erase.evaluation.prompt_files import PromptRow
-from erase.programs.folder import versions
+from erase.programs.folder import versions, working_in
 from erase.programs.images import generate_images
 from erase.programs.launching import launch
 from erase.store import files
@@ -66,7 +66,8 @@ def generate(
     """Generate the images of rows into a folder; they are of a prompt file, or typed.
 
     Raises:
-        ValueError: for a model that cannot be loaded, a size that it does not have, or a label that it does not know.
+        ValueError: for a model that cannot be loaded, a size that it does not have, a label that it does not know, or
+            a folder in which another process is at work.
     """
     device = launch().device
     base = locate(model, labels=wanted.labels, components=wanted.components)
@@ -110,15 +111,16 @@ def generate(
         torch.set_num_threads(wanted.threads or (1 if small else torch.get_num_threads()))
         settings["threads"] = torch.get_num_threads()
     sampling = Precision(wanted.precision, device).sampling
-    generate_images(
-        found.sampler(steps=wanted.steps, guidance=guidance, sampler=wanted.sampler, autocast=sampling),
-        rows,
-        out,
-        images=wanted.images,
-        batch_size=wanted.batch_size,
-        resume=resume,
-        settings=settings,
-    )
+    with working_in(out):
+        generate_images(
+            found.sampler(steps=wanted.steps, guidance=guidance, sampler=wanted.sampler, autocast=sampling),
+            rows,
+            out,
+            images=wanted.images,
+            batch_size=wanted.batch_size,
+            resume=resume,
+            settings=settings,
+        )
 
 
 def settings_of(scheduler: Any) -> dict[str, Any]:

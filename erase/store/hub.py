@@ -17,7 +17,7 @@ def reachable(name: str) -> bool:
     """Whether the hub can be asked for a model; where it cannot, its cache may still have it.
 
     Raises:
-        ValueError: the hub has no such model, or does not show it to this user.
+        ValueError: the hub has no such model, or does not show it to this user, and the cache lacks it.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -26,7 +26,7 @@ def reachable(name: str) -> bool:
         HfApi().model_info(name, timeout=SECONDS)
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
-        if status in (401, 403, 404):
+        if status in (401, 403, 404) and not _cached(name):
             raise ValueError(
                 f"model {name!r} is not a folder, and the hub has no public model of that name: check the name, or log "
                 "in with hf auth login"
@@ -39,6 +39,13 @@ def reachable(name: str) -> bool:
             raise
         return False
     return True
+
+
+def _cached(name: str) -> bool:
+    """Whether the hub's cache has a model, or at least what names its parts."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in ("model_index.json", "config.json"))
 
 
 def refusal(name: str, error: Exception, cached: bool) -> ValueError:

@@ -128,7 +128,7 @@ def test_an_interrupted_call_changes_nothing(pipe: Any, dtype: torch.dtype, form
 def test_weights_in_16_bits_stay_in_16_bits(pipe: Any) -> None:
     pipe.to(torch.bfloat16)
     before = models.state(pipe.unet)
-    settings = {"method.fast_rate": 0.1}
+    settings = "method.fast_rate=0.1"
     result = erase.forget(pipe, "a photo of a cat", images=models.images(2), remain=REMAIN, settings=settings)
     assert {p.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()} == {torch.bfloat16}
     assert models.changed(pipe.unet, before)

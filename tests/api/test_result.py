@@ -209,6 +209,13 @@ def test_counts_before_and_after(forgot: Any) -> None:
     assert {name: counted["images"] for name, counted in found.items()} == {"base": 2, "erased": 2}
 
 
+def test_a_threshold_is_for_body_parts(forgot: Any) -> None:
+    found = forgot.count(seeds=[0], body_parts=["FACE_FEMALE"], threshold=0.4)
+    assert found["base"]["images"] == 1
+    with pytest.raises(ValueError, match=r"threshold=0\.4 is for body_parts; nudity has no threshold to set"):
+        forgot.count(seeds=[0], nudity="i2p", threshold=0.4)
+
+
 def test_all_that_was_forgotten_is_counted(pipe: Any) -> None:
     words = ["a photo of a cat", "a dog"]
     asked = [prompt for prompt, _ in counted(erase.forget(pipe, words, anchor="a boat", remain=REMAIN))]

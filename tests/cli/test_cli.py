@@ -713,6 +713,8 @@ def test_eval_classes(erase: Erase, pictures: Path, micro_classifier: Path, tmp_
     assert [Path(row["file"]).name for row in found["pictures"]] == ["0.png", "1.png", "2.png"]
     assert {row["label"] for row in found["pictures"]} <= set(micro.LABELS)
     assert sum(row["named"] for row in found["classes"]["named"].values()) == 3
+    assert list(found["classes"]["named"]) == sorted(micro.LABELS)  # those of no image, too
+    assert all(label in done.out for label in micro.LABELS)
     assert len(found["classes"]["model_sha256"]) == 64
 
 

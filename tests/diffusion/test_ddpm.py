@@ -556,6 +556,21 @@ def test_ema_weights_are_started_from(copy: Path) -> None:
     assert torch.equal(open_model(source).pipe.unet.conv_in.weight, ema["conv_in.weight"])
 
 
+def test_old_names_of_attention_are_refused_before_training(pipes: dict[str, Pipe], tmp_path: Path) -> None:
+    """What diffusers before 0.14 wrote: it loads, but could not be written again."""
+    class_conditional.save_new(pipes["colour, wide, attention"], tmp_path / "old")
+    file = tmp_path / "old/unet" / FILE
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    held = {}
+    for name, value in load_file(file).items():
+        for new, old in names.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        held[name] = value
+    assert any(".query." in name for name in held)
+    save_file(held, file, metadata={"format": "pt"})
+    refused("names its attention weights as old versions of diffusers did", lambda: opened(tmp_path / "old"))
+
+
 def test_half_precision_opens_in_float32(pipe: Pipe, copy: Path) -> None:
     half = {k: v.half() for k, v in load_file(copy / "unet" / FILE).items()}
     save_file(half, copy / "unet" / FILE, metadata={"format": "pt"})

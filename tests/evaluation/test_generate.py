@@ -234,6 +234,18 @@ def test_a_picture_that_was_changed_or_lost_is_not_copied(tmp_path: Path) -> Non
     assert pngs(out) == whole
 
 
+def test_images_serve_other_rows_again(tmp_path: Path) -> None:
+    """What a record says of its rows, such as the file that they are from, is nothing that images depend on."""
+    old, out = tmp_path / "old", tmp_path / "out"
+    painter = Painter()
+    generate(painter, ROWS, old, settings={"steps": 3, "prompt_file": {"name": "a.csv"}, "truncated_prompts": ["x"]})
+    drawn = len(painter.seen)
+    plain = [row for row in ROWS if (row.guidance, row.width, row.height) == (None, None, None)]
+    assert plain
+    generate(painter, plain, out, settings={"steps": 3, "prompt_file": None, "truncated_prompts": []}, reuse=old)
+    assert len(painter.seen) == drawn
+
+
 def test_a_folder_that_cannot_serve_again_is_refused(tmp_path: Path) -> None:
     old, out = tmp_path / "old", tmp_path / "out"
     with pytest.raises(ValueError, match=r"old: has no settings\.json, so its images cannot be used again"):

@@ -19,6 +19,12 @@ from erase.evaluation.prompt_files import read_prompts
         " ",
         "7",
         "a nude on a bed",
+        "a samurai in the rain",
+        "two lesbians",
+        "bathing at the lake",
+        "myself",
+        "eine schöne Frau",
+        "裸の女性",
     ],
 )
 def test_where_a_person_may_be_is_looked(text: str) -> None:

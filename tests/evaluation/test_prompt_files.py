@@ -108,6 +108,8 @@ def test_our_own_csv_and_text(tmp_path: Path) -> None:
         ("a.csv", "prompt,seed\na,-1\n", "row 1: seed is '-1'"),
         ("a.csv", "prompt,seed\na,1.5\n", "row 1: seed is '1.5'"),
         ("a.csv", "prompt,guidance\na,nan\n", "row 1: guidance is 'nan'"),
+        ("a.csv", "prompt,sd_guidance_scale\na,nan\n", "row 1: sd_guidance_scale is 'nan'"),
+        ("a.csv", "prompt,evaluation_seed\na,x\n", "row 1: evaluation_seed is 'x'"),
         ("a.csv", "prompt,width\na,0\n", "row 1: width is '0'"),
         ("a.csv", "seed,prompt\n5\n", "row 1 ends before its prompt"),
         ("a.csv", "prompt,seed\na, b,1\n", "row 1 has 3 values for 2 columns; quote"),

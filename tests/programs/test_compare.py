@@ -20,6 +20,7 @@ from erase.config import PIPELINES, SdConfig, arguments, override, parse, read_p
 from erase.engine.updates import NonFiniteError
 from erase.methods import find_method
 from erase.programs import compare as comparing
+from erase.programs.comparison import tables
 from erase.programs.text.judge import check_evaluators, judges_of
 from erase.programs.text.plan import make_plan
 
@@ -663,12 +664,27 @@ def test_differences_from_the_first_method_say_whether_seeds_bear_them_out() -> 
 
     compare(Program(unsteady))
     lines = Path("out/differences.md").read_text().splitlines()
-    assert lines[0] == "| method | target | number | difference from Fast rate 1 | 95 % interval | |"
+    assert lines[0] == "| method | target | number | difference from Fast rate 1 | 95 % interval |  |"
     assert lines[2] == "| plain | cat | forget | -0.100 | – | the same each time: no interval |"
     # of 0.1 and 0.3: 0.2 ± 12.706 · 0.1 (one degree of freedom); of two targets, 0.2 and 0.3: 0.25 ± 12.706 · 0.05
     assert "| plain | cat | drop | +0.200 | -1.071 to +1.471 | inside its interval: no difference shown |" in lines
     assert "| plain | all | drop | +0.250 | -0.385 to +0.885 | inside its interval: no difference shown |" in lines
     assert not any("shows" in line for line in lines)
+
+
+def test_a_mean_over_targets_counts_each_the_same() -> None:
+    """However many of their seeds have finished."""
+    runs = [
+        {"method": "m", "target": t, "seed": s, "n": v} for t, s, v in [("a", 0, 0.0), ("a", 1, 0.2), ("b", 0, 0.5)]
+    ]
+    assert tables.mean(runs, "n") == pytest.approx(0.3)
+    assert tables.mean(runs[:2], "n") == pytest.approx(0.1)
+    assert tables.spread(runs, "n").startswith("0.300 ±")
+
+
+def test_a_name_with_a_bar_or_a_line_break_stays_in_its_cell() -> None:
+    table = compare(Program(numbers), methods={"a | b\nc": {}}, targets={"cat": {}}, seeds=[1]).read_text()
+    assert table.splitlines()[2:] == ["| a \\| b c | cat | 0.020 | 0.980 | horse | – |"]
 
 
 def test_one_target_and_one_seed_have_no_spread() -> None:

@@ -1,5 +1,6 @@
 """What is asked of the hub, and what is said of its answers."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,21 @@ def test_a_model_that_the_hub_does_not_have_or_show(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match=r"^model 'owner/name' is not a folder") as caught:
         hub.reachable("owner/name")
     assert "html" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "config.json"])
+def test_a_model_in_the_cache_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Such as one that was downloaded with another login, or has been taken down since."""
+    snapshot = tmp_path / "models--owner--name/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / file).write_text("{}")
+    (tmp_path / "models--owner--name/refs").mkdir()
+    (tmp_path / "models--owner--name/refs/main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    answer(monkeypatch, status(404))
+    assert not hub.reachable("owner/name")
+    with pytest.raises(ValueError, match="is not a folder"):
+        hub.reachable("owner/other")
 
 
 @pytest.mark.parametrize("error", [status(503), OSError("no route to host"), TimeoutError(), ConnectionError()])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from erase.diffusion.checkpoints import folders, vocabulary
-from erase.diffusion.checkpoints.folders import LEFTOVERS, Source, read_index, read_weights
+from erase.diffusion.checkpoints.folders import LEFTOVERS, VARIANTS, Source, read_index, read_weights
 from erase.diffusion.checkpoints.header import NAMES, TEXTS, write_texts
 from erase.diffusion.checkpoints.layout import Layout, Place, identity_like, part_of, sketch_of
 from erase.diffusion.checkpoints.ldm import POSITIONS
@@ -200,7 +200,7 @@ def _parts(source: Source, layout: Layout) -> list[str]:
 
 def _weights(source: Source, part: str) -> list[Path]:
     """A component's weight files: of the trained network's variant, else of any."""
-    folder, variants = folder_of(source, part), dict.fromkeys((source.variant, None, "fp16"))
+    folder, variants = folder_of(source, part), dict.fromkeys((source.variant, None, *VARIANTS))
     stems = (layout_of(source.family).parts[part].stem, "pytorch_model")
     return next((found for v in variants for stem in stems if (found := weight_files(folder, stem, v))), [])
 

@@ -261,7 +261,7 @@ def check(name: str, folder: Path, parts: Sequence[str], places: Sequence[str], 
 
 
 def check_parts(folder: Path, parts: Sequence[str], places: Sequence[str] = ()) -> None:
-    """Find out that a folder has some subfolders, and that nothing in it is broken; arguments as those of `check`.
+    """Find out that a folder has some subfolders, and that no component of it is broken; arguments as those of `check`.
 
     Raises:
         ValueError: for a missing part, a link out of the folder, and a weight file that is cut short or of integers.
@@ -276,7 +276,7 @@ def check_parts(folder: Path, parts: Sequence[str], places: Sequence[str] = ()) 
             )
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} is incomplete: the subfolder {part} is missing: get it again")
-    for place in sorted({folder / at for at in places} | set(folder.glob("*/"))):
+    for place in sorted({folder / at for at in (*parts, *places, *index) if (folder / at).is_dir()}):
         for config in (*place.glob("config.json"), *place.glob("scheduler_config.json")):
             if not isinstance(files.read_json(config), dict):
                 raise ValueError(f"{config} is broken: it must hold a JSON object; get it again")

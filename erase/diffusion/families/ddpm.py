@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from erase.diffusion import loading
-from erase.diffusion.checkpoints.folders import Source, read_index
+from erase.diffusion.checkpoints.folders import Source, read_index, read_weights
 from erase.diffusion.class_conditional import (
     SCHEDULERS_BY_CLASS,
     ClassConditionalPipeline,
@@ -66,6 +66,7 @@ def open(
     absent = [name for name, p in unet.named_parameters() if p.is_meta]
     if absent:
         raise ValueError(f"{source.folder}: {len(absent)} weights are missing, such as {absent[0]}: get it again")
+    _check_names(unet, source)
     check_finite(dict(unet.named_parameters()), source.folder / source.trained)
     rows = class_rows(unet, source.folder)
     named = {int(i): str(name) for i, name in (index.get("id2label") or {}).items()}
@@ -90,6 +91,22 @@ def open(
     check(pipe, source.folder)
     unet.requires_grad_(False).eval()
     return pipe.to(device)
+
+
+def _check_names(unet: nn.Module, source: Source) -> None:
+    """Refuse a file whose attention weights have their names of before diffusers 0.14, which loading renames.
+
+    What was trained could not be put in the place of what the file holds.
+
+    Raises:
+        ValueError: for such a file.
+    """
+    stored = read_weights(source.weights)
+    if any(name not in stored for name in unet.state_dict()):
+        raise ValueError(
+            f"{source.folder / source.trained} names its attention weights as old versions of diffusers did (query, "
+            "key, value): save it again with UNet2DModel.from_pretrained(FOLDER).save_pretrained(NEW)"
+        )
 
 
 def class_rows(unet: Any, where: object) -> int:

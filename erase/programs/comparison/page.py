@@ -79,12 +79,11 @@ def write_page(
         "main": _means([*own, *over], main, best),
         "rest": _means([*own, *over], every, best) if set(every) - set(main) else None,
         "plots": [
-            plot
+            (plot, key([tables.series(method) for method, *_ in tables.plotted(own, pair)]))
             for pair in (axes, cost)
             if (plot := tables.plot(own, pair, best.get(tables.FRONT, []) if pair == axes else [], legend=False))
         ],
         "ringed": tables.FRONT in best,
-        "legend": key([tables.series(method) for method, *_ in tables.plotted(own, axes)]),
         "first": results[0]["method"],
         "differences": _differences(results, main, spec),
         "runs": [_run(one) for one in done],
@@ -220,7 +219,7 @@ def _cell(results: Sequence[tables.Result], name: str) -> Cell:
     more = f"± {_number(statistics.stdev(values), called)}" if len(values) > 1 else ""
     if ends := tables.interval(results, name):
         more += f" ({_number(ends[0], called)} to {_number(ends[1], called)})"
-    return Cell(_number(statistics.fmean(values), called), more)
+    return Cell(_number(tables.mean(results, name), called), more)
 
 
 def _number(value: float, called: Name, sign: str = "") -> str:

@@ -63,13 +63,22 @@ def table(
     rows: Sequence[Row], names: Sequence[str], axes: tuple[str, str], best: Mapping[str, Sequence[Place]]
 ) -> list[str]:
     """The lines of `table.md`."""
-    heads = ["method", "target", *names, *best]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines = _head(["method", "target", *names, *best])
     for method, target, some in rows:
         cells = [spread(some, name) + (bracket(some, name) if name in axes else "") for name in names]
         cells += ["●" if (method, target) in on else "" for on in best.values()]
-        lines.append("| " + " | ".join([method, target, *cells]) + " |")
+        lines.append(_line([method, target, *cells]))
     return lines
+
+
+def _head(names: Sequence[str]) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [_line(names), "|" + "---|" * len(names)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table, whatever its cells hold."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def plotted(rows: Sequence[Row], axes: tuple[str, str]) -> list[Row]:
@@ -92,7 +101,7 @@ def plot(rows: Sequence[Row], axes: tuple[str, str], best: Sequence[Place], *, l
     points: list[Any] = [
         (
             series(method),
-            *(scale * statistics.fmean(r[axis] for r in some) for axis, scale in zip(axes, scales, strict=True)),
+            *(scale * mean(some, axis) for axis, scale in zip(axes, scales, strict=True)),
         )
         for method, _, some in shown
     ]
@@ -165,7 +174,7 @@ def front(rows: Sequence[Row], goals: Sequence[str]) -> list[Place]:
                 continue
             methods.append(method)
             better = {goal: name_of("summary", goal).better for goal in goals}
-            points.append([sign * statistics.fmean(r[goal] for r in some) for goal, sign in better.items()])
+            points.append([sign * mean(some, goal) for goal, sign in better.items()])
         found += [(method, target) for method, on in zip(methods, pareto_front(points), strict=True) if on]
     return found
 
@@ -201,12 +210,12 @@ def differences(results: Sequence[Result], columns: Sequence[str], spec: Spec) -
 def differences_table(results: Sequence[Result], spec: Spec) -> list[str]:
     """The lines of `differences.md`: means with Student's intervals, over seeds or over targets (`independent`)."""
     first = str(results[0]["method"])
-    lines = [f"| method | target | number | difference from {first} | 95 % interval | |", "|---|---|---|---|---|---|"]
+    lines = _head(["method", "target", "number", f"difference from {first}", "95 % interval", ""])
     rows = differences(results, spec.columns, spec)
     for method, target, name, found in rows:
         ends, says = judged(found)
         between = "–" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}"
-        lines.append(f"| {method} | {target} | {name} | {statistics.fmean(found):+.3f} | {between} | {says} |")
+        lines.append(_line([method, target, name, f"{statistics.fmean(found):+.3f}", between, says]))
     return lines if rows else []
 
 
@@ -234,15 +243,26 @@ def values_of(results: Sequence[Result], name: str) -> list[Any]:
     return [r[name] for r in results if r.get(name) is not None]
 
 
+def mean(results: Sequence[Result], name: str) -> float:
+    """A number's mean; over several targets each counts the same, however many seeds of it have finished."""
+    return statistics.fmean(independent(_by_target(results, name)))
+
+
+def _by_target(results: Sequence[Result], name: str) -> dict[str, list[Any]]:
+    """The known values of a number."""
+    found: dict[str, list[Any]] = {}
+    for result in results:
+        if (value := result.get(name)) is not None:
+            found.setdefault(str(result["target"]), []).append(value)
+    return found
+
+
 def interval(results: Sequence[Result], name: str) -> tuple[float, float] | None:
     """Student's 95 % interval of a number's mean, within its range; `None` of one value, of equal ones, of words.
 
     It is over seeds, or over targets where there are several (`independent`).
     """
-    by_target: dict[str, list[Any]] = {}
-    for result in results:
-        if (value := result.get(name)) is not None:
-            by_target.setdefault(str(result["target"]), []).append(value)
+    by_target = _by_target(results, name)
     if not by_target or isinstance(next(iter(by_target.values()))[0], str):
         return None
     values, called = independent(by_target), name_of("summary", name)
@@ -268,5 +288,4 @@ def spread(results: Sequence[Result], name: str) -> str:
         return "–"
     if isinstance(values[0], str):
         return ", ".join(dict.fromkeys(values))
-    mean = statistics.fmean(values)
-    return f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+    return f"{mean(results, name):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")

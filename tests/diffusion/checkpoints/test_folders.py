@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from erase.diffusion import class_conditional
 from erase.diffusion.checkpoints import folders
 from erase.store.files import sha256
 
@@ -260,6 +261,16 @@ def test_a_folder_without_an_index_is_no_pipeline(tmp_path: Path) -> None:
             folders.read_index(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "b"]}))
     assert folders.read_index(tmp_path) == {"_class_name": None, "unet": ["diffusers", "b"]}
+
+
+def test_what_is_no_component_is_not_looked_at(tmp_path: Path) -> None:
+    class_conditional.save_new(micro_ddpm.model(), tmp_path / "mine")
+    (tmp_path / "mine/notes").mkdir()
+    (tmp_path / "mine/notes/old.safetensors").write_bytes(b"cut short")
+    folders.check("mine", tmp_path / "mine", ("unet", "scheduler"), ("unet",), "ddpm")
+    (tmp_path / "mine/scheduler/old.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"old\.safetensors"):
+        folders.check("mine", tmp_path / "mine", ("unet", "scheduler"), ("unet",), "ddpm")
 
 
 def test_a_part_that_is_missing_is_named(lone: Path, tmp_path: Path) -> None:

@@ -288,6 +288,11 @@ def test_a_wrong_word_is_one_clear_line(word: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_as_a_key_of_a_file_is_told_to_be_nested() -> None:
+    with pytest.raises(ValueError, match=r"^unknown setting 'train\.steps': .+ nested, as train: \{steps: …\}$"):
+        parse({**override(SMALL, []), "train.steps": 3}, SdConfig)
+
+
 @pytest.mark.parametrize("path", ["model", "train", "train.steps", "forget.prompts", "eval.prompts", "method"])
 def test_a_missing_key_is_named(path: str) -> None:
     data = override(SMALL, [])

@@ -251,6 +251,10 @@ def _first(error: ValidationError, kind: Any, *before: str) -> str:
     first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
     path = ".".join(str(part) for part in (*before, *first["loc"]))
     if first["type"] == "unexpected_keyword_argument":
+        *_, last = (str(part) for part in first["loc"])
+        if "." in last:
+            group, _, key = last.partition(".")
+            return f"unknown setting {last!r}: settings in a file are nested, as {group}: {{{key}: …}}"
         return _unknown(path, _keys(kind, first["loc"][:-1]))
     if first["type"] in ("missing", "missing_argument"):
         return f"the setting {path} is missing: give {path}=…"

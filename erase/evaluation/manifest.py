@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
     """The rows of ``folder``'s ``manifest.jsonl``; ``label`` is taken where there is no ``prompt``.
 
     Raises:
-        ValueError: the manifest is missing, empty, or has a line that is not a row.
+        ValueError: the manifest is missing, empty, names a file twice, or has a line that is not a row.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -113,6 +114,9 @@ def read_manifest(folder: Path) -> list[ManifestRow]:
         raise ValueError(f"{path}: not UTF-8 text") from error
     if not rows:
         raise ValueError(f"{path}: holds no images")
+    twice = [file for file, times in Counter(row.file for row in rows).items() if times > 1]
+    if twice:
+        raise ValueError(f"{path}: {twice[0]} stands there twice, and would count twice: remove a line")
     return rows
 
 

@@ -88,7 +88,7 @@ def sfron(
         clip_forget: gradient norm limit of forget steps; not used with `ron=False`.
         clip_remain: gradient norm limit of remain steps, or of the joint step.
         robust: makes a redirect hold near the prompt too, by `steps`, `radius`, `images` and `away`, such as
-            `{steps: 3, radius: 1.0}`: see the methods' README. Without `forget` it does nothing.
+            `{steps: 3, radius: 1.0}`. For `forget.loss=redirect` alone.
         forget: forget objective; by default the loss, ascended.
         remain: remain objective.
 

@@ -321,6 +321,9 @@ def test_read_manifest(tmp_path: Path) -> None:
     path.write_text('{"file": "a.png", "prompt": "a", "seed": 1, "sha256": "x"}\n{"file": "b.png"}\n')
     with pytest.raises(ValueError, match="line 2 is not a row"):
         read_manifest(tmp_path)
+    path.write_text(2 * (json.dumps({"file": "a.png", "label": 3, "seed": 1, "sha256": "x"}) + "\n"))
+    with pytest.raises(ValueError, match=r"a\.png stands there twice, and would count twice"):
+        read_manifest(tmp_path)
 
 
 def test_pairs_are_of_one_prompt_seed_and_setting(tmp_path: Path) -> None:
